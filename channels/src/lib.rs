@@ -1,0 +1,1 @@
+//! FIFO channels in pools and what is built on the same cells

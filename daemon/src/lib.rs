@@ -1,0 +1,1 @@
+//! dragond and the dragon command

@@ -1,0 +1,1 @@
+//! Everything two processes of a runtime must agree on as bytes

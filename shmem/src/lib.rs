@@ -1,0 +1,1 @@
+//! Mapped regions, pools, futex waits, slots and recovery

@@ -1,0 +1,1 @@
+//! The part of Slurm's SPANK interface that the plugin uses

@@ -1,0 +1,1 @@
+//! The SPANK plugin: registers --dragon and swaps argv[0]

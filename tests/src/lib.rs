@@ -1,0 +1,1 @@
+//! System tests: real nodes, a real Slurm, real kills

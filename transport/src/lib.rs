@@ -1,0 +1,1 @@
+//! The transport agent: the same call on every node
