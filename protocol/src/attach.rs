@@ -1,0 +1,115 @@
+//! Attaching to a runtime: the first bytes on the attach socket, frozen for ever, and the list of regions that follows.
+//!
+//! ```text
+//! client → daemon   AttachHello                                  24 bytes
+//! daemon → client   AttachReply [+ file descriptors by SCM_RIGHTS] 24 bytes
+//!                   then `body` bytes: postcard of Attached, or the text of the refusal
+//! ```
+//! Only this exchange may be spoken between two releases; everything after it needs equal versions.
+
+use serde::{Deserialize, Serialize};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::ids::{NodeIndex, RuntimeId, SlotId};
+
+/// `DRGNATT1` in ASCII: the first eight bytes from the client.
+pub const HELLO_MAGIC: [u8; 8] = *b"DRGNATT1";
+/// The first eight bytes from the daemon.
+pub const REPLY_MAGIC: [u8; 8] = *b"DRGNREP1";
+
+/// What a client says first. Frozen.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct AttachHello {
+    /// [`HELLO_MAGIC`].
+    pub magic: [u8; 8],
+    /// [`crate::PROTOCOL_VERSION`] of the client.
+    pub protocol: U16,
+    /// What the client wants: [`ROLE_CLIENT`], [`ROLE_SIBLING`] or [`ROLE_INSPECT`].
+    pub role: U16,
+    /// Release of the client as major, minor, patch.
+    pub release: [u8; 4],
+    /// Reserved, 0.
+    pub reserved: U64,
+}
+
+/// A process that wants a slot and the regions.
+pub const ROLE_CLIENT: u16 = 1;
+/// Another local task of the same step: it only waits for the end of the runtime (end of file on this socket).
+/// After the reply it sends its CPU mask: u32 length, then that many bytes.
+pub const ROLE_SIBLING: u16 = 2;
+/// A tool that asks, and needs neither slot nor regions.
+pub const ROLE_INSPECT: u16 = 3;
+
+/// What the daemon answers. Frozen.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct AttachReply {
+    /// [`REPLY_MAGIC`].
+    pub magic: [u8; 8],
+    /// [`crate::PROTOCOL_VERSION`] of the daemon.
+    pub protocol: U16,
+    /// How many file descriptors came along.
+    pub descriptors: U16,
+    /// Release of the daemon as major, minor, patch.
+    pub release: [u8; 4],
+    /// A [`crate::Code`]: 0, or why the daemon refuses.
+    pub status: U32,
+    /// Bytes that follow: [`Attached`] when the status is 0, else UTF-8 text.
+    pub body: U32,
+}
+
+/// What kind of memory a region is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum RegionKind {
+    /// The node's control region: slots, threads, objects, counters. A memfd.
+    Control,
+    /// The metadata of a pool. A memfd.
+    PoolMeta {
+        /// Which pool.
+        pool: u32,
+    },
+    /// The blocks of a pool. A memfd.
+    PoolData {
+        /// Which pool.
+        pool: u32,
+    },
+}
+
+/// One region of the attach reply; the file descriptors come in the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Region {
+    /// What it holds.
+    pub kind: RegionKind,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The body of a successful reply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The runtime.
+    pub runtime: RuntimeId,
+    /// This node.
+    pub node: NodeIndex,
+    /// The slot of the process; `None` for the roles that get none.
+    pub slot: Option<SlotId>,
+    /// The regions, in the order of the file descriptors.
+    pub regions: Vec<Region>,
+}
+
+/// The release of this crate in the form of the frozen messages.
+#[must_use]
+pub fn release_bytes() -> [u8; 4] {
+    let mut numbers = crate::RELEASE.split('.').map(|n| n.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    [next(), next(), next(), 0]
+}
+
+/// A release of the frozen messages as text.
+#[must_use]
+pub fn release_text(release: [u8; 4]) -> String {
+    format!("{}.{}.{}", release[0], release[1], release[2])
+}

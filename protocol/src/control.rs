@@ -1,0 +1,196 @@
+//! The control plane: what clients ask their node's daemon, and what daemons tell each other.
+//!
+//! All of it is framed by [`crate::frame`]. A client has one request under way at a time; daemons answer in any order.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Code;
+use crate::ids::{NodeIndex, ObjectId, RuntimeId, SlotId};
+use crate::launch::NodeInfo;
+
+/// What a client asks. Every request gets exactly one [`ClientReply`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ClientRequest {
+    /// Commit memory of a pool so that `bytes` more can be allocated.
+    Commit {
+        /// Which pool.
+        pool: u32,
+        /// How many bytes the caller needs.
+        bytes: u64,
+    },
+    /// Start processes, all on their way with one request.
+    Spawn(Vec<SpawnRequest>),
+    /// Send a signal to a process.
+    Signal {
+        /// The process.
+        process: ObjectId,
+        /// Signal number.
+        signal: i32,
+    },
+    /// Who is in the runtime.
+    Nodes,
+    /// What this node's daemon has counted.
+    Stats,
+}
+
+/// The answer to a [`ClientRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ClientReply {
+    /// Done.
+    Done,
+    /// Not done: why, and a sentence that names values, limits and the way out.
+    Failed(Code, String),
+    /// One result for each requested process.
+    Spawned(Vec<SpawnResult>),
+    /// The nodes.
+    Nodes(Membership),
+    /// The counters by name.
+    Stats(Vec<(String, u64)>),
+}
+
+/// The nodes of the runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The runtime.
+    pub runtime: RuntimeId,
+    /// The node that runs global services.
+    pub global_services: NodeIndex,
+    /// All nodes, by index.
+    pub nodes: Vec<NodeInfo>,
+}
+
+/// How a process is to be started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpawnRequest {
+    /// On which node; `None`: by the placement policy.
+    pub node: Option<NodeIndex>,
+    /// What to run.
+    pub program: Program,
+    /// The whole environment, as bytes; the daemon adds only what names the runtime.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Working directory, as bytes. Empty: the daemon's.
+    pub directory: Vec<u8>,
+    /// Where output goes.
+    pub output: Output,
+    /// A channel that gets one [`ExitNotice`] (its bytes) when the process has ended.
+    pub notify: Option<ObjectId>,
+}
+
+/// What to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Program {
+    /// An executable with its arguments, looked up in the PATH of the given environment.
+    Executable(Vec<Vec<u8>>),
+    /// A Python worker from the warm interpreter of its node.
+    Python {
+        /// The interpreter's path.
+        interpreter: Vec<u8>,
+        /// What the worker unpickles.
+        payload: Vec<u8>,
+    },
+}
+
+/// Where a process's standard output and error go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Output {
+    /// To the output of the job, whole lines at a time.
+    Forward,
+    /// Nowhere.
+    Null,
+}
+
+/// A started process, or why it was not started.
+pub type SpawnResult = Result<Spawned, (Code, String)>;
+
+/// A started process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spawned {
+    /// The object to wait for. One reference to it is in transit, for the requester to adopt.
+    pub process: ObjectId,
+    /// Its pid on its node.
+    pub pid: u32,
+}
+
+/// The message that a notify channel gets: 24 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitNotice {
+    /// The process.
+    pub process: ObjectId,
+    /// Its status as `waitpid` gives it.
+    pub status: i32,
+}
+
+impl ExitNotice {
+    /// Bytes of a notice.
+    pub const LEN: usize = 24;
+
+    /// node u32, index u32, generation u32, kind u8 and three zeros, status i32, zero u32.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut b = [0; Self::LEN];
+        b[..4].copy_from_slice(&self.process.node.get().to_le_bytes());
+        b[4..8].copy_from_slice(&self.process.index.to_le_bytes());
+        b[8..12].copy_from_slice(&self.process.generation.to_le_bytes());
+        b[12] = self.process.kind as u8;
+        b[16..20].copy_from_slice(&self.status.to_le_bytes());
+        b
+    }
+}
+
+/// What daemons tell each other over a control connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum PeerMessage {
+    /// Up the tree: the sender and all below it are ready.
+    Ready(Vec<NodeInfo>),
+    /// Down the tree: everyone is ready.
+    Up(Membership),
+    /// Up or down the tree: the bring-up failed, and why.
+    Failed(String),
+    /// Up the tree: output of a process. `true`: standard error.
+    Output(bool, Vec<u8>),
+    /// To the node where the processes are to run.
+    Spawn {
+        /// Number of the request at its sender.
+        request: u64,
+        /// What to start.
+        spawns: Vec<SpawnRequest>,
+    },
+    /// The answer.
+    Spawned {
+        /// Number of the request.
+        request: u64,
+        /// One result each.
+        results: Vec<SpawnResult>,
+    },
+    /// To the owner of a process: send it a signal.
+    Signal {
+        /// Number of the request at its sender.
+        request: u64,
+        /// The process.
+        process: ObjectId,
+        /// Signal number.
+        signal: i32,
+    },
+    /// The answer to a request that needs no more than a code and a sentence.
+    Answer {
+        /// Number of the request.
+        request: u64,
+        /// How it ended.
+        code: Code,
+        /// Why.
+        text: String,
+    },
+    /// A node is lost.
+    NodeDown(NodeIndex),
+    /// Down the tree: the runtime ends; stop everything, answer with [`PeerMessage::Ended`].
+    Shutdown(String),
+    /// Up the tree: the sender and all below it have stopped everything.
+    Ended,
+    /// A slot of the sender is gone: forget the processes' references.
+    SlotGone(SlotId),
+}

@@ -1,0 +1,18 @@
+//! Names of environment variables. What stands here is public interface; everything else goes over sockets.
+
+/// The attach socket of the runtime that this process belongs to: an abstract name, without the leading NUL.
+pub const RUNTIME: &str = "DRAGON_RUNTIME";
+/// The interpreter for Python programs and workers; otherwise the one of the virtual environment in use.
+pub const PYTHON: &str = "DRAGON_PYTHON";
+/// Log filter of the daemon, in the syntax of `tracing`.
+pub const LOG: &str = "DRAGON_LOG";
+/// Limit of the default pool of each node, in bytes or with K, M, G.
+pub const POOL: &str = "DRAGON_POOL";
+/// Set by the Slurm plugin: the job key, 64 hexadecimal digits. Removed before any user program starts.
+pub const STEP_KEY: &str = "DRAGON_STEP_KEY";
+/// Set by the Slurm plugin: the program that the user named. Removed likewise.
+pub const STEP_PROGRAM: &str = "DRAGON_STEP_PROGRAM";
+/// Set by the Slurm plugin: `head` or `spmd`. Removed likewise.
+pub const STEP_MODE: &str = "DRAGON_STEP_MODE";
+/// Where new processes go when their creator does not say: `roundrobin` (default), `local` or `remote`.
+pub const PLACEMENT: &str = "DRAGON_PLACEMENT";

@@ -1,0 +1,260 @@
+//! The handshake of every connection between two nodes, without I/O.
+//!
+//! ```text
+//! connector → acceptor   Hello { magic, version, role, from, to, clock, challenge }
+//! acceptor  → connector  Hello + proof over both hellos         (direction "accept")
+//! connector → acceptor   proof over both hellos                 (direction "connect")
+//! ```
+//! Nothing else is parsed before the proof is checked. The challenges are fresh, so a recorded exchange proves nothing.
+//! Whoever does not know the key learns 72 bytes that say nothing and is closed.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::ids::NodeIndex;
+use crate::key::JobKey;
+
+/// The first eight bytes in each direction.
+pub const MAGIC: [u8; 8] = *b"DRGNNOD1";
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Role {
+    /// Control messages between two daemons.
+    Control = 1,
+    /// Frames between two transport agents.
+    Data = 2,
+}
+
+/// What each side says first.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Hello {
+    /// [`MAGIC`].
+    pub magic: [u8; 8],
+    /// [`crate::PROTOCOL_VERSION`].
+    pub protocol: U16,
+    /// A [`Role`].
+    pub role: U16,
+    /// The speaker's node.
+    pub from: U32,
+    /// The node that the speaker means to talk to.
+    pub to: U32,
+    /// Release as major, minor, patch.
+    pub release: [u8; 4],
+    /// The speaker's CLOCK_MONOTONIC in nanoseconds.
+    pub clock: U64,
+    /// 32 fresh random bytes.
+    pub challenge: [u8; 32],
+    /// Reserved, 0.
+    pub reserved: U64,
+}
+
+/// Bytes of a [`Hello`].
+pub const HELLO: usize = size_of::<Hello>();
+/// Bytes of a proof.
+pub const PROOF: usize = 32;
+/// Bytes of the acceptor's answer: hello and proof.
+pub const ANSWER: usize = HELLO + PROOF;
+
+const _: () = assert!(HELLO == 72);
+
+/// Why a handshake failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandshakeError {
+    /// Not our protocol at all.
+    #[error("the peer does not speak this protocol")]
+    Stranger,
+    /// Another release.
+    #[error("the peer runs release {theirs} (protocol {protocol}), this node runs {ours} (protocol {own}); use one release on all nodes", own = crate::PROTOCOL_VERSION)]
+    Version {
+        /// The peer's release.
+        theirs: String,
+        /// The peer's protocol version.
+        protocol: u16,
+        /// This release.
+        ours: &'static str,
+    },
+    /// The peer is for another purpose, or thinks it talks to another node.
+    #[error("the peer is not the one expected: node {from} speaks to node {to} in role {role}")]
+    WrongPeer {
+        /// Who the peer says it is.
+        from: u32,
+        /// Whom it means.
+        to: u32,
+        /// In which role.
+        role: u16,
+    },
+    /// The peer does not know the key.
+    #[error("the peer does not prove the job key")]
+    NoProof,
+}
+
+/// A handshake that completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The other node.
+    pub node: NodeIndex,
+    /// What to add to a time of the peer's monotonic clock to get one of ours, in nanoseconds; off by at most the time
+    /// that the hello took to arrive.
+    pub clock_offset: i64,
+}
+
+/// The connecting side.
+#[derive(Debug)]
+pub struct Connector {
+    key: JobKey,
+    hello: Hello,
+}
+
+/// The accepting side, after the first hello.
+#[derive(Debug)]
+pub struct Acceptor {
+    key: JobKey,
+    transcript: Vec<u8>,
+    peer: Peer,
+}
+
+impl Connector {
+    /// Starts a handshake from node `from` to node `to`. `challenge` must be fresh random bytes, `now` this node's
+    /// monotonic clock.
+    #[must_use]
+    pub fn new(
+        key: &JobKey,
+        role: Role,
+        from: NodeIndex,
+        to: NodeIndex,
+        now: u64,
+        challenge: [u8; 32],
+    ) -> Self {
+        Self {
+            key: key.clone(),
+            hello: hello(role, from, to, now, challenge),
+        }
+    }
+
+    /// The bytes to send first.
+    #[must_use]
+    pub fn hello(&self) -> [u8; HELLO] {
+        zerocopy::transmute!(self.hello)
+    }
+
+    /// Checks the answer; returns the proof to send, after which the connection stands.
+    ///
+    /// # Errors
+    /// When the peer is a stranger, of another version, another node, or does not prove the key.
+    pub fn answer(
+        self,
+        answer: &[u8; ANSWER],
+        now: u64,
+    ) -> Result<([u8; PROOF], Peer), HandshakeError> {
+        let (theirs, proof) = answer.split_at(HELLO);
+        let their = read_hello(theirs, self.hello.role.get())?;
+        if their.from != self.hello.to || their.to != self.hello.from {
+            return Err(wrong_peer(&their));
+        }
+        let transcript = [self.hello.as_bytes(), theirs].concat();
+        let proof: &[u8; PROOF] = proof.try_into().map_err(|_| HandshakeError::Stranger)?;
+        if !self.key.proves("accept", &transcript, proof) {
+            return Err(HandshakeError::NoProof);
+        }
+        Ok((self.key.proof("connect", &transcript), peer(&their, now)?))
+    }
+}
+
+impl Acceptor {
+    /// Checks a first hello that arrived at node `me`, and returns the answer to send.
+    ///
+    /// # Errors
+    /// When the peer is a stranger, of another version, in another role, or means another node.
+    pub fn new(
+        key: &JobKey,
+        role: Role,
+        me: NodeIndex,
+        first: &[u8; HELLO],
+        now: u64,
+        challenge: [u8; 32],
+    ) -> Result<(Self, [u8; ANSWER]), HandshakeError> {
+        let their = read_hello(first, role as u16)?;
+        if their.to.get() != me.get() {
+            return Err(wrong_peer(&their));
+        }
+        let peer = peer(&their, now)?;
+        let ours = hello(role, me, peer.node, now, challenge);
+        let transcript = [&first[..], ours.as_bytes()].concat();
+        let mut answer = [0; ANSWER];
+        answer[..HELLO].copy_from_slice(ours.as_bytes());
+        answer[HELLO..].copy_from_slice(&key.proof("accept", &transcript));
+        Ok((
+            Self {
+                key: key.clone(),
+                transcript,
+                peer,
+            },
+            answer,
+        ))
+    }
+
+    /// Checks the peer's proof; the connection stands when it is right.
+    ///
+    /// # Errors
+    /// When the peer does not prove the key.
+    pub fn finish(self, proof: &[u8; PROOF]) -> Result<Peer, HandshakeError> {
+        if self.key.proves("connect", &self.transcript, proof) {
+            Ok(self.peer)
+        } else {
+            Err(HandshakeError::NoProof)
+        }
+    }
+}
+
+fn hello(role: Role, from: NodeIndex, to: NodeIndex, now: u64, challenge: [u8; 32]) -> Hello {
+    Hello {
+        magic: MAGIC,
+        protocol: crate::PROTOCOL_VERSION.into(),
+        role: U16::new(role as u16),
+        from: from.get().into(),
+        to: to.get().into(),
+        release: crate::attach::release_bytes(),
+        clock: now.into(),
+        challenge,
+        reserved: U64::ZERO,
+    }
+}
+
+fn read_hello(bytes: &[u8], role: u16) -> Result<Hello, HandshakeError> {
+    let hello = Hello::read_from_bytes(bytes).map_err(|_| HandshakeError::Stranger)?;
+    if hello.magic != MAGIC {
+        return Err(HandshakeError::Stranger);
+    }
+    if hello.protocol.get() != crate::PROTOCOL_VERSION {
+        let theirs = crate::attach::release_text(hello.release);
+        return Err(HandshakeError::Version {
+            theirs,
+            protocol: hello.protocol.get(),
+            ours: crate::RELEASE,
+        });
+    }
+    if hello.role.get() != role {
+        return Err(wrong_peer(&hello));
+    }
+    Ok(hello)
+}
+
+fn peer(hello: &Hello, now: u64) -> Result<Peer, HandshakeError> {
+    let node = NodeIndex::new(hello.from.get()).ok_or_else(|| wrong_peer(hello))?;
+    Ok(Peer {
+        node,
+        clock_offset: now.wrapping_sub(hello.clock.get()).cast_signed(),
+    })
+}
+
+fn wrong_peer(hello: &Hello) -> HandshakeError {
+    HandshakeError::WrongPeer {
+        from: hello.from.get(),
+        to: hello.to.get(),
+        role: hello.role.get(),
+    }
+}

@@ -1,0 +1,173 @@
+//! Requests to the gateway, and the same requests on the wire.
+//!
+//! A client that needs an object of another node writes a [`Request`] (and its payload) into its node's gateway channel
+//! and sleeps on the reply cell of its thread. The agent sends the request as a frame, the owner's agent executes it,
+//! waiting there if it must, and a reply frame goes back.
+//!
+//! ```text
+//! frame = FrameHeader (80 bytes), payload (header.payload bytes)
+//! ```
+
+use zerocopy::little_endian::{I32, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::ids::{NodeIndex, ObjectId, ObjectKind};
+
+/// No deadline.
+pub const NEVER: u64 = u64::MAX;
+/// Do not wait: the try form.
+pub const NOW: u64 = 0;
+
+/// The object that a request is for, as bytes.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Target {
+    /// The owning node.
+    pub node: U32,
+    /// Index in its object table.
+    pub index: U32,
+    /// Generation of that entry.
+    pub generation: U32,
+    /// An [`ObjectKind`].
+    pub kind: u8,
+    /// Reserved, 0.
+    pub reserved: [u8; 3],
+}
+
+impl From<ObjectId> for Target {
+    fn from(id: ObjectId) -> Self {
+        Self {
+            node: id.node.get().into(),
+            index: id.index.into(),
+            generation: id.generation.into(),
+            kind: id.kind as u8,
+            reserved: [0; 3],
+        }
+    }
+}
+
+impl Target {
+    /// The object, unless the bytes name none.
+    #[must_use]
+    pub fn object(&self) -> Option<ObjectId> {
+        Some(ObjectId {
+            node: NodeIndex::new(self.node.get())?,
+            kind: ObjectKind::from_u8(self.kind)?,
+            index: self.index.get(),
+            generation: self.generation.get(),
+        })
+    }
+}
+
+/// A request in the gateway channel: this header, then the payload inline, or else in the block that it names.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Request {
+    /// An [`crate::op::Op`].
+    pub op: u8,
+    /// 1: the payload is in the block at `block`, which the agent frees. 0: it follows this header.
+    pub by_reference: u8,
+    /// Reserved, 0.
+    pub reserved: [u8; 2],
+    /// The caller's slot.
+    pub slot: U32,
+    /// Generation of the slot.
+    pub slot_generation: U32,
+    /// The caller's thread record within the slot: where the reply goes. [`NO_REPLY`]: nowhere.
+    pub thread: U32,
+    /// Ticket of the caller: the reply cell takes only the reply with its current ticket.
+    pub ticket: U64,
+    /// The object.
+    pub target: Target,
+    /// Deadline in CLOCK_MONOTONIC nanoseconds of this node, [`NOW`] or [`NEVER`].
+    pub deadline: U64,
+    /// First argument, see [`crate::op::Op`].
+    pub arg0: U64,
+    /// Second argument.
+    pub arg1: U64,
+    /// Offset of the payload's block in the default pool when `by_reference` is 1.
+    pub block: U64,
+    /// Bytes of payload.
+    pub payload: U64,
+}
+
+/// A [`Request::thread`] that wants no reply.
+pub const NO_REPLY: u32 = u32::MAX;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// Execute `op` on `target`.
+    Request = 1,
+    /// The end of the request with the same number.
+    Reply = 2,
+    /// The caller of the request with this number is gone or waits no longer: forget it. No reply comes.
+    Cancel = 3,
+    /// A message that was taken for a caller that is gone: put it back into `target`.
+    Return = 4,
+    /// Every process of the given slot (argument 0: slot, 1: generation) of the sender's node is gone: recover what it
+    /// held here.
+    SlotDown = 5,
+    /// The sender closes: nothing follows.
+    Goodbye = 6,
+}
+
+impl FrameKind {
+    /// The kind with this number.
+    #[must_use]
+    pub const fn from_u8(n: u8) -> Option<Self> {
+        Some(match n {
+            1 => Self::Request,
+            2 => Self::Reply,
+            3 => Self::Cancel,
+            4 => Self::Return,
+            5 => Self::SlotDown,
+            6 => Self::Goodbye,
+            _ => return None,
+        })
+    }
+}
+
+/// The header of every frame between two agents.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct FrameHeader {
+    /// A [`FrameKind`].
+    pub kind: u8,
+    /// An [`crate::op::Op`]; 0 where the kind needs none.
+    pub op: u8,
+    /// Reserved, 0.
+    pub reserved: [u8; 2],
+    /// Replies: a [`crate::Code`].
+    pub status: I32,
+    /// The requesting agent's number for the request; replies and cancels repeat it.
+    pub request: U64,
+    /// The object.
+    pub target: Target,
+    /// The caller's slot on the requesting node: owner of locks and references taken by this request.
+    pub slot: U32,
+    /// Generation of that slot.
+    pub slot_generation: U32,
+    /// Deadline in the *sender's* CLOCK_MONOTONIC nanoseconds ([`NOW`], [`NEVER`]); the receiver adds the offset of the
+    /// two clocks that the handshake measured.
+    pub deadline: U64,
+    /// First argument, see [`crate::op::Op`].
+    pub arg0: U64,
+    /// Second argument.
+    pub arg1: U64,
+    /// Bytes of payload that follow.
+    pub payload: U64,
+    /// Reserved for a trace id, 0.
+    pub trace: U64,
+}
+
+/// Bytes of a [`FrameHeader`].
+pub const FRAME_HEADER: usize = size_of::<FrameHeader>();
+
+/// The largest payload of one frame; the sender refuses more, the receiver closes the connection.
+pub const MAX_PAYLOAD: u64 = 1 << 32;
+
+const _: () = assert!(size_of::<Request>() == 80 && FRAME_HEADER == 80);
