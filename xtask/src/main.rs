@@ -1,1 +1,83 @@
-fn main() {}
+//! Developer commands: `cargo xtask build | run | test | bench | setup`.
+//!
+//! Each command does its own set-up, so that it can be the first thing typed in a fresh clone.
+
+mod bench;
+mod build_cmd;
+mod children;
+mod python;
+mod repo;
+mod setup;
+mod test;
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use crate::repo::Repo;
+
+/// Developer commands. Each does its own set-up; none needs another one first.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Build everything: binaries and libdragon.so in target/release, the Python package in .venv
+    Build,
+    /// Build, then run a program under the runtime: cargo xtask run examples/hello_world.py
+    Run {
+        /// What to give to `dragon`: its options, the program, the program's arguments
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "FILE [ARGS]"
+        )]
+        program: Vec<OsString>,
+    },
+    /// Install what the tests need, run them, end with one line of totals
+    Test {
+        /// Which groups to run (all when none is named)
+        #[arg(value_enum)]
+        groups: Vec<test::Group>,
+    },
+    /// Print a table of measurements beside those of peers, taken in the same run
+    Bench(bench::Args),
+    /// Install the Debian packages that the tests and the Slurm plugin's build need (as root)
+    Setup,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<ExitCode> {
+    let repo = Repo::find()?;
+    match task {
+        Task::Build => build_cmd::build(&repo)?,
+        Task::Run { program } => {
+            build_cmd::build(&repo)?;
+            let dragon = repo.venv_bin("dragon");
+            let mut command = repo.in_venv(&dragon);
+            let error = command.args(program).exec();
+            return Err(error).with_context(|| format!("cannot start {}", dragon.display()));
+        }
+        Task::Test { groups } => return test::test(&repo, &groups),
+        Task::Bench(args) => bench::bench(&repo, &args)?,
+        Task::Setup => setup::install(&setup::DEBIAN_PACKAGES)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,228 @@
+//! `cargo xtask test`: installs what the tests need, runs the groups, ends with one line of totals.
+
+mod totals;
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::repo::{self, Repo, shown};
+use crate::test::totals::{CargoTest, Counts, Pytest};
+use crate::{build_cmd, children, python, setup};
+
+/// A group that takes longer than this hangs; it is ended and counted as a failure.
+const GROUP_LIMIT: Duration = Duration::from_secs(20 * 60);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Group {
+    /// Unit, integration and documentation tests of all crates
+    Rust,
+    /// tests/python, run by pytest in .venv
+    Python,
+    /// Several nodes on this machine, each in namespaces of its own
+    Nodes,
+    /// A real Slurm of several nodes
+    Slurm,
+}
+
+impl Group {
+    fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Rust => &["libslurm-dev"],
+            Self::Python => &[],
+            Self::Nodes => &["iproute2", "util-linux", "procps"],
+            Self::Slurm => &setup::DEBIAN_PACKAGES,
+        }
+    }
+}
+
+pub(crate) fn test(repo: &Repo, groups: &[Group]) -> Result<ExitCode> {
+    let groups = if groups.is_empty() {
+        Group::value_variants()
+    } else {
+        groups
+    };
+    children::adopt_orphans()?;
+    let mut totals = Counts::default();
+    for group in prepared(groups, &mut totals)? {
+        eprintln!("== {group:?}");
+        // A group that cannot run is a failure, but no reason to leave out the others.
+        match run_group(repo, group) {
+            Ok(counts) => totals.add(counts),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                totals.failed += 1;
+            }
+        }
+    }
+    println!("{totals}");
+    Ok(if totals.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Installs what the groups need; drops those that cannot run here, and says so.
+fn prepared(groups: &[Group], totals: &mut Counts) -> Result<Vec<Group>> {
+    let needed: Vec<&str> = groups
+        .iter()
+        .flat_map(|group| group.packages())
+        .copied()
+        .collect();
+    let missing = setup::missing(&needed);
+    if setup::can_install() {
+        setup::install(&missing)?;
+        return Ok(groups.to_vec());
+    }
+    let mut left = Vec::new();
+    for &group in groups {
+        let obstacle = match group {
+            Group::Rust | Group::Python => None,
+            _ if !setup::is_root() => Some("it makes namespaces, which needs root: sudo -E env PATH=\"$PATH\" cargo xtask test".into()),
+            Group::Slurm if !missing.is_empty() => Some(setup::how_to_install(&missing)),
+            _ => None,
+        };
+        match obstacle {
+            Some(remedy) => {
+                println!("SKIPPED group {group:?}: {remedy}");
+                totals.skipped += 1;
+            }
+            None => left.push(group),
+        }
+    }
+    Ok(left)
+}
+
+fn run_group(repo: &Repo, group: Group) -> Result<Counts> {
+    match group {
+        Group::Rust => rust(repo),
+        Group::Python => pytest(repo),
+        Group::Nodes => system(repo, |name| !name.starts_with("slurm")),
+        Group::Slurm => system(repo, |name| name.starts_with("slurm")),
+    }
+}
+
+fn rust(repo: &Repo) -> Result<Counts> {
+    let mut cargo = repo.cargo();
+    // The native Python module links only as part of an interpreter; group `python` tests it.
+    cargo.args([
+        "test",
+        "--workspace",
+        "--exclude",
+        "dragon-tests",
+        "--exclude",
+        "dragon-python",
+    ]);
+    if !build_cmd::slurm_release_known() {
+        println!(
+            "SKIPPED dragon-spank: no Slurm is installed; {}",
+            setup::how_to_install(&["libslurm-dev"])
+        );
+        cargo.args(["--exclude", "dragon-spank"]);
+    }
+    cargo_test(&mut cargo)
+}
+
+/// The tests in `tests/tests` whose name is wanted. They drive the release binaries.
+fn system(repo: &Repo, wanted: impl Fn(&str) -> bool) -> Result<Counts> {
+    let targets: Vec<String> = test_targets(repo)?
+        .into_iter()
+        .filter(|name| wanted(name))
+        .collect();
+    if targets.is_empty() {
+        eprintln!("no such tests yet");
+        return Ok(Counts::default());
+    }
+    build_cmd::build(repo)?;
+    let mut cargo = repo.cargo();
+    cargo.args(["test", "-p", "dragon-tests", "--release"]);
+    for target in &targets {
+        cargo.args(["--test", target]);
+    }
+    cargo_test(&mut cargo)
+}
+
+fn test_targets(repo: &Repo) -> Result<Vec<String>> {
+    let metadata = repo::read(repo.cargo().args([
+        "metadata",
+        "--no-deps",
+        "--offline",
+        "--format-version=1",
+    ]))?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&metadata).context("cannot read cargo's metadata")?;
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    Ok(packages
+        .filter(|package| package["name"] == "dragon-tests")
+        .flat_map(|package| package["targets"].as_array().into_iter().flatten())
+        .filter(|target| target["kind"][0] == "test")
+        .filter_map(|target| target["name"].as_str().map(str::to_owned))
+        .collect())
+}
+
+fn cargo_test(cargo: &mut Command) -> Result<Counts> {
+    cargo.args(["--no-fail-fast", "--", "--show-output"]);
+    let mut reader = CargoTest::default();
+    let ended = children::run_lines(cargo, GROUP_LIMIT, |line| {
+        println!("{line}");
+        reader.line(line);
+    })?;
+    Ok(closed(cargo, reader.counts(), &ended))
+}
+
+fn pytest(repo: &Repo) -> Result<Counts> {
+    let tests = repo.path("tests/python");
+    if !tests.exists() {
+        eprintln!("no such tests yet");
+        return Ok(Counts::default());
+    }
+    build_cmd::build(repo)?;
+    python::ensure_module(repo, &repo.venv(), "pytest", "pytest>=8,<10")?;
+    run_pytest(repo, &tests)
+}
+
+fn run_pytest(repo: &Repo, tests: &Path) -> Result<Counts> {
+    let mut command = repo.in_venv(repo.venv_bin("python"));
+    command
+        .args([
+            "-m",
+            "pytest",
+            "-ra",
+            "--color=no",
+            "-o",
+            "faulthandler_timeout=120",
+        ])
+        .arg(tests);
+    command.current_dir(repo.path(""));
+    let mut reader = Pytest::default();
+    let ended = children::run_lines(&mut command, GROUP_LIMIT, |line| {
+        println!("{line}");
+        reader.line(line);
+    })?;
+    /// What pytest says when a directory holds no test.
+    const NOTHING_COLLECTED: Option<i32> = Some(5);
+    if ended.status.code() == NOTHING_COLLECTED {
+        return Ok(Counts::default());
+    }
+    Ok(closed(&command, reader.counts(), &ended))
+}
+
+/// A run that did not end well without naming a failed test (a broken build, a crash, the time limit) counts as one failure.
+fn closed(command: &Command, mut counts: Counts, ended: &children::Ended) -> Counts {
+    if ended.timed_out {
+        eprintln!(
+            "error: `{}` took longer than {} minutes and was ended",
+            shown(command),
+            GROUP_LIMIT.as_secs() / 60
+        );
+        counts.failed += 1;
+    } else if !ended.status.success() && counts.failed == 0 {
+        eprintln!("error: `{}` ended with {}", shown(command), ended.status);
+        counts.failed += 1;
+    }
+    counts
+}
