@@ -1,7 +1,85 @@
-//! stub
-use clap::Args as ClapArgs;
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Args {}
-pub(crate) fn bench(_repo: &crate::repo::Repo, _args: &Args) -> anyhow::Result<()> {
+//! `cargo xtask bench`: one table of ratios, all measured in this run on this machine.
+//!
+//! Absolute figures move from machine to machine and from hour to hour; a ratio to a peer that ran in the same minute
+//! does so less. A missed goal is printed, never an error.
+
+mod channel;
+mod python;
+mod row;
+mod sample;
+mod slurm;
+mod start;
+mod upstream;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::bench::row::Row;
+use crate::bench::upstream::Upstream;
+use crate::repo::{self, Repo};
+use crate::{build_cmd, children};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Which group to measure (all when none is named)
+    #[arg(value_enum)]
+    group: Option<Group>,
+    /// Print one JSON object a line in place of the table
+    #[arg(long)]
+    json: bool,
+    /// Measure DragonHPC 0.15.0 as well, installed into .venv-upstream; never at the same moment as ours
+    #[arg(long)]
+    with_upstream: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// How long a runtime takes to come up and go
+    Start,
+    /// What the runtime adds to a plain srun over three nodes of a Slurm on this machine
+    Slurm,
+    /// multiprocessing's objects beside the standard library's
+    Python,
+    /// One message between two processes, beside bare atomics and bare futexes
+    Channel,
+}
+
+pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
+    build_cmd::build(repo)?;
+    repo::run(
+        repo.cargo()
+            .args(["build", "--release", "-p", "dragon-raw"]),
+    )?;
+    children::adopt_orphans()?;
+    let upstream = if args.with_upstream {
+        Some(Upstream::install(repo)?)
+    } else {
+        None
+    };
+    let upstream = upstream.as_ref();
+    let groups = match &args.group {
+        Some(group) => std::slice::from_ref(group),
+        None => Group::value_variants(),
+    };
+    if !args.json {
+        println!("{}", row::HEADER.trim_end());
+    }
+    // Each row is printed as soon as it is known: a whole run takes minutes.
+    let mut print = |row: Row| {
+        if args.json {
+            println!("{}", row.json());
+        } else {
+            println!("{}", row.text().trim_end());
+        }
+    };
+    for group in groups {
+        eprintln!("measuring {group:?}");
+        match group {
+            Group::Start => start::measure(repo, upstream, &mut print),
+            Group::Slurm => slurm::measure(repo, &mut print),
+            Group::Python => python::measure(repo, upstream, &mut print),
+            Group::Channel => channel::measure(repo, &mut print),
+        }
+    }
     Ok(())
 }

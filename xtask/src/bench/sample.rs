@@ -1,0 +1,122 @@
+//! What a measurement yields, and how one is taken.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::children::{self, Ended};
+use crate::repo::shown;
+
+/// Values of several runs, or why there are none.
+pub(super) type Measured = Result<Sample, String>;
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sample {
+    pub(super) values: Vec<f64>,
+    /// Processor time of all processes of all runs, where it can be known.
+    pub(super) cpu_seconds: Option<f64>,
+    /// How it was measured: cores, wait mode.
+    pub(super) note: String,
+}
+
+impl Sample {
+    pub(super) fn median(&self) -> f64 {
+        self.quantile(0.5)
+    }
+
+    pub(super) fn quartiles(&self) -> [f64; 2] {
+        [self.quantile(0.25), self.quantile(0.75)]
+    }
+
+    fn quantile(&self, share: f64) -> f64 {
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        let Some(last) = sorted.len().checked_sub(1) else {
+            return f64::NAN;
+        };
+        let place = share * last as f64;
+        // In range and not negative, since `share` lies between 0 and 1.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let below = place.floor() as usize;
+        let above = (below + 1).min(last);
+        sorted[below] + (sorted[above] - sorted[below]) * place.fract()
+    }
+}
+
+/// Takes the wall time, in milliseconds, of commands in turn: what disturbs one run disturbs its neighbours alike.
+pub(super) fn wall_times<const N: usize>(
+    runs: u32,
+    limit: Duration,
+    mut commands: [Command; N],
+) -> [Measured; N] {
+    let mut measured: [Measured; N] = std::array::from_fn(|_| {
+        Ok(Sample {
+            cpu_seconds: Some(0.0),
+            ..Sample::default()
+        })
+    });
+    // The first round warms the page cache and is dropped.
+    for round in 0..=runs {
+        for (command, measured) in commands.iter_mut().zip(&mut measured) {
+            let Ok(sample) = measured else { continue };
+            match captured(command, limit) {
+                Ok(_) if round == 0 => {}
+                Ok((ended, _)) => {
+                    sample.values.push(ended.wall.as_secs_f64() * 1e3);
+                    sample.cpu_seconds =
+                        sample.cpu_seconds.map(|cpu| cpu + ended.cpu.as_secs_f64());
+                }
+                Err(error) => *measured = Err(error),
+            }
+        }
+    }
+    measured
+}
+
+/// Runs a benchmark program that prints one JSON object: `{"values": […], "note": …}` or `{"skipped": …}`.
+pub(super) fn reported(command: &mut Command, limit: Duration) -> Measured {
+    let (ended, stdout) = captured(command, limit)?;
+    let report = stdout
+        .lines()
+        .rev()
+        .find_map(|line| {
+            serde_json::from_str::<serde_json::Value>(line)
+                .ok()
+                .filter(serde_json::Value::is_object)
+        })
+        .ok_or_else(|| format!("`{}` printed no result", shown(command)))?;
+    if let Some(why) = report["skipped"].as_str() {
+        return Err(why.to_owned());
+    }
+    let values: Vec<f64> = report["values"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(serde_json::Value::as_f64)
+        .collect();
+    if values.is_empty() {
+        return Err(format!("`{}` printed no values", shown(command)));
+    }
+    Ok(Sample {
+        values,
+        cpu_seconds: Some(ended.cpu.as_secs_f64()),
+        note: report["note"].as_str().unwrap_or_default().to_owned(),
+    })
+}
+
+/// Runs a command that must end well within the limit; returns its stdout, or says in one line why not.
+pub(super) fn captured(command: &mut Command, limit: Duration) -> Result<(Ended, String), String> {
+    let (ended, stdout, stderr) =
+        children::run_captured(command, limit).map_err(|error| format!("{error:#}"))?;
+    if ended.timed_out {
+        return Err(format!("not done after {} s", limit.as_secs()));
+    }
+    if !ended.status.success() {
+        let last = stderr
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or_default();
+        return Err(format!("{}: {last}", ended.status));
+    }
+    Ok((ended, stdout))
+}
