@@ -186,3 +186,19 @@ fn cpu_of_children() -> Duration {
     let per_second = rustix::param::clock_ticks_per_second().max(1);
     Duration::from_secs_f64(ticks as f64 / per_second as f64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_the_limit_orphans_end_too() -> Result<()> {
+        adopt_orphans()?;
+        // The sleeper holds stdout in a session of its own, and its parent ends at once: that this returns shows its end.
+        let mut command = Command::new("sh");
+        command.args(["-c", "setsid sleep 1000 & echo started"]);
+        let ended = run_lines(&mut command, Duration::from_millis(300), |_| {})?;
+        assert!(ended.timed_out && ended.status.success());
+        Ok(())
+    }
+}
