@@ -44,13 +44,15 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The packages of `packages` that are not installed.
+/// The packages of `packages` that are not installed, each once.
 pub(crate) fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
-    packages
-        .iter()
-        .copied()
-        .filter(|package| !is_installed(package))
-        .collect()
+    let mut missing = Vec::new();
+    for package in packages {
+        if !missing.contains(package) && !is_installed(package) {
+            missing.push(*package);
+        }
+    }
+    missing
 }
 
 /// What to type to install `packages`.
