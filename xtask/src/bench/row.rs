@@ -30,7 +30,7 @@ pub(super) struct Row {
 }
 
 pub(super) const HEADER: &str = "\
-what                              ours [quartiles]           unit  peer                      its value [quartiles]      ratio  goal       met  runs      CPU s: ours, peer  note";
+what                                     ours [quartiles]           unit  peer                      its value [quartiles]      ratio  goal       met  runs      CPU s: ours, peer  note";
 
 impl Row {
     fn ratio(&self) -> Option<f64> {
@@ -78,7 +78,7 @@ impl Row {
         let peer = self.peer.as_ref();
         format!(
             "{} {} {} {} {} {} {} {} {} {} {}",
-            padded(&format!("{}: {}", self.group, self.name), 33),
+            padded(&format!("{}: {}", self.group, self.name), 40),
             padded(&spread(Some(&self.ours)), 26),
             padded(self.unit, 5),
             padded(&self.peer_name, 25),

@@ -43,9 +43,11 @@ impl Sample {
 }
 
 /// Takes the wall time, in milliseconds, of commands in turn: what disturbs one run disturbs its neighbours alike.
+/// Each run must print `expected`, so that a program that did nothing is not taken for a quick one.
 pub(super) fn wall_times<const N: usize>(
     runs: u32,
     limit: Duration,
+    expected: &str,
     mut commands: [Command; N],
 ) -> [Measured; N] {
     let mut measured: [Measured; N] = std::array::from_fn(|_| {
@@ -59,6 +61,9 @@ pub(super) fn wall_times<const N: usize>(
         for (command, measured) in commands.iter_mut().zip(&mut measured) {
             let Ok(sample) = measured else { continue };
             match captured(command, limit) {
+                Ok((_, stdout)) if !stdout.contains(expected) => {
+                    *measured = Err(format!("`{}` did not print {expected}", shown(command)));
+                }
                 Ok(_) if round == 0 => {}
                 Ok((ended, _)) => {
                     sample.values.push(ended.wall.as_secs_f64() * 1e3);

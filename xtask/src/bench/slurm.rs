@@ -59,7 +59,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn sruns(&self) -> [Measured; 3] {
-        let [with, plain] = wall_times(RUNS, LIMIT, [self.srun(&["--dragon"]), self.srun(&[])]);
+        let [with, plain] = wall_times(RUNS, LIMIT, "", [self.srun(&["--dragon"]), self.srun(&[])]);
         let difference = match (&with, &plain) {
             (Ok(with), Ok(plain)) => Ok(Sample {
                 values: with

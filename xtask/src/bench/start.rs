@@ -28,7 +28,7 @@ pub(super) fn measure(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl
 }
 
 fn bring_up(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl FnMut(Row)) {
-    let [ours, plain] = wall_times(RUNS, LIMIT, [dragon(repo, &[TRUE]), Command::new(TRUE)]);
+    let [ours, plain] = wall_times(RUNS, LIMIT, "", [dragon(repo, &[TRUE]), Command::new(TRUE)]);
     print(row(
         "dragon /bin/true",
         "ms",
@@ -39,7 +39,7 @@ fn bring_up(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl FnMut(Row
     ));
     if let Some(upstream) = upstream {
         let command = upstream.launcher(repo, Path::new(TRUE));
-        let [theirs] = wall_times(UPSTREAM_RUNS, upstream::LIMIT, [command]);
+        let [theirs] = wall_times(UPSTREAM_RUNS, upstream::LIMIT, "", [command]);
         print(row(
             "dragon /bin/true",
             "ms",
@@ -53,6 +53,7 @@ fn bring_up(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl FnMut(Row
 
 fn hello_world(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl FnMut(Row)) {
     const NAME: &str = "hello world, Pool(2)";
+    const PRINTED: &str = "[0, 1, 4, 9]";
     let program = repo.path("benches/python/hello_pool.py");
     let Some(text) = program.to_str() else { return };
     let stdlib = |method: &str| {
@@ -65,7 +66,7 @@ fn hello_world(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl FnMut(
         stdlib("fork"),
         stdlib("forkserver"),
     ];
-    let [ours, fork, forkserver] = wall_times(RUNS, LIMIT, commands);
+    let [ours, fork, forkserver] = wall_times(RUNS, LIMIT, PRINTED, commands);
     print(row(
         NAME,
         "ms",
@@ -85,7 +86,7 @@ fn hello_world(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl FnMut(
     if let Some(upstream) = upstream {
         let mut command = upstream.launcher(repo, &program);
         command.args(["--method", "dragon"]);
-        let [theirs] = wall_times(UPSTREAM_RUNS, upstream::LIMIT, [command]);
+        let [theirs] = wall_times(UPSTREAM_RUNS, upstream::LIMIT, PRINTED, [command]);
         print(row(
             NAME,
             "ms",
