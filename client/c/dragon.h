@@ -1,0 +1,252 @@
+/* dragon.h: the C interface of libdragon.so.1.
+ *
+ * A process becomes part of a runtime at its first call that needs one; dragon_attach() only does it at a time of the
+ * caller's choice. The runtime is the one that the environment variable DRAGON_RUNTIME names.
+ *
+ * Every function that can fail returns a dragon_code: 0 when it succeeded. dragon_last_error() then tells, for the
+ * calling thread, which values and limits were involved and what to do.
+ *
+ * Timeouts are nanoseconds: DRAGON_NEVER (-1) waits for ever, DRAGON_TRY (0) does not wait. A wait that a signal handler
+ * interrupts returns DRAGON_INTERRUPTED and has had no effect: call again to go on waiting.
+ *
+ * Handles may be used by several threads at once; close each exactly once, when no thread uses it any more. In a child
+ * made by fork() a handle of the parent works too: the child attaches on its own at its first use of it.
+ *
+ * Structures, numbers and functions below are only ever added to, within one SONAME.
+ */
+#ifndef DRAGON_H
+#define DRAGON_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DRAGON_NEVER ((int64_t)-1)
+#define DRAGON_TRY ((int64_t)0)
+
+/* Bytes of a descriptor, and of the longest text form with its final NUL. */
+#define DRAGON_DESCRIPTOR_BYTES 32
+#define DRAGON_DESCRIPTOR_TEXT 96
+
+/* How a call ended. Numbers are never used again for another meaning; a later release may add some. */
+typedef enum dragon_code {
+    DRAGON_OK = 0,
+    DRAGON_TIMEOUT = 1,              /* the deadline passed first */
+    DRAGON_EMPTY = 2,                /* try form: nothing to receive */
+    DRAGON_FULL = 3,                 /* try form: no room to send */
+    DRAGON_DESTROYED = 4,            /* the object was destroyed */
+    DRAGON_NO_SUCH_OBJECT = 5,       /* never created, or gone */
+    DRAGON_WRONG_KIND = 6,           /* the object is of another kind */
+    DRAGON_OUT_OF_MEMORY = 7,        /* the pool is used up */
+    DRAGON_OUT_OF_CGROUP_MEMORY = 8, /* the job's memory limit leaves no room */
+    DRAGON_TABLE_FULL = 9,           /* a table of fixed size is full */
+    DRAGON_INVALID_ARGUMENT = 10,    /* a value is out of its range */
+    DRAGON_OWNER_DIED = 11,          /* reserved: dragon_lock_acquire tells it by its argument */
+    DRAGON_NOT_OWNER = 12,           /* the caller does not hold the lock */
+    DRAGON_NODE_DOWN = 13,           /* the node that owns the object is down */
+    DRAGON_UNREACHABLE = 14,         /* the node exists but cannot be reached */
+    DRAGON_RUNTIME_GONE = 15,        /* the runtime has ended or is ending */
+    DRAGON_NO_RUNTIME = 16,          /* there is no runtime to attach to */
+    DRAGON_VERSION_MISMATCH = 17,    /* daemon and library are of different releases */
+    DRAGON_REFUSED = 18,             /* refused by the daemon */
+    DRAGON_SPAWN_FAILED = 19,        /* a program could not be started */
+    DRAGON_CORRUPT = 20,             /* shared memory holds what no correct process writes, or a defect of this library */
+    DRAGON_TOO_LARGE = 21,           /* more than the limit or the buffer holds */
+    DRAGON_SYSTEM = 22,              /* the operating system refused a call */
+    DRAGON_CANCELLED = 23,           /* the operation was cancelled */
+    DRAGON_UNSUPPORTED = 24,         /* this release does not do that yet */
+    DRAGON_INTERRUPTED = 25          /* a signal interrupted the wait; nothing happened */
+} dragon_code;
+
+typedef struct dragon_channel dragon_channel;
+typedef struct dragon_lock dragon_lock;
+typedef struct dragon_event dragon_event;
+typedef struct dragon_semaphore dragon_semaphore;
+typedef struct dragon_process dragon_process;
+
+/* Bytes of the caller. The same layout as struct iovec. */
+typedef struct dragon_bytes {
+    const void *data;
+    size_t length;
+} dragon_bytes;
+
+/* A received message. data stays valid until dragon_message_release. */
+typedef struct dragon_message {
+    const void *data;
+    size_t length;
+    uint64_t hint;
+    uint64_t private_words[8];
+} dragon_message;
+
+/* The runtime, and this process's place in it. */
+typedef struct dragon_runtime {
+    uint64_t runtime;         /* the runtime's id */
+    uint32_t node;            /* this process's node, counted from 0 */
+    uint32_t nodes;           /* how many nodes */
+    uint32_t cpus;            /* CPUs granted, on all nodes together */
+    uint32_t global_services; /* the node that runs global services */
+    uint32_t slot;            /* this process's slot on its node */
+    uint32_t slot_generation;
+} dragon_runtime;
+
+/* A node of the runtime. */
+typedef struct dragon_node {
+    uint32_t node;
+    uint32_t cpus;    /* granted to the job */
+    uint64_t memory;  /* bytes granted to the job */
+    uint32_t pid;     /* of its daemon, on that node */
+    char host[260];   /* NUL-terminated, cut when longer */
+    char address[64]; /* NUL-terminated */
+} dragon_node;
+
+/* A counter of this node's daemon. */
+typedef struct dragon_stat {
+    char name[56]; /* NUL-terminated, cut when longer */
+    uint64_t value;
+} dragon_stat;
+
+#define DRAGON_BY_POLICY (-1)   /* dragon_spawn_request.node */
+#define DRAGON_OUTPUT_FORWARD 0 /* dragon_spawn_request.output: to the output of the job */
+#define DRAGON_OUTPUT_NULL 1    /* nowhere */
+
+/* How a process is to be started. Set size to sizeof(dragon_spawn_request) and all that is not needed to 0 (node: see
+ * there). Either argv or interpreter is set. */
+typedef struct dragon_spawn_request {
+    size_t size;
+    int32_t node;                   /* index of the node, or DRAGON_BY_POLICY */
+    int32_t output;                 /* DRAGON_OUTPUT_... */
+    const dragon_bytes *argv;       /* an executable and its arguments, without NULs */
+    size_t argc;
+    const char *interpreter;        /* a Python worker instead: the interpreter's path */
+    dragon_bytes payload;           /* what the worker unpickles */
+    const char *const *environment; /* "NAME=value" strings and a final NULL; NULL: the caller's environment */
+    const char *directory;          /* working directory; NULL: the caller's */
+    const dragon_channel *notify;   /* gets one exit notice (24 bytes) when the process has ended; NULL: nobody does */
+} dragon_spawn_request;
+
+/* One result of dragon_spawn_many. */
+typedef struct dragon_spawn_result {
+    int32_t code;            /* a dragon_code */
+    uint32_t pid;            /* on the process's node */
+    dragon_process *process; /* NULL unless code is 0 */
+} dragon_spawn_result;
+
+/* Library and runtime ------------------------------------------------------------------------------------------- */
+
+/* The release of the library, as "major.minor.patch". */
+const char *dragon_version(void);
+/* The text of this thread's last failed call, "" when none failed. Valid until the thread's next failed call. */
+const char *dragon_last_error(void);
+/* A short text for a dragon_code. */
+const char *dragon_code_text(int32_t code);
+/* Attaches this process now. Does nothing when it is attached already. */
+int32_t dragon_attach(void);
+/* 1 when this process is attached, else 0. */
+int32_t dragon_is_attached(void);
+/* Leaves the runtime. Refused with DRAGON_INVALID_ARGUMENT while handles or messages are open; the end of the process
+ * does it too, whatever is open. */
+int32_t dragon_detach(void);
+int32_t dragon_runtime_info(dragon_runtime *info);
+/* Fills at most capacity entries; *count is how many there are. */
+int32_t dragon_nodes(dragon_node *nodes, size_t capacity, size_t *count);
+int32_t dragon_stats(dragon_stat *stats, size_t capacity, size_t *count);
+
+/* Descriptors: an object's name that travels ---------------------------------------------------------------------- */
+
+/* The printable form. capacity DRAGON_DESCRIPTOR_TEXT is always enough. */
+int32_t dragon_descriptor_text(const uint8_t descriptor[32], char *text, size_t capacity);
+int32_t dragon_descriptor_parse(const char *text, uint8_t descriptor[32]);
+
+/* For all kinds of object:
+ *   _create      makes an object on this node.
+ *   _attach      makes a handle from a descriptor. adopt 1: take over the reference that _export counted, so that the
+ *                object lives on even when the exporter has gone; each export is adopted at most once.
+ *   _close       gives the handle back. The object's memory goes with its last reference.
+ *   _descriptor  its name, which keeps nothing alive.
+ *   _export      its name together with one reference in transit. */
+
+/* Channels --------------------------------------------------------------------------------------------------------- */
+
+/* capacity: messages (0: 256). block: bytes that travel inline (0: 192), larger messages are passed by reference.
+ * user: a number of the caller's choice, carried in descriptors. */
+int32_t dragon_channel_create(uint32_t capacity, uint32_t block, uint64_t user, dragon_channel **channel);
+int32_t dragon_channel_attach(const uint8_t descriptor[32], int32_t adopt, dragon_channel **channel);
+int32_t dragon_channel_close(dragon_channel *channel);
+/* Fails all operations of everybody on it with DRAGON_DESTROYED, from now on. The handle is still to be closed. */
+int32_t dragon_channel_destroy(const dragon_channel *channel);
+int32_t dragon_channel_descriptor(const dragon_channel *channel, uint8_t descriptor[32]);
+int32_t dragon_channel_export(const dragon_channel *channel, uint8_t descriptor[32]);
+/* Sends the parts as one message. */
+int32_t dragon_channel_send(const dragon_channel *channel, const dragon_bytes *parts, size_t count, uint64_t hint, int64_t timeout);
+/* On success the caller owes one dragon_message_release. */
+int32_t dragon_channel_receive(const dragon_channel *channel, int64_t timeout, dragon_message *message);
+/* Releasing a message that was released already, or was zeroed and never received, does nothing. */
+int32_t dragon_message_release(dragon_message *message);
+/* Waits until there is something to receive; *count: how many messages. DRAGON_TRY always succeeds, perhaps with 0. */
+int32_t dragon_channel_poll(const dragon_channel *channel, int64_t timeout, uint64_t *count);
+/* Messages in it now, and how many it can hold. */
+int32_t dragon_channel_attributes(const dragon_channel *channel, uint64_t *count, uint64_t *capacity);
+
+/* Locks ------------------------------------------------------------------------------------------------------------ */
+
+int32_t dragon_lock_create(uint64_t user, dragon_lock **lock);
+int32_t dragon_lock_attach(const uint8_t descriptor[32], int32_t adopt, dragon_lock **lock);
+int32_t dragon_lock_close(dragon_lock *lock);
+int32_t dragon_lock_destroy(const dragon_lock *lock);
+int32_t dragon_lock_descriptor(const dragon_lock *lock, uint8_t descriptor[32]);
+int32_t dragon_lock_export(const dragon_lock *lock, uint8_t descriptor[32]);
+/* *owner_died (may be NULL): 1 when the lock was obtained because its last owner died while it held it. */
+int32_t dragon_lock_acquire(const dragon_lock *lock, int64_t timeout, int32_t *owner_died);
+/* any 0: only the process that holds it may; else DRAGON_NOT_OWNER. any 1: every process may. */
+int32_t dragon_lock_release(const dragon_lock *lock, int32_t any);
+
+/* Events ----------------------------------------------------------------------------------------------------------- */
+
+int32_t dragon_event_create(uint64_t user, dragon_event **event);
+int32_t dragon_event_attach(const uint8_t descriptor[32], int32_t adopt, dragon_event **event);
+int32_t dragon_event_close(dragon_event *event);
+int32_t dragon_event_destroy(const dragon_event *event);
+int32_t dragon_event_descriptor(const dragon_event *event, uint8_t descriptor[32]);
+int32_t dragon_event_export(const dragon_event *event, uint8_t descriptor[32]);
+int32_t dragon_event_set(const dragon_event *event);
+int32_t dragon_event_clear(const dragon_event *event);
+int32_t dragon_event_wait(const dragon_event *event, int64_t timeout);
+int32_t dragon_event_is_set(const dragon_event *event, int32_t *set);
+
+/* Semaphores ------------------------------------------------------------------------------------------------------- */
+
+/* max: the value that a release may not exceed. */
+int32_t dragon_semaphore_create(uint32_t value, uint32_t max, uint64_t user, dragon_semaphore **semaphore);
+int32_t dragon_semaphore_attach(const uint8_t descriptor[32], int32_t adopt, dragon_semaphore **semaphore);
+int32_t dragon_semaphore_close(dragon_semaphore *semaphore);
+int32_t dragon_semaphore_destroy(const dragon_semaphore *semaphore);
+int32_t dragon_semaphore_descriptor(const dragon_semaphore *semaphore, uint8_t descriptor[32]);
+int32_t dragon_semaphore_export(const dragon_semaphore *semaphore, uint8_t descriptor[32]);
+int32_t dragon_semaphore_acquire(const dragon_semaphore *semaphore, int64_t timeout);
+int32_t dragon_semaphore_release(const dragon_semaphore *semaphore, uint32_t count);
+int32_t dragon_semaphore_value(const dragon_semaphore *semaphore, uint32_t *value);
+
+/* Processes -------------------------------------------------------------------------------------------------------- */
+
+/* Starts a process. process and pid may be NULL. */
+int32_t dragon_spawn(const dragon_spawn_request *request, dragon_process **process, uint32_t *pid);
+/* Starts count processes, all on their way with one request. Returns the first code that is not 0; the other results
+ * hold all the same, and the handles of those that run are to be closed. When the request itself failed, all results
+ * have its code. */
+int32_t dragon_spawn_many(const dragon_spawn_request *requests, size_t count, dragon_spawn_result *results);
+int32_t dragon_process_attach(const uint8_t descriptor[32], int32_t adopt, dragon_process **process);
+int32_t dragon_process_close(dragon_process *process);
+int32_t dragon_process_descriptor(const dragon_process *process, uint8_t descriptor[32]);
+int32_t dragon_process_export(const dragon_process *process, uint8_t descriptor[32]);
+/* *status (may be NULL): as waitpid gives it. Any number of processes may wait, any number of times. */
+int32_t dragon_process_wait(const dragon_process *process, int64_t timeout, int32_t *status);
+int32_t dragon_process_signal(const dragon_process *process, int32_t signal_number);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
