@@ -1,0 +1,261 @@
+//! The control region: what the processes of a node share beside the pools.
+//!
+//! ```text
+//! 0          header
+//! 4 KiB      NodeWords
+//! 8 KiB      slots            8192 × 256 B
+//!            objects         65536 × 128 B
+//!            held tables      8192 × 1024 × 16 B
+//!            thread records   8192 × 128 × 512 B
+//! ```
+//! All of it is sparse: a page costs memory when it is first written.
+
+use std::os::fd::OwnedFd;
+
+use dragon_protocol::{NodeIndex, ObjectId, ObjectKind, RuntimeId};
+
+use crate::error::{Error, Result};
+use crate::held::Entry;
+use crate::object::ObjectEntry;
+use crate::region::{Region, Shared};
+use crate::slot::Slot;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::thread::ThreadRecord;
+
+/// Kind of the control region in its header.
+pub const KIND: u32 = 1;
+/// Slots of a node; slot 0 is the daemon's.
+pub const MAX_SLOTS: u32 = 8192;
+/// Objects of a node.
+pub const MAX_OBJECTS: u32 = 65536;
+/// Objects that one process can hold at once.
+pub const MAX_HELD: u32 = 1024;
+/// Threads of one process that can be inside an operation at once.
+pub const MAX_THREADS: u32 = 128;
+
+const WORDS: u64 = 4096;
+const SLOTS: u64 = 8192;
+const OBJECTS: u64 = SLOTS + MAX_SLOTS as u64 * size_of::<Slot>() as u64;
+const HELD: u64 = OBJECTS + MAX_OBJECTS as u64 * size_of::<ObjectEntry>() as u64;
+const THREADS: u64 = HELD + MAX_SLOTS as u64 * MAX_HELD as u64 * size_of::<Entry>() as u64;
+const SIZE: u64 =
+    THREADS + MAX_SLOTS as u64 * MAX_THREADS as u64 * size_of::<ThreadRecord>() as u64;
+
+/// Words of the node as a whole. Groups that different processes write lie on cache lines of their own.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct NodeWords {
+    /// This node's index.
+    pub node: AtomicU32,
+    /// CPUs granted on this node.
+    pub cpus: AtomicU32,
+    /// Object index of the gateway channel.
+    pub gateway_index: AtomicU32,
+    /// Its generation; 0 in both while there is none.
+    pub gateway_generation: AtomicU32,
+    reserved: [AtomicU64; 6],
+    /// Threads that spin at this moment.
+    pub spinners: AtomicU32,
+    pad: [AtomicU32; 15],
+    /// Where the search for a free object entry starts.
+    pub object_hint: AtomicU32,
+    pad2: [AtomicU32; 15],
+    /// What happened on this node.
+    pub counters: Counters,
+}
+
+/// Counters of a node, written by its daemon alone.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Counters {
+    /// Frames of requests that left for other nodes.
+    pub requests_sent: AtomicU64,
+    /// Frames of requests that came from other nodes.
+    pub requests_received: AtomicU64,
+    /// Messages (requests to send with their payload) that left for other nodes.
+    pub messages_sent: AtomicU64,
+    /// Messages that came from other nodes.
+    pub messages_received: AtomicU64,
+    /// Bytes of frames written.
+    pub bytes_sent: AtomicU64,
+    /// Bytes of frames read.
+    pub bytes_received: AtomicU64,
+    /// Requests of clients to the daemon (the control plane).
+    pub control_requests: AtomicU64,
+    /// Slots recovered.
+    pub recoveries: AtomicU64,
+}
+
+// SAFETY: repr(C), only atomics.
+unsafe impl Shared for NodeWords {}
+const _: () = assert!(
+    size_of::<NodeWords>() <= 4096
+        && SLOTS.is_multiple_of(256)
+        && OBJECTS.is_multiple_of(128)
+        && THREADS.is_multiple_of(512)
+);
+
+/// The mapped control region; clones share the mapping.
+#[derive(Clone, Debug)]
+pub struct Control {
+    region: Region,
+    runtime: RuntimeId,
+    node: NodeIndex,
+}
+
+impl Control {
+    /// Creates the control region of a node.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn create(runtime: RuntimeId, node: NodeIndex, cpus: u32) -> Result<Self> {
+        let region = Region::create("dragon-control", KIND, runtime, SIZE)?;
+        let control = Self {
+            region,
+            runtime,
+            node,
+        };
+        control.words().node.store(node.get(), Ordering::Relaxed);
+        control.words().cpus.store(cpus, Ordering::Relaxed);
+        Ok(control)
+    }
+
+    /// Maps the control region that the daemon created.
+    ///
+    /// # Errors
+    /// When it is not one of this release and runtime.
+    pub fn map(fd: OwnedFd, size: u64, runtime: RuntimeId) -> Result<Self> {
+        if size != SIZE {
+            return Err(Error::Region {
+                what: "size of the control region",
+                expected: SIZE,
+                found: size,
+            });
+        }
+        let region = Region::map(fd, size, KIND, runtime)?;
+        let words: &NodeWords = region.view(WORDS)?;
+        let number = words.node.load(Ordering::Relaxed);
+        let node = NodeIndex::new(number).ok_or(Error::Corrupt {
+            what: "node index",
+            value: number.into(),
+        })?;
+        Ok(Self {
+            region,
+            runtime,
+            node,
+        })
+    }
+
+    /// The region itself.
+    #[must_use]
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// The runtime.
+    #[must_use]
+    pub fn runtime(&self) -> RuntimeId {
+        self.runtime
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn node(&self) -> NodeIndex {
+        self.node
+    }
+
+    /// The node's words.
+    #[must_use]
+    pub fn words(&self) -> &NodeWords {
+        self.fixed(WORDS)
+    }
+
+    /// The gateway channel, once the agent has made it.
+    #[must_use]
+    pub fn gateway(&self) -> Option<ObjectId> {
+        let words = self.words();
+        let generation = words.gateway_generation.load(Ordering::Acquire);
+        let index = words.gateway_index.load(Ordering::Relaxed);
+        (generation != 0).then_some(ObjectId {
+            node: self.node,
+            kind: ObjectKind::Channel,
+            index,
+            generation,
+        })
+    }
+
+    /// Announces the gateway channel.
+    pub fn set_gateway(&self, gateway: ObjectId) {
+        self.words()
+            .gateway_index
+            .store(gateway.index, Ordering::Relaxed);
+        // Pairs with the Acquire in `gateway`: who sees the generation sees the index.
+        self.words()
+            .gateway_generation
+            .store(gateway.generation, Ordering::Release);
+    }
+
+    /// A slot.
+    ///
+    /// # Errors
+    /// When the number is beyond the table.
+    #[inline]
+    pub fn slot(&self, index: u32) -> Result<&Slot> {
+        let index = within(index, MAX_SLOTS, "slot")?;
+        self.region
+            .view(SLOTS + u64::from(index) * size_of::<Slot>() as u64)
+    }
+
+    /// An entry of the object table, whatever it holds now.
+    ///
+    /// # Errors
+    /// When the index is beyond the table.
+    #[inline]
+    pub fn object(&self, index: u32) -> Result<&ObjectEntry> {
+        let index = within(index, MAX_OBJECTS, "object index")?;
+        self.region
+            .view(OBJECTS + u64::from(index) * size_of::<ObjectEntry>() as u64)
+    }
+
+    /// The held table of a slot.
+    ///
+    /// # Errors
+    /// When the number is beyond the table.
+    pub fn held(&self, slot: u32) -> Result<&[Entry]> {
+        let slot = within(slot, MAX_SLOTS, "slot")?;
+        let table = u64::from(MAX_HELD) * size_of::<Entry>() as u64;
+        self.region
+            .slice(HELD + u64::from(slot) * table, MAX_HELD as usize)
+    }
+
+    /// The thread records of a slot.
+    ///
+    /// # Errors
+    /// When the number is beyond the table.
+    #[inline]
+    pub fn threads(&self, slot: u32) -> Result<&[ThreadRecord]> {
+        let slot = within(slot, MAX_SLOTS, "slot")?;
+        let table = u64::from(MAX_THREADS) * size_of::<ThreadRecord>() as u64;
+        self.region
+            .slice(THREADS + u64::from(slot) * table, MAX_THREADS as usize)
+    }
+
+    fn fixed<T: Shared>(&self, offset: u64) -> &T {
+        // Invariant: the constants lie inside SIZE, which the region has: `create` and `map` saw to it.
+        self.region
+            .view(offset)
+            .unwrap_or_else(|_| unreachable!("the layout's constants lie inside the region"))
+    }
+}
+
+#[inline]
+fn within(index: u32, size: u32, what: &'static str) -> Result<u32> {
+    if index < size {
+        Ok(index)
+    } else {
+        Err(Error::Corrupt {
+            what,
+            value: index.into(),
+        })
+    }
+}

@@ -1,0 +1,129 @@
+//! Errors of shared memory.
+
+use dragon_protocol::{Code, ObjectId, RuntimeId};
+
+/// What can go wrong with shared memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused a call.
+    #[error("{call}: {errno}")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// The kernel's error.
+        errno: rustix::io::Errno,
+    },
+    /// A region is not what it should be.
+    #[error(
+        "region '{what}': expected {expected:#x}, found {found:#x}; daemon and client must be of one release"
+    )]
+    Region {
+        /// Which field differs.
+        what: &'static str,
+        /// What this release expects.
+        expected: u64,
+        /// What the region says.
+        found: u64,
+    },
+    /// A region belongs to another runtime.
+    #[error("region of runtime {found}, expected {expected}")]
+    OtherRuntime {
+        /// The runtime of this process.
+        expected: RuntimeId,
+        /// The runtime that the region names.
+        found: RuntimeId,
+    },
+    /// Shared memory holds what no correct process writes.
+    #[error(
+        "shared memory is corrupt: {what} is {value:#x}; a process of the job has overwritten it"
+    )]
+    Corrupt {
+        /// What was read.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// A pool is used up.
+    #[error(
+        "pool {pool}: {asked} bytes do not fit: {free} of {limit} bytes are free; start the runtime with a larger pool (--pool)"
+    )]
+    OutOfMemory {
+        /// The pool.
+        pool: u32,
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes free in it.
+        free: u64,
+        /// Its limit.
+        limit: u64,
+    },
+    /// The job's memory limit leaves no room.
+    #[error("{0}")]
+    OutOfCgroupMemory(String),
+    /// A table of fixed size is full.
+    #[error("all {size} {table} of the node are in use")]
+    TableFull {
+        /// Which table.
+        table: &'static str,
+        /// Its size.
+        size: u32,
+    },
+    /// There is no such object (any more).
+    #[error("object {0} does not exist (any more)")]
+    NoSuchObject(ObjectId),
+    /// The object was destroyed.
+    #[error("object {0} was destroyed")]
+    Destroyed(ObjectId),
+    /// The object is of another kind.
+    #[error("object {0} is of another kind")]
+    WrongKind(ObjectId),
+    /// A block was freed twice, or was never allocated.
+    #[error("pool {pool}: offset {offset:#x} is not an allocated block")]
+    NotAllocated {
+        /// The pool.
+        pool: u32,
+        /// The offset.
+        offset: u64,
+    },
+    /// The daemon answered a request with an error.
+    #[error("{1}")]
+    Daemon(Code, String),
+}
+
+/// The result of an operation on shared memory.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// The number of this error in the protocol and in the C interface.
+    #[must_use]
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::System { .. } => Code::System,
+            Self::Region { .. } => Code::VersionMismatch,
+            Self::OtherRuntime { .. } => Code::Refused,
+            Self::Corrupt { .. } => Code::Corrupt,
+            Self::OutOfMemory { .. } => Code::OutOfMemory,
+            Self::OutOfCgroupMemory(_) => Code::OutOfCgroupMemory,
+            Self::TableFull { .. } => Code::TableFull,
+            Self::NoSuchObject(_) => Code::NoSuchObject,
+            Self::Destroyed(_) => Code::Destroyed,
+            Self::WrongKind(_) => Code::WrongKind,
+            Self::NotAllocated { .. } => Code::InvalidArgument,
+            Self::Daemon(code, _) => *code,
+        }
+    }
+}
+
+/// Names a system call in the error that it gives.
+pub(crate) fn system(call: &'static str) -> impl FnOnce(rustix::io::Errno) -> Error {
+    move |errno| Error::System { call, errno }
+}
+
+/// Names a call of the standard library in the error that it gives.
+pub(crate) fn io(call: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |error| Error::System {
+        call,
+        errno: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
+    }
+}

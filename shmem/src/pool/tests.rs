@@ -1,0 +1,199 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use dragon_protocol::{NodeIndex, ObjectId, RuntimeId, SlotId};
+use proptest::prelude::*;
+
+use super::{CHUNK, Pool};
+use crate::error::{Error, Result};
+use crate::recover::recover_memory;
+use crate::{Control, Hooks, Member};
+
+struct Direct(Pool);
+
+impl Hooks for Direct {
+    fn commit(&self, _: u32, bytes: u64) -> Result<()> {
+        self.0.commit(bytes)
+    }
+    fn notify(&self, _: ObjectId) {}
+}
+
+fn node(limit: u64) -> (Control, Pool) {
+    let runtime = RuntimeId(7);
+    let control = Control::create(runtime, NodeIndex::FIRST, 2).unwrap();
+    (
+        control,
+        Pool::create(runtime, NodeIndex::FIRST, 0, limit).unwrap(),
+    )
+}
+
+fn member(control: &Control, pool: &Pool) -> (SlotId, Arc<Member>) {
+    let slot = control.claim_slot(1).unwrap();
+    (
+        slot,
+        Member::new(
+            control.clone(),
+            pool.clone(),
+            slot,
+            Box::new(Direct(pool.clone())),
+        )
+        .unwrap(),
+    )
+}
+
+#[test]
+fn nothing_is_committed_before_it_is_needed() {
+    let (control, pool) = node(1 << 30);
+    assert_eq!(pool.committed(), 0);
+    let (_, member) = member(&control, &pool);
+    let block = member.alloc(100).unwrap();
+    assert_eq!(pool.committed(), CHUNK);
+    pool.write(block.offset, 0, &[7; 100]).unwrap();
+    assert!(matches!(
+        pool.write(block.offset, 100, &[0; 100]),
+        Err(Error::Corrupt { .. })
+    ));
+    member.free(block.offset).unwrap();
+    assert!(matches!(
+        member.free(block.offset),
+        Err(Error::NotAllocated { .. })
+    ));
+    assert_eq!(pool.stats().unwrap().used, 0);
+}
+
+#[test]
+fn a_full_pool_says_so() {
+    let (control, pool) = node(4 * CHUNK);
+    let (_, member) = member(&control, &pool);
+    let error = member.alloc(5 * CHUNK).unwrap_err();
+    assert!(
+        matches!(error, Error::OutOfMemory { asked, limit, .. } if asked == 5 * CHUNK && limit == 4 * CHUNK),
+        "{error}"
+    );
+    let mut blocks = Vec::new();
+    let error = loop {
+        match member.alloc(100_000) {
+            Ok(block) => blocks.push(block),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+    assert!(blocks.len() > 50, "{} blocks", blocks.len());
+    for block in blocks {
+        member.free(block.offset).unwrap();
+    }
+    assert_eq!(pool.stats().unwrap().blocks, 0);
+    member.alloc(3 * CHUNK).unwrap();
+}
+
+#[test]
+fn recovery_frees_what_is_private_and_keeps_what_is_shared() {
+    let (control, pool) = node(1 << 30);
+    let (_, living) = member(&control, &pool);
+    let (dead, dying) = member(&control, &pool);
+    let mut shared = Vec::new();
+    for (n, length) in [64, 100, 5000, 32 << 10, 100_000, 3 << 20]
+        .into_iter()
+        .cycle()
+        .take(60)
+        .enumerate()
+    {
+        let block = dying.alloc(length).unwrap();
+        if n % 3 == 0 {
+            dying.share(block.offset).unwrap();
+            shared.push(block.offset);
+        }
+    }
+    recover_memory(&control, &pool, dead).unwrap();
+    assert_eq!(pool.stats().unwrap().blocks, shared.len() as u64);
+    for offset in shared {
+        living.free(offset).unwrap();
+    }
+    let stats = pool.stats().unwrap();
+    assert_eq!((stats.blocks, stats.used), (0, 0));
+    for page in 1..pool.committed_pages() {
+        assert_eq!(
+            pool.page(page).unwrap().load(),
+            super::PageWord::FREE,
+            "page {page}"
+        );
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Alloc { who: usize, length: u64 },
+    Share { which: usize },
+    Free { which: usize, by: usize },
+    Die { who: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let length = prop_oneof![1_u64..40_000, 40_000_u64..400_000, Just(64), Just(32 << 10)];
+    prop_oneof![
+        6 => (0..3_usize, length).prop_map(|(who, length)| Step::Alloc { who, length }),
+        3 => any::<usize>().prop_map(|which| Step::Share { which }),
+        5 => (any::<usize>(), 0..3_usize).prop_map(|(which, by)| Step::Free { which, by }),
+        1 => (0..3_usize).prop_map(|who| Step::Die { who }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Three processes allocate, share, free and die; blocks never overlap, contents stay, and in the end nothing is left.
+    #[test]
+    fn random_operations_agree_with_a_map(steps in prop::collection::vec(step(), 1..200)) {
+        let (control, pool) = node(256 << 20);
+        let mut members: Vec<_> = (0..3).map(|_| member(&control, &pool)).collect();
+        // offset → (length, owner, shared, contents)
+        let mut blocks: BTreeMap<u64, (u64, usize, bool, u8)> = BTreeMap::new();
+        let mut stamp = 0_u8;
+        for step in steps {
+            match step {
+                Step::Alloc { who, length } => {
+                    let block = members[who].1.alloc(length).unwrap();
+                    let before = blocks.range(..=block.offset).next_back().map(|(offset, (length, ..))| offset + length);
+                    prop_assert!(before.is_none_or(|end| end <= block.offset));
+                    let after = blocks.range(block.offset..).next().map(|(offset, _)| *offset);
+                    prop_assert!(after.is_none_or(|next| block.offset + length <= next));
+                    stamp = stamp.wrapping_add(1);
+                    pool.write(block.offset, 0, &vec![stamp; usize::try_from(length).unwrap()]).unwrap();
+                    blocks.insert(block.offset, (length, who, false, stamp));
+                }
+                Step::Share { which } if !blocks.is_empty() => {
+                    let nth = which % blocks.len();
+                    let (offset, block) = blocks.iter_mut().nth(nth).unwrap();
+                    let shared = members[block.1].1.share(*offset);
+                    prop_assert_eq!(shared.is_ok(), !block.2);
+                    block.2 = true;
+                }
+                Step::Free { which, by } if !blocks.is_empty() => {
+                    let (offset, (length, owner, shared, stamp)) = blocks.iter().nth(which % blocks.len()).map(|(o, b)| (*o, *b)).unwrap();
+                    let by = if shared { by } else { owner };
+                    let mut contents = vec![0; usize::try_from(length).unwrap()];
+                    pool.read(offset, 0, &mut contents).unwrap();
+                    prop_assert!(contents.iter().all(|byte| *byte == stamp));
+                    members[by].1.free(offset).unwrap();
+                    blocks.remove(&offset);
+                }
+                Step::Die { who } => {
+                    recover_memory(&control, &pool, members[who].0).unwrap();
+                    control.release_slot(members[who].0).unwrap();
+                    members[who] = member(&control, &pool);
+                    blocks.retain(|_, (_, owner, shared, _)| *shared || *owner != who);
+                }
+                _ => {}
+            }
+            prop_assert_eq!(pool.stats().unwrap().blocks, blocks.len() as u64);
+        }
+        for (slot, _) in &members {
+            recover_memory(&control, &pool, *slot).unwrap();
+        }
+        let (_, last) = member(&control, &pool);
+        for (offset, _) in blocks.iter().filter(|(_, (_, _, shared, _))| *shared) {
+            last.free(*offset).unwrap();
+        }
+        prop_assert_eq!(pool.stats().unwrap().used, 0);
+    }
+}

@@ -1,0 +1,332 @@
+//! Thread records: what a thread is doing (its *intent*), and where the reply to its remote request arrives.
+
+use dragon_protocol::op::Op;
+
+use crate::error::{Error, Result};
+use crate::futex::{self, Deadline, WaitResult};
+use crate::region::Shared;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// Bytes of payload that fit into a reply cell.
+pub const REPLY_INLINE: usize = 384;
+
+/// A thread inside an operation. 512 bytes.
+#[derive(Debug)]
+#[repr(C, align(512))]
+pub struct ThreadRecord {
+    /// 1 while a thread uses the record.
+    pub(crate) busy: AtomicU32,
+    /// 1 once a thread has used the record. Records are taken in order, so the used ones are the first ones: recovery stops
+    /// at the first that is not, since reading a page of a sparse region would allocate it.
+    pub(crate) touched: AtomicU32,
+    /// What the thread is doing.
+    pub intent: Intent,
+    /// Where a reply arrives.
+    pub reply: ReplyCell,
+}
+
+impl ThreadRecord {
+    /// Whether a thread has used the record since its slot was given out.
+    #[must_use]
+    pub fn is_touched(&self) -> bool {
+        self.touched.load(Ordering::Acquire) != 0
+    }
+
+    /// Makes the record free again; returns the block of a reply that nobody took.
+    #[must_use]
+    pub fn clear(&self) -> Option<u64> {
+        self.intent.end();
+        let block = self.reply.reset();
+        self.touched.store(0, Ordering::Relaxed);
+        self.busy.store(0, Ordering::Release);
+        block
+    }
+}
+
+/// What a thread is about to do: written before the step that it describes, so that recovery can finish or undo it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Intent {
+    /// An [`Op`], 0 for none.
+    op: AtomicU32,
+    /// How far it has come; the meaning is the operation's.
+    step: AtomicU32,
+    /// The object: index.
+    index: AtomicU32,
+    /// The object: generation.
+    generation: AtomicU32,
+    /// Arguments of the operation.
+    arguments: [AtomicU64; 4],
+}
+
+/// A snapshot of an intent, as recovery reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intended {
+    /// The operation.
+    pub op: Op,
+    /// How far it had come.
+    pub step: u32,
+    /// Index of the object.
+    pub index: u32,
+    /// Generation of the object.
+    pub generation: u32,
+    /// Arguments.
+    pub arguments: [u64; 4],
+}
+
+impl Intent {
+    /// Announces an operation on an object of this node.
+    #[inline]
+    pub fn begin(&self, op: Op, index: u32, generation: u32, arguments: [u64; 2]) {
+        self.step.store(0, Ordering::Relaxed);
+        self.index.store(index, Ordering::Relaxed);
+        self.generation.store(generation, Ordering::Relaxed);
+        self.arguments[0].store(arguments[0], Ordering::Relaxed);
+        self.arguments[1].store(arguments[1], Ordering::Relaxed);
+        // Release: whoever reads the operation after this process died reads its arguments too. A process's stores reach
+        // the others in program order on x86; the Release says so on every machine.
+        self.op.store(op as u32, Ordering::Release);
+    }
+
+    /// Announces the next step.
+    #[inline]
+    pub fn step(&self, step: u32) {
+        self.step.store(step, Ordering::Release);
+    }
+
+    /// Changes an argument.
+    #[inline]
+    pub fn set(&self, which: usize, value: u64) {
+        self.arguments[which & 3].store(value, Ordering::Release);
+    }
+
+    /// The operation is over.
+    #[inline]
+    pub fn end(&self) {
+        self.op.store(0, Ordering::Release);
+    }
+
+    /// What the thread was doing.
+    #[must_use]
+    pub fn read(&self) -> Option<Intended> {
+        let op = u8::try_from(self.op.load(Ordering::Acquire))
+            .ok()
+            .and_then(Op::from_u8)?;
+        Some(Intended {
+            op,
+            step: self.step.load(Ordering::Acquire),
+            index: self.index.load(Ordering::Relaxed),
+            generation: self.generation.load(Ordering::Relaxed),
+            arguments: std::array::from_fn(|n| self.arguments[n].load(Ordering::Acquire)),
+        })
+    }
+}
+
+/// Where the agent puts the reply to a thread's request. The state word decides who may write:
+///
+/// ```text
+/// IDLE ─begin→ WAITING ─agent: CAS→ FILLING ─agent→ READY ─take→ IDLE
+///                 └──────thread: CAS (abandon)→ IDLE
+/// ```
+#[derive(Debug)]
+#[repr(C)]
+pub struct ReplyCell {
+    state: AtomicU32,
+    status: AtomicU32,
+    ticket: AtomicU64,
+    arg0: AtomicU64,
+    arg1: AtomicU64,
+    length: AtomicU64,
+    block: AtomicU64,
+    inline: [AtomicU64; REPLY_INLINE / 8],
+}
+
+const IDLE: u32 = 0;
+const WAITING: u32 = 1;
+const FILLING: u32 = 2;
+const READY: u32 = 3;
+
+/// A reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// A [`dragon_protocol::Code`] as number.
+    pub status: i32,
+    /// First result.
+    pub arg0: u64,
+    /// Second result.
+    pub arg1: u64,
+    /// What came with it.
+    pub payload: ReplyPayload,
+}
+
+/// Payload of a reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplyPayload {
+    /// In the cell itself.
+    Inline(Vec<u8>),
+    /// In a block of the default pool, which the receiver frees.
+    Block {
+        /// Its offset.
+        offset: u64,
+        /// Bytes used.
+        length: u64,
+    },
+}
+
+impl ReplyCell {
+    /// Opens the cell for the reply with a new ticket, which this returns.
+    #[inline]
+    pub fn begin(&self) -> u64 {
+        let ticket = self.ticket.load(Ordering::Relaxed).wrapping_add(1);
+        self.ticket.store(ticket, Ordering::Relaxed);
+        self.state.store(WAITING, Ordering::Release);
+        ticket
+    }
+
+    /// Waits for the reply.
+    ///
+    /// # Errors
+    /// [`WaitResult::TimedOut`] or [`WaitResult::Interrupted`]: the cell stays open.
+    #[inline]
+    pub fn wait(&self, deadline: Deadline, spins: u32) -> Result<Reply, WaitResult> {
+        for _ in 0..spins {
+            if self.state.load(Ordering::Acquire) == READY {
+                break;
+            }
+            crate::sync::spin_loop();
+        }
+        loop {
+            match self.state.load(Ordering::Acquire) {
+                READY => return Ok(self.take()),
+                state => match sleep(&self.state, state, deadline) {
+                    WaitResult::Woken | WaitResult::Changed => {}
+                    other => return Err(other),
+                },
+            }
+        }
+    }
+
+    /// Gives up waiting; false when the reply has won: then it must be taken.
+    #[must_use]
+    pub fn abandon(&self) -> bool {
+        self.state
+            .compare_exchange(WAITING, IDLE, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    fn take(&self) -> Reply {
+        let length = self.length.load(Ordering::Relaxed);
+        let block = self.block.load(Ordering::Relaxed);
+        let payload = if block == 0 {
+            // A length beyond the cell can only come from a scribbler: the cell's size is the limit.
+            let length = usize::try_from(length)
+                .unwrap_or(usize::MAX)
+                .min(REPLY_INLINE);
+            let words = self.inline.iter().take(length.div_ceil(8));
+            let mut bytes: Vec<u8> = words
+                .flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes())
+                .collect();
+            bytes.truncate(length);
+            ReplyPayload::Inline(bytes)
+        } else {
+            ReplyPayload::Block {
+                offset: block,
+                length,
+            }
+        };
+        let reply = Reply {
+            status: self.status.load(Ordering::Relaxed).cast_signed(),
+            arg0: self.arg0.load(Ordering::Relaxed),
+            arg1: self.arg1.load(Ordering::Relaxed),
+            payload,
+        };
+        self.state.store(IDLE, Ordering::Release);
+        reply
+    }
+
+    /// Delivers a reply, and wakes the thread. False: nobody waits with that ticket (any more).
+    ///
+    /// # Errors
+    /// When an inline payload is larger than the cell.
+    pub fn complete(&self, ticket: u64, reply: &Reply) -> Result<bool> {
+        if let ReplyPayload::Inline(bytes) = &reply.payload
+            && bytes.len() > REPLY_INLINE
+        {
+            return Err(Error::Corrupt {
+                what: "length of an inline reply",
+                value: bytes.len() as u64,
+            });
+        }
+        // The ticket changes only while the state is not WAITING, so checking it after the claim is exact.
+        if self.ticket.load(Ordering::Acquire) != ticket
+            || self
+                .state
+                .compare_exchange(WAITING, FILLING, Ordering::AcqRel, Ordering::Acquire)
+                .is_err()
+        {
+            return Ok(false);
+        }
+        if self.ticket.load(Ordering::Acquire) != ticket {
+            self.state.store(WAITING, Ordering::Release);
+            return Ok(false);
+        }
+        self.status
+            .store(reply.status.cast_unsigned(), Ordering::Relaxed);
+        self.arg0.store(reply.arg0, Ordering::Relaxed);
+        self.arg1.store(reply.arg1, Ordering::Relaxed);
+        match &reply.payload {
+            ReplyPayload::Inline(bytes) => {
+                self.block.store(0, Ordering::Relaxed);
+                self.length.store(bytes.len() as u64, Ordering::Relaxed);
+                for (word, chunk) in self.inline.iter().zip(bytes.chunks(8)) {
+                    let mut padded = [0; 8];
+                    padded[..chunk.len()].copy_from_slice(chunk);
+                    word.store(u64::from_ne_bytes(padded), Ordering::Relaxed);
+                }
+            }
+            ReplyPayload::Block { offset, length } => {
+                self.block.store(*offset, Ordering::Relaxed);
+                self.length.store(*length, Ordering::Relaxed);
+            }
+        }
+        self.state.store(READY, Ordering::Release);
+        notify(&self.state);
+        Ok(true)
+    }
+
+    /// Empties the cell of a dead thread; returns the block of a reply that nobody took.
+    pub fn reset(&self) -> Option<u64> {
+        let ready = self.state.swap(IDLE, Ordering::AcqRel) == READY;
+        let block = self.block.swap(0, Ordering::AcqRel);
+        (ready && block != 0).then_some(block)
+    }
+}
+
+#[cfg(not(loom))]
+fn sleep(word: &AtomicU32, expected: u32, deadline: Deadline) -> WaitResult {
+    futex::wait(word, expected, deadline)
+}
+
+#[cfg(not(loom))]
+fn notify(word: &AtomicU32) {
+    futex::wake(word, 1);
+}
+
+#[cfg(loom)]
+fn sleep(_: &AtomicU32, _: u32, deadline: Deadline) -> WaitResult {
+    loom::thread::yield_now();
+    if deadline == Deadline::Now {
+        WaitResult::TimedOut
+    } else {
+        WaitResult::Woken
+    }
+}
+
+#[cfg(loom)]
+fn notify(_: &AtomicU32) {}
+
+// SAFETY: repr(C), only atomics.
+#[cfg(not(loom))]
+unsafe impl Shared for ThreadRecord {}
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<ThreadRecord>() == 512);
