@@ -1,1 +1,33 @@
-//! The native half of the Python package
+//! `dragon._native`: the objects of `libdragon.so.1` as Python classes.
+//!
+//! The package `dragon` is Python over this module; nothing here is public interface. Three rules hold in all of it:
+//!
+//! 1. An operation on an object of this node is first tried while the interpreter lock is held, which is a few atomic
+//!    instructions; only one that has to wait, or to ask another node, gives the lock up.
+//! 2. A signal interrupts a wait: Python's handlers run, and unless one raises, the wait goes on for the time that is left.
+//! 3. A thread that comes back from a wait while the interpreter ends never returns into it.
+
+mod api;
+mod channel;
+mod error;
+mod handle;
+mod process;
+mod runtime;
+mod sync;
+mod wait;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use crate::channel::{Channel, Message};
+    #[pymodule_export]
+    use crate::process::{Process, spawn_python, spawn_python_many};
+    #[pymodule_export]
+    use crate::runtime::{
+        attach, info, is_attached, nodes, set_parent_death_signal, stats, version, warm_up,
+    };
+    #[pymodule_export]
+    use crate::sync::{Event, Lock, Semaphore};
+}

@@ -1,0 +1,60 @@
+"""Where processes run: the nodes of the runtime, and which one the next process goes to."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dragon import _native
+
+_node: contextvars.ContextVar[int | None] = contextvars.ContextVar("dragon_node", default=None)
+
+
+class Node(NamedTuple):
+    """A node of the runtime."""
+
+    #: Its index: 0 is where the head program runs.
+    index: int
+    #: Its host name. Several nodes may be on one host.
+    host: str
+    #: CPUs granted to the runtime on it.
+    cpus: int
+    #: Bytes of memory granted to the runtime on it.
+    memory: int
+
+
+def nodes() -> list[Node]:
+    """The nodes of the runtime, by index."""
+    return [Node(*node) for node in _native.nodes()]
+
+
+def node() -> Node:
+    """The node that this process runs on."""
+    return nodes()[_native.info()["node"]]
+
+
+@contextlib.contextmanager
+def on_node(index: int) -> Iterator[None]:
+    """Processes that are started inside go to the node with this index::
+
+        with dragon.on_node(2):
+            process.start()
+
+    Outside, the policy of the runtime decides (round robin, unless DRAGON_PLACEMENT says something else). The workers of
+    a Pool are always spread over all nodes.
+    """
+    count = _native.info()["nodes"]
+    if not 0 <= index < count:
+        raise ValueError(f"there is no node {index}: the runtime has {count}, counted from 0")
+    token = _node.set(index)
+    try:
+        yield
+    finally:
+        _node.reset(token)
+
+
+def default_node() -> int | None:
+    """The node chosen by an enclosing :func:`on_node`."""
+    return _node.get()

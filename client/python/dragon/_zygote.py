@@ -1,0 +1,250 @@
+"""A warm interpreter that forks workers on a daemon's order: ``python -m dragon._zygote FD``.
+
+FD is a stream socket. Every number is little-endian. For each worker the daemon sends one frame, and gets one answer::
+
+    u32 length of what follows
+    u32 number of variables; for each: u32 length, name, u32 length, value
+    u32 length, working directory
+    u32 length, payload
+    with its first byte, as SCM_RIGHTS: the worker's standard input, output and error
+
+    i32 the worker's pid, or a negative error number
+
+The zygote has one thread, imports what every worker needs, and ends when the socket does. A worker is forked twice, so
+that it becomes a child of the daemon, which reads its exit status. It sets its parent-death signal only when that has
+happened, since the signal belongs to the parent that it has at that moment.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import io
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from multiprocessing import process, spawn
+from typing import NoReturn
+
+# Imported here so that no worker has to.
+import multiprocessing.connection  # noqa: F401
+import multiprocessing.pool  # noqa: F401
+import multiprocessing.synchronize  # noqa: F401
+import runpy  # noqa: F401
+import traceback
+
+import dragon  # noqa: F401
+from dragon import _native, _popen  # noqa: F401
+from dragon.mp import connection, pool, queues, synchronize  # noqa: F401
+
+_U32 = struct.Struct("<I")
+_FDS = 3
+
+
+class Order:
+    """A worker to be forked."""
+
+    def __init__(self, frame: bytes, fds: list[int]) -> None:
+        fields = _fields(frame)
+        (count,) = _U32.unpack_from(frame)
+        self.environment = {next(fields): next(fields) for _ in range(count)}
+        self.directory = next(fields)
+        self.payload = next(fields)
+        self.fds = fds
+
+
+def _fields(frame: bytes) -> Iterator[bytes]:
+    at = _U32.size
+    while at < len(frame):
+        (length,) = _U32.unpack_from(frame, at)
+        at += _U32.size
+        if at + length > len(frame):
+            raise ValueError(f"a field of {length} bytes at {at} is longer than its frame of {len(frame)} bytes")
+        yield frame[at : at + length]
+        at += length
+
+
+def main(fd: int) -> None:
+    """Serves orders until the daemon closes the socket."""
+    daemon = os.getppid()
+    orders = socket.socket(fileno=os.dup(fd))
+    os.set_inheritable(orders.fileno(), False)
+    os.close(fd)
+    if fd == 0:
+        os.open(os.devnull, os.O_RDONLY)
+    _native.warm_up()
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        print(
+            f"dragon: the warm interpreter has {threads} threads after its imports (a sitecustomize or .pth file starts "
+            "them?), and cannot be forked safely; each worker starts an interpreter of its own, which is slower",
+            file=sys.stderr,
+        )
+    gc.collect()
+    gc.freeze()
+    while (order := _receive(orders)) is not None:
+        _fork_twice(order, orders, daemon, fresh=threads > 1)
+        for passed in order.fds:
+            os.close(passed)
+
+
+def _receive(orders: socket.socket) -> Order | None:
+    head, fds, _flags, _address = socket.recv_fds(orders, _U32.size, _FDS, socket.MSG_CMSG_CLOEXEC)
+    if not head:
+        return None
+    head += _read(orders, _U32.size - len(head))
+    if len(fds) != _FDS:
+        raise ValueError(f"an order came with {len(fds)} file descriptors instead of {_FDS}")
+    return Order(_read(orders, *_U32.unpack(head)), fds)
+
+
+def _read(orders: socket.socket, length: int) -> bytes:
+    frame = bytearray(length)
+    view = memoryview(frame)
+    while view:
+        count = orders.recv_into(view)
+        if count == 0:
+            raise EOFError("the daemon closed the socket in the middle of an order")
+        view = view[count:]
+    return bytes(frame)
+
+
+def _fork_twice(order: Order, orders: socket.socket, daemon: int, fresh: bool) -> None:
+    # Its end tells the worker that the process between is gone and the daemon is its parent.
+    adopted, adopting = os.pipe2(os.O_CLOEXEC)
+    try:
+        between = os.fork()
+    except OSError as error:
+        orders.sendall(struct.pack("<i", -error.errno))
+        os.close(adopted)
+        os.close(adopting)
+        return
+    if between == 0:
+        _between(order, orders, daemon, fresh, adopted, adopting)
+    os.close(adopted)
+    _, status = os.waitpid(between, 0)
+    os.close(adopting)
+    if status != 0:
+        orders.sendall(struct.pack("<i", -os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else -1))
+
+
+def _between(order: Order, orders: socket.socket, daemon: int, fresh: bool, adopted: int, adopting: int) -> NoReturn:
+    try:
+        worker = os.fork()
+    except OSError as error:
+        os._exit(error.errno)
+    if worker != 0:
+        orders.sendall(struct.pack("<i", worker))
+        os._exit(0)
+    os.close(adopting)
+    orders.close()
+    code = 1
+    try:
+        code = _become_worker(order, daemon, fresh, adopted)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _leave(code)
+
+
+def _become_worker(order: Order, daemon: int, fresh: bool, adopted: int) -> int:
+    os.setpgid(0, 0)
+    for number, fd in enumerate(order.fds):
+        os.dup2(fd, number)
+        os.close(fd)
+    if fresh:
+        _replace_interpreter(order, daemon, adopted)
+    os.environb.clear()
+    os.environb.update(order.environment)
+    if order.directory:
+        os.chdir(order.directory)
+    # The daemon passes output on by whole lines; what a worker prints must not wait for the worker's end.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, write_through=b"PYTHONUNBUFFERED" in order.environment)
+    os.read(adopted, 1)
+    os.close(adopted)
+    die_with(daemon)
+    return run(order.payload)
+
+
+def die_with(daemon: int) -> None:
+    """From here on the daemon's death is this process's."""
+    _native.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != daemon:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(payload: bytes) -> int:
+    """Does what a payload says; the exit code."""
+    stream = io.BytesIO(payload)
+    first = pickle.load(stream)
+    if isinstance(first, bytes):
+        # The payload was too large for a request: this is the channel that holds it.
+        stream = io.BytesIO(_native.Channel.attach(first, True).receive())
+        first = pickle.load(stream)
+    process.current_process()._inheriting = True
+    try:
+        spawn.prepare(first)
+        child = pickle.load(stream)
+    finally:
+        del process.current_process()._inheriting
+    return child._bootstrap(parent_sentinel=_NoSentinel())
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process as an interpreter that has run a program does, but for the interpreter's own memory."""
+    try:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+class _NoSentinel:
+    """In place of a file descriptor that would become readable at the parent's end."""
+
+    def fileno(self) -> int:
+        raise NotImplementedError(
+            "a process of the start method 'dragon' cannot wait for its parent, which may be on another node; have the "
+            "parent close a Pipe or set an Event"
+        )
+
+
+def _replace_interpreter(order: Order, daemon: int, adopted: int) -> NoReturn:
+    payload = os.memfd_create("dragon-payload", 0)
+    with open(payload, "wb", closefd=False) as stream:
+        stream.write(order.payload)
+    os.set_inheritable(adopted, True)
+    if order.directory:
+        os.chdir(order.directory)
+    command = [sys.executable, "-m", "dragon._zygote", "--worker", str(payload), str(adopted), str(daemon)]
+    os.execve(sys.executable, command, order.environment)
+
+
+def _fresh_worker(payload: int, adopted: int, daemon: int) -> NoReturn:
+    code = 1
+    try:
+        os.read(adopted, 1)
+        os.close(adopted)
+        die_with(daemon)
+        with open(payload, "rb") as stream:
+            stream.seek(0)
+            content = stream.read()
+        code = run(content)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _leave(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--worker":
+        _fresh_worker(*map(int, sys.argv[2:5]))
+    main(int(sys.argv[1]))
