@@ -1,1 +1,146 @@
-//! The SPANK plugin: registers --dragon and swaps argv[0]
+//! The SPANK plugin: it registers `--dragon`, and in srun it names `dragond` in the place of the user's program.
+//!
+//! That is all. Nothing of it runs as root but the registration of the option and a bounded look at its value; nothing
+//! stays in slurmstepd; Slurm itself launches `dragond` as the step's task. The plugin's name is part of the variable by
+//! which Slurm passes the option on to the steps of a job, so it never changes.
+//!
+//! plugstack.conf: `optional libdragon_spank.so dragond=/usr/libexec/dragon/dragond`
+
+use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use slurm_spank_sys as spank;
+use spank::{Context, Handle, OptionSpec, Spank};
+
+/// The wish of the user, from the option's callback to the start of the job.
+static WANTED: AtomicBool = AtomicBool::new(false);
+
+const OPTION: OptionSpec = OptionSpec {
+    name: c"dragon",
+    argument: c"head|off",
+    usage: c"run the program as head of a Dragon runtime over all nodes of the step",
+    callback: dragon_option,
+};
+const DRAGOND: &CStr = c"/usr/libexec/dragon/dragond";
+
+fn init(plugin: &Spank<'_>) -> bool {
+    match spank::context() {
+        Context::Local | Context::Remote | Context::Allocator => plugin.register(&OPTION),
+        Context::Other => true,
+    }
+}
+
+/// Looks at the option's value. In slurmstepd it was seen by srun before, and changes nothing.
+fn choose(value: Option<&OsStr>) -> bool {
+    let context = spank::context();
+    // A missing argument is null in srun, empty in a batch step, and "(null)" in a step of a job that has the option.
+    let mode = value
+        .map(OsStr::to_string_lossy)
+        .filter(|text| !matches!(text.as_ref(), "" | "(null)"));
+    let mode = mode.as_deref().unwrap_or("head");
+    let refusal = match (mode, context) {
+        (_, Context::Remote) => None,
+        ("off", _) => None,
+        ("head", Context::Allocator) => Some("--dragon is not available for sbatch and salloc in this release; use srun --dragon PROGRAM inside the job".to_owned()),
+        ("head", _) => None,
+        ("spmd", _) => Some("--dragon=spmd is not available in this release; use srun --dragon PROGRAM, which runs one head program".to_owned()),
+        (other, _) => Some(format!("--dragon={other:.80}: unknown mode; use --dragon, --dragon=head or --dragon=off")),
+    };
+    if let Some(text) = &refusal {
+        spank::error(text);
+    }
+    WANTED.store(refusal.is_none() && mode == "head", Ordering::Relaxed);
+    refusal.is_none()
+}
+
+/// In srun, as the user: makes the key and puts `dragond` in the place of the program.
+fn start(plugin: &Spank<'_>) -> bool {
+    // Where a runtime runs already, the tasks of the step attach to it.
+    if !WANTED.load(Ordering::Relaxed)
+        || spank::context() != Context::Local
+        || std::env::var_os("DRAGON_RUNTIME").is_some()
+    {
+        return true;
+    }
+    let given = plugin
+        .arguments()
+        .iter()
+        .find_map(|word| word.to_bytes().strip_prefix(b"dragond="));
+    let dragond = given
+        .and_then(|path| CString::new(path).ok())
+        .unwrap_or_else(|| DRAGOND.to_owned());
+    let mut key = [0; 32];
+    if !spank::random(&mut key) {
+        spank::error("dragon: no random numbers from the kernel");
+        return false;
+    }
+    let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let Some(program) = plugin.replace_program(&dragond) else {
+        spank::error("dragon: srun has no program to run");
+        return false;
+    };
+    // Hexadecimal digits have no NUL among them.
+    let hex = CString::new(hex).unwrap_or_default();
+    let set = [
+        (c"DRAGON_STEP_KEY", hex.as_c_str()),
+        (c"DRAGON_STEP_PROGRAM", &program),
+        (c"DRAGON_STEP_MODE", c"head"),
+    ];
+    set.into_iter()
+        .all(|(name, value)| spank::set_environment(name, value))
+}
+
+/// Slurm's name for this plugin.
+#[unsafe(no_mangle)]
+pub static plugin_name: [u8; 7] = *b"dragon\0";
+/// Slurm's kind of plugin.
+#[unsafe(no_mangle)]
+pub static plugin_type: [u8; 6] = *b"spank\0";
+/// The Slurm release that this plugin is for.
+#[unsafe(no_mangle)]
+pub static plugin_version: u32 = parse(env!("SLURM_VERSION_NUMBER"));
+/// Version of SPANK plugins.
+#[unsafe(no_mangle)]
+pub static spank_plugin_version: u32 = 1;
+
+const fn parse(digits: &str) -> u32 {
+    let (mut number, mut at) = (0, 0);
+    while at < digits.len() {
+        number = number * 10 + (digits.as_bytes()[at] - b'0') as u32;
+        at += 1;
+    }
+    number
+}
+
+/// Called by Slurm when it loads the plugin.
+///
+/// # Safety
+/// Slurm passes its own handle and the plugin's arguments.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slurm_spank_init(
+    handle: *mut Handle,
+    count: c_int,
+    words: *mut *mut c_char,
+) -> c_int {
+    // SAFETY: passed on as they came.
+    unsafe { spank::callback(handle, count, words, init) }
+}
+
+/// Called in srun when the job is known.
+///
+/// # Safety
+/// As [`slurm_spank_init`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slurm_spank_local_user_init(
+    handle: *mut Handle,
+    count: c_int,
+    words: *mut *mut c_char,
+) -> c_int {
+    // SAFETY: passed on as they came.
+    unsafe { spank::callback(handle, count, words, start) }
+}
+
+unsafe extern "C" fn dragon_option(_: c_int, argument: *const c_char, _: c_int) -> c_int {
+    // SAFETY: passed on as it came.
+    unsafe { spank::option_callback(argument, choose) }
+}

@@ -1,1 +1,231 @@
-//! The part of Slurm's SPANK interface that the plugin uses
+//! The part of Slurm's SPANK interface that the plugin uses.
+//!
+//! Hand-written from the documented interface (`slurm/spank.h`, the same from 20.11 on): no headers, no libclang. The
+//! functions are undefined symbols that srun, sbatch, salloc, slurmd and slurmstepd provide. Everything unsafe of the plugin
+//! is in this crate; what it exports is safe to call from a SPANK callback.
+
+use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::marker::PhantomData;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{UnwindSafe, catch_unwind};
+
+/// Slurm's opaque handle.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Handle {
+    _opaque: [u8; 0],
+}
+
+/// What a callback returns when all is well.
+pub const SUCCESS: c_int = 0;
+/// What a callback returns to refuse.
+pub const ERROR: c_int = -1;
+
+/// An option, as Slurm reads it.
+#[repr(C)]
+struct RawOption {
+    name: *const c_char,
+    arginfo: *const c_char,
+    usage: *const c_char,
+    has_arg: c_int,
+    val: c_int,
+    cb: Option<OptionCallback>,
+}
+
+/// What Slurm calls for each use of an option.
+pub type OptionCallback =
+    unsafe extern "C" fn(val: c_int, optarg: *const c_char, remote: c_int) -> c_int;
+
+/// Number of the item `S_JOB_ARGV`.
+const S_JOB_ARGV: c_int = 9;
+
+unsafe extern "C" {
+    fn spank_context() -> c_int;
+    fn spank_option_register(spank: *mut Handle, option: *mut RawOption) -> c_int;
+    fn spank_get_item(spank: *mut Handle, item: c_int, ...) -> c_int;
+    fn slurm_error(format: *const c_char, ...);
+}
+
+/// Where a callback runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Context {
+    /// srun.
+    Local,
+    /// slurmstepd.
+    Remote,
+    /// sbatch or salloc.
+    Allocator,
+    /// Anything else: slurmd, prologs.
+    Other,
+}
+
+/// Where this process runs.
+#[must_use]
+pub fn context() -> Context {
+    // SAFETY: no arguments; Slurm provides the function wherever it loads plugins.
+    match unsafe { spank_context() } {
+        1 => Context::Local,
+        2 => Context::Remote,
+        3 => Context::Allocator,
+        _ => Context::Other,
+    }
+}
+
+/// Prints a line by Slurm's own log.
+pub fn error(text: &str) {
+    let text = CString::new(text).unwrap_or_default();
+    // SAFETY: the format takes exactly one string, and both are terminated.
+    unsafe { slurm_error(c"%s".as_ptr(), text.as_ptr()) };
+}
+
+/// An option of the command line with an argument that may be left out.
+#[derive(Debug)]
+pub struct OptionSpec {
+    /// Its name, without dashes.
+    pub name: &'static CStr,
+    /// The argument's name in the help text.
+    pub argument: &'static CStr,
+    /// The help text.
+    pub usage: &'static CStr,
+    /// What Slurm calls for each use.
+    pub callback: OptionCallback,
+}
+
+/// The handle and arguments of a callback.
+#[derive(Debug)]
+pub struct Spank<'a> {
+    handle: *mut Handle,
+    arguments: Vec<&'a CStr>,
+    _life: PhantomData<&'a Handle>,
+}
+
+impl<'a> Spank<'a> {
+    /// The plugin's arguments in plugstack.conf.
+    #[must_use]
+    pub fn arguments(&self) -> &[&'a CStr] {
+        &self.arguments
+    }
+
+    /// Registers an option; false when Slurm refuses.
+    #[must_use]
+    pub fn register(&self, option: &OptionSpec) -> bool {
+        let mut raw = RawOption {
+            name: option.name.as_ptr(),
+            arginfo: option.argument.as_ptr(),
+            usage: option.usage.as_ptr(),
+            has_arg: 2,
+            val: 0,
+            cb: Some(option.callback),
+        };
+        // SAFETY: Slurm copies the structure; its strings live for ever.
+        unsafe { spank_option_register(self.handle, &raw mut raw) == SUCCESS }
+    }
+
+    /// Puts `program` in the place of the job's program and returns what stood there. In srun, once the job is known.
+    #[must_use]
+    pub fn replace_program(&self, program: &CStr) -> Option<CString> {
+        let (mut count, mut words): (c_int, *mut *mut c_char) = (0, std::ptr::null_mut());
+        // SAFETY: this item takes an int and an array of strings, both by address.
+        let found =
+            unsafe { spank_get_item(self.handle, S_JOB_ARGV, &raw mut count, &raw mut words) };
+        if found != SUCCESS || count < 1 || words.is_null() {
+            return None;
+        }
+        // SAFETY: Slurm returned an array of at least one string.
+        let first = unsafe { words.read() };
+        if first.is_null() {
+            return None;
+        }
+        // SAFETY: a terminated string of Slurm's.
+        let before = unsafe { CStr::from_ptr(first) }.to_owned();
+        // srun keeps the array until it ends and frees none of its strings: so this one is never freed either.
+        // SAFETY: a terminated string; null when there is no memory.
+        let copy = unsafe { libc::strdup(program.as_ptr()) };
+        if copy.is_null() {
+            return None;
+        }
+        // SAFETY: the array has at least one element, and it is Slurm's own, writable one.
+        unsafe { words.write(copy) };
+        Some(before)
+    }
+}
+
+/// Sets a variable of srun's own environment, which reaches all tasks.
+#[must_use]
+pub fn set_environment(name: &CStr, value: &CStr) -> bool {
+    // SAFETY: two terminated strings; srun calls plugins from its one thread at this point.
+    unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) == 0 }
+}
+
+/// Fills a buffer with random bytes of the kernel's.
+#[must_use]
+pub fn random(buffer: &mut [u8]) -> bool {
+    // SAFETY: the buffer is valid for its length.
+    let filled = unsafe { libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+    usize::try_from(filled).is_ok_and(|filled| filled == buffer.len())
+}
+
+/// Runs the body of a callback: a panic becomes an error and never crosses into Slurm.
+///
+/// # Safety
+/// `handle`, `count` and `words` are what Slurm passed to the callback.
+pub unsafe fn callback(
+    handle: *mut Handle,
+    count: c_int,
+    words: *mut *mut c_char,
+    body: impl FnOnce(&Spank<'_>) -> bool + UnwindSafe,
+) -> c_int {
+    let run = move || {
+        let count = usize::try_from(count).unwrap_or(0);
+        let word = |n: usize| {
+            // SAFETY: Slurm passes `count` strings.
+            let word = unsafe { words.add(n).read() };
+            // SAFETY: each is terminated, and lives as long as the callback runs.
+            (!word.is_null()).then(|| unsafe { CStr::from_ptr(word) })
+        };
+        let arguments = if words.is_null() {
+            Vec::new()
+        } else {
+            (0..count).filter_map(word).collect()
+        };
+        body(&Spank {
+            handle,
+            arguments,
+            _life: PhantomData,
+        })
+    };
+    match catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(true) => SUCCESS,
+        Ok(false) => ERROR,
+        Err(_) => {
+            error("dragon: internal error in the plugin");
+            ERROR
+        }
+    }
+}
+
+/// Runs the body of an option's callback likewise. At most 4096 bytes of the argument are looked at.
+///
+/// # Safety
+/// `argument` is what Slurm passed to the callback: null, or a terminated string.
+pub unsafe fn option_callback(
+    argument: *const c_char,
+    body: impl FnOnce(Option<&OsStr>) -> bool + UnwindSafe,
+) -> c_int {
+    let run = move || {
+        // SAFETY: the string is terminated; strnlen stops at the limit.
+        let length = if argument.is_null() {
+            0
+        } else {
+            unsafe { libc::strnlen(argument, 4096) }
+        };
+        // SAFETY: `length` bytes were just seen there.
+        let bytes = (!argument.is_null())
+            .then(|| unsafe { std::slice::from_raw_parts(argument.cast::<u8>(), length) });
+        body(bytes.map(OsStr::from_bytes))
+    };
+    match catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(true) => SUCCESS,
+        _ => ERROR,
+    }
+}
