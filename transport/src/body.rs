@@ -1,12 +1,83 @@
 //! Payloads and the memory that they lie in.
 
+use core::fmt;
 use core::ptr::NonNull;
+use std::sync::Arc;
+
+use dragon_shmem::{Block, Member};
 
 /// The payload of a frame.
 #[derive(Debug)]
 pub enum Body {
     /// Bytes of this process.
     Bytes(Vec<u8>),
+    /// A block of the node's pool: registered memory, from which and into which the network works without a copy.
+    Block(PoolBlock),
+}
+
+/// A block of the node's default pool that this process holds alone. It is freed when it is dropped.
+pub struct PoolBlock {
+    member: Arc<Member>,
+    block: Block,
+    start: NonNull<u8>,
+}
+
+// SAFETY: the pointer leads into a mapping that the member keeps; the block is an offset into it, and all access to the
+// memory goes through raw copies.
+unsafe impl Send for PoolBlock {}
+
+impl fmt::Debug for PoolBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.block.fmt(f)
+    }
+}
+
+impl PoolBlock {
+    /// Takes over a block that somebody handed to this process, after checking that there is one.
+    ///
+    /// # Errors
+    /// When offset and length do not name an allocated block of the pool.
+    pub fn adopt(member: &Arc<Member>, block: Block) -> dragon_shmem::Result<Self> {
+        member.pool().check(block.offset, block.length)?;
+        let start = member.pool().data().bytes(block.offset, block.length)?;
+        Ok(Self {
+            member: Arc::clone(member),
+            block,
+            start,
+        })
+    }
+
+    /// Allocates a block.
+    ///
+    /// # Errors
+    /// When the pool or the job's memory limit leaves no room.
+    pub fn allocate(member: &Arc<Member>, length: u64) -> dragon_shmem::Result<Self> {
+        let block = member.alloc(length)?;
+        let start = member.pool().data().bytes(block.offset, length)?;
+        Ok(Self {
+            member: Arc::clone(member),
+            block,
+            start,
+        })
+    }
+
+    /// The block itself. Whoever gets it frees it.
+    #[must_use]
+    pub fn into_block(self) -> Block {
+        let block = self.block;
+        let this = core::mem::ManuallyDrop::new(self);
+        // SAFETY: `this` is never used or dropped again, so the member is moved out exactly once.
+        drop(unsafe { core::ptr::read(&raw const this.member) });
+        block
+    }
+}
+
+impl Drop for PoolBlock {
+    fn drop(&mut self) {
+        if let Err(error) = self.member.free(self.block.offset) {
+            tracing::warn!(%error, "a payload's block cannot be freed");
+        }
+    }
 }
 
 impl Body {
@@ -21,6 +92,7 @@ impl Body {
     pub fn len(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Block(block) => block.block.length,
         }
     }
 
@@ -35,6 +107,7 @@ impl Body {
     pub fn start(&self) -> NonNull<u8> {
         match self {
             Self::Bytes(bytes) => NonNull::from(bytes.as_slice()).cast(),
+            Self::Block(block) => block.start,
         }
     }
 
@@ -43,30 +116,31 @@ impl Body {
     pub fn start_mut(&mut self) -> NonNull<u8> {
         match self {
             Self::Bytes(bytes) => NonNull::from(bytes.as_mut_slice()).cast(),
+            Self::Block(block) => block.start,
         }
     }
 
     /// Copies bytes out, starting at `at`; returns how many there were.
     pub fn read_at(&self, at: u64, into: &mut [u8]) -> usize {
-        match self {
-            Self::Bytes(bytes) => {
-                let from = usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
-                let count = into.len().min(bytes.len() - from);
-                into[..count].copy_from_slice(&bytes[from..from + count]);
-                count
-            }
-        }
+        let left = usize::try_from(self.len().saturating_sub(at)).unwrap_or(usize::MAX);
+        let count = into.len().min(left);
+        let at = usize::try_from(at.min(self.len())).unwrap_or(0);
+        // SAFETY: `at` is at most the length of the body.
+        let from = unsafe { self.start().add(at) };
+        // SAFETY: at + count is at most the length of the body; `into` is memory of this process, apart from the body.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), into.as_mut_ptr(), count) };
+        count
     }
 
     /// Copies bytes in, starting at `at`; what does not fit is left out.
     pub fn write_at(&mut self, at: u64, from: &[u8]) {
-        match self {
-            Self::Bytes(bytes) => {
-                let to = usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
-                let count = from.len().min(bytes.len() - to);
-                bytes[to..to + count].copy_from_slice(&from[..count]);
-            }
-        }
+        let left = usize::try_from(self.len().saturating_sub(at)).unwrap_or(usize::MAX);
+        let count = from.len().min(left);
+        let at = usize::try_from(at.min(self.len())).unwrap_or(0);
+        // SAFETY: `at` is at most the length of the body.
+        let to = unsafe { self.start_mut().add(at) };
+        // SAFETY: at + count is at most the length of the body; `from` is memory of this process, apart from the body.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), count) };
     }
 
     /// A copy of all bytes.

@@ -152,11 +152,11 @@ impl MemLink {
     }
 
     fn end_here(self: &Arc<Self>, reason: LinkError) {
-        if self.open.swap(false, Ordering::AcqRel) {
-            if let Some(home) = self.home.upgrade() {
-                home.unlink(self);
-                home.post(Event::Lost(Arc::clone(self), reason));
-            }
+        if self.open.swap(false, Ordering::AcqRel)
+            && let Some(home) = self.home.upgrade()
+        {
+            home.unlink(self);
+            home.post(Event::Lost(Arc::clone(self), reason));
         }
     }
 }

@@ -271,12 +271,13 @@ impl Link for Conn {
         out.queued += frame_len(&frame);
         out.frames.push_back(frame);
         // Frames before this one wait for a writable socket: so does this one.
-        if out.frames.len() == 1 && out.state == State::Up {
-            if let Err(error) = self.flush(&mut out) {
-                drop(out);
-                tracing::debug!(link = self.id, %error, "sending failed");
-                self.close();
-            }
+        if out.frames.len() == 1
+            && out.state == State::Up
+            && let Err(error) = self.flush(&mut out)
+        {
+            drop(out);
+            tracing::debug!(link = self.id, %error, "sending failed");
+            self.close();
         }
         Ok(())
     }

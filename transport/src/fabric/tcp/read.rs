@@ -22,6 +22,9 @@ use crate::fabric::{Handler, Incoming, Link, LinkError, SMALL};
 
 /// Bytes read by one call into memory that all connections share.
 const SCRATCH: usize = 64 * 1024;
+/// [`SMALL`] as a length in memory.
+const SMALL_BYTES: usize = 4096;
+const _: () = assert!(SMALL_BYTES as u64 == SMALL);
 /// How much of one connection is read before others get their turn.
 const TURN: usize = 4 << 20;
 
@@ -31,7 +34,7 @@ pub(super) struct Scratch(Vec<u8>);
 
 impl Scratch {
     pub(super) fn new() -> Self {
-        Self(vec![0; SCRATCH + FRAME_HEADER + SMALL as usize])
+        Self(vec![0; SCRATCH + FRAME_HEADER + SMALL_BYTES])
     }
 }
 
@@ -229,13 +232,12 @@ impl Reader {
             return;
         };
         *filled += count;
-        if *filled == body.len() {
-            if let Stage::Landing { header, body, .. } =
+        if *filled == body.len()
+            && let Stage::Landing { header, body, .. } =
                 core::mem::replace(&mut self.stage, Stage::Header)
-            {
-                shared.frame_received();
-                handler.frame(link, &header, Incoming::Landed(body));
-            }
+        {
+            shared.frame_received();
+            handler.frame(link, &header, Incoming::Landed(body));
         }
     }
 
@@ -265,8 +267,8 @@ impl Reader {
             let header = read_header(head)?;
             let payload = header.payload.get();
             if payload <= SMALL {
-                // At most SMALL: fits usize.
-                let Some((payload, after)) = rest.split_at_checked(payload as usize) else {
+                let payload = usize::try_from(payload).unwrap_or(SMALL_BYTES);
+                let Some((payload, after)) = rest.split_at_checked(payload) else {
                     return self.keep(bytes);
                 };
                 shared.frame_received();
