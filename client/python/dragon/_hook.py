@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import types
 from multiprocessing import context
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 METHOD = "dragon"
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections import namedtuple
 
 from dragon import _native
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _node: contextvars.ContextVar[int | None] = contextvars.ContextVar("dragon_node", default=None)
 
 
-class Node(NamedTuple):
-    """A node of the runtime."""
+class Node(namedtuple("Node", ("index", "host", "cpus", "memory"))):
+    """A node of the runtime.
 
-    #: Its index: 0 is where the head program runs.
-    index: int
-    #: Its host name. Several nodes may be on one host.
-    host: str
-    #: CPUs granted to the runtime on it.
-    cpus: int
-    #: Bytes of memory granted to the runtime on it.
-    memory: int
+    `index` counts from 0, where the head program runs; `host` is its host name, and several nodes may be on one host;
+    `cpus` and `memory` (bytes) are what the runtime was granted on it.
+    """
+
+    __slots__ = ()
 
 
 def nodes() -> list[Node]:

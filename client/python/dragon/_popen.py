@@ -16,12 +16,15 @@ import threading
 import weakref
 from multiprocessing import spawn, util
 from multiprocessing.context import set_spawning_popen
-from typing import Any
 
 from dragon import _native
 from dragon._errors import DragonError, NodeDownError
 from dragon._placement import default_node
 from dragon._serialize import Pickler
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: Larger payloads reach the worker through a channel of its own instead of through the daemons.
 _LARGE_PAYLOAD = 256 * 1024

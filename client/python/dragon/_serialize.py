@@ -17,7 +17,10 @@ import io
 import pickle
 import struct
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PROTOCOL = 5
 #: Smaller buffers are copied into the pickle: it costs less than another part.

@@ -26,9 +26,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterator
 from multiprocessing import process, spawn
-from typing import NoReturn
 
 # Imported here so that no worker has to.
 import multiprocessing.connection  # noqa: F401
@@ -40,6 +38,11 @@ import traceback
 import dragon  # noqa: F401
 from dragon import _native, _popen  # noqa: F401
 from dragon.mp import connection, pool, queues, synchronize  # noqa: F401
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import NoReturn
 
 _U32 = struct.Struct("<I")
 _FDS = 3

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from multiprocessing import context, process
-from typing import Any, Callable, NoReturn
 
 from dragon import _native
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, NoReturn
 
 __all__ = ["DragonContext", "DragonProcess", "context_instance"]
 

@@ -14,11 +14,14 @@ import io
 import os
 from multiprocessing import util
 from multiprocessing.connection import _ConnectionBase
-from typing import Any
 
 from dragon import _native
 from dragon._errors import DestroyedError, NoSuchObjectError
 from dragon._serialize import dump_parts, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Connection", "Pipe"]
 

@@ -23,16 +23,19 @@ import itertools
 import queue
 import threading
 import traceback
-from collections.abc import Iterator
 from multiprocessing import pool as std
 from multiprocessing import util
-from typing import Any, Callable
 
 from dragon import _native
 from dragon._errors import DragonError, NodeDownError, WorkerLostError
 from dragon._placement import Node, nodes
 from dragon._popen import interpreter, make_payload, parse_notice
 from dragon._serialize import dump_parts, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Callable
 
 __all__ = ["Pool"]
 
@@ -103,7 +106,7 @@ class Pool(std.Pool):
         self._engine.join()
 
 
-class _Cache(dict[int, Any]):
+class _Cache(dict):
     """The results that somebody waits for, by job."""
 
     def __init__(self, engine: _Engine) -> None:

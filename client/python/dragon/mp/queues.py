@@ -16,10 +16,13 @@ import types
 import weakref
 from multiprocessing import util
 from queue import Empty, Full
-from typing import Any
 
 from dragon import _native
 from dragon._serialize import dump_parts, join, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import threading
 from multiprocessing import process
 from multiprocessing.synchronize import Condition as _StdCondition
-from typing import Any, Callable
 
 from dragon import _native
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
 
