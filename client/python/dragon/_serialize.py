@@ -1,7 +1,7 @@
 """Objects to bytes and back.
 
-A message is a pickle (protocol 5; its first byte is 0x80), or, where the object holds large buffers (arrays, bytearrays),
-a frame of *parts* that the buffers go into as they are::
+A message is a pickle (protocol 5; its first byte is 0x80), or, where the object holds large buffers (arrays, and all else
+that pickles its memory as a `PickleBuffer`), a frame of *parts* that the buffers go into as they are::
 
     0x00 · 7 bytes zero · u64 number of buffers · u64 length of the pickle · u64 length of each buffer
     the pickle, then each buffer, each at the next multiple of 64 bytes

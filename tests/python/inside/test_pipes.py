@@ -1,0 +1,166 @@
+"""Pipes whose ends are on any nodes."""
+
+import os
+from multiprocessing import BufferTooShort
+
+import pytest
+
+
+def echo(end):
+    try:
+        while True:
+            end.send(end.recv())
+    except EOFError:
+        end.send("seen the end")
+
+
+def send_and_leave(end, items):
+    for item in items:
+        end.send(item)
+
+
+def send_bytes(end, data):
+    end.send_bytes(data)
+
+
+def send_through(end):
+    end.recv().send((os.getpid(), "through"))
+
+
+def test_round_trips(ctx, start, node):
+    ours, theirs = ctx.Pipe()
+    start(node, echo, theirs)
+    for value in (1, "two", [3], b"4" * 1000, {5: None}, b"6" * (1 << 20)):
+        ours.send(value)
+        assert ours.recv() == value
+
+
+def test_one_way(ctx, start, node):
+    reader, writer = ctx.Pipe(duplex=False)
+    assert reader.readable and not reader.writable and writer.writable and not writer.readable
+    with pytest.raises(OSError, match="write-only"):
+        writer.recv()
+    with pytest.raises(OSError, match="read-only"):
+        reader.send(1)
+    start(node, send_and_leave, writer, ["hello"])
+    assert reader.recv() == "hello"
+
+
+def test_end_of_file_when_the_other_process_ends(ctx, start, node):
+    reader, writer = ctx.Pipe(duplex=False)
+    process = start(node, send_and_leave, writer, range(3))
+    writer.close()
+    assert [reader.recv() for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(EOFError):
+        reader.recv()
+    with pytest.raises(EOFError):
+        reader.recv()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_end_of_file_behind_a_full_channel(ctx):
+    reader, writer = ctx.Pipe(duplex=False)
+    for number in range(256):
+        writer.send(number)
+    writer.close()
+    assert [reader.recv() for _ in range(256)] == list(range(256))
+    with pytest.raises(EOFError):
+        reader.recv()
+
+
+def test_end_of_file_when_the_end_is_let_go(ctx):
+    reader, writer = ctx.Pipe(duplex=False)
+    writer.send(1)
+    del writer
+    assert reader.recv() == 1
+    assert reader.poll()
+    with pytest.raises(EOFError):
+        reader.recv()
+
+
+def test_no_end_of_file_while_another_process_has_the_end(ctx, start, node):
+    ours, theirs = ctx.Pipe()
+    process = start(node, echo, theirs)
+    theirs.close()
+    ours.send(1)
+    assert ours.recv() == 1
+    ours.close()
+    process.join()
+
+
+def test_broken_pipe(ctx):
+    reader, writer = ctx.Pipe(duplex=False)
+    reader.close()
+    with pytest.raises(BrokenPipeError):
+        writer.send(1)
+    with pytest.raises(BrokenPipeError):
+        writer.send_bytes(b"1")
+
+
+def test_closed(ctx):
+    ours, theirs = ctx.Pipe()
+    assert not ours.closed
+    with ours:
+        pass
+    assert ours.closed
+    for operation in (lambda: ours.send(1), ours.recv, ours.poll, lambda: ours.recv_bytes()):
+        with pytest.raises(OSError, match="handle is closed"):
+            operation()
+    theirs.close()
+
+
+def test_poll(ctx):
+    ours, theirs = ctx.Pipe()
+    assert not ours.poll()
+    assert not ours.poll(0.05)
+    theirs.send(1)
+    assert ours.poll() and ours.poll(5) and ours.poll(None)
+    assert ours.recv() == 1
+    assert not ours.poll()
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"y" * 70_000])
+def test_bytes(ctx, start, node, data):
+    reader, writer = ctx.Pipe(duplex=False)
+    start(node, send_bytes, writer, data)
+    assert reader.recv_bytes() == data
+
+
+def test_bytes_of_a_part(ctx):
+    reader, writer = ctx.Pipe(duplex=False)
+    writer.send_bytes(bytearray(b"abcdef"), 2, 3)
+    assert reader.recv_bytes() == b"cde"
+    with pytest.raises(ValueError):
+        writer.send_bytes(b"abc", 4)
+    writer.send_bytes(b"too long")
+    with pytest.raises(OSError, match="bad message length"):
+        reader.recv_bytes(3)
+
+
+def test_bytes_into(ctx):
+    reader, writer = ctx.Pipe()
+    buffer = bytearray(10)
+    writer.send_bytes(b"abc")
+    assert reader.recv_bytes_into(buffer, 2) == 3
+    assert buffer[:6] == b"\0\0abc\0"
+    writer.send_bytes(b"x" * 11)
+    with pytest.raises(BufferTooShort):
+        reader.recv_bytes_into(buffer)
+
+
+def test_a_connection_over_a_connection(ctx, start, node):
+    ours, theirs = ctx.Pipe()
+    reader, writer = ctx.Pipe(duplex=False)
+    process = start(node, send_through, theirs)
+    ours.send(writer)
+    writer.close()
+    assert reader.recv() == (process.pid, "through")
+    with pytest.raises(EOFError):
+        reader.recv()
+
+
+def test_there_is_no_file_descriptor(ctx):
+    ours, _theirs = ctx.Pipe()
+    with pytest.raises(NotImplementedError, match="no file descriptor"):
+        ours.fileno()

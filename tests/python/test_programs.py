@@ -1,0 +1,189 @@
+"""Whole programs: with and without a runtime, their exit codes, and what is left of them."""
+
+import os
+import sys
+
+import pytest
+from programs import run, run_plain
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Writes a program; the code goes below `if __name__ == "__main__"` unless it has a main of its own."""
+
+    def write(text, name="program.py"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_import_needs_no_runtime(program):
+    path = program("import dragon, multiprocessing\nprint(dragon.__version__, multiprocessing.get_all_start_methods())\n")
+    ended = run_plain([sys.executable, path])
+    assert ended.code == 0, ended.text()
+    assert "'dragon'" in ended.out
+
+
+def test_without_a_runtime_the_error_says_what_to_type(program):
+    path = program(
+        "import dragon, multiprocessing\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('dragon')\n"
+        "    try:\n"
+        "        multiprocessing.Queue()\n"
+        "    except dragon.NoRuntimeError as error:\n"
+        "        print(error.code, error)\n"
+    )
+    ended = run_plain([sys.executable, path])
+    assert ended.code == 0, ended.text()
+    assert ended.out.startswith("16 "), ended.text()
+    assert "dragon prog.py" in ended.out, ended.text()
+
+
+def test_other_start_methods_are_untouched(program):
+    path = program(
+        "import multiprocessing\n"
+        "import dragon\n"
+        "if __name__ == '__main__':\n"
+        "    assert multiprocessing.cpu_count() == __import__('os').cpu_count()\n"
+        "    multiprocessing.set_start_method('spawn')\n"
+        "    queue = multiprocessing.Queue()\n"
+        "    assert type(queue).__module__ == 'multiprocessing.queues', type(queue)\n"
+        "    with multiprocessing.Pool(2) as pool:\n"
+        "        assert pool.map(abs, [-1, 2]) == [1, 2]\n"
+        "    process = multiprocessing.Process(target=queue.put, args=('hello',))\n"
+        "    process.start()\n"
+        "    print(queue.get())\n"
+        "    process.join()\n"
+    )
+    ended = run_plain([sys.executable, path])
+    assert (ended.code, ended.out) == (0, "hello\n"), ended.text()
+
+
+def test_names_imported_before_dragon_follow_the_start_method(dragon_command, program):
+    path = program(
+        "from multiprocessing import Pool, Queue, Process, cpu_count\n"
+        "import multiprocessing\n"
+        "import dragon\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('dragon')\n"
+        "    assert cpu_count() == sum(node.cpus for node in dragon.nodes())\n"
+        "    queue = Queue()\n"
+        "    process = Process(target=queue.put, args=('hello',))\n"
+        "    process.start()\n"
+        "    print(queue.get(), type(queue).__module__)\n"
+        "    process.join()\n"
+        "    with Pool(2) as pool:\n"
+        "        print(pool.map(abs, [-1, 2]), type(pool).__module__)\n"
+    )
+    ended = run(dragon_command, [path], nodes=2)
+    assert ended.code == 0, ended.text()
+    assert ended.out == "hello dragon.mp.queues\n[1, 2] dragon.mp.pool\n", ended.text()
+
+
+def test_python_processes_print_where_the_program_prints(dragon_command, program):
+    path = program(
+        "import dragon, multiprocessing, sys\n"
+        "def child(n):\n"
+        "    print('out', n)\n"
+        "    print('err', n, file=sys.stderr)\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('dragon')\n"
+        "    for n in range(3):\n"
+        "        process = multiprocessing.Process(target=child, args=(n,))\n"
+        "        with dragon.on_node(n % len(dragon.nodes())):\n"
+        "            process.start()\n"
+        "        process.join()\n"
+    )
+    ended = run(dragon_command, [path], nodes=3)
+    assert ended.code == 0, ended.text()
+    assert sorted(ended.out.split("\n")) == ["", "out 0", "out 1", "out 2"], ended.text()
+    assert {"err 0", "err 1", "err 2"} <= set(ended.err.split("\n")), ended.text()
+
+
+def test_daemonic_processes_end_with_the_program(dragon_command, program, tmp_path):
+    pids = tmp_path / "pids"
+    path = program(
+        "import dragon, multiprocessing, os, sys\n"
+        "def child(started):\n"
+        f"    open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        "    started.set()\n"
+        "    multiprocessing.Event().wait()\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('dragon')\n"
+        "    for node in dragon.nodes():\n"
+        "        started = multiprocessing.Event()\n"
+        "        process = multiprocessing.Process(target=child, args=(started,), daemon=True)\n"
+        "        with dragon.on_node(node.index):\n"
+        "            process.start()\n"
+        "        started.wait()\n"
+        "    sys.exit(7)\n"
+    )
+    ended = run(dragon_command, [path], nodes=2)
+    assert ended.code == 7, ended.text()
+    left = [pid for pid in map(int, pids.read_text().split()) if os.path.exists(f"/proc/{pid}")]
+    assert not left, ended.text()
+
+
+def test_queued_items_arrive_though_the_program_ends(dragon_command, program):
+    path = program(
+        "import dragon, multiprocessing\n"
+        "def child(queue):\n"
+        "    for n in range(3000):\n"
+        "        queue.put(n)\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('dragon')\n"
+        "    queue = multiprocessing.Queue()\n"
+        "    process = multiprocessing.Process(target=child, args=(queue,))\n"
+        "    process.start()\n"
+        "    print(sum(queue.get() for _ in range(3000)))\n"
+        "    process.join()\n"
+        "    print(process.exitcode)\n"
+    )
+    ended = run(dragon_command, [path], nodes=2)
+    assert (ended.code, ended.out) == (0, f"{sum(range(3000))}\n0\n"), ended.text()
+
+
+def test_an_open_pool_does_not_keep_the_program(dragon_command, program):
+    path = program(
+        "import dragon, multiprocessing\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('dragon')\n"
+        "    pool = multiprocessing.Pool(2)\n"
+        "    print(pool.map(abs, [-1, -2, -3]))\n"
+    )
+    ended = run(dragon_command, [path])
+    assert (ended.code, ended.out) == (0, "[1, 2, 3]\n"), ended.text()
+
+
+def test_a_failing_child_prints_its_traceback(dragon_command, program):
+    path = program(
+        "import dragon, multiprocessing\n"
+        "def child():\n"
+        "    raise ValueError('what went wrong')\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('dragon')\n"
+        "    process = multiprocessing.Process(target=child)\n"
+        "    process.start()\n"
+        "    process.join()\n"
+        "    print(process.exitcode)\n"
+    )
+    ended = run(dragon_command, [path])
+    assert (ended.code, ended.out) == (0, "1\n"), ended.text()
+    assert "ValueError: what went wrong" in ended.err, ended.text()
+
+
+def test_a_program_without_main_guard_is_told_so(dragon_command, program):
+    path = program(
+        "import dragon, multiprocessing\n"
+        "multiprocessing.set_start_method('dragon', force=True)\n"
+        "process = multiprocessing.Process(target=print)\n"
+        "process.start()\n"
+        "process.join()\n"
+        "print(process.exitcode)\n"
+    )
+    ended = run(dragon_command, [path])
+    assert ended.out == "1\n", ended.text()
+    assert "if __name__ == '__main__':" in ended.err, ended.text()
