@@ -1,4 +1,5 @@
-//! The held table of a slot: the objects to which its process has a reference, on this node and on others.
+//! The held table of a slot: the objects to which its process has a reference, on this node and on others, and the blocks
+//! of messages that it reads at the moment.
 //!
 //! An entry is written before the reference is taken and cleared after it was given back. Between the two steps its state
 //! says which way it goes; recovery then keeps the reference rather than take one too many away: what is lost is at most
@@ -35,6 +36,9 @@ pub enum State {
     Giving = 3,
 }
 
+/// The state of an entry that records a block.
+const BLOCK: u64 = 4;
+
 impl Entry {
     /// Records an object.
     pub fn set(&self, id: ObjectId, state: State) {
@@ -45,6 +49,19 @@ impl Entry {
         let what = state as u64 | (id.kind as u64) << 8 | u64::from(id.node.get()) << 16;
         // Release: who reads the state reads which object it is about.
         self.what.store(what, Ordering::Release);
+    }
+
+    /// Records a block of the default pool that the process reads and will free: a received message.
+    pub fn set_block(&self, offset: u64) {
+        self.which.store(offset, Ordering::Relaxed);
+        self.what.store(BLOCK, Ordering::Release);
+    }
+
+    /// The block that the entry records, if it records one.
+    #[must_use]
+    pub fn block(&self) -> Option<u64> {
+        let what = self.what.load(Ordering::Acquire);
+        (what == BLOCK).then(|| self.which.load(Ordering::Relaxed))
     }
 
     /// Clears the entry.

@@ -362,6 +362,26 @@ impl Member {
         }
     }
 
+    /// Records a shared block that this process now reads and will free; recovery frees it otherwise.
+    ///
+    /// # Errors
+    /// When the held table is full.
+    pub fn hold_block(&self, offset: u64) -> Result<u32> {
+        let place = self.held().place()?;
+        self.control.held(self.slot.index)?[place as usize].set_block(offset);
+        Ok(place)
+    }
+
+    /// Forgets a block that [`Member::hold_block`] recorded at `place`.
+    pub fn release_block(&self, place: u32) {
+        if let Ok(table) = self.control.held(self.slot.index)
+            && let Some(entry) = table.get(place as usize)
+        {
+            entry.clear();
+            self.held().free.push(place);
+        }
+    }
+
     fn slot_entry(&self) -> Result<&crate::slot::Slot> {
         self.control.slot(self.slot.index)
     }
