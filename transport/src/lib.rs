@@ -1,7 +1,15 @@
 //! The transport agent: the same call on every node.
+//!
+//! * [`fabric`]: what carries frames between two nodes, over TCP or within one process;
+//! * [`agent`]: what executes the requests of other nodes and makes those of this one;
+//! * [`Body`]: payloads, in memory of this process or in a block of the pool.
+//!
+//! The bytes are described in `docs/wire.md`.
 
 mod body;
-mod clock;
+use dragon_shmem::clock;
+mod error;
 pub mod fabric;
 
-pub use body::Body;
+pub use body::{Body, PoolBlock};
+pub use error::Error;

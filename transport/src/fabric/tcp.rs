@@ -327,9 +327,8 @@ impl TcpFabric {
         let unsent = conn.end();
         drop(table);
         io.readers.remove(&conn.id);
-        // Both fail only for a socket that is gone already.
+        // This and the shutdown below fail only for a socket that is gone already.
         let _ = epoll::delete(&self.shared.epoll, conn.socket());
-        let _ = rustix::net::shutdown(conn.socket(), rustix::net::Shutdown::Both);
         if conn.is_up() || conn.side == Side::Opened {
             let link = Arc::clone(conn) as Arc<dyn Link>;
             handler.lost(&link, conn.is_up(), reason, unsent);
@@ -341,6 +340,8 @@ impl TcpFabric {
             counters.refused.fetch_add(1, Ordering::Relaxed);
             io.refusals.log(conn, reason);
         }
+        // Last: who sees the end of the stream may rely on everything above.
+        let _ = rustix::net::shutdown(conn.socket(), rustix::net::Shutdown::Both);
     }
 
     fn accept(&self, io: &mut Io) {
