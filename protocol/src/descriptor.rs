@@ -118,6 +118,10 @@ impl FromStr for Descriptor {
 }
 
 fn parse(text: &str) -> Option<Descriptor> {
+    // The standard parsers take a sign, which this form does not have.
+    if text.contains('+') {
+        return None;
+    }
     let mut parts = text.strip_prefix("dragon1:")?.split(':');
     let mut letters = parts.next()?.chars();
     let kind = ObjectKind::from_letter(letters.next()?)?;

@@ -104,12 +104,13 @@ pub enum FrameKind {
     Request = 1,
     /// The end of the request with the same number.
     Reply = 2,
-    /// The caller of the request with this number is gone or waits no longer: forget it. No reply comes.
+    /// The caller of the request with this number is gone or waits no longer: forget it. With argument 0 = 1 the reply
+    /// still comes (`Cancelled`, unless the request has ended already); with 0 none does.
     Cancel = 3,
     /// A message that was taken for a caller that is gone: put it back into `target`.
     Return = 4,
-    /// Every process of the given slot (argument 0: slot, 1: generation) of the sender's node is gone: recover what it
-    /// held here.
+    /// The process with the given slot of the sender's node is gone: recover what it held here. Answered by a reply, so
+    /// that it can be sent again when the connection breaks.
     SlotDown = 5,
     /// The sender closes: nothing follows.
     Goodbye = 6,
@@ -143,7 +144,7 @@ pub struct FrameHeader {
     pub reserved: [u8; 2],
     /// Replies: a [`crate::Code`].
     pub status: I32,
-    /// The requesting agent's number for the request; replies and cancels repeat it.
+    /// The requesting agent's number for the request; replies and cancels repeat it. 0: no reply is wanted.
     pub request: U64,
     /// The object.
     pub target: Target,
