@@ -72,6 +72,8 @@ def make_payload(process_obj: Any) -> tuple[bytes, _native.Channel | None]:
 class _Spawning:
     """Stands for the process being started, towards objects that ask whether one is."""
 
+    DupFd = int
+
     @staticmethod
     def duplicate_for_child(fd: int) -> int:
         raise NotImplementedError(

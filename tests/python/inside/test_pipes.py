@@ -11,7 +11,7 @@ def echo(end):
         while True:
             end.send(end.recv())
     except EOFError:
-        end.send("seen the end")
+        pass
 
 
 def send_and_leave(end, items):

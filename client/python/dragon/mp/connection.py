@@ -78,9 +78,8 @@ class _End:
                     self.read.destroy()
         except Exception as error:  # the runtime, the node or the channel may be gone already
             util.debug("closing an end of a pipe: %s", error)
-        for part in (self.read, self.write, self.holders, self.peers):
-            if part is not None:
-                part.close()
+        # Handles that the other end in this process shares stay open.
+        self.read = self.write = None
 
 
 class Connection(_ConnectionBase):
