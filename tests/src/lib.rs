@@ -1,1 +1,9 @@
-//! System tests: real nodes, a real Slurm, real kills
+//! System tests: real daemons, real nodes in namespaces, a real Slurm, real kills.
+//!
+//! `tests/local_*.rs` need nothing but this machine; `tests/nodes_*.rs` need root for namespaces; `tests/slurm_*.rs` need a
+//! Slurm besides. The last two share one cluster per file and therefore bring their own list of cases ([`suite`]).
+
+pub mod cluster;
+pub mod local;
+pub mod site;
+pub mod suite;

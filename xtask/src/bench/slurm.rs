@@ -92,7 +92,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn rig(&self) -> Command {
-        let mut command = Command::new(self.repo.path("tests/rig/slurm-cluster"));
+        let mut command = Command::new(self.repo.path("tests/rig/cluster"));
         let plugin = self.repo.release("libdragon_spank.so");
         command.env("RIG_PLUGSTACK", format!("optional {}", plugin.display()));
         command.env("RIG_SHARE", self.repo.path(""));
@@ -103,7 +103,7 @@ impl<'a> Cluster<'a> {
 impl Drop for Cluster<'_> {
     fn drop(&mut self) {
         if let Err(why) = captured(self.rig().arg("down"), LIMIT) {
-            eprintln!("the cluster did not go down: {why}; type: tests/rig/slurm-cluster down");
+            eprintln!("the cluster did not go down: {why}; type: tests/rig/cluster down");
         }
     }
 }

@@ -1,0 +1,155 @@
+//! A cluster of nodes on this machine (`tests/rig/cluster`), which goes down with its value.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::local::{Finished, eventually_empty, repository, run};
+use crate::site::Site;
+
+/// Nodes in namespaces, with the product installed on them.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: PathBuf,
+    slurm: bool,
+    nodes: u32,
+    site: Site,
+}
+
+/// Where clusters keep their state: reachable by ordinary users, and hidden from none of the nodes.
+const FOLDER: &str = "/var/tmp";
+
+impl Cluster {
+    /// Nodes without a workload manager.
+    ///
+    /// # Errors
+    /// Why there can be none here.
+    pub fn plain(nodes: u32) -> Result<Self, String> {
+        Self::up(nodes, false)
+    }
+
+    /// Nodes with a real Slurm that has the plugin.
+    ///
+    /// # Errors
+    /// Why there can be none here.
+    pub fn slurm(nodes: u32) -> Result<Self, String> {
+        for program in ["slurmctld", "slurmd", "munged", "srun"] {
+            let found = ["/usr/sbin", "/usr/bin"]
+                .iter()
+                .any(|folder| Path::new(folder).join(program).exists());
+            if !found {
+                return Err(format!("{program} is not installed"));
+            }
+        }
+        Self::up(nodes, true)
+    }
+
+    fn up(nodes: u32, slurm: bool) -> Result<Self, String> {
+        let me = std::fs::metadata("/proc/self").map_err(|error| error.to_string())?;
+        if std::os::unix::fs::MetadataExt::uid(&me) != 0 {
+            return Err("namespaces need root".to_owned());
+        }
+        let folder = PathBuf::from(FOLDER).join(format!("dragon-rig-{}", std::process::id()));
+        let site = Site::install(&folder.join("site"))?.with_python()?;
+        let site = if slurm { site.with_plugin()? } else { site };
+        let cluster = Self {
+            folder,
+            slurm,
+            nodes,
+            site,
+        };
+        let up = run(cluster.rig().args(["up", &nodes.to_string()]));
+        if up.code == Some(0) {
+            Ok(cluster)
+        } else {
+            panic!("the cluster did not come up: {}", up.err)
+        }
+    }
+
+    /// The installed product.
+    #[must_use]
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Names of the nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = String> + use<> {
+        (1..=self.nodes).map(|n| format!("n{n}"))
+    }
+
+    /// The rig's own command.
+    #[must_use]
+    pub fn rig(&self) -> Command {
+        self.rig_environment(repository().join("tests/rig/cluster"))
+    }
+
+    /// A program that calls the rig.
+    #[must_use]
+    pub fn rig_environment(&self, program: PathBuf) -> Command {
+        let mut command = Command::new(program);
+        let plugin = format!(
+            "required {} dragond={}",
+            self.site.plugin().display(),
+            self.site.dragond().display()
+        );
+        command
+            .env("RIG_RUN", &self.folder)
+            .env("RIG_PLUGSTACK", plugin);
+        // As in a shell in which the virtual environment is active.
+        command.env("RIG_PATH", self.site.venv().join("bin"));
+        if self.slurm {
+            command.env("RIG_SLURM", "1");
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// A command on a node, as an ordinary user.
+    pub fn on<'a>(&self, node: &str, words: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = self.rig();
+        command.args(["exec", node]).args(words);
+        command
+    }
+
+    /// Runs a command on the login node to its end.
+    pub fn login<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Finished {
+        run(&mut self.on("ctl", words))
+    }
+
+    /// What a job left on a node: processes of users, shared memory, sockets, files.
+    #[must_use]
+    pub fn traces(&self, node: &str) -> String {
+        let look = "ps -eo user,pid,args | grep -E '^(alice|bob) ' | grep -vE 'ps -eo|grep|sh -c'; ls -A /dev/shm /tmp | grep -v ':$'; grep @dragon /proc/net/unix; true";
+        run(&mut self.on(node, ["sh", "-c", look]))
+            .out
+            .trim()
+            .to_owned()
+    }
+
+    /// Fails the test when something is left on a node. What was killed a moment ago may still be on its way out.
+    ///
+    /// # Panics
+    /// When something is left.
+    pub fn assert_nothing_left(&self) {
+        for node in self.nodes() {
+            eventually_empty(&node, || self.traces(&node));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let down = run(self.rig().arg("down"));
+        if down.code != Some(0) {
+            eprintln!(
+                "the cluster in {} did not go down: {}",
+                self.folder.display(),
+                down.err
+            );
+        } else if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}

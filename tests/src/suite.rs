@@ -1,0 +1,63 @@
+//! A test program whose cases share something that is expensive or exists once: a cluster.
+//!
+//! It prints what the standard harness prints, and takes the name of a case, or a part of it, as filter.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// A case: its name, and what it does with what all cases share.
+pub type Case<T> = (&'static str, fn(&T));
+
+/// Runs the cases one after the other. `shared` is made once, when a case wants to run; its error skips them all.
+pub fn run<T>(shared: impl FnOnce() -> Result<T, String>, cases: &[Case<T>]) -> ExitCode {
+    let filters: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let wanted = |name: &str| {
+        filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+    };
+    let chosen: Vec<_> = cases.iter().filter(|(name, _)| wanted(name)).collect();
+    if std::env::args().any(|word| word == "--list") {
+        chosen.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    println!("\nrunning {} tests", chosen.len());
+    let begin = Instant::now();
+    let shared = match shared() {
+        Ok(shared) => shared,
+        Err(reason) => {
+            chosen
+                .iter()
+                .for_each(|(name, _)| println!("SKIPPED {name}: {reason}"));
+            println!(
+                "\ntest result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; {} filtered out",
+                cases.len()
+            );
+            return ExitCode::SUCCESS;
+        }
+    };
+    let mut failed = Vec::new();
+    for (name, case) in &chosen {
+        let ok = catch_unwind(AssertUnwindSafe(|| case(&shared))).is_ok();
+        println!("test {name} ... {}", if ok { "ok" } else { "FAILED" });
+        if !ok {
+            failed.push(*name);
+        }
+    }
+    drop(shared);
+    let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {verdict}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s",
+        chosen.len() - failed.len(),
+        failed.len(),
+        cases.len() - chosen.len(),
+        begin.elapsed().as_secs_f64()
+    );
+    if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

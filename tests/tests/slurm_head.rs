@@ -1,0 +1,365 @@
+//! `srun --dragon prog`: the plugin, the bring-up, the run over nodes, and every way it can end, on a real Slurm.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Command, ExitCode};
+
+use dragon_tests::cluster::Cluster;
+use dragon_tests::local::{Finished, eventually_empty, finish, run};
+use dragon_tests::suite;
+
+fn main() -> ExitCode {
+    suite::run(
+        || Cluster::slurm(3),
+        &[
+            (
+                "plugin_exports_only_its_callbacks",
+                plugin_exports_only_its_callbacks,
+            ),
+            ("option_is_in_the_help", option_is_in_the_help),
+            (
+                "modes_that_do_not_exist_are_refused",
+                modes_that_do_not_exist_are_refused,
+            ),
+            (
+                "without_the_option_nothing_changes",
+                without_the_option_nothing_changes,
+            ),
+            (
+                "head_runs_once_on_the_first_node",
+                head_runs_once_on_the_first_node,
+            ),
+            ("exit_code_is_the_heads", exit_code_is_the_heads),
+            (
+                "environment_hides_key_and_task",
+                environment_hides_key_and_task,
+            ),
+            ("bad_programs_are_named_once", bad_programs_are_named_once),
+            (
+                "hello_world_on_two_and_three_nodes",
+                hello_world_on_two_and_three_nodes,
+            ),
+            ("ring_and_pipeline", ring_and_pipeline),
+            ("several_tasks_on_a_node", several_tasks_on_a_node),
+            ("two_jobs_at_once", two_jobs_at_once),
+            ("another_user_cannot_attach", another_user_cannot_attach),
+            ("cancelled_job_leaves_nothing", cancelled_job_leaves_nothing),
+            (
+                "signal_for_the_program_reaches_it",
+                signal_for_the_program_reaches_it,
+            ),
+            ("killed_daemon_ends_the_step", killed_daemon_ends_the_step),
+            ("killed_stepd_ends_its_daemon", killed_stepd_ends_its_daemon),
+            ("dead_node_ends_the_runtime", dead_node_ends_the_runtime),
+        ],
+    )
+}
+
+fn plugin_exports_only_its_callbacks(cluster: &Cluster) {
+    let nm = run(Command::new("nm")
+        .args(["-D", "--defined-only"])
+        .arg(cluster.site().plugin())
+        .stdout(std::process::Stdio::piped()));
+    let mut names: Vec<_> = nm
+        .out
+        .lines()
+        .filter_map(|line| line.split_whitespace().last())
+        .collect();
+    names.sort_unstable();
+    let expected = [
+        "plugin_name",
+        "plugin_type",
+        "plugin_version",
+        "slurm_spank_init",
+        "slurm_spank_local_user_init",
+        "spank_plugin_version",
+    ];
+    assert_eq!(names, expected);
+}
+
+fn option_is_in_the_help(cluster: &Cluster) {
+    let help = cluster.login(["srun", "--help"]).out;
+    assert!(help.contains("--dragon=head|off"), "{help}");
+}
+
+fn modes_that_do_not_exist_are_refused(cluster: &Cluster) {
+    for (words, text) in [
+        (
+            &["srun", "--dragon=nonsense", "true"][..],
+            "--dragon=nonsense: unknown mode; use --dragon",
+        ),
+        (
+            &["srun", "--dragon=spmd", "true"],
+            "--dragon=spmd is not available in this release",
+        ),
+        (
+            &["sbatch", "--dragon", "--wrap", "true"],
+            "--dragon is not available for sbatch and salloc in this release",
+        ),
+        (
+            &["salloc", "--dragon", "true"],
+            "--dragon is not available for sbatch and salloc in this release",
+        ),
+    ] {
+        let done = cluster.login(words.iter().copied());
+        assert_ne!(done.code, Some(0), "{words:?}");
+        assert!(done.err.contains(text), "{words:?}: {}", done.err);
+    }
+    assert_eq!(cluster.login(["squeue", "-h"]).out, "");
+}
+
+fn without_the_option_nothing_changes(cluster: &Cluster) {
+    for option in ["--quiet", "--dragon=off"] {
+        let done = cluster.login([
+            "srun",
+            option,
+            "-N3",
+            "sh",
+            "-c",
+            "echo $0 $(env | grep -c DRAGON)",
+        ]);
+        assert_eq!(
+            (done.code, done.out.as_str()),
+            (Some(0), "sh 0\nsh 0\nsh 0\n"),
+            "{}",
+            done.err
+        );
+    }
+}
+
+fn head_runs_once_on_the_first_node(cluster: &Cluster) {
+    let done = cluster.login([
+        "srun",
+        "-N3",
+        "--dragon",
+        "sh",
+        "-c",
+        "echo $(hostname) $*",
+        "sh",
+        "a",
+        "b c",
+    ]);
+    assert_eq!(
+        (done.code, done.out.as_str(), done.err.as_str()),
+        (Some(0), "n1 a b c\n", "")
+    );
+    cluster.assert_nothing_left();
+}
+
+fn exit_code_is_the_heads(cluster: &Cluster) {
+    assert_eq!(
+        cluster
+            .login(["srun", "-N3", "--dragon", "sh", "-c", "exit 7"])
+            .code,
+        Some(7)
+    );
+    assert_eq!(
+        cluster
+            .login(["srun", "-N2", "--dragon", "sh", "-c", "kill -9 $$"])
+            .code,
+        Some(128 + 9)
+    );
+}
+
+fn environment_hides_key_and_task(cluster: &Cluster) {
+    let done = cluster.login(["srun", "-N2", "--dragon", "env"]);
+    assert!(
+        done.out.contains("DRAGON_RUNTIME=dragon/2001/") && done.out.contains("SLURM_JOB_ID="),
+        "{}",
+        done.out
+    );
+    for hidden in [
+        "DRAGON_STEP",
+        "SLURM_PROCID",
+        "SLURM_LOCALID",
+        "SLURM_GTIDS",
+        "PMI_",
+    ] {
+        assert!(!done.out.contains(hidden), "{hidden} is visible");
+    }
+}
+
+fn bad_programs_are_named_once(cluster: &Cluster) {
+    let done = cluster.login(["srun", "-N3", "--dragon", "no-such-program"]);
+    assert_eq!(done.code, Some(127));
+    assert_eq!(
+        done.err
+            .matches("no-such-program: command not found")
+            .count(),
+        1,
+        "{}",
+        done.err
+    );
+    let done = cluster.login(["srun", "-N2", "--dragon", "/tmp"]);
+    assert_eq!(done.code, Some(126));
+    assert!(done.err.contains("is a directory"), "{}", done.err);
+}
+
+fn hello_world_on_two_and_three_nodes(cluster: &Cluster) {
+    for nodes in 2..=3 {
+        let done = cluster.login([
+            "srun",
+            &format!("-N{nodes}"),
+            "-c2",
+            "--dragon",
+            &cluster.site().example("hello_world.py"),
+        ]);
+        assert_eq!(done.code, Some(0), "{done:?}");
+        for node in cluster.nodes().take(nodes) {
+            assert!(done.out.contains(&node), "no worker on {node}: {done:?}");
+        }
+        cluster.assert_nothing_left();
+    }
+}
+
+fn ring_and_pipeline(cluster: &Cluster) {
+    for example in ["ring.py", "pipeline.py"] {
+        for nodes in ["-N1", "-N3"] {
+            let done = cluster.login([
+                "srun",
+                nodes,
+                "-c2",
+                "--dragon",
+                &cluster.site().example(example),
+            ]);
+            assert_eq!(done.code, Some(0), "{example} {nodes}: {done:?}");
+        }
+    }
+    cluster.assert_nothing_left();
+}
+
+fn several_tasks_on_a_node(cluster: &Cluster) {
+    let done = cluster.login(["srun", "-N2", "-n6", "--dragon", "hostname"]);
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (Some(0), "n1\n"),
+        "{}",
+        done.err
+    );
+    cluster.assert_nothing_left();
+}
+
+fn two_jobs_at_once(cluster: &Cluster) {
+    let start = || {
+        cluster
+            .on(
+                "ctl",
+                [
+                    "srun",
+                    "-N3",
+                    "--dragon",
+                    "sh",
+                    "-c",
+                    "sleep 0.3; echo $SLURM_JOB_ID",
+                ],
+            )
+            .spawn()
+            .unwrap()
+    };
+    let both: Vec<Finished> = [start(), start()].into_iter().map(finish).collect();
+    assert!(both.iter().all(|done| done.code == Some(0)), "{both:?}");
+    assert_ne!(both[0].out, both[1].out);
+}
+
+/// Starts a job whose head says "ready", and waits for that.
+fn ready(cluster: &Cluster, program: &str) -> (Child, BufReader<ChildStdout>) {
+    let mut child = cluster
+        .on("ctl", ["srun", "-N3", "--dragon", "sh", "-c", program])
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    (child, out)
+}
+
+fn another_user_cannot_attach(cluster: &Cluster) {
+    let (child, _out) = ready(cluster, "echo ready; sleep 1000");
+    let attack = "import socket, sys\n\
+        names = [l.split()[-1] for l in open('/proc/net/unix') if '@dragon/' in l]\n\
+        s = socket.socket(socket.AF_UNIX); s.settimeout(30); s.connect('\\0' + names[0][1:])\n\
+        try: s.sendall(b'DRGNATT1' + bytes([1, 0, 1, 0] + [0] * 12))\n\
+        except OSError: pass\n\
+        try: print(len(s.recv(1000)))\n\
+        except OSError as e: print('closed')\n";
+    let bob = run(&mut cluster.on("n1", ["-u", "bob", "/usr/bin/python3", "-c", attack]));
+    assert!(["0\n", "closed\n"].contains(&bob.out.as_str()), "{bob:?}");
+    let alice = run(&mut cluster.on("n1", ["/usr/bin/python3", "-c", attack]));
+    assert!(
+        alice
+            .out
+            .trim()
+            .parse::<u32>()
+            .is_ok_and(|bytes| bytes > 24),
+        "{alice:?}"
+    );
+    cluster.login(["scancel", "-u", "alice"]);
+    let _ = finish(child);
+    cluster.assert_nothing_left();
+}
+
+fn cancelled_job_leaves_nothing(cluster: &Cluster) {
+    let (child, _out) = ready(
+        cluster,
+        "echo ready; sleep 1000 & setsid sleep 1000 & sleep 1000",
+    );
+    cluster.login(["scancel", "-u", "alice"]);
+    assert_ne!(finish(child).code, Some(0));
+    cluster.assert_nothing_left();
+}
+
+fn signal_for_the_program_reaches_it(cluster: &Cluster) {
+    let (child, mut out) = ready(
+        cluster,
+        "trap 'echo signalled; exit 3' USR1; echo ready; while :; do sleep 0.05; done",
+    );
+    let job = cluster.login(["squeue", "-h", "-o", "%i"]).out;
+    cluster.login(["scancel", "-s", "USR1", job.trim()]);
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "signalled\n");
+    assert_eq!(finish(child).code, Some(3));
+}
+
+fn kill_on(cluster: &Cluster, node: &str, pattern: &str) {
+    // As root: the rig's nodes are entered by nsenter.
+    let pids = run(&mut cluster.on(node, ["-u", "root", "pgrep", "-f", pattern])).out;
+    let first = pids
+        .lines()
+        .next()
+        .unwrap_or_else(|| panic!("no {pattern} on {node}"));
+    run(&mut cluster.on(node, ["-u", "root", "kill", "-9", first]));
+}
+
+fn killed_daemon_ends_the_step(cluster: &Cluster) {
+    for node in ["n1", "n3"] {
+        let (child, _out) = ready(cluster, "echo ready; sleep 1000");
+        kill_on(cluster, node, "^.*bin/dragond");
+        let done = finish(child);
+        assert_ne!(done.code, Some(0), "{done:?}");
+        cluster.assert_nothing_left();
+    }
+}
+
+fn killed_stepd_ends_its_daemon(cluster: &Cluster) {
+    let (mut child, _out) = ready(cluster, "echo ready; sleep 1000");
+    kill_on(cluster, "n2", "slurmstepd: \\[");
+    // srun itself waits for ever for a lost slurmstepd; what counts is that nothing of ours is left.
+    cluster.assert_nothing_left();
+    cluster.login(["scancel", "-s", "KILL", "-u", "alice"]);
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn dead_node_ends_the_runtime(cluster: &Cluster) {
+    let (mut child, _out) = ready(cluster, "echo ready; sleep 1000");
+    run(cluster.rig().args(["kill", "n3"]));
+    for node in ["n1", "n2"] {
+        eventually_empty(node, || cluster.traces(node));
+    }
+    cluster.login(["scancel", "-s", "KILL", "-u", "alice"]);
+    let _ = child.kill();
+    let _ = child.wait();
+}
