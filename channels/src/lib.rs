@@ -1,1 +1,39 @@
-//! FIFO channels in pools and what is built on the same cells
+//! FIFO channels in pools, and what is built on the same waits: locks, events, semaphores, the exit of processes.
+//!
+//! An object lies on one node. Its handle ([`Channel`], [`Lock`], [`Event`], [`Semaphore`], [`ProcessObject`]) has the same
+//! methods wherever that is: on the own node they work on shared memory, without asking anybody; otherwise they put a
+//! request into the node's gateway channel and sleep until the agent has put the reply into the thread's reply cell.
+//!
+//! * [`cell`]: how a cell of a channel is claimed, published and given back;
+//! * [`wait`]: spinning, sleeping, and waking only who sleeps;
+//! * [`attempt`]: the operations in their form for agents, which must never wait;
+//! * [`recover`]: what is done about a process that died anywhere in here.
+//!
+//! The algorithms, and which store pairs with which load, are described in `docs/channels.md`.
+
+pub mod attempt;
+pub mod cell;
+pub mod channel;
+pub mod error;
+pub mod event;
+pub mod lock;
+pub mod message;
+pub mod object;
+pub mod process;
+pub mod recover;
+pub mod remote;
+mod ring;
+pub mod semaphore;
+pub mod wait;
+
+pub use attempt::{Attempt, Payload, attempt, watch};
+pub use channel::{Channel, ChannelOptions, create_channel};
+pub use dragon_shmem::Deadline;
+pub use error::{Error, Result};
+pub use event::Event;
+pub use lock::{Acquired, Lock};
+pub use message::Message;
+pub use object::Object;
+pub use process::ProcessObject;
+pub use recover::{Recovered, recover};
+pub use semaphore::Semaphore;

@@ -1,0 +1,347 @@
+//! The operations for agents: they never wait. An agent executes the requests of other nodes; what cannot be done at once
+//! it parks, arms the object's watch, and tries again when it is notified.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use dragon_protocol::op::Op;
+use dragon_protocol::{Code, ObjectId, ObjectKind, SlotId};
+use dragon_shmem::held::State;
+use dragon_shmem::object::ObjectEntry;
+use dragon_shmem::sync::{Ordering, fence, low};
+use dragon_shmem::{Block, Deadline, Member};
+
+use crate::channel::{Local, Outgoing, block_of, open};
+use crate::error::{Error, Result};
+use crate::message::Message;
+use crate::object::{alive, destroy, word};
+use crate::wait::Spin;
+use crate::{event, lock, process, semaphore};
+
+/// What comes with a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Payload<'a> {
+    /// Bytes.
+    Inline(&'a [u8]),
+    /// A block of the default pool, private to the caller. With [`Attempt::Done`] it was sent or freed; with
+    /// [`Attempt::NotYet`] it stays the caller's.
+    Block(Block),
+    /// A block that is shared already, as a message that is put back. Consumed like [`Payload::Block`].
+    Shared(Block),
+}
+
+impl Payload<'_> {
+    /// No payload.
+    pub const EMPTY: Payload<'static> = Payload::Inline(&[]);
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "returned by value and looked at once; a box would cost an allocation for each message"
+)]
+pub enum Attempt {
+    /// It is over, one way or the other.
+    Done {
+        /// How.
+        status: Code,
+        /// First result.
+        arg0: u64,
+        /// Second result.
+        arg1: u64,
+        /// The received message.
+        message: Option<Message>,
+    },
+    /// It must wait for a change of the object.
+    NotYet,
+}
+
+impl Attempt {
+    fn done(arg0: u64, arg1: u64) -> Self {
+        Self::Done {
+            status: Code::Ok,
+            arg0,
+            arg1,
+            message: None,
+        }
+    }
+
+    fn when(ready: bool) -> Self {
+        if ready {
+            Self::done(0, 0)
+        } else {
+            Self::NotYet
+        }
+    }
+}
+
+/// Tries an operation on an object of this node, for `on_behalf`: the slot, or proxy slot, that owns the locks and
+/// references that it takes. [`Attempt::NotYet`] is only given for operations that can wait: what to do with it when the
+/// caller does not want to wait is the agent's affair.
+pub fn attempt(
+    member: &Arc<Member>,
+    op: Op,
+    object: ObjectId,
+    on_behalf: SlotId,
+    arguments: [u64; 2],
+    payload: Payload<'_>,
+) -> Attempt {
+    let attempt = match op {
+        Op::Attach => take_reference(member, object, on_behalf, arguments[0] != 0),
+        Op::Detach => give_reference(member, object, on_behalf, arguments[0] != 0),
+        _ => with_reference(member, object, |entry| {
+            execute(member, op, object, entry, on_behalf, arguments, payload)
+        }),
+    };
+    let attempt = attempt.unwrap_or_else(|error| Attempt::Done {
+        status: error.code(),
+        arg0: 0,
+        arg1: 0,
+        message: None,
+    });
+    if let (Attempt::Done { status, .. }, Payload::Block(block) | Payload::Shared(block)) =
+        (&attempt, payload)
+        && (*status != Code::Ok || op != Op::Send)
+    {
+        // Fails only when the block was scribbled over; the requester gets the first error.
+        let _ = member.free(block.offset);
+    }
+    attempt
+}
+
+/// Arms the watch of an object: its next change calls [`dragon_shmem::Hooks::notify`], or notifies the gateway. The caller
+/// must attempt once more afterwards, for what changed in between.
+///
+/// # Errors
+/// When there is no such object.
+pub fn watch(member: &Member, object: ObjectId) -> Result<()> {
+    member
+        .control()
+        .entry(object)?
+        .watch
+        .store(1, Ordering::Relaxed);
+    // Pairs with the fence between a change and the look at the watch.
+    fence(Ordering::SeqCst);
+    Ok(())
+}
+
+/// Keeps the object while the agent works on it: its users may all be gone at any moment.
+fn with_reference(
+    member: &Member,
+    object: ObjectId,
+    work: impl FnOnce(&ObjectEntry) -> Result<Attempt>,
+) -> Result<Attempt> {
+    let control = member.control();
+    control.take_reference(object, false)?;
+    let result = control
+        .object(object.index)
+        .map_err(Error::from)
+        .and_then(work);
+    member.give_back(object)?;
+    result
+}
+
+fn execute(
+    member: &Arc<Member>,
+    op: Op,
+    id: ObjectId,
+    entry: &ObjectEntry,
+    on_behalf: SlotId,
+    [arg0, _]: [u64; 2],
+    payload: Payload<'_>,
+) -> Result<Attempt> {
+    let is = |kind| {
+        if id.kind == kind {
+            Ok(())
+        } else {
+            Err(dragon_shmem::Error::WrongKind(id))
+        }
+    };
+    let channel = || -> Result<Local<'_>> {
+        is(ObjectKind::Channel)?;
+        // Before the channel is opened, so that the first error tells that it was destroyed.
+        alive(entry, id)?;
+        let ring = open(member, entry)?;
+        Ok(Local {
+            member,
+            id,
+            entry,
+            ring,
+        })
+    };
+    Ok(match op {
+        Op::Send => send(&channel()?, payload, arg0)?,
+        Op::Receive => match channel()?.receive(&Spin::default(), Deadline::Now) {
+            Ok(message) => Attempt::Done {
+                status: Code::Ok,
+                arg0: message.hint(),
+                arg1: 0,
+                message: Some(message),
+            },
+            Err(Error::Empty) => Attempt::NotYet,
+            Err(error) => return Err(error),
+        },
+        Op::PollReadable => match channel()?.poll(&Spin::default(), Deadline::Now) {
+            Ok(count) => Attempt::done(count, 0),
+            Err(Error::Empty) => Attempt::NotYet,
+            Err(error) => return Err(error),
+        },
+        Op::Attributes => {
+            let (length, capacity) = channel()?.attributes()?;
+            Attempt::done(length, capacity)
+        }
+        Op::Destroy => {
+            destroy(member, id)?;
+            Attempt::done(0, 0)
+        }
+        Op::Export => {
+            member.control().export_reference(id)?;
+            Attempt::done(0, 0)
+        }
+        Op::LockAcquire => {
+            is(ObjectKind::Lock)?;
+            alive(entry, id)?;
+            match lock::try_acquire(word(entry), on_behalf.index, 0) {
+                Some(acquired) => Attempt::done(acquired.owner_died.into(), 0),
+                None => Attempt::NotYet,
+            }
+        }
+        Op::LockRelease => {
+            is(ObjectKind::Lock)?;
+            lock::release(member, entry, id, on_behalf.index, arg0 != 0)?;
+            Attempt::done(0, 0)
+        }
+        Op::EventSet => {
+            is(ObjectKind::Event)?;
+            event::set(member, entry, id)?;
+            Attempt::done(0, 0)
+        }
+        Op::EventClear => {
+            is(ObjectKind::Event)?;
+            event::clear(entry, id)?;
+            Attempt::done(0, 0)
+        }
+        Op::EventWait => {
+            is(ObjectKind::Event)?;
+            Attempt::when(event::is_set(entry, id)?)
+        }
+        Op::EventIsSet => {
+            is(ObjectKind::Event)?;
+            Attempt::done(event::is_set(entry, id)?.into(), 0)
+        }
+        Op::ProcessWait => {
+            is(ObjectKind::Process)?;
+            match process::status(entry, id)? {
+                Some(status) => Attempt::done(status.cast_unsigned().into(), 0),
+                None => Attempt::NotYet,
+            }
+        }
+        Op::SemaphoreAcquire => {
+            is(ObjectKind::Semaphore)?;
+            Attempt::when(semaphore::try_acquire(entry, id)?)
+        }
+        Op::SemaphoreRelease => {
+            is(ObjectKind::Semaphore)?;
+            let units = u32::try_from(arg0).unwrap_or(u32::MAX);
+            semaphore::release(member, entry, id, units)?;
+            Attempt::done(0, 0)
+        }
+        Op::SemaphoreValue => {
+            is(ObjectKind::Semaphore)?;
+            Attempt::done(semaphore::value(entry, id)?.into(), 0)
+        }
+        _ => Attempt::Done {
+            status: Code::Unsupported,
+            arg0: 0,
+            arg1: 0,
+            message: None,
+        },
+    })
+}
+
+fn send(channel: &Local<'_>, payload: Payload<'_>, hint: u64) -> Result<Attempt> {
+    let member = channel.member;
+    let put = |outgoing: &Outgoing<'_>| {
+        let thread = member.thread()?;
+        channel.send(&thread, &Spin::default(), outgoing, hint, Deadline::Now)
+    };
+    let sent = match payload {
+        Payload::Block(block) => put(&Outgoing::Block(block)),
+        Payload::Shared(block) => put(&Outgoing::Shared(block)),
+        Payload::Inline(bytes) => {
+            let parts = [IoSlice::new(bytes)];
+            if bytes.len() as u64 <= channel.ring.inline() {
+                put(&Outgoing::Inline(&parts))
+            } else {
+                let block = block_of(member, &parts, bytes.len() as u64)?;
+                let sent = put(&Outgoing::Block(block));
+                if sent.is_err() {
+                    member.free(block.offset)?;
+                }
+                sent
+            }
+        }
+    };
+    match sent {
+        Ok(()) => Ok(Attempt::done(0, 0)),
+        Err(Error::Full) => Ok(Attempt::NotYet),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes a reference for another process: recorded in the held table of its (proxy) slot.
+fn take_reference(
+    member: &Member,
+    object: ObjectId,
+    on_behalf: SlotId,
+    adopt: bool,
+) -> Result<Attempt> {
+    let table = member.control().held(on_behalf.index)?;
+    let size = u32::try_from(table.len()).unwrap_or(u32::MAX);
+    let entry = table
+        .iter()
+        .find(|entry| entry.get().is_none() && entry.block().is_none())
+        .ok_or(dragon_shmem::Error::TableFull {
+            table: "places for objects that one process holds",
+            size,
+        })?;
+    entry.set(object, State::Taking);
+    if let Err(error) = member.control().take_reference(object, adopt) {
+        entry.clear();
+        return Err(error.into());
+    }
+    entry.set(object, State::Held);
+    Ok(Attempt::done(0, 0))
+}
+
+/// Gives a reference of another process back, or drops one in transit.
+fn give_reference(
+    member: &Member,
+    object: ObjectId,
+    on_behalf: SlotId,
+    transit: bool,
+) -> Result<Attempt> {
+    if transit {
+        member.drop_transit(object)?;
+        return Ok(Attempt::done(0, 0));
+    }
+    let table = member.control().held(on_behalf.index)?;
+    let entry = table
+        .iter()
+        .find(|entry| entry.get() == Some((object, State::Held)))
+        .ok_or(dragon_shmem::Error::NoSuchObject(object))?;
+    entry.set(object, State::Giving);
+    let given = member.give_back(object);
+    entry.clear();
+    given?;
+    Ok(Attempt::done(0, 0))
+}
+
+/// The number of references that an object has, for tests and tools.
+///
+/// # Errors
+/// When there is no such object.
+pub fn references(member: &Member, object: ObjectId) -> Result<u32> {
+    Ok(low(member.control().entry(object)?.references().into()))
+}

@@ -1,0 +1,118 @@
+//! Errors of operations on objects.
+
+use dragon_protocol::{Code, NodeIndex, ObjectId, RuntimeId};
+
+/// Why an operation on an object failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The deadline passed first.
+    #[error("the deadline passed")]
+    Timeout,
+    /// Try form: nothing to receive, or the lock, event, process or semaphore is not ready.
+    #[error("nothing is there yet")]
+    Empty,
+    /// Try form: no room to send.
+    #[error("the channel is full")]
+    Full,
+    /// A signal handler ran during the wait; nothing happened.
+    #[error("a signal interrupted the wait")]
+    Interrupted,
+    /// The object was destroyed.
+    #[error("object {0} was destroyed")]
+    Destroyed(ObjectId),
+    /// The lock is not held by the caller, or by nobody.
+    #[error("lock {0} is not held by this process")]
+    NotOwner(ObjectId),
+    /// The descriptor is of another runtime.
+    #[error(
+        "the descriptor is of runtime {found}, this process is attached to {expected}; objects cannot be used across runtimes"
+    )]
+    OtherRuntime {
+        /// The runtime of this process.
+        expected: RuntimeId,
+        /// The runtime of the descriptor.
+        found: RuntimeId,
+    },
+    /// A value is out of its range.
+    #[error("{what} is {value}: it must be from {least} to {most}")]
+    InvalidArgument {
+        /// Which value.
+        what: &'static str,
+        /// What was given.
+        value: u64,
+        /// The least that is allowed.
+        least: u64,
+        /// The most that is allowed.
+        most: u64,
+    },
+    /// A message for another node is longer than a frame can carry.
+    #[error(
+        "a message of {length} bytes exceeds the limit of {limit} bytes between nodes; send it in parts"
+    )]
+    TooLarge {
+        /// Its length.
+        length: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The node that owns the object is down.
+    #[error("{node} is down; object {object} is lost", node = .0.node, object = .0)]
+    NodeDown(ObjectId),
+    /// The node has no agent yet, or none any more.
+    #[error("{0} has no agent that could reach object {1} on another node")]
+    NoGateway(NodeIndex, ObjectId),
+    /// The process forked, and the child used a handle of its parent.
+    #[error("this process was forked from one that is attached; it must attach by itself")]
+    Forked,
+    /// The operation on an object of another node failed.
+    #[error("object {1}: {0}")]
+    Remote(Code, ObjectId),
+    /// Shared memory.
+    #[error(transparent)]
+    Memory(#[from] dragon_shmem::Error),
+}
+
+/// The result of an operation on an object.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// The number of this error in the protocol and in the C interface.
+    #[must_use]
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Timeout => Code::Timeout,
+            Self::Empty => Code::Empty,
+            Self::Full => Code::Full,
+            Self::Interrupted => Code::Interrupted,
+            Self::Destroyed(_) => Code::Destroyed,
+            Self::NotOwner(_) => Code::NotOwner,
+            Self::OtherRuntime { .. } => Code::Refused,
+            Self::InvalidArgument { .. } => Code::InvalidArgument,
+            Self::TooLarge { .. } => Code::TooLarge,
+            Self::NodeDown(_) => Code::NodeDown,
+            Self::NoGateway(..) => Code::Unreachable,
+            Self::Forked => Code::RuntimeGone,
+            Self::Remote(code, _) => *code,
+            Self::Memory(error) => error.code(),
+        }
+    }
+
+    /// The error that a reply from another node announces; `None` for success.
+    #[must_use]
+    pub const fn of_reply(code: Code, object: ObjectId) -> Option<Self> {
+        Some(match code {
+            Code::Ok => return None,
+            Code::Timeout => Self::Timeout,
+            Code::Empty => Self::Empty,
+            Code::Full => Self::Full,
+            Code::Interrupted => Self::Interrupted,
+            Code::Destroyed => Self::Destroyed(object),
+            Code::NotOwner => Self::NotOwner(object),
+            Code::NodeDown => Self::NodeDown(object),
+            Code::NoSuchObject => Self::Memory(dragon_shmem::Error::NoSuchObject(object)),
+            Code::WrongKind => Self::Memory(dragon_shmem::Error::WrongKind(object)),
+            code => Self::Remote(code, object),
+        })
+    }
+}

@@ -1,0 +1,214 @@
+//! Received messages.
+
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use dragon_shmem::Member;
+
+use crate::error::Result;
+
+/// Inline messages up to this length are kept without an allocation.
+const SMALL: usize = 192;
+
+/// A received message. One that came by reference lies in shared memory until it is dropped, which frees it.
+pub struct Message {
+    hint: u64,
+    body: Body,
+}
+
+enum Body {
+    Small {
+        bytes: [MaybeUninit<u8>; SMALL],
+        length: u8,
+    },
+    Owned(Vec<u8>),
+    Shared(Lease),
+}
+
+const _: () = assert!(SMALL <= u8::MAX as usize);
+
+impl Message {
+    /// The 64-bit hint that the sender gave.
+    #[inline]
+    #[must_use]
+    pub fn hint(&self) -> u64 {
+        self.hint
+    }
+
+    /// Bytes of the message.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match &self.body {
+            Body::Small { length, .. } => usize::from(*length),
+            Body::Owned(bytes) => bytes.len(),
+            Body::Shared(lease) => lease.length,
+        }
+    }
+
+    /// Whether the message has no bytes.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the bytes lie, as long as the message lives. Bytes in shared memory can be changed by a process that misbehaves:
+    /// copy them, or treat them as something that may change.
+    #[inline]
+    #[must_use]
+    pub fn bytes_ptr(&self) -> *const u8 {
+        match &self.body {
+            Body::Small { bytes, .. } => bytes.as_ptr().cast(),
+            Body::Owned(bytes) => bytes.as_ptr(),
+            Body::Shared(lease) => lease.bytes.as_ptr(),
+        }
+    }
+
+    /// The block in the default pool that holds the bytes, for messages that came by reference.
+    #[must_use]
+    pub fn block(&self) -> Option<u64> {
+        match &self.body {
+            Body::Shared(lease) => Some(lease.offset),
+            _ => None,
+        }
+    }
+
+    /// Copies bytes from `at` on into `to`; returns how many.
+    pub fn copy_to(&self, at: usize, to: &mut [u8]) -> usize {
+        let length = self.len().saturating_sub(at).min(to.len());
+        if length != 0 {
+            // SAFETY: `at` lies within the message.
+            let from = unsafe { self.bytes_ptr().add(at) };
+            // SAFETY: `length` more bytes do too; they are mapped and initialised as long as self lives; `to` is private
+            // memory, so they do not overlap.
+            unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), length) };
+        }
+        length
+    }
+
+    /// The bytes in memory of the caller.
+    #[must_use]
+    pub fn into_vec(self) -> Vec<u8> {
+        if let Body::Owned(bytes) = self.body {
+            return bytes;
+        }
+        // SAFETY: the bytes are mapped and initialised as long as self lives.
+        unsafe { copy_of(self.bytes_ptr(), self.len()) }
+    }
+
+    /// A message in memory of this process.
+    #[must_use]
+    pub fn owned(hint: u64, bytes: Vec<u8>) -> Self {
+        Self {
+            hint,
+            body: Body::Owned(bytes),
+        }
+    }
+
+    /// Copies an inline message out of its cell.
+    ///
+    /// # Safety
+    /// `length` bytes at `from` are mapped, and nobody who behaves writes them.
+    #[inline]
+    pub(crate) unsafe fn copied(hint: u64, from: NonNull<u8>, length: usize) -> Self {
+        if let Ok(small) = u8::try_from(length)
+            && length <= SMALL
+        {
+            let mut bytes = [MaybeUninit::uninit(); SMALL];
+            // SAFETY: the caller vouches for the source; the target is as long.
+            unsafe {
+                std::ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr().cast(), length);
+            }
+            let body = Body::Small {
+                bytes,
+                length: small,
+            };
+            return Self { hint, body };
+        }
+        // SAFETY: the caller vouches for it.
+        Self::owned(hint, unsafe { copy_of(from.as_ptr(), length) })
+    }
+
+    /// Takes over a shared block. Recorded in the held table, so that it is freed if this process dies; when that table is
+    /// full, the message is copied.
+    pub(crate) fn leased(
+        member: &Arc<Member>,
+        hint: u64,
+        offset: u64,
+        length: u64,
+    ) -> Result<Self> {
+        member.pool().check(offset, length)?;
+        let bytes = member.pool().data().bytes(offset, length)?;
+        let corrupt = |_| dragon_shmem::Error::Corrupt {
+            what: "length of a message",
+            value: length,
+        };
+        let length = usize::try_from(length).map_err(corrupt)?;
+        let Ok(place) = member.hold_block(offset) else {
+            // SAFETY: the block has been checked to have `length` bytes.
+            let copy = unsafe { copy_of(bytes.as_ptr(), length) };
+            member.free(offset)?;
+            return Ok(Self::owned(hint, copy));
+        };
+        let lease = Lease {
+            member: Arc::clone(member),
+            offset,
+            bytes,
+            length,
+            place,
+        };
+        Ok(Self {
+            hint,
+            body: Body::Shared(lease),
+        })
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("hint", &self.hint)
+            .field("length", &self.len())
+            .field("block", &self.block())
+            .finish()
+    }
+}
+
+/// # Safety
+/// `length` bytes at `from` are mapped.
+unsafe fn copy_of(from: *const u8, length: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(length);
+    // SAFETY: the caller vouches for the source; the target has room for them.
+    unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), length) };
+    // SAFETY: the first `length` bytes were just written.
+    unsafe { bytes.set_len(length) };
+    bytes
+}
+
+/// A block that this process has taken over from the sender.
+struct Lease {
+    member: Arc<Member>,
+    offset: u64,
+    bytes: NonNull<u8>,
+    length: usize,
+    place: u32,
+}
+
+// SAFETY: the pointer is to shared memory that any thread may read.
+unsafe impl Send for Lease {}
+// SAFETY: as above.
+unsafe impl Sync for Lease {}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // A forked child has a copy of the handle, not of the lease.
+        if !self.member.is_forked() {
+            self.member.release_block(self.place);
+            // It fails only on memory that was scribbled over; then there is nothing to free.
+            let _ = self.member.free(self.offset);
+        }
+    }
+}

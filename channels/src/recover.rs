@@ -1,0 +1,228 @@
+//! What is done about a process that died: by the daemon, for the process's slot, or for the proxy slot of a process of
+//! another node. It reads the slot's thread records and its held table, and never scans the node.
+
+use std::sync::Arc;
+
+use dragon_protocol::op::Op;
+use dragon_protocol::{ObjectId, ObjectKind, SlotId};
+use dragon_shmem::Member;
+use dragon_shmem::held::State;
+use dragon_shmem::object::State as ObjectState;
+use dragon_shmem::sync::{Ordering, fence};
+use dragon_shmem::thread::Intended;
+
+use crate::cell;
+use crate::channel::{Local, NO_POSITION, open};
+use crate::error::Result;
+use crate::lock;
+use crate::object::{is_alive, is_local, wait_word, wake_everyone};
+use crate::wait::{forget_spinner, mark};
+
+/// What recovery found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Objects of other nodes to which the process had references: their agents must be told that the slot is gone.
+    pub remote: Vec<ObjectId>,
+    /// Locks that were handed on.
+    pub locks: u32,
+    /// Cells that the process had claimed.
+    pub cells: u32,
+    /// Blocks of messages and replies that it had received and not freed.
+    pub blocks: u32,
+}
+
+/// Recovers everything that the dead process of `slot` had on this node, and gives the slot back at the end. The caller is
+/// the daemon, and the process is dead: nothing of it runs any more. If the daemon itself dies in the middle, the node's
+/// runtime ends with it.
+///
+/// # Errors
+/// When shared memory was scribbled over so that the slot cannot be recovered; it then stays taken.
+pub fn recover(member: &Arc<Member>, slot: SlotId) -> Result<Recovered> {
+    let control = member.control();
+    let mut recovered = Recovered::default();
+    let mut leases: Vec<u64> = control
+        .held(slot.index)?
+        .iter()
+        .filter_map(dragon_shmem::held::Entry::block)
+        .collect();
+    let records = control.threads(slot.index)?.iter();
+    for record in records.take_while(|record| record.is_touched()) {
+        if let Some(intended) = record.intent.read() {
+            finish(member, slot, &intended, &mut leases, &mut recovered);
+        }
+    }
+    for entry in control.held(slot.index)? {
+        if let Some((object, state)) = entry.get() {
+            give_up(member, slot, object, state, &mut recovered);
+            entry.clear();
+        } else if entry.block().is_some() {
+            entry.clear();
+        }
+    }
+    leases.extend(dragon_shmem::recover::reset_threads(control, slot)?);
+    for block in leases {
+        // It fails when the process died between recording the block and taking it, or scribbled; then it is not ours.
+        if member.free(block).is_ok() {
+            recovered.blocks += 1;
+        }
+    }
+    dragon_shmem::recover::recover_memory(control, member.pool(), slot)?;
+    control
+        .words()
+        .counters
+        .recoveries
+        .fetch_add(1, Ordering::Relaxed);
+    control.release_slot(slot)?;
+    Ok(recovered)
+}
+
+/// Finishes or undoes what a thread was doing. Whatever it names is looked at as possibly scribbled over: errors mean that
+/// there is nothing to be done.
+fn finish(
+    member: &Arc<Member>,
+    slot: SlotId,
+    intended: &Intended,
+    leases: &mut Vec<u64>,
+    recovered: &mut Recovered,
+) {
+    if intended.step & mark::SPINNER != 0 {
+        forget_spinner(member.control().words());
+    }
+    let Some(id) = object_of(member, intended) else {
+        return;
+    };
+    let Ok(entry) = member.control().object(id.index) else {
+        return;
+    };
+    match intended.op {
+        Op::Send | Op::Receive | Op::PollReadable => {
+            let Ok(ring) = open(member, entry) else {
+                return;
+            };
+            if intended.step & mark::FIRST != 0 {
+                ring.readable().forget_waiter();
+            }
+            if intended.step & mark::SECOND != 0 {
+                ring.writable().forget_waiter();
+            }
+            let local = Local {
+                member,
+                id,
+                entry,
+                ring,
+            };
+            let [position, block, ..] = intended.arguments;
+            if position != NO_POSITION {
+                if intended.op == Op::Send {
+                    undo_send(&local, slot, position, block, recovered);
+                } else {
+                    finish_receive(&local, slot, position, leases, recovered);
+                }
+            }
+        }
+        Op::EventWait | Op::SemaphoreAcquire | Op::ProcessWait
+            if intended.step & mark::FIRST != 0 =>
+        {
+            wait_word(entry).forget_waiter();
+        }
+        _ => {}
+    }
+    // It may have taken a wake-up that was another's.
+    let _ = wake_everyone(member, id);
+}
+
+fn object_of(member: &Member, intended: &Intended) -> Option<ObjectId> {
+    let (state, kind, generation, _) = member.control().object(intended.index).ok()?.read();
+    let in_use = matches!(state, ObjectState::Alive | ObjectState::Destroyed);
+    (in_use && generation == intended.generation).then_some(ObjectId {
+        node: member.control().node(),
+        kind: ObjectKind::from_u8(kind)?,
+        index: intended.index,
+        generation,
+    })
+}
+
+/// A sender died. If its claim stands, nothing was sent: the cell is buried, and a block that was to travel is freed. If
+/// the claim does not stand, the message was published, or the block is still private and goes with the others.
+fn undo_send(
+    channel: &Local<'_>,
+    slot: SlotId,
+    position: u64,
+    block: u64,
+    recovered: &mut Recovered,
+) {
+    if !cell::left_writing(&channel.ring, position, slot.index) {
+        return;
+    }
+    if block != 0 {
+        // It fails for a large block that is still private: recovery of the memory frees that.
+        let _ = channel.member.free(block);
+    }
+    cell::bury(&channel.ring, position);
+    recovered.cells += 1;
+    channel.readable_changed();
+    channel.writable_changed(u32::MAX);
+}
+
+/// A receiver died. If its claim stands, the message is lost with it, and its block, unless that is among the leases already.
+fn finish_receive(
+    channel: &Local<'_>,
+    slot: SlotId,
+    position: u64,
+    leases: &mut Vec<u64>,
+    recovered: &mut Recovered,
+) {
+    if !cell::left_reading(&channel.ring, position, slot.index) {
+        return;
+    }
+    if let Some(block) = channel.ring.content(position).block
+        && !leases.contains(&block)
+    {
+        leases.push(block);
+    }
+    cell::release(&channel.ring, position);
+    recovered.cells += 1;
+    channel.writable_changed(u32::MAX);
+}
+
+/// Gives a reference up, and with it what the process could hold only through it.
+fn give_up(
+    member: &Arc<Member>,
+    slot: SlotId,
+    object: ObjectId,
+    state: State,
+    recovered: &mut Recovered,
+) {
+    if !is_local(member, object) {
+        recovered.remote.push(object);
+        return;
+    }
+    let Ok(entry) = member.control().object(object.index) else {
+        return;
+    };
+    if state == State::Taking {
+        // An object that it was creating. A reference that it was taking may be taken or not: it is left alone.
+        let block = entry.block.load(Ordering::Acquire);
+        if member
+            .control()
+            .unclaim_object(object, slot)
+            .unwrap_or(false)
+            && block != 0
+        {
+            let _ = member.free(block);
+        }
+        return;
+    }
+    if object.kind == ObjectKind::Lock && lock::hand_on(entry, slot.index) {
+        recovered.locks += 1;
+    }
+    if is_alive(entry, object) {
+        fence(Ordering::SeqCst);
+        // It may have taken a wake-up that was another's, or held what others wait for.
+        let _ = wake_everyone(member, object);
+    }
+    if state == State::Held {
+        // Fails only on scribbled memory.
+        let _ = member.give_back(object);
+    }
+}

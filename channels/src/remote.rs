@@ -1,0 +1,275 @@
+//! Objects of other nodes: a request into the node's gateway channel, and the reply in the thread's reply cell.
+//!
+//! The deadline travels with the request, and the owner's agent ends it there; so a reply always comes, at the latest from
+//! this node's agent when the owner's node is lost, and nobody waits here with a deadline of its own. A signal cancels the
+//! request: the reply is then [`Code::Cancelled`], or the real one if it was quicker.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use dragon_protocol::op::Op;
+use dragon_protocol::wire::{self, NO_REPLY, Request};
+use dragon_protocol::{Code, ObjectId};
+use dragon_shmem::thread::{Reply, ReplyPayload};
+use dragon_shmem::{Block, Deadline, Member, ThreadGuard, WaitResult};
+use zerocopy::IntoBytes as _;
+
+use crate::channel::{self, Local, Outgoing, block_of};
+use crate::error::{Error, Result};
+use crate::message::Message;
+use crate::wait::Spin;
+
+/// The operation number of a request that cancels the one with the same ticket.
+pub const CANCEL: u8 = 0;
+/// Messages that a gateway channel holds: more than threads that can have a request under way at once, in all but the
+/// largest jobs; when it is full, senders wait.
+pub const GATEWAY_CAPACITY: u32 = 1024;
+/// Bytes of a request with its payload that travel inline in a gateway channel.
+pub const GATEWAY_BLOCK: u32 = 336;
+
+/// Bytes of a request without payload.
+const REQUEST: u64 = size_of::<Request>() as u64;
+
+/// Asks for an operation without payload, and waits for the reply.
+///
+/// # Errors
+/// What the reply says; [`Error::NoGateway`] without an agent; [`Error::Interrupted`].
+pub fn call(
+    member: &Arc<Member>,
+    op: Op,
+    object: ObjectId,
+    arguments: [u64; 2],
+    deadline: Deadline,
+) -> Result<Reply> {
+    ask(member, op, object, arguments, &What::Nothing, deadline)
+}
+
+/// Sends a message to a channel of another node.
+pub(crate) fn send(
+    member: &Arc<Member>,
+    object: ObjectId,
+    parts: &[IoSlice<'_>],
+    hint: u64,
+    deadline: Deadline,
+) -> Result<()> {
+    let what = What::Parts(parts);
+    ask(member, Op::Send, object, [hint, 0], &what, deadline).map(drop)
+}
+
+/// Sends a private block to a channel of another node. With success the block is the agent's.
+pub(crate) fn send_block(
+    member: &Arc<Member>,
+    object: ObjectId,
+    block: Block,
+    hint: u64,
+    deadline: Deadline,
+) -> Result<()> {
+    let what = What::Block(block);
+    ask(member, Op::Send, object, [hint, 0], &what, deadline).map(drop)
+}
+
+/// Receives a message from a channel of another node.
+pub(crate) fn receive(
+    member: &Arc<Member>,
+    object: ObjectId,
+    deadline: Deadline,
+) -> Result<Message> {
+    let reply = call(member, Op::Receive, object, [0, 0], deadline)?;
+    match reply.payload {
+        ReplyPayload::Inline(bytes) => Ok(Message::owned(reply.arg0, bytes)),
+        ReplyPayload::Block { offset, length } => {
+            Message::leased(member, reply.arg0, offset, length)
+        }
+    }
+}
+
+/// Gives a reference back, or drops one that is in transit; waits for no reply.
+pub(crate) fn detach(member: &Arc<Member>, object: ObjectId, transit: bool) -> Result<()> {
+    tell(member, Op::Detach, object, transit.into())
+}
+
+/// Tells this node's agent that an object changed on which it has requests parked.
+///
+/// # Errors
+/// [`Error::NoGateway`] without an agent.
+pub fn notify(member: &Arc<Member>, object: ObjectId) -> Result<()> {
+    tell(member, Op::Notify, object, 0)
+}
+
+fn tell(member: &Arc<Member>, op: Op, object: ObjectId, argument: u64) -> Result<()> {
+    let thread = member.thread()?;
+    let mut request = request(member, &thread, op as u8, object);
+    request.thread = NO_REPLY.into();
+    request.arg0 = argument.into();
+    request.deadline = wire::NEVER.into();
+    post(member, &thread, &request, &What::Nothing)
+}
+
+enum What<'a> {
+    Nothing,
+    Parts(&'a [IoSlice<'a>]),
+    Block(Block),
+}
+
+fn ask(
+    member: &Arc<Member>,
+    op: Op,
+    object: ObjectId,
+    arguments: [u64; 2],
+    what: &What<'_>,
+    deadline: Deadline,
+) -> Result<Reply> {
+    let thread = member.thread()?;
+    let ticket = thread.reply.begin();
+    let mut request = request(member, &thread, op as u8, object);
+    request.ticket = ticket.into();
+    request.deadline = deadline.to_wire().into();
+    request.arg0 = arguments[0].into();
+    request.arg1 = arguments[1].into();
+    if let Err(error) = post(member, &thread, &request, what) {
+        // No agent has the ticket, so the cell is ours.
+        let _ = thread.reply.abandon();
+        return Err(error);
+    }
+    channel::count(&member.control().slot(member.slot().index)?.counters.remote);
+    let spins = reply_spins(member);
+    let reply = match thread.reply.wait(Deadline::Never, spins) {
+        Ok(reply) => reply,
+        Err(_) => cancel(member, &thread, object, ticket)?,
+    };
+    let code = Code::from_i32(reply.status);
+    match Error::of_reply(code, object) {
+        None => Ok(reply),
+        Some(Error::Remote(Code::Cancelled, _)) => Err(Error::Interrupted),
+        Some(error) => {
+            if let ReplyPayload::Block { offset, .. } = reply.payload {
+                drop(thread);
+                member.free(offset)?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Cancels a request after a signal, and waits for what comes in its place.
+fn cancel(
+    member: &Arc<Member>,
+    thread: &ThreadGuard<'_>,
+    object: ObjectId,
+    ticket: u64,
+) -> Result<Reply> {
+    let mut request = request(member, thread, CANCEL, object);
+    request.ticket = ticket.into();
+    let posted = loop {
+        match post(member, thread, &request, &What::Nothing) {
+            Err(Error::Interrupted) => {}
+            other => break other,
+        }
+    };
+    if posted.is_err() && thread.reply.abandon() {
+        return Err(Error::Interrupted);
+    }
+    loop {
+        match thread.reply.wait(Deadline::Never, 0) {
+            Ok(reply) => return Ok(reply),
+            Err(WaitResult::Interrupted) => {}
+            Err(_) => return Err(Error::Interrupted),
+        }
+    }
+}
+
+fn request(member: &Member, thread: &ThreadGuard<'_>, op: u8, object: ObjectId) -> Request {
+    let slot = member.slot();
+    Request {
+        op,
+        by_reference: 0,
+        reserved: [0; 2],
+        slot: slot.index.into(),
+        slot_generation: slot.generation.into(),
+        thread: thread.index().into(),
+        ticket: 0.into(),
+        target: object.into(),
+        deadline: wire::NEVER.into(),
+        arg0: 0.into(),
+        arg1: 0.into(),
+        block: 0.into(),
+        payload: 0.into(),
+    }
+}
+
+/// Puts a request into the gateway channel.
+fn post(
+    member: &Arc<Member>,
+    thread: &ThreadGuard<'_>,
+    request: &Request,
+    what: &What<'_>,
+) -> Result<()> {
+    let object = request.target.object();
+    let none = || {
+        let node = member.control().node();
+        // The request was made from an id, so there is one.
+        object.map_or(Error::Timeout, |object| Error::NoGateway(node, object))
+    };
+    let gateway = member.control().gateway().ok_or_else(none)?;
+    let entry = member.control().entry(gateway).map_err(|_| none())?;
+    let local = Local {
+        member,
+        id: gateway,
+        entry,
+        ring: channel::open(member, entry)?,
+    };
+    let put = |request: &Request, parts: &[IoSlice<'_>], carried: Option<u64>| {
+        let mut all = Vec::with_capacity(parts.len() + 1);
+        all.push(IoSlice::new(request.as_bytes()));
+        all.extend(parts.iter().map(|part| IoSlice::new(part)));
+        let outgoing = match carried {
+            Some(offset) => Outgoing::Carrying(&all, offset),
+            None => Outgoing::Inline(&all),
+        };
+        local.send(thread, &Spin::default(), &outgoing, 0, Deadline::Never)
+    };
+    let mut request = *request;
+    let (block, ours) = match what {
+        What::Nothing => return put(&request, &[], None),
+        What::Parts(parts) => {
+            let length = parts.iter().map(|part| part.len() as u64).sum::<u64>();
+            check_length(length)?;
+            request.payload = length.into();
+            if REQUEST + length <= local.ring.inline() {
+                return put(&request, parts, None);
+            }
+            (block_of(member, parts, length)?, true)
+        }
+        What::Block(block) => (*block, false),
+    };
+    check_length(block.length)?;
+    request.by_reference = 1;
+    request.block = block.offset.into();
+    request.payload = block.length.into();
+    let sent = put(&request, &[], Some(block.offset));
+    if sent.is_err() && ours {
+        member.free(block.offset)?;
+    }
+    sent
+}
+
+fn check_length(length: u64) -> Result<()> {
+    if length <= wire::MAX_PAYLOAD {
+        Ok(())
+    } else {
+        Err(Error::TooLarge {
+            length,
+            limit: wire::MAX_PAYLOAD,
+        })
+    }
+}
+
+/// Rounds to spin for a reply. With few CPUs the agents need them more.
+fn reply_spins(member: &Member) -> u32 {
+    use dragon_shmem::sync::Ordering;
+    if member.control().words().cpus.load(Ordering::Relaxed) > 4 {
+        2_000
+    } else {
+        0
+    }
+}

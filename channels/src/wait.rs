@@ -1,0 +1,254 @@
+//! Waiting for a change: spin a little where that can help, then sleep on a futex; and waking, which costs nothing while
+//! nobody sleeps.
+//!
+//! Who waits counts itself in, reads the sequence, looks again, and sleeps while the sequence stays. Who changes something
+//! looks whether anybody is counted in, and only then raises the sequence and wakes. Between each one's write and its look
+//! at the other's lies a SeqCst fence, so at least one of them sees what the other wrote (Dekker's argument): either the
+//! waiter sees the change, or the changer sees the waiter.
+//!
+//! One change wakes one sleeper. A sleeper that was woken in vain (another sender's cell in front of the change was not yet
+//! published), that took only the first of several messages, or whose time was up, *passes on*: when it leaves and there is
+//! still something to be had, it wakes the next.
+
+use dragon_shmem::control::NodeWords;
+use dragon_shmem::sync::{AtomicU32, Ordering, fence, spin_loop};
+use dragon_shmem::thread::Intent;
+use dragon_shmem::{Deadline, WaitResult, clock};
+
+/// The word that sleepers sleep on, and how many there are.
+#[derive(Debug)]
+#[repr(C)]
+pub struct WaitWord {
+    sequence: AtomicU32,
+    waiters: AtomicU32,
+    #[cfg(loom)]
+    model: model::Futex,
+}
+
+// SAFETY: repr(C), only atomics.
+#[cfg(not(loom))]
+unsafe impl dragon_shmem::region::Shared for WaitWord {}
+
+impl WaitWord {
+    /// Wakes up to `count` sleepers if there are any. The change that they wait for, and a SeqCst fence, come before.
+    #[inline]
+    pub fn wake_sleepers(&self, count: u32) {
+        if self.waiters.load(Ordering::Relaxed) != 0 {
+            self.wake(count);
+        }
+    }
+
+    /// Raises the sequence and wakes up to `count` sleepers.
+    #[cold]
+    pub fn wake(&self, count: u32) {
+        // Release: who sees the new sequence sees the change.
+        self.sequence.fetch_add(1, Ordering::Release);
+        self.futex_wake(count);
+    }
+
+    /// Counts a dead sleeper out.
+    pub fn forget_waiter(&self) {
+        let _ = self
+            .waiters
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| n.checked_sub(1));
+    }
+
+    /// Empties the word of a new object.
+    pub fn reset(&self) {
+        self.sequence.store(0, Ordering::Relaxed);
+        self.waiters.store(0, Ordering::Relaxed);
+    }
+
+    #[cfg(not(loom))]
+    fn futex_wait(&self, sequence: u32, deadline: Deadline) -> WaitResult {
+        dragon_shmem::futex::wait(&self.sequence, sequence, deadline)
+    }
+
+    #[cfg(not(loom))]
+    fn futex_wake(&self, count: u32) {
+        dragon_shmem::futex::wake(&self.sequence, count);
+    }
+
+    #[cfg(loom)]
+    fn futex_wait(&self, sequence: u32, _: Deadline) -> WaitResult {
+        self.model.wait(&self.sequence, sequence)
+    }
+
+    #[cfg(loom)]
+    fn futex_wake(&self, count: u32) {
+        self.model.wake(count);
+    }
+}
+
+/// Why a wait ended without success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The deadline passed.
+    Timeout,
+    /// A signal handler ran.
+    Interrupted,
+}
+
+impl From<Ended> for crate::Error {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Timeout => Self::Timeout,
+            Ended::Interrupted => Self::Interrupted,
+        }
+    }
+}
+
+/// Marks in the step of an intent: in which counts a thread is, should it die.
+pub mod mark {
+    /// Among the waiters of the object's first wait word (channels: readable).
+    pub const FIRST: u32 = 1;
+    /// Among the waiters of a channel's second wait word (writable).
+    pub const SECOND: u32 = 2;
+    /// Among the node's spinners.
+    pub const SPINNER: u32 = 4;
+}
+
+/// Sleeps until `attempt` gives something. `counted` is told when the caller is among the waiters and when it is not any
+/// more; `more` says whether there is still something for another waiter when this one leaves.
+///
+/// # Errors
+/// What `attempt` fails with, or the end of the wait.
+pub fn sleep_until<T, E: From<Ended>>(
+    word: &WaitWord,
+    deadline: Deadline,
+    counted: impl Fn(bool),
+    mut attempt: impl FnMut() -> Result<Option<T>, E>,
+    more: impl FnOnce() -> bool,
+) -> Result<T, E> {
+    // The mark comes after the count and goes before it: who dies in between leaves a count too high, which costs a system
+    // call now and then, and never one too low, which would cost a wake-up.
+    word.waiters.fetch_add(1, Ordering::SeqCst);
+    counted(true);
+    let result = loop {
+        // Pairs with the fence between a change and the look at the waiters.
+        fence(Ordering::SeqCst);
+        // Acquire pairs with the Release of `wake`. Read before the attempt: a change after it makes the sleep short.
+        let sequence = word.sequence.load(Ordering::Acquire);
+        match attempt() {
+            Ok(None) => {}
+            Ok(Some(value)) => break Ok(value),
+            Err(error) => break Err(error),
+        }
+        match word.futex_wait(sequence, deadline) {
+            WaitResult::Woken | WaitResult::Changed => {}
+            WaitResult::TimedOut => break Err(Ended::Timeout.into()),
+            WaitResult::Interrupted => break Err(Ended::Interrupted.into()),
+        }
+    };
+    counted(false);
+    word.waiters.fetch_sub(1, Ordering::SeqCst);
+    fence(Ordering::SeqCst);
+    if word.waiters.load(Ordering::Relaxed) != 0 && more() {
+        word.wake(1);
+    }
+    result
+}
+
+/// What a handle learns about spinning: how long it is worth while.
+#[derive(Debug)]
+pub struct Spin {
+    /// Nanoseconds for the next wait.
+    budget: std::sync::atomic::AtomicU32,
+    /// How often in a row spinning was in vain.
+    misses: std::sync::atomic::AtomicU32,
+}
+
+/// Rounds that cost less than telling others that one spins.
+const FREE_ROUNDS: u32 = 128;
+const LEAST: u32 = 2_000;
+/// About what a wake-up across cores costs: spinning longer than that cannot pay.
+const MOST: u32 = 50_000;
+/// After so many misses most waits go to sleep at once.
+const PATIENCE: u32 = 4;
+/// One in so many of them tries again.
+const PROBE: u32 = 16;
+
+impl Default for Spin {
+    fn default() -> Self {
+        Self {
+            budget: LEAST.into(),
+            misses: 0.into(),
+        }
+    }
+}
+
+impl Spin {
+    /// Spins until `ready`, or until it is not worth while any more. True when `ready`.
+    #[inline]
+    pub fn until(
+        &self,
+        words: &NodeWords,
+        intent: &Intent,
+        mut ready: impl FnMut() -> bool,
+    ) -> bool {
+        let cpus = words.cpus.load(Ordering::Relaxed);
+        let misses = self.misses.load(Ordering::Relaxed);
+        if cpus < 2 || misses >= PATIENCE && !misses.is_multiple_of(PROBE) {
+            self.misses.store(misses.wrapping_add(1), Ordering::Relaxed);
+            return false;
+        }
+        for _ in 0..FREE_ROUNDS {
+            if ready() {
+                if misses != 0 {
+                    self.misses.store(0, Ordering::Relaxed);
+                }
+                return true;
+            }
+            spin_loop();
+        }
+        self.longer(words, intent, cpus, ready)
+    }
+
+    #[cold]
+    fn longer(
+        &self,
+        words: &NodeWords,
+        intent: &Intent,
+        cpus: u32,
+        mut ready: impl FnMut() -> bool,
+    ) -> bool {
+        const ROUNDS_PER_LOOK: u32 = 32;
+        let budget = self.budget.load(Ordering::Relaxed);
+        let mut found = false;
+        if words.spinners.fetch_add(1, Ordering::Relaxed) < cpus {
+            intent.step(mark::SPINNER);
+            let end = clock::now().saturating_add(budget.into());
+            while !found && clock::now() < end {
+                for _ in 0..ROUNDS_PER_LOOK {
+                    found = ready();
+                    if found {
+                        break;
+                    }
+                    spin_loop();
+                }
+            }
+            intent.step(0);
+        }
+        forget_spinner(words);
+        if found {
+            self.misses.store(0, Ordering::Relaxed);
+            self.budget
+                .store(budget.saturating_mul(2).min(MOST), Ordering::Relaxed);
+        } else {
+            self.misses.fetch_add(1, Ordering::Relaxed);
+            self.budget
+                .store((budget / 2).max(LEAST), Ordering::Relaxed);
+        }
+        found
+    }
+}
+
+/// Counts a spinner out.
+pub(crate) fn forget_spinner(words: &NodeWords) {
+    let _ = words
+        .spinners
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+}
+
+#[cfg(loom)]
+mod model;
