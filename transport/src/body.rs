@@ -4,6 +4,7 @@ use core::fmt;
 use core::ptr::NonNull;
 use std::sync::Arc;
 
+use dragon_channels::Message;
 use dragon_shmem::{Block, Member};
 
 /// The payload of a frame.
@@ -13,6 +14,8 @@ pub enum Body {
     Bytes(Vec<u8>),
     /// A block of the node's pool: registered memory, from which and into which the network works without a copy.
     Block(PoolBlock),
+    /// A message that was received from a channel by reference. Its block is freed with it.
+    Message(Box<Message>),
 }
 
 /// A block of the node's default pool that this process holds alone. It is freed when it is dropped.
@@ -20,6 +23,7 @@ pub struct PoolBlock {
     member: Arc<Member>,
     block: Block,
     start: NonNull<u8>,
+    shared: bool,
 }
 
 // SAFETY: the pointer leads into a mapping that the member keeps; the block is an offset into it, and all access to the
@@ -33,7 +37,7 @@ impl fmt::Debug for PoolBlock {
 }
 
 impl PoolBlock {
-    /// Takes over a block that somebody handed to this process, after checking that there is one.
+    /// Takes over a shared block that somebody handed to this process, after checking that there is one.
     ///
     /// # Errors
     /// When offset and length do not name an allocated block of the pool.
@@ -44,6 +48,7 @@ impl PoolBlock {
             member: Arc::clone(member),
             block,
             start,
+            shared: true,
         })
     }
 
@@ -58,7 +63,39 @@ impl PoolBlock {
             member: Arc::clone(member),
             block,
             start,
+            shared: false,
         })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn block(&self) -> Block {
+        self.block
+    }
+
+    /// Whether it survives this process.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Makes it one that survives this process, so that it can be handed to another.
+    ///
+    /// # Errors
+    /// When the pool's memory was scribbled over.
+    pub fn share(&mut self) -> dragon_shmem::Result<()> {
+        if !self.shared {
+            self.member.share(self.block.offset)?;
+            self.shared = true;
+        }
+        Ok(())
+    }
+
+    /// The same block with fewer bytes in use.
+    #[must_use]
+    pub(crate) fn cut(mut self, length: u64) -> Self {
+        self.block.length = self.block.length.min(length);
+        self
     }
 
     /// The block itself. Whoever gets it frees it.
@@ -93,6 +130,7 @@ impl Body {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::Block(block) => block.block.length,
+            Self::Message(message) => message.len() as u64,
         }
     }
 
@@ -108,6 +146,7 @@ impl Body {
         match self {
             Self::Bytes(bytes) => NonNull::from(bytes.as_slice()).cast(),
             Self::Block(block) => block.start,
+            Self::Message(message) => address(message),
         }
     }
 
@@ -117,6 +156,8 @@ impl Body {
         match self {
             Self::Bytes(bytes) => NonNull::from(bytes.as_mut_slice()).cast(),
             Self::Block(block) => block.start,
+            // Only messages that came by reference are kept as such: their bytes are in shared memory.
+            Self::Message(message) => address(message),
         }
     }
 
@@ -150,4 +191,28 @@ impl Body {
         self.read_at(0, &mut all);
         all
     }
+
+    /// Copies all that fits.
+    pub fn copy_into(&self, to: &mut Self) {
+        let length = usize::try_from(self.len().min(to.len())).unwrap_or(usize::MAX);
+        // SAFETY: both have so many bytes, and two bodies never share memory.
+        unsafe {
+            core::ptr::copy_nonoverlapping(self.start().as_ptr(), to.start_mut().as_ptr(), length);
+        }
+    }
+
+    /// A received message as a body.
+    #[must_use]
+    pub fn from_message(message: Message) -> Self {
+        if message.block().is_some() {
+            Self::Message(Box::new(message))
+        } else {
+            Self::Bytes(message.into_vec())
+        }
+    }
+}
+
+fn address(message: &Message) -> NonNull<u8> {
+    // The address of a message's bytes is never null: it is that of a mapping or of an allocation.
+    NonNull::new(message.bytes_ptr().cast_mut()).unwrap_or(NonNull::dangling())
 }

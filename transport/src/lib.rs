@@ -6,10 +6,12 @@
 //!
 //! The bytes are described in `docs/wire.md`.
 
+pub mod agent;
 mod body;
 use dragon_shmem::clock;
 mod error;
 pub mod fabric;
 
+pub use agent::{Agent, AgentConfig, AgentStats};
 pub use body::{Body, PoolBlock};
 pub use error::Error;

@@ -14,7 +14,6 @@ use dragon_protocol::NodeIndex;
 use super::{
     Fabric, FabricStats, Frame, Handler, Incoming, Link, LinkError, PeerAddress, SMALL, Side,
 };
-use crate::body::Body;
 use crate::clock;
 
 /// Where the nodes of a test find each other.
@@ -364,20 +363,10 @@ fn deliver(handler: &mut dyn Handler, link: &Arc<dyn Link>, frame: Frame) {
     }
     match handler.land(link, &header) {
         Some(mut landing) => {
-            copy(&body, &mut landing);
+            body.copy_into(&mut landing);
             handler.frame(link, &header, Incoming::Landed(landing));
         }
         None => handler.frame(link, &header, Incoming::Skipped(body.len())),
-    }
-}
-
-fn copy(from: &Body, to: &mut Body) {
-    let mut piece = [0; 16384];
-    let mut at = 0;
-    while at < from.len() {
-        let n = from.read_at(at, &mut piece);
-        to.write_at(at, &piece[..n]);
-        at += n as u64;
     }
 }
 

@@ -1,0 +1,518 @@
+//! What the agent's two threads share, and how requests, answers and endings pass between the tables and the fabric.
+//!
+//! Locks: `requests` and `owner` are never held together, and neither while a frame is submitted.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dragon_channels::Channel;
+use dragon_protocol::op::Op;
+use dragon_protocol::wire::{self, FrameHeader, FrameKind};
+use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId};
+use dragon_shmem::Member;
+use dragon_shmem::thread::{REPLY_INLINE, Reply, ReplyPayload};
+use zerocopy::FromZeros;
+use zerocopy::little_endian::{I32, U32, U64};
+
+use super::local;
+use super::owner::{Answer, Job, Origin, Owner};
+use super::requests::{Caller, Pending, Requests};
+use super::stats::{AgentStats, Counters, add};
+use crate::body::Body;
+use crate::clock;
+use crate::fabric::{Fabric, Frame, Link};
+
+/// What other threads ask of the gateway thread.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Send a message of the daemon's own.
+    Post(ObjectId, u64, Vec<u8>),
+    /// An object of this node that has parked requests changed.
+    Changed(ObjectId),
+    /// A process of this node is gone.
+    SlotGone(SlotId, Vec<ObjectId>),
+    /// A node is down.
+    NodeDown(NodeIndex),
+    /// End.
+    Close,
+}
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) member: Arc<Member>,
+    pub(super) node: NodeIndex,
+    pub(super) fabric: Arc<dyn Fabric>,
+    pub(super) gateway: Channel,
+    pub(super) counters: Counters,
+    pub(super) closing: AtomicBool,
+    /// CLOCK_MONOTONIC time after which nothing is flushed any more.
+    pub(super) close_by: AtomicU64,
+    requests: Mutex<Requests>,
+    owner: Mutex<Owner>,
+    commands: Mutex<VecDeque<Command>>,
+}
+
+/// Bytes of one link's queue over which messages that nobody waits for are dropped.
+const POST_LIMIT: u64 = 64 << 20;
+
+impl Core {
+    pub(super) fn new(
+        member: Arc<Member>,
+        node: NodeIndex,
+        fabric: Arc<dyn Fabric>,
+        gateway: Channel,
+    ) -> Self {
+        Self {
+            member,
+            node,
+            fabric,
+            gateway,
+            counters: Counters::default(),
+            closing: AtomicBool::new(false),
+            close_by: AtomicU64::new(u64::MAX),
+            requests: Mutex::default(),
+            owner: Mutex::default(),
+            commands: Mutex::default(),
+        }
+    }
+
+    /// Has the gateway thread do something.
+    pub(super) fn command(&self, command: Command) {
+        lock(&self.commands).push_back(command);
+        local::nudge(&self.gateway);
+    }
+
+    pub(super) fn next_command(&self) -> Option<Command> {
+        lock(&self.commands).pop_front()
+    }
+
+    pub(super) fn requests(&self) -> MutexGuard<'_, Requests> {
+        lock(&self.requests)
+    }
+
+    pub(super) fn stats(&self) -> AgentStats {
+        let pending = self.requests().len() as u64;
+        let owner = lock(&self.owner);
+        AgentStats {
+            pending,
+            parked: owner.parked() as u64,
+            proxies: owner.proxies() as u64,
+            fabric: self.fabric.stats(),
+            ..self.counters.stats()
+        }
+    }
+
+    /// Works on the objects of this node, then sends the answers that came of it.
+    pub(super) fn with_owner<R>(
+        &self,
+        work: impl FnOnce(&mut Owner, &Arc<Member>, &mut Vec<Answer>) -> R,
+    ) -> R {
+        let mut answers = Vec::new();
+        let inside = local::Inside::enter();
+        let mut owner = lock(&self.owner);
+        let result = work(&mut owner, &self.member, &mut answers);
+        owner.notified(&self.member, &mut answers);
+        drop(owner);
+        drop(inside);
+        for answer in answers {
+            self.answer(answer);
+        }
+        result
+    }
+
+    fn answer(&self, answer: Answer) {
+        let Some(link) = answer
+            .origin
+            .link
+            .clone()
+            .filter(|_| answer.origin.request != 0)
+        else {
+            if answer.code != Code::Ok {
+                let (op, object, code) = (answer.op, answer.object, answer.code);
+                tracing::debug!(?op, %object, %code, "a request without a caller failed");
+            }
+            return;
+        };
+        let header = FrameHeader {
+            status: I32::new(answer.code.to_i32()),
+            request: answer.origin.request.into(),
+            arg0: answer.arg0.into(),
+            arg1: answer.arg1.into(),
+            payload: answer.body.len().into(),
+            ..header(FrameKind::Reply, answer.op, answer.object)
+        };
+        let frame = Frame {
+            header,
+            body: answer.body,
+        };
+        if let Err(frame) = self.submit(&*link, frame) {
+            self.undelivered(frame);
+        }
+    }
+
+    pub(super) fn submit(&self, link: &dyn Link, frame: Frame) -> Result<(), Frame> {
+        let header = frame.header;
+        link.submit(frame)?;
+        let node = &self.member.control().words().counters;
+        self.counters.sent(&header, node);
+        Ok(())
+    }
+
+    /// A frame of an accepted link could not be sent: a message in it goes back to its channel.
+    pub(super) fn undelivered(&self, frame: Frame) {
+        let Some(object) = frame.header.target.object() else {
+            return;
+        };
+        if super::stats::carries_message(&frame.header) {
+            self.put_back(object, frame.header.arg0.get(), frame.body);
+        }
+    }
+
+    /// Puts a message back into a channel of this node.
+    pub(super) fn put_back(&self, object: ObjectId, hint: u64, body: Body) {
+        add(&self.counters.returned);
+        self.send_here(object, hint, body);
+    }
+
+    /// Sends a message that nobody waits for to a channel of this node.
+    pub(super) fn send_here(&self, object: ObjectId, hint: u64, body: Body) {
+        let job = Job {
+            origin: Origin {
+                link: None,
+                request: 0,
+                node: self.node,
+                slot: self.member.slot(),
+            },
+            op: Op::Send,
+            object,
+            arg0: hint,
+            arg1: 0,
+            deadline: wire::NEVER,
+        };
+        self.with_owner(|owner, member, answers| owner.execute(member, job, &[], body, answers));
+    }
+
+    /// Sends a message that nobody waits for to any channel.
+    pub(super) fn post(&self, object: ObjectId, hint: u64, body: Body) {
+        if object.node == self.node {
+            return self.send_here(object, hint, body);
+        }
+        let slot = self.member.slot();
+        let header = FrameHeader {
+            slot: slot.index.into(),
+            slot_generation: slot.generation.into(),
+            deadline: wire::NEVER.into(),
+            arg0: hint.into(),
+            payload: body.len().into(),
+            ..header(FrameKind::Request, Op::Send, object)
+        };
+        self.send_to(object.node, Frame { header, body });
+    }
+
+    /// Makes a request of a caller of this node.
+    pub(super) fn request(&self, caller: Caller, mut header: FrameHeader, op: Op, body: Body) {
+        let Some(target) = header.target.object() else {
+            return self.complete(caller, Code::InvalidArgument);
+        };
+        let now = clock::now();
+        let begun = self
+            .requests()
+            .begin(caller, op, target, header.deadline.get(), now);
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(code) => return self.complete(caller, code),
+        };
+        if begun.wake {
+            self.fabric.wake();
+        }
+        if let Some((number, node)) = begun.displaced {
+            self.cancel(number, node, false);
+        }
+        header.request = begun.number.into();
+        self.send_to(target.node, Frame { header, body });
+    }
+
+    /// Asks the owner to end a request. With `answer` the reply still comes: cancelled, or what was quicker.
+    pub(super) fn cancel(&self, number: u64, node: NodeIndex, answer: bool) {
+        let header = FrameHeader {
+            kind: FrameKind::Cancel as u8,
+            request: number.into(),
+            arg0: u64::from(answer).into(),
+            ..FrameHeader::new_zeroed()
+        };
+        self.send_to(
+            node,
+            Frame {
+                header,
+                body: Body::empty(),
+            },
+        );
+    }
+
+    /// Gives a frame to the link to a node, which is opened when there is none. When that fails, a request in it ends.
+    pub(super) fn send_to(&self, node: NodeIndex, mut frame: Frame) {
+        let number = frame.header.request.get();
+        let counts = frame.header.kind == FrameKind::Request as u8
+            || frame.header.kind == FrameKind::SlotDown as u8;
+        // The second time the link was lost between the look-up and the submission.
+        for _ in 0..2 {
+            let link = match self.fabric.link(node) {
+                Ok(link) => link,
+                Err(error) => {
+                    tracing::debug!(%node, %error, "no way to the node");
+                    break;
+                }
+            };
+            if counts && number != 0 && !self.requests().set_link(number, link.id()) {
+                return;
+            }
+            if number == 0 && link.queued() > POST_LIMIT {
+                break;
+            }
+            match self.submit(&*link, frame) {
+                Ok(()) => return,
+                Err(back) => frame = back,
+            }
+        }
+        self.unsendable(node, &frame, counts);
+    }
+
+    fn unsendable(&self, node: NodeIndex, frame: &Frame, counts: bool) {
+        if counts && frame.header.request.get() != 0 {
+            let pending = self.requests().finish(frame.header.request.get());
+            if let Some(pending) = pending {
+                self.fail(&pending, Code::Unreachable);
+            }
+        } else if super::stats::carries_message(&frame.header) {
+            add(&self.counters.messages_lost);
+            tracing::warn!(%node, "a message that nobody waits for was dropped: the node cannot be reached");
+        }
+    }
+
+    /// Ends a request without the owner's word.
+    pub(super) fn fail(&self, pending: &Pending, code: Code) {
+        match pending.caller {
+            Caller::Gone(_) => {
+                if self.requests().tell_later(pending.node, clock::now()) {
+                    self.fabric.wake();
+                }
+            }
+            caller if !pending.expired => self.complete(caller, code),
+            Caller::Thread { .. } => {}
+        }
+    }
+
+    /// Wakes a caller with a code and nothing else.
+    pub(super) fn complete(&self, caller: Caller, code: Code) {
+        let reply = Reply {
+            status: code.to_i32(),
+            arg0: 0,
+            arg1: 0,
+            payload: ReplyPayload::Inline(Vec::new()),
+        };
+        self.deliver(caller, &reply);
+    }
+
+    /// Puts a reply into the caller's cell; false when nobody waits for it any more.
+    pub(super) fn deliver(&self, caller: Caller, reply: &Reply) -> bool {
+        let Caller::Thread {
+            slot,
+            thread,
+            ticket,
+        } = caller
+        else {
+            return false;
+        };
+        let control = self.member.control();
+        if thread == wire::NO_REPLY || !control.slot_is(slot) {
+            return false;
+        }
+        let Ok(records) = control.threads(slot.index) else {
+            return false;
+        };
+        let record = records.get(thread as usize);
+        let done = record.map(|record| record.reply.complete(ticket, reply));
+        matches!(done, Some(Ok(true)))
+    }
+
+    /// The end of a request came from its owner. `payload`: what came with it.
+    pub(super) fn reply(&self, link: &dyn Link, header: &FrameHeader, payload: Payload<'_>) {
+        let pending = self.requests().finish(header.request.get());
+        let Some(pending) = pending else {
+            return self.late(header, payload.keep());
+        };
+        if let Caller::Gone(slot) = pending.caller {
+            self.requests().told(link.node(), slot);
+            return;
+        }
+        if pending.expired {
+            self.undo(&pending, header);
+            return self.late(header, payload.keep());
+        }
+        let mut status = header.status.get();
+        let (payload, kept) = match payload {
+            Payload::Small(bytes) if bytes.len() <= REPLY_INLINE => {
+                (ReplyPayload::Inline(bytes.to_vec()), None)
+            }
+            Payload::Lost(code) => {
+                add(&self.counters.messages_lost);
+                tracing::warn!(object = %pending.target, %code, "a message was lost: no memory to receive it");
+                status = code.to_i32();
+                (ReplyPayload::Inline(Vec::new()), None)
+            }
+            payload => match local::to_shared_block(&self.member, payload.keep()) {
+                Ok(body) => (local::block_of(&body), Some(body)),
+                Err((code, body)) => {
+                    // There is no memory for it here, so it goes back to where it came from.
+                    self.complete(pending.caller, code);
+                    return self.late(header, body);
+                }
+            },
+        };
+        let reply = Reply {
+            status,
+            arg0: header.arg0.get(),
+            arg1: header.arg1.get(),
+            payload,
+        };
+        if self.deliver(pending.caller, &reply) {
+            // The caller frees the block from now on.
+            if let Some(Body::Block(block)) = kept {
+                let _ = block.into_block();
+            }
+            return;
+        }
+        self.undo(&pending, header);
+        let body = kept.unwrap_or_else(|| match reply.payload {
+            ReplyPayload::Inline(bytes) => Body::Bytes(bytes),
+            ReplyPayload::Block { .. } => Body::empty(),
+        });
+        self.late(header, body);
+    }
+
+    /// A reply that nobody waits for: a message in it goes back to its owner.
+    fn late(&self, header: &FrameHeader, body: Body) {
+        let Some(target) = header.target.object() else {
+            return;
+        };
+        if !super::stats::carries_message(header) {
+            return;
+        }
+        let back = FrameHeader {
+            arg0: header.arg0,
+            payload: body.len().into(),
+            ..self::header(FrameKind::Return, Op::Receive, target)
+        };
+        add(&self.counters.returned);
+        self.send_to(target.node, Frame { header: back, body });
+    }
+
+    /// What a request obtained for a caller that no longer waits, and still lives, is given back. (What a dead caller had
+    /// is recovered by its owner.)
+    fn undo(&self, pending: &Pending, header: &FrameHeader) {
+        let code = Code::from_i32(header.status.get());
+        let Caller::Thread { slot, .. } = pending.caller else {
+            return;
+        };
+        if !matches!(code, Code::Ok | Code::OwnerDied) || !self.member.control().slot_is(slot) {
+            return;
+        }
+        let (op, arg0) = match pending.op {
+            Op::LockAcquire => (Op::LockRelease, 0),
+            Op::SemaphoreAcquire => (Op::SemaphoreRelease, 1),
+            Op::Attach => (Op::Detach, 0),
+            _ => return,
+        };
+        let request = FrameHeader {
+            slot: slot.index.into(),
+            slot_generation: slot.generation.into(),
+            deadline: wire::NEVER.into(),
+            arg0: U64::new(arg0),
+            ..self::header(FrameKind::Request, op, pending.target)
+        };
+        let body = Body::empty();
+        self.send_to(
+            pending.node,
+            Frame {
+                header: request,
+                body,
+            },
+        );
+    }
+
+    /// Tells a node of the dead processes that it has not heard of.
+    pub(super) fn tell(&self, node: NodeIndex) {
+        let owed = self.requests().owed(node);
+        for slot in owed {
+            // The number of any object of that node does for the target: only the node matters.
+            let target = ObjectId {
+                node,
+                kind: dragon_protocol::ObjectKind::Channel,
+                index: 0,
+                generation: 0,
+            };
+            let header = FrameHeader {
+                arg0: u64::from(slot.index).into(),
+                arg1: u64::from(slot.generation).into(),
+                slot: U32::new(slot.index),
+                slot_generation: U32::new(slot.generation),
+                deadline: wire::NEVER.into(),
+                ..self::header(FrameKind::SlotDown, Op::Detach, target)
+            };
+            self.request(Caller::Gone(slot), header, Op::Detach, Body::empty());
+        }
+    }
+
+    /// Ends all requests to a node, and refuses new ones.
+    pub(super) fn node_gone(&self, node: NodeIndex, code: Code) {
+        let pending = self.requests().node_gone(node, code);
+        for pending in pending {
+            self.fail(&pending, code);
+        }
+    }
+
+    pub(super) fn end_all(&self) {
+        let pending = self.requests().end();
+        for pending in pending {
+            self.fail(&pending, Code::RuntimeGone);
+        }
+    }
+}
+
+/// What came with a reply.
+#[derive(Debug)]
+pub(super) enum Payload<'a> {
+    Small(&'a [u8]),
+    Body(Body),
+    /// It was skipped for want of memory.
+    Lost(Code),
+}
+
+impl Payload<'_> {
+    fn keep(self) -> Body {
+        match self {
+            Self::Small(bytes) => Body::Bytes(bytes.to_vec()),
+            Self::Body(body) => body,
+            Self::Lost(_) => Body::empty(),
+        }
+    }
+}
+
+/// A header with kind, operation and object, and zeros.
+pub(super) fn header(kind: FrameKind, op: Op, object: ObjectId) -> FrameHeader {
+    FrameHeader {
+        kind: kind as u8,
+        op: op as u8,
+        target: object.into(),
+        ..FrameHeader::new_zeroed()
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn is_closing(core: &Core) -> bool {
+    core.closing.load(Ordering::Acquire)
+}

@@ -1,0 +1,165 @@
+//! The gateway thread: takes the requests of this node's processes out of the gateway channel and sends them, and does
+//! what the daemon asks of the agent, in one order for all of it.
+
+use core::sync::atomic::Ordering;
+
+use dragon_protocol::op::Op;
+use dragon_protocol::wire::{self, FrameHeader, FrameKind, Request};
+use dragon_protocol::{Code, SlotId};
+use dragon_shmem::Block;
+use zerocopy::FromBytes;
+
+use super::core::{Core, header, is_closing};
+use super::local::{self, Received};
+use super::requests::Caller;
+use crate::body::{Body, PoolBlock};
+
+/// Runs until the agent closes.
+pub(super) fn run(core: &Core) {
+    loop {
+        while let Some(command) = core.next_command() {
+            obey(core, command);
+        }
+        if is_closing(core) {
+            break;
+        }
+        match local::next_request(&core.gateway) {
+            Received::Request(bytes) => request(core, &bytes),
+            Received::Again => {}
+            Received::Over(error) => {
+                tracing::debug!(%error, "the gateway is closed");
+                break;
+            }
+        }
+    }
+    // What is in the gateway now gets an answer, unless its caller has gone; nobody takes from it afterwards.
+    while let Some(bytes) = local::left_request(&core.gateway) {
+        refuse(core, &bytes);
+    }
+    local::close_gateway(&core.gateway);
+    core.end_all();
+    core.fabric.wake();
+}
+
+fn obey(core: &Core, command: super::core::Command) {
+    use super::core::Command;
+    match command {
+        Command::Post(object, hint, bytes) => core.post(object, hint, Body::Bytes(bytes)),
+        Command::Changed(object) => {
+            core.with_owner(|owner, member, answers| owner.changed(member, object, answers));
+        }
+        Command::SlotGone(slot, held) => {
+            let nodes = held.iter().map(|object| object.node);
+            let nodes = nodes.filter(|node| *node != core.node);
+            let end = core.requests().slot_gone(slot, nodes);
+            for (number, node) in end.cancel {
+                core.cancel(number, node, false);
+            }
+            for node in end.tell {
+                core.tell(node);
+            }
+        }
+        Command::NodeDown(node) => {
+            core.node_gone(node, Code::NodeDown);
+            core.fabric.forget(node);
+            core.with_owner(|owner, member, answers| owner.node_down(member, node, answers));
+        }
+        Command::Close => core.closing.store(true, Ordering::Release),
+    }
+}
+
+fn request(core: &Core, bytes: &[u8]) {
+    let Ok((request, inline)) = Request::read_from_prefix(bytes) else {
+        // Too short for a request: a nudge to look at the commands.
+        return;
+    };
+    let caller = caller(&request);
+    let body = match body(core, &request, inline) {
+        Ok(body) => body,
+        Err(code) => return core.complete(caller, code),
+    };
+    if request.op == 0 {
+        return cancel(core, caller);
+    }
+    let Some(op) = Op::from_u8(request.op) else {
+        return core.complete(caller, Code::InvalidArgument);
+    };
+    let Some(target) = request.target.object() else {
+        return core.complete(caller, Code::InvalidArgument);
+    };
+    if op == Op::Notify {
+        core.with_owner(|owner, member, answers| owner.changed(member, target, answers));
+        return;
+    }
+    if target.node == core.node || body.len() > wire::MAX_PAYLOAD {
+        let own = target.node == core.node;
+        let code = if own {
+            Code::InvalidArgument
+        } else {
+            Code::TooLarge
+        };
+        return core.complete(caller, code);
+    }
+    let frame = FrameHeader {
+        slot: request.slot,
+        slot_generation: request.slot_generation,
+        deadline: request.deadline,
+        arg0: request.arg0,
+        arg1: request.arg1,
+        payload: body.len().into(),
+        ..header(FrameKind::Request, op, target)
+    };
+    if request.thread.get() != wire::NO_REPLY {
+        return core.request(caller, frame, op, body);
+    }
+    if !core.requests().is_gone(slot(&request)) {
+        let header = frame;
+        core.send_to(target.node, crate::fabric::Frame { header, body });
+    }
+}
+
+/// A thread waits no longer: its request ends, unless its end is on the way already.
+fn cancel(core: &Core, caller: Caller) {
+    let found = core.requests().of_caller(caller);
+    match found {
+        Some((number, node)) => core.cancel(number, node, true),
+        None => core.complete(caller, Code::Cancelled),
+    }
+}
+
+fn refuse(core: &Core, bytes: &[u8]) {
+    let Ok((request, inline)) = Request::read_from_prefix(bytes) else {
+        return;
+    };
+    // Dropping the body frees its block.
+    drop(body(core, &request, inline));
+    core.complete(caller(&request), Code::RuntimeGone);
+}
+
+/// The payload of a request: what follows it, or the block that it names, which is this process's from now on.
+fn body(core: &Core, request: &Request, inline: &[u8]) -> Result<Body, Code> {
+    let length = request.payload.get();
+    if request.by_reference == 0 {
+        let length = usize::try_from(length).map_err(|_| Code::Corrupt)?;
+        let bytes = inline.get(..length).ok_or(Code::Corrupt)?;
+        return Ok(Body::Bytes(bytes.to_vec()));
+    }
+    let offset = request.block.get();
+    let block = PoolBlock::adopt(&core.member, Block { offset, length });
+    block.map(Body::Block).map_err(|e| e.code())
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller::Thread {
+        slot: slot(request),
+        thread: request.thread.get(),
+        ticket: request.ticket.get(),
+    }
+}
+
+fn slot(request: &Request) -> SlotId {
+    SlotId {
+        index: request.slot.get(),
+        generation: request.slot_generation.get(),
+    }
+}

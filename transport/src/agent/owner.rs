@@ -1,0 +1,374 @@
+//! The requests of other nodes' processes for objects of this node: executed at once where they can be, parked where they
+//! have to wait.
+//!
+//! Waiting costs nothing: a parked request lies in the list of its object, the object's watch word is armed, and whoever
+//! changes the object tells the agent, which then tries the list in its order. Of each operation only the first that
+//! cannot proceed is tried, so the order of arrival is kept among requests that wait for the same thing.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use dragon_protocol::op::Op;
+use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId, wire};
+use dragon_shmem::Member;
+
+use super::local::{self, Outcome};
+use super::requests::leaves_something;
+use crate::body::Body;
+use crate::fabric::Link;
+
+/// Where a request came from, and where its answer goes.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    /// The link for the answer; `None`: nobody waits for one.
+    pub(super) link: Option<Arc<dyn Link>>,
+    /// Number of the request on that link; 0: nobody waits for an answer.
+    pub(super) request: u64,
+    /// The caller's node.
+    pub(super) node: NodeIndex,
+    /// The caller's process on its node.
+    pub(super) slot: SlotId,
+}
+
+/// A request as it arrives.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) origin: Origin,
+    pub(super) op: Op,
+    pub(super) object: ObjectId,
+    pub(super) arg0: u64,
+    pub(super) arg1: u64,
+    /// On this node's clock.
+    pub(super) deadline: u64,
+}
+
+/// The end of a request.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) origin: Origin,
+    pub(super) op: Op,
+    pub(super) object: ObjectId,
+    pub(super) code: Code,
+    pub(super) arg0: u64,
+    pub(super) arg1: u64,
+    pub(super) body: Body,
+}
+
+#[derive(Debug)]
+struct Parked {
+    job: Job,
+    body: Body,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Owner {
+    last: u64,
+    parked: HashMap<u64, Parked>,
+    by_object: HashMap<ObjectId, VecDeque<u64>>,
+    by_request: HashMap<(u64, u64), u64>,
+    deadlines: BTreeSet<(u64, u64)>,
+    proxies: HashMap<(NodeIndex, SlotId), SlotId>,
+}
+
+impl Owner {
+    /// Executes a request, or parks it. `small`: the payload when it lies in memory of the caller.
+    pub(super) fn execute(
+        &mut self,
+        member: &Arc<Member>,
+        job: Job,
+        small: &[u8],
+        mut body: Body,
+        answers: &mut Vec<Answer>,
+    ) {
+        // Requests that wait for the same thing go first.
+        let waits_behind = self.waits_behind(&job);
+        if !waits_behind {
+            match self.attempt(member, &job, small, &mut body) {
+                Outcome::Done(code, arg0, arg1, payload) => {
+                    let changed = job.object;
+                    answers.push(job.end(code, arg0, arg1, payload));
+                    self.changed(member, changed, answers);
+                    return;
+                }
+                Outcome::NotYet if job.deadline == wire::NOW => {
+                    let code = would_block(job.op);
+                    answers.push(job.end(code, 0, 0, Body::empty()));
+                    return;
+                }
+                Outcome::NotYet => {}
+            }
+        }
+        if body.is_empty() && !small.is_empty() {
+            body = Body::Bytes(small.to_vec());
+        }
+        body = local::settled(member, body);
+        let object = job.object;
+        self.park(job, body);
+        if !waits_behind {
+            self.retry(member, object, answers);
+        }
+    }
+
+    /// Tries what waits for an object that may have changed.
+    pub(super) fn changed(
+        &mut self,
+        member: &Arc<Member>,
+        object: ObjectId,
+        answers: &mut Vec<Answer>,
+    ) {
+        if self.by_object.contains_key(&object) {
+            self.retry(member, object, answers);
+        }
+    }
+
+    /// Ends what is past its deadline.
+    pub(super) fn expire(&mut self, now: u64, answers: &mut Vec<Answer>) {
+        while let Some(&(deadline, number)) = self.deadlines.first() {
+            if deadline > now {
+                return;
+            }
+            self.deadlines.pop_first();
+            if let Some(parked) = self.unpark(number) {
+                let none = Body::empty();
+                answers.push(parked.job.end(Code::Timeout, 0, 0, none));
+            }
+        }
+    }
+
+    /// The next deadline.
+    pub(super) fn next_deadline(&self) -> u64 {
+        self.deadlines.first().map_or(wire::NEVER, |(at, _)| *at)
+    }
+
+    /// Forgets a parked request. The caller gets an answer when `answer` says so.
+    pub(super) fn cancel(
+        &mut self,
+        link: u64,
+        request: u64,
+        answer: bool,
+        answers: &mut Vec<Answer>,
+    ) {
+        let Some(number) = self.by_request.get(&(link, request)).copied() else {
+            return;
+        };
+        if let Some(parked) = self.unpark(number).filter(|_| answer) {
+            let none = Body::empty();
+            answers.push(parked.job.end(Code::Cancelled, 0, 0, none));
+        }
+    }
+
+    /// A link is lost: nobody waits for answers on it any more.
+    pub(super) fn link_lost(&mut self, link: u64) {
+        self.unpark_where(|p| p.job.origin.link.as_ref().is_some_and(|l| l.id() == link));
+    }
+
+    /// A process of another node is gone: what it held here is recovered.
+    pub(super) fn slot_down(
+        &mut self,
+        member: &Arc<Member>,
+        node: NodeIndex,
+        slot: SlotId,
+        answers: &mut Vec<Answer>,
+    ) {
+        self.unpark_where(|p| p.job.origin.node == node && p.job.origin.slot == slot);
+        if let Some(proxy) = self.proxies.remove(&(node, slot)) {
+            local::recover(member, proxy);
+        }
+        self.notified(member, answers);
+    }
+
+    /// A node is down: what its processes held here is recovered.
+    pub(super) fn node_down(
+        &mut self,
+        member: &Arc<Member>,
+        node: NodeIndex,
+        answers: &mut Vec<Answer>,
+    ) {
+        self.unpark_where(|p| p.job.origin.node == node && p.job.origin.link.is_some());
+        let proxies: Vec<_> = self.proxies.keys().filter(|(n, _)| *n == node).collect();
+        let slots: Vec<SlotId> = proxies.into_iter().map(|(_, slot)| *slot).collect();
+        for slot in slots {
+            self.slot_down(member, node, slot, answers);
+        }
+    }
+
+    /// Tries what waits for the objects that this thread's own doings have changed.
+    pub(super) fn notified(&mut self, member: &Arc<Member>, answers: &mut Vec<Answer>) {
+        loop {
+            let objects = local::take_notified();
+            if objects.is_empty() {
+                return;
+            }
+            for object in objects {
+                self.changed(member, object, answers);
+            }
+        }
+    }
+
+    /// Requests that wait here.
+    pub(super) fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Processes of other nodes that may hold something here.
+    pub(super) fn proxies(&self) -> usize {
+        self.proxies.len()
+    }
+
+    fn waits_behind(&self, job: &Job) -> bool {
+        if job.deadline == wire::NOW {
+            return false;
+        }
+        let Some(list) = self.by_object.get(&job.object) else {
+            return false;
+        };
+        let same = |number: &u64| self.parked.get(number).is_some_and(|p| p.job.op == job.op);
+        list.iter().any(same)
+    }
+
+    fn park(&mut self, job: Job, body: Body) {
+        self.last += 1;
+        let number = self.last;
+        if job.deadline != wire::NEVER {
+            self.deadlines.insert((job.deadline, number));
+        }
+        if let Some(link) = job.origin.link.as_ref().filter(|_| job.origin.request != 0) {
+            let key = (link.id(), job.origin.request);
+            self.by_request.insert(key, number);
+        }
+        self.by_object
+            .entry(job.object)
+            .or_default()
+            .push_back(number);
+        self.parked.insert(number, Parked { job, body });
+    }
+
+    fn unpark(&mut self, number: u64) -> Option<Parked> {
+        let parked = self.parked.remove(&number)?;
+        let job = &parked.job;
+        self.deadlines.remove(&(job.deadline, number));
+        if let Some(link) = &job.origin.link {
+            self.by_request.remove(&(link.id(), job.origin.request));
+        }
+        if let Some(list) = self.by_object.get_mut(&job.object) {
+            list.retain(|n| *n != number);
+            if list.is_empty() {
+                self.by_object.remove(&job.object);
+            }
+        }
+        Some(parked)
+    }
+
+    fn unpark_where(&mut self, condition: impl Fn(&Parked) -> bool) {
+        let numbers = self.parked.iter().filter(|(_, p)| condition(p));
+        let numbers: Vec<u64> = numbers.map(|(number, _)| *number).collect();
+        for number in numbers {
+            self.unpark(number);
+        }
+    }
+
+    /// Tries an object's list until a whole pass over it, made while the watch is armed, changes nothing.
+    fn retry(&mut self, member: &Arc<Member>, object: ObjectId, answers: &mut Vec<Answer>) {
+        loop {
+            while self.pass(member, object, answers) {}
+            if !self.by_object.contains_key(&object) {
+                return;
+            }
+            // A change between the pass above and this would tell nobody: so once more.
+            local::watch(member, object);
+            if !self.pass(member, object, answers) {
+                return;
+            }
+        }
+    }
+
+    /// One pass over an object's list; true when something went on.
+    fn pass(&mut self, member: &Arc<Member>, object: ObjectId, answers: &mut Vec<Answer>) -> bool {
+        let list = self.by_object.get(&object);
+        let list: Vec<u64> = list.into_iter().flatten().copied().collect();
+        let mut stuck: Vec<Op> = Vec::new();
+        let mut progress = false;
+        for number in list {
+            let Some(mut parked) = self.parked.remove(&number) else {
+                continue;
+            };
+            if stuck.contains(&parked.job.op) {
+                self.parked.insert(number, parked);
+                continue;
+            }
+            let outcome = self.attempt(member, &parked.job, &[], &mut parked.body);
+            let op = parked.job.op;
+            self.parked.insert(number, parked);
+            match outcome {
+                Outcome::NotYet => stuck.push(op),
+                Outcome::Done(code, arg0, arg1, payload) => {
+                    progress = true;
+                    if let Some(parked) = self.unpark(number) {
+                        answers.push(parked.job.end(code, arg0, arg1, payload));
+                    }
+                }
+            }
+        }
+        progress
+    }
+
+    fn attempt(
+        &mut self,
+        member: &Arc<Member>,
+        job: &Job,
+        small: &[u8],
+        body: &mut Body,
+    ) -> Outcome {
+        let on_behalf = match self.proxy(member, job) {
+            Ok(slot) => slot,
+            Err(code) => return Outcome::Done(code, 0, 0, Body::empty()),
+        };
+        local::attempt(member, job, on_behalf, small, body)
+    }
+
+    /// The slot in whose name an operation is done: a process of another node gets one when it first obtains something.
+    fn proxy(&mut self, member: &Arc<Member>, job: &Job) -> Result<SlotId, Code> {
+        if job.origin.link.is_none() {
+            return Ok(member.slot());
+        }
+        let key = (job.origin.node, job.origin.slot);
+        if let Some(proxy) = self.proxies.get(&key) {
+            return Ok(*proxy);
+        }
+        if !leaves_something(job.op) {
+            // Without a proxy it has no reference here that it could give back.
+            let holds_nothing = job.op == Op::Detach && job.arg0 == 0;
+            return if holds_nothing {
+                Err(Code::NoSuchObject)
+            } else {
+                Ok(member.slot())
+            };
+        }
+        let claimed = member.control().claim_proxy(key.0, key.1);
+        let proxy = claimed.map_err(|e| e.code())?;
+        self.proxies.insert(key, proxy);
+        Ok(proxy)
+    }
+}
+
+impl Job {
+    fn end(self, code: Code, arg0: u64, arg1: u64, body: Body) -> Answer {
+        Answer {
+            origin: self.origin,
+            op: self.op,
+            object: self.object,
+            code,
+            arg0,
+            arg1,
+            body,
+        }
+    }
+}
+
+/// How a try form ends that would have to wait: as it does on the own node.
+fn would_block(op: Op) -> Code {
+    match op {
+        Op::Send => Code::Full,
+        _ => Code::Empty,
+    }
+}
