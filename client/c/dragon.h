@@ -7,7 +7,8 @@
  * calling thread, which values and limits were involved and what to do.
  *
  * Timeouts are nanoseconds: DRAGON_NEVER (-1) waits for ever, DRAGON_TRY (0) does not wait. A wait that a signal handler
- * interrupts returns DRAGON_INTERRUPTED and has had no effect: call again to go on waiting.
+ * interrupts returns DRAGON_INTERRUPTED and has had no effect: call again to go on waiting. When the time is over the code
+ * is DRAGON_TIMEOUT; with DRAGON_TRY it is DRAGON_FULL for a send and DRAGON_EMPTY for everything else.
  *
  * Handles may be used by several threads at once; close each exactly once, when no thread uses it any more. In a child
  * made by fork() a handle of the parent works too: the child attaches on its own at its first use of it.
@@ -35,7 +36,7 @@ extern "C" {
 typedef enum dragon_code {
     DRAGON_OK = 0,
     DRAGON_TIMEOUT = 1,              /* the deadline passed first */
-    DRAGON_EMPTY = 2,                /* try form: nothing to receive */
+    DRAGON_EMPTY = 2,                /* try form: nothing to receive, or not ready */
     DRAGON_FULL = 3,                 /* try form: no room to send */
     DRAGON_DESTROYED = 4,            /* the object was destroyed */
     DRAGON_NO_SUCH_OBJECT = 5,       /* never created, or gone */
@@ -78,7 +79,7 @@ typedef struct dragon_message {
     const void *data;
     size_t length;
     uint64_t hint;
-    uint64_t private_words[8];
+    void *private_words[8];
 } dragon_message;
 
 /* The runtime, and this process's place in it. */
@@ -170,8 +171,8 @@ int32_t dragon_descriptor_parse(const char *text, uint8_t descriptor[32]);
 
 /* Channels --------------------------------------------------------------------------------------------------------- */
 
-/* capacity: messages (0: 256). block: bytes that travel inline (0: 192), larger messages are passed by reference.
- * user: a number of the caller's choice, carried in descriptors. */
+/* capacity: messages that it holds (0: the default). block: messages up to so many bytes travel in the channel's own
+ * memory (0: the default), larger ones are passed by reference. user: a number of the caller's choice, carried in descriptors. */
 int32_t dragon_channel_create(uint32_t capacity, uint32_t block, uint64_t user, dragon_channel **channel);
 int32_t dragon_channel_attach(const uint8_t descriptor[32], int32_t adopt, dragon_channel **channel);
 int32_t dragon_channel_close(dragon_channel *channel);

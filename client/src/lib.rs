@@ -1,1 +1,40 @@
-//! The client core of a process
+//! The client core of a process: `libdragon.so.1` for every language, and the same as a Rust library.
+//!
+//! A process has one [`Session`], whatever languages it mixes: one slot on its node, one mapping of the node's memory,
+//! one control socket to the node's daemon. Operations on objects (channels, locks, events, semaphores, processes) touch
+//! shared memory alone; for an object of another node they go through the node's transport agent. Only starting and
+//! signalling processes, asking for the nodes, and fetching memory for a pool ask the daemon.
+//!
+//! ```no_run
+//! use dragon::{Channel, ChannelOptions, Deadline};
+//!
+//! let channel = Channel::create(&ChannelOptions::default())?;
+//! channel.send(b"hello", 0, Deadline::Never)?;
+//! let message = channel.receive(Deadline::Never)?;
+//! assert_eq!(message.to_vec(), b"hello");
+//! # Ok::<(), dragon::Error>(())
+//! ```
+//!
+//! The C interface is declared and described in `client/c/dragon.h`.
+
+mod attach;
+mod connection;
+mod error;
+pub mod ffi;
+mod handle;
+mod objects;
+mod process_lock;
+mod session;
+mod spawn;
+mod start;
+mod watcher;
+
+pub use dragon_channels::{Acquired, ChannelOptions};
+pub use dragon_protocol::control::{ExitNotice, Membership, Output};
+pub use dragon_protocol::launch::NodeInfo;
+pub use dragon_protocol::{Code, Descriptor, NodeIndex, ObjectId, RuntimeId, SlotId};
+pub use dragon_shmem::Deadline;
+pub use error::{Error, Result};
+pub use objects::{Channel, Event, Lock, Message, Process, Semaphore};
+pub use session::Session;
+pub use spawn::{Child, Spawn};

@@ -1,0 +1,177 @@
+//! The control socket of an attached process: one request at a time, and a thread that notices its end.
+//!
+//! A forked child inherits the descriptor but not the conversation. It never takes the lock below (another thread of its
+//! parent may have held it at the fork); it only closes its copy.
+
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dragon_protocol::control::{ClientReply, ClientRequest};
+use dragon_protocol::frame;
+use rustix::net::Shutdown;
+
+use crate::attach::{receive_exact, send_all};
+use crate::error::{Error, Result};
+
+/// The control socket.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// -1 once this process has closed it: a forked child, the watcher at its end, or the drop.
+    socket: AtomicI32,
+    /// The process has left: the end of the connection is expected.
+    leaving: AtomicBool,
+    /// Whoever holds it may talk; `Some`: why nobody can any more.
+    turn: Mutex<Option<String>>,
+}
+
+impl Connection {
+    pub(crate) fn new(socket: OwnedFd) -> Arc<Self> {
+        Arc::new(Self {
+            socket: AtomicI32::new(socket.into_raw_fd()),
+            leaving: AtomicBool::new(false),
+            turn: Mutex::new(None),
+        })
+    }
+
+    /// Asks the daemon, and waits for its answer. Signals do not end the wait: the answer may carry a reference that
+    /// would be lost.
+    pub(crate) fn request(&self, request: &ClientRequest) -> Result<ClientReply> {
+        let mut bytes = Vec::new();
+        frame::encode(request, &mut bytes)?;
+        let mut broken = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = broken.as_ref() {
+            return Err(Error::RuntimeGone(why.clone()));
+        }
+        let reply = self.converse(&bytes);
+        if let Err(error) = &reply {
+            // Half a conversation cannot be continued.
+            *broken = Some(error.to_string());
+        }
+        match reply? {
+            ClientReply::Failed(code, text) => Err(Error::Daemon { code, text }),
+            reply => Ok(reply),
+        }
+    }
+
+    fn converse(&self, request: &[u8]) -> Result<ClientReply> {
+        let socket = self
+            .socket()
+            .ok_or_else(|| Error::RuntimeGone("this process has detached".to_owned()))?;
+        send_all(socket, request)?;
+        let mut head = [0; 4];
+        receive_exact(socket, &mut head)?;
+        let mut body = vec![0; frame::body_length(head)?];
+        receive_exact(socket, &mut body)?;
+        Ok(frame::decode(&body)?)
+    }
+
+    /// The socket, unless this process has closed it.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        let fd = self.socket.load(Ordering::Acquire);
+        // SAFETY: the descriptor is open until `close`, which only the watcher calls when `leaving` is set, a forked
+        // child on its own copy, which it never uses otherwise, and the drop.
+        (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// Whether the end of the connection is expected.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Ends the connection in good order; the watcher closes it. Later requests fail.
+    pub(crate) fn leave(&self) {
+        let mut broken = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        *broken = Some("this process has detached".to_owned());
+        self.leaving.store(true, Ordering::Release);
+        if let Some(socket) = self.socket() {
+            // When it fails the peer is gone, which is what we want.
+            let _ = rustix::net::shutdown(socket, Shutdown::Both);
+        }
+    }
+
+    /// Closes this process's copy of the socket, once.
+    pub(crate) fn close(&self) {
+        let fd = self.socket.swap(-1, Ordering::AcqRel);
+        if fd >= 0 {
+            // SAFETY: the swap made this the only place that still knows the descriptor.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use dragon_protocol::Code;
+    use std::io::{Read, Write};
+
+    fn pair() -> (Arc<Connection>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Connection::new(ours.into()), theirs)
+    }
+
+    fn read_request(peer: &mut UnixStream) -> ClientRequest {
+        let mut head = [0; 4];
+        peer.read_exact(&mut head).unwrap();
+        let mut body = vec![0; frame::body_length(head).unwrap()];
+        peer.read_exact(&mut body).unwrap();
+        frame::decode(&body).unwrap()
+    }
+
+    #[test]
+    fn a_refused_request_keeps_the_daemons_sentence() {
+        let (connection, mut peer) = pair();
+        let daemon = thread::spawn(move || {
+            let asked = read_request(&mut peer);
+            let mut bytes = Vec::new();
+            let answer = ClientReply::Failed(Code::OutOfMemory, "pool 0: 1 GiB asked".to_owned());
+            frame::encode(&answer, &mut bytes).unwrap();
+            peer.write_all(&bytes).unwrap();
+            asked
+        });
+        let error = connection
+            .request(&ClientRequest::Commit {
+                pool: 0,
+                bytes: 1 << 30,
+            })
+            .unwrap_err();
+        assert_eq!(error.code(), Code::OutOfMemory);
+        assert_eq!(error.to_string(), "pool 0: 1 GiB asked");
+        assert!(matches!(
+            daemon.join().unwrap(),
+            ClientRequest::Commit { pool: 0, .. }
+        ));
+    }
+
+    #[test]
+    fn after_the_end_of_the_daemon_every_request_fails_at_once() {
+        let (connection, peer) = pair();
+        drop(peer);
+        for _ in 0..2 {
+            let error = connection.request(&ClientRequest::Nodes).unwrap_err();
+            assert_eq!(error.code(), Code::RuntimeGone);
+        }
+    }
+
+    #[test]
+    fn after_leaving_the_peer_sees_the_end() {
+        let (connection, mut peer) = pair();
+        connection.leave();
+        assert_eq!(peer.read(&mut [0; 1]).unwrap(), 0);
+        let error = connection.request(&ClientRequest::Nodes).unwrap_err();
+        assert_eq!(error.code(), Code::RuntimeGone);
+        connection.close();
+        connection.close();
+        assert!(connection.socket().is_none());
+    }
+}

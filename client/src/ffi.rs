@@ -1,0 +1,228 @@
+//! The C interface, as `client/c/dragon.h` declares and describes it.
+//!
+//! Every function runs inside [`guard`]: no panic leaves the library, the code is the return value, and the text waits
+//! for `dragon_last_error`. Handles are boxes: a pointer leads straight to the object.
+//!
+//! Safety of all functions: pointers are null or point to what the header says; handles come from this library and are
+//! not closed yet. Null is refused wherever the header does not allow it.
+
+pub mod channel;
+pub mod descriptor;
+pub mod event;
+pub mod last_error;
+pub mod lock;
+pub mod process;
+pub mod runtime;
+pub mod semaphore;
+pub mod spawn;
+
+pub use channel::{DragonBytes, DragonMessage};
+pub use runtime::{DragonNode, DragonRuntime, DragonStat};
+pub use spawn::{DragonSpawnRequest, DragonSpawnResult};
+
+use std::any::Any;
+use std::ffi::{CStr, c_char};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::{self, NonNull};
+
+use dragon_protocol::Code;
+use dragon_shmem::Deadline;
+
+use crate::error::{Error, Result};
+
+/// `DRAGON_NEVER`.
+const NEVER: i64 = -1;
+
+/// Runs the body of a function of the C interface; returns its code.
+#[inline]
+fn guard(body: impl FnOnce() -> Result<()>) -> i32 {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => Code::Ok.to_i32(),
+        Ok(Err(error)) => last_error::set(error),
+        Err(panic) => last_error::set(Error::Defect(text_of(&*panic))),
+    }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "panic".to_owned()
+    }
+}
+
+fn null(what: &str) -> Error {
+    Error::InvalidArgument(format!("{what} is NULL"))
+}
+
+/// What a pointer of the caller refers to.
+///
+/// # Safety
+/// The pointer is null, or valid for reads for as long as the result is used.
+#[inline]
+unsafe fn refer<'a, T>(pointer: *const T, what: &str) -> Result<&'a T> {
+    // SAFETY: the caller's promise.
+    unsafe { pointer.as_ref() }.ok_or_else(|| null(what))
+}
+
+/// Where a result goes: checked before the operation, so that no result is lost for want of a place.
+#[derive(Debug)]
+struct Out<T>(NonNull<T>);
+
+impl<T> Out<T> {
+    /// # Safety
+    /// The pointer is null, or valid for a write until the result is dropped.
+    #[inline]
+    unsafe fn new(pointer: *mut T, what: &str) -> Result<Self> {
+        NonNull::new(pointer).map(Self).ok_or_else(|| null(what))
+    }
+
+    #[inline]
+    fn put(self, value: T) {
+        // SAFETY: `new`'s promise. What was there is the caller's plain data and needs no drop.
+        unsafe { self.0.write(value) };
+    }
+}
+
+impl<T> Out<*mut T> {
+    /// Gives a handle to the caller.
+    fn give(self, value: T) {
+        self.put(Box::into_raw(Box::new(value)));
+    }
+}
+
+/// Writes to a place that the caller may have left out.
+///
+/// # Safety
+/// The pointer is null, or valid for a write.
+#[inline]
+unsafe fn put_if_wanted<T>(pointer: *mut T, value: T) {
+    if let Some(place) = NonNull::new(pointer) {
+        // SAFETY: the caller's promise.
+        unsafe { place.write(value) };
+    }
+}
+
+/// Takes a handle back from the caller.
+///
+/// # Safety
+/// The pointer is null, or came from [`Out::give`] and was not closed yet.
+unsafe fn close<T>(handle: *mut T, what: &str) -> i32 {
+    guard(|| {
+        let handle = NonNull::new(handle).ok_or_else(|| null(what))?;
+        // SAFETY: the caller's promise.
+        drop(unsafe { Box::from_raw(handle.as_ptr()) });
+        Ok(())
+    })
+}
+
+/// `count` values at `pointer`; null is allowed when there are none.
+///
+/// # Safety
+/// Null, or valid for reads of `count` values for as long as the result is used.
+unsafe fn many<'a, T>(pointer: *const T, count: usize, what: &str) -> Result<&'a [T]> {
+    if count == 0 {
+        return Ok(&[]);
+    }
+    if pointer.is_null() {
+        return Err(null(what));
+    }
+    if count > isize::MAX.cast_unsigned() / size_of::<T>().max(1) {
+        return Err(Error::InvalidArgument(format!(
+            "{what}: {count} is more than memory holds"
+        )));
+    }
+    // SAFETY: the caller's promise, not null, and the size fits.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
+}
+
+/// # Safety
+/// Null, or a string that ends with NUL and stays as long as the result is used.
+unsafe fn text<'a>(pointer: *const c_char, what: &str) -> Result<&'a CStr> {
+    if pointer.is_null() {
+        return Err(null(what));
+    }
+    // SAFETY: the caller's promise, and not null.
+    Ok(unsafe { CStr::from_ptr(pointer) })
+}
+
+#[inline]
+fn deadline(timeout: i64) -> Result<Deadline> {
+    match u64::try_from(timeout) {
+        Ok(nanoseconds) => Ok(Deadline::after(nanoseconds)),
+        Err(_) if timeout == NEVER => Ok(Deadline::Never),
+        Err(_) => Err(Error::InvalidArgument(format!(
+            "the timeout {timeout} is negative; -1 (DRAGON_NEVER) is for ever, 0 (DRAGON_TRY) does not wait"
+        ))),
+    }
+}
+
+/// Copies text into an array of the caller's structure, cut at its end, always with a NUL.
+fn fill(array: &mut [c_char], text: &str) {
+    array.fill(0);
+    let room = array.len().saturating_sub(1);
+    for (to, from) in array.iter_mut().zip(text.bytes().take(room)) {
+        *to = from as c_char;
+    }
+}
+
+/// Writes `items` to the caller's array, as many as it holds, and how many there are to `count`.
+///
+/// # Safety
+/// `array` is null or valid for writes of `capacity` values; `count` is null or valid for a write.
+unsafe fn list<T>(
+    items: impl ExactSizeIterator<Item = T>,
+    array: *mut T,
+    capacity: usize,
+    count: *mut usize,
+) -> Result<()> {
+    if array.is_null() && capacity != 0 {
+        return Err(null("the array"));
+    }
+    // SAFETY: the caller's promise.
+    let count = unsafe { Out::new(count, "count") }?;
+    count.put(items.len());
+    for (index, item) in items.take(capacity).enumerate() {
+        // SAFETY: below capacity, for which the caller vouches.
+        let place = unsafe { array.add(index) };
+        // SAFETY: as above.
+        unsafe { ptr::write(place, item) };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts() {
+        assert_eq!(deadline(-1).unwrap(), Deadline::Never);
+        assert_eq!(deadline(0).unwrap(), Deadline::Now);
+        assert!(matches!(deadline(1).unwrap(), Deadline::At(_)));
+        let error = deadline(-2).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument);
+        assert!(error.to_string().contains("-2"));
+    }
+
+    #[test]
+    fn a_panic_becomes_a_code() {
+        assert_eq!(guard(|| panic!("no {}", 7)), Code::Corrupt.to_i32());
+        let text = last_error::dragon_last_error();
+        // SAFETY: the text of this thread's last error, valid until the next one.
+        let text = unsafe { CStr::from_ptr(text) }.to_str().unwrap();
+        assert!(text.contains("no 7"), "{text}");
+    }
+
+    #[test]
+    fn text_is_cut_at_the_end_of_the_array() {
+        let letters = |text: &[u8; 4]| text.map(|byte| byte as c_char);
+        let mut array = [1; 4];
+        fill(&mut array, "abcdef");
+        assert_eq!(array, letters(b"abc\0"));
+        fill(&mut array, "x");
+        assert_eq!(array, letters(b"x\0\0\0"));
+    }
+}

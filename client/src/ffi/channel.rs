@@ -1,0 +1,300 @@
+//! Channels and messages.
+
+use std::ffi::c_void;
+use std::io::IoSlice;
+
+use dragon_channels::ChannelOptions;
+use dragon_shmem::Deadline;
+
+use super::{Out, close, deadline, descriptor, guard, many, null, refer};
+use crate::error::Result;
+use crate::objects::{Channel, Message};
+
+/// `dragon_bytes`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DragonBytes {
+    /// Where.
+    pub data: *const c_void,
+    /// How many.
+    pub length: usize,
+}
+
+impl DragonBytes {
+    /// # Safety
+    /// `data` is valid for reads of `length` bytes for as long as the result is used; it may be null when there are none.
+    #[inline]
+    pub(super) unsafe fn get<'a>(&self) -> Result<&'a [u8]> {
+        // SAFETY: the caller's promise.
+        unsafe { many(self.data.cast(), self.length, "data") }
+    }
+}
+
+/// `dragon_message`.
+#[derive(Debug)]
+#[repr(C)]
+pub struct DragonMessage {
+    /// The bytes.
+    pub data: *const c_void,
+    /// How many.
+    pub length: usize,
+    /// The sender's number.
+    pub hint: u64,
+    /// The first one owns the message, the others are kept for later releases.
+    pub private_words: [*mut c_void; 8],
+}
+
+impl DragonMessage {
+    #[inline]
+    fn new(message: Message) -> Self {
+        // A box, since the bytes of a small message lie inside it, and the caller may move this structure.
+        let message = Box::new(message);
+        let mut shown = Self {
+            data: message.as_ptr().cast(),
+            length: message.len(),
+            hint: message.hint(),
+            private_words: [std::ptr::null_mut(); 8],
+        };
+        shown.private_words[0] = Box::into_raw(message).cast();
+        shown
+    }
+
+    /// # Safety
+    /// Made by [`Self::new`], or all zeros; at most one copy is released.
+    #[inline]
+    unsafe fn release(&mut self) {
+        let message = std::mem::replace(&mut self.private_words[0], std::ptr::null_mut());
+        if !message.is_null() {
+            // SAFETY: it came from `Box::into_raw`, and the replacement above makes this the only release.
+            drop(unsafe { Box::from_raw(message.cast::<Message>()) });
+        }
+        self.data = std::ptr::null();
+        self.length = 0;
+    }
+}
+
+fn options(capacity: u32, block: u32, user: u64) -> ChannelOptions {
+    let default = ChannelOptions::default();
+    let or = |given, default| if given == 0 { default } else { given };
+    ChannelOptions {
+        capacity: or(capacity, default.capacity),
+        block: or(block, default.block),
+        user,
+    }
+}
+
+/// As many parts as find room on the stack.
+const FEW: usize = 8;
+
+#[inline]
+fn send(channel: &Channel, parts: &[DragonBytes], hint: u64, deadline: Deadline) -> Result<()> {
+    if let [only] = parts {
+        // SAFETY: the promise of `dragon_channel_send`'s caller.
+        return channel.send(unsafe { only.get() }?, hint, deadline);
+    }
+    let mut few = [IoSlice::new(&[]); FEW];
+    let Some(slices) = few.get_mut(..parts.len()) else {
+        // SAFETY: as above.
+        let read = |part: &DragonBytes| unsafe { part.get() }.map(IoSlice::new);
+        let many: Vec<IoSlice<'_>> = parts.iter().map(read).collect::<Result<_>>()?;
+        return channel.send_parts(&many, hint, deadline);
+    };
+    for (slice, part) in slices.iter_mut().zip(parts) {
+        // SAFETY: as above.
+        *slice = IoSlice::new(unsafe { part.get() }?);
+    }
+    channel.send_parts(slices, hint, deadline)
+}
+
+/// See `dragon.h`.
+///
+/// # Safety
+/// As the module's parent says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dragon_channel_create(
+    capacity: u32,
+    block: u32,
+    user: u64,
+    channel: *mut *mut Channel,
+) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(channel, "channel") }?;
+        out.give(Channel::create(&options(capacity, block, user))?);
+        Ok(())
+    })
+}
+
+/// See `dragon.h`.
+///
+/// # Safety
+/// As the module's parent says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dragon_channel_attach(
+    descriptor: *const [u8; 32],
+    adopt: i32,
+    channel: *mut *mut Channel,
+) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(channel, "channel") }?;
+        // SAFETY: the caller's promise.
+        let descriptor = unsafe { descriptor::read(descriptor) }?;
+        out.give(Channel::attach(descriptor, adopt != 0)?);
+        Ok(())
+    })
+}
+
+/// See `dragon.h`.
+///
+/// # Safety
+/// As the module's parent says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dragon_channel_close(channel: *mut Channel) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { close(channel, "channel") }
+}
+
+/// See `dragon.h`.
+///
+/// # Safety
+/// As the module's parent says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dragon_channel_destroy(channel: *const Channel) -> i32 {
+    // SAFETY: the caller's promise.
+    guard(|| unsafe { refer(channel, "channel") }?.destroy())
+}
+
+/// See `dragon.h`.
+///
+/// # Safety
+/// As the module's parent says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dragon_channel_descriptor(
+    channel: *const Channel,
+    descriptor: *mut [u8; 32],
+) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let channel = unsafe { refer(channel, "channel") }?;
+        // SAFETY: the caller's promise.
+        unsafe { descriptor::write(|| Ok(channel.descriptor()), descriptor) }
+    })
+}
+
+/// See `dragon.h`.
+///
+/// # Safety
+/// As the module's parent says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dragon_channel_export(
+    channel: *const Channel,
+    descriptor: *mut [u8; 32],
+) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let channel = unsafe { refer(channel, "channel") }?;
+        // SAFETY: the caller's promise.
+        unsafe { descriptor::write(|| channel.export(), descriptor) }
+    })
+}
+
+/// See `dragon.h`.
+///
+/// # Safety
+/// As the module's parent says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dragon_channel_send(
+    channel: *const Channel,
+    parts: *const DragonBytes,
+    count: usize,
+    hint: u64,
+    timeout: i64,
+) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let channel = unsafe { refer(channel, "channel") }?;
+        // SAFETY: the caller's promise.
+        let parts = unsafe { many(parts, count, "parts") }?;
+        send(channel, parts, hint, deadline(timeout)?)
+    })
+}
+
+/// See `dragon.h`.
+///
+/// # Safety
+/// As the module's parent says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dragon_channel_receive(
+    channel: *const Channel,
+    timeout: i64,
+    message: *mut DragonMessage,
+) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let channel = unsafe { refer(channel, "channel") }?;
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(message, "message") }?;
+        out.put(DragonMessage::new(channel.receive(deadline(timeout)?)?));
+        Ok(())
+    })
+}
+
+/// See `dragon.h`.
+///
+/// # Safety
+/// As the module's parent says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dragon_message_release(message: *mut DragonMessage) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let message = unsafe { message.as_mut() }.ok_or_else(|| null("message"))?;
+        // SAFETY: the message came from `dragon_channel_receive`, or is all zeros.
+        unsafe { message.release() };
+        Ok(())
+    })
+}
+
+/// See `dragon.h`.
+///
+/// # Safety
+/// As the module's parent says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dragon_channel_poll(
+    channel: *const Channel,
+    timeout: i64,
+    count: *mut u64,
+) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let channel = unsafe { refer(channel, "channel") }?;
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(count, "count") }?;
+        out.put(channel.poll(deadline(timeout)?)?);
+        Ok(())
+    })
+}
+
+/// See `dragon.h`.
+///
+/// # Safety
+/// As the module's parent says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dragon_channel_attributes(
+    channel: *const Channel,
+    count: *mut u64,
+    capacity: *mut u64,
+) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let channel = unsafe { refer(channel, "channel") }?;
+        // SAFETY: the caller's promise.
+        let count = unsafe { Out::new(count, "count") }?;
+        // SAFETY: the caller's promise.
+        let capacity = unsafe { Out::new(capacity, "capacity") }?;
+        let (messages, room) = channel.attributes()?;
+        count.put(messages);
+        capacity.put(room);
+        Ok(())
+    })
+}

@@ -1,0 +1,391 @@
+//! The objects of a runtime, as programs use them: on this node or on another, in this process or after a fork.
+
+use std::fmt;
+use std::io::IoSlice;
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+
+use dragon_channels as channels;
+use dragon_channels::{Acquired, ChannelOptions};
+use dragon_protocol::Descriptor;
+use dragon_shmem::{Deadline, Member};
+
+use crate::error::Result;
+use crate::handle::{Handle, Object};
+use crate::session::Session;
+
+/// What all kinds of object have in common.
+macro_rules! common {
+    ($name:ident, $lower:ty, $what:literal) => {
+        impl Object for $lower {
+            fn attach(member: &Arc<Member>, descriptor: Descriptor, adopt: bool) -> Result<Self> {
+                Ok(Self::attach(member, &descriptor, adopt)?)
+            }
+
+            fn descriptor(&self) -> Descriptor {
+                self.descriptor()
+            }
+        }
+
+        impl $name {
+            #[doc = concat!("A handle on the ", $what, " that `descriptor` names.")]
+            /// `adopt`: take over the reference that an export counted, so that the object lives on when the exporter
+            /// has gone; each export is adopted at most once.
+            ///
+            /// # Errors
+            /// When there is no such object (any more), or its node is down.
+            pub fn attach(descriptor: Descriptor, adopt: bool) -> Result<Self> {
+                Ok(Self(Handle::attach(descriptor, adopt)?))
+            }
+
+            /// Its name, which keeps nothing alive.
+            #[must_use]
+            pub fn descriptor(&self) -> Descriptor {
+                self.0.descriptor()
+            }
+
+            /// Its name together with one reference in transit, for whoever attaches with `adopt`.
+            ///
+            /// # Errors
+            /// When the object was destroyed, or its node is down.
+            pub fn export(&self) -> Result<Descriptor> {
+                Ok(self.0.get()?.export()?)
+            }
+        }
+    };
+}
+
+/// What all kinds but processes have in common.
+macro_rules! destroy {
+    ($($name:ident),+) => {$(
+        impl $name {
+            /// Fails every operation of everybody on it with [`Code::Destroyed`](crate::Code::Destroyed), from now on.
+            ///
+            /// # Errors
+            /// When it is gone, or its node is down.
+            pub fn destroy(&self) -> Result<()> {
+                Ok(self.0.get()?.destroy()?)
+            }
+        }
+    )+};
+}
+
+destroy!(Channel, Lock, Event, Semaphore);
+common!(Channel, channels::Channel, "channel");
+common!(Lock, channels::Lock, "lock");
+common!(Event, channels::Event, "event");
+common!(Semaphore, channels::Semaphore, "semaphore");
+common!(Process, channels::ProcessObject, "process");
+
+/// A bounded FIFO of messages: any number of senders and receivers, on any node.
+///
+/// ```no_run
+/// use dragon::{Channel, ChannelOptions, Deadline};
+///
+/// let options = ChannelOptions { capacity: 16, ..ChannelOptions::default() };
+/// let channel = Channel::create(&options)?;
+/// channel.send(b"first", 1, Deadline::Never)?;
+/// let message = channel.receive(Deadline::after(1_000_000_000))?;
+/// assert_eq!((message.len(), message.hint()), (5, 1));
+/// # Ok::<(), dragon::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Channel(Handle<channels::Channel>);
+
+impl Channel {
+    /// Makes a channel on this node.
+    ///
+    /// # Errors
+    /// When an option is out of range, or the pool or a table is full.
+    pub fn create(options: &ChannelOptions) -> Result<Self> {
+        Handle::create(|member| Ok(channels::create_channel(member, options)?)).map(Self)
+    }
+
+    /// Sends a message with a number that the receiver gets beside it. Returns when the message is in the channel.
+    ///
+    /// # Errors
+    /// [`Code::Timeout`](crate::Code::Timeout) or, for [`Deadline::Now`], [`Code::Full`](crate::Code::Full) when the
+    /// channel had no room in time; [`Code::Interrupted`](crate::Code::Interrupted) after a signal.
+    #[inline]
+    pub fn send(&self, message: &[u8], hint: u64, deadline: Deadline) -> Result<()> {
+        Ok(self.0.get()?.send(message, hint, deadline)?)
+    }
+
+    /// Sends the parts as one message.
+    ///
+    /// # Errors
+    /// As [`Channel::send`].
+    #[inline]
+    pub fn send_parts(&self, parts: &[IoSlice<'_>], hint: u64, deadline: Deadline) -> Result<()> {
+        Ok(self.0.get()?.send_parts(parts, hint, deadline)?)
+    }
+
+    /// Takes the oldest message.
+    ///
+    /// # Errors
+    /// [`Code::Timeout`](crate::Code::Timeout) or, for [`Deadline::Now`], [`Code::Empty`](crate::Code::Empty) when none
+    /// came in time; [`Code::Interrupted`](crate::Code::Interrupted) after a signal.
+    #[inline]
+    pub fn receive(&self, deadline: Deadline) -> Result<Message> {
+        let message = self.0.get()?.receive(deadline)?;
+        Ok(Message::new(message, self.0.session()?))
+    }
+
+    /// Waits until there is something to receive; how many messages. [`Deadline::Now`] always succeeds, perhaps with 0.
+    ///
+    /// # Errors
+    /// [`Code::Timeout`](crate::Code::Timeout) when nothing came in time.
+    pub fn poll(&self, deadline: Deadline) -> Result<u64> {
+        match self.0.get()?.poll(deadline) {
+            Err(channels::Error::Empty) => Ok(0),
+            polled => Ok(polled?),
+        }
+    }
+
+    /// How many messages are in it, and how many it can hold.
+    ///
+    /// # Errors
+    /// When the channel was destroyed, or its node is down.
+    pub fn attributes(&self) -> Result<(u64, u64)> {
+        Ok(self.0.get()?.attributes()?)
+    }
+}
+
+/// A received message. One that was too large for its channel's own memory lies in the pool until it is dropped.
+pub struct Message {
+    message: ManuallyDrop<channels::Message>,
+    /// Set when the message lies in the pool.
+    session: Option<&'static Session>,
+}
+
+impl Message {
+    #[inline]
+    fn new(message: channels::Message, session: &'static Session) -> Self {
+        // It came through a handle, so the session cannot have been left: the count can only succeed.
+        let counted = message.block().is_some() && session.enter().is_ok();
+        Self {
+            message: ManuallyDrop::new(message),
+            session: counted.then_some(session),
+        }
+    }
+
+    /// The number that the sender gave.
+    #[inline]
+    #[must_use]
+    pub fn hint(&self) -> u64 {
+        self.message.hint()
+    }
+
+    /// Bytes of the message.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.message.len()
+    }
+
+    /// Whether it has no bytes.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.message.is_empty()
+    }
+
+    /// Copies bytes from `at` on into `to`; returns how many.
+    pub fn copy_to(&self, at: usize, to: &mut [u8]) -> usize {
+        self.message.copy_to(at, to)
+    }
+
+    /// The bytes in memory of the caller.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len()];
+        self.copy_to(0, &mut bytes);
+        bytes
+    }
+
+    /// Where the bytes lie, as long as the message lives and is not moved. A program that misbehaves can change bytes in
+    /// the pool: copy them, or treat them as something that may change.
+    #[inline]
+    #[must_use]
+    pub fn as_ptr(&self) -> *const u8 {
+        self.message.bytes_ptr()
+    }
+}
+
+impl Drop for Message {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: dropped here once, and not used afterwards. Before the session's count, which keeps the slot ours.
+        unsafe { ManuallyDrop::drop(&mut self.message) };
+        if let Some(session) = self.session {
+            session.leave();
+        }
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.message, f)
+    }
+}
+
+/// A lock among processes of any node. It belongs to the process that acquired it, not to the thread.
+///
+/// ```no_run
+/// use dragon::{Deadline, Lock};
+///
+/// let lock = Lock::create(0)?;
+/// if lock.acquire(Deadline::Never)?.owner_died {
+///     eprintln!("the last owner died half-way");
+/// }
+/// lock.release(false)?;
+/// # Ok::<(), dragon::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Lock(Handle<channels::Lock>);
+
+impl Lock {
+    /// Makes a lock on this node, held by nobody. `user`: a number of the caller's choice, carried in descriptors.
+    ///
+    /// # Errors
+    /// When a table is full.
+    pub fn create(user: u64) -> Result<Self> {
+        Handle::create(|member| Ok(channels::Lock::create(member, user)?)).map(Self)
+    }
+
+    /// Acquires the lock; tells whether its last owner died while it held it.
+    ///
+    /// # Errors
+    /// [`Code::Timeout`](crate::Code::Timeout) or, for [`Deadline::Now`], [`Code::Empty`](crate::Code::Empty) when it did
+    /// not become free in time; [`Code::Interrupted`](crate::Code::Interrupted) after a signal.
+    #[inline]
+    pub fn acquire(&self, deadline: Deadline) -> Result<Acquired> {
+        Ok(self.0.get()?.acquire(deadline)?)
+    }
+
+    /// Releases the lock. `any`: whichever process holds it.
+    ///
+    /// # Errors
+    /// [`Code::NotOwner`](crate::Code::NotOwner) when nobody holds it, or without `any` another process does.
+    #[inline]
+    pub fn release(&self, any: bool) -> Result<()> {
+        Ok(self.0.get()?.release(any)?)
+    }
+}
+
+/// A flag that processes wait for.
+///
+/// ```no_run
+/// use dragon::{Deadline, Event};
+///
+/// let event = Event::create(0)?;
+/// event.set()?;
+/// event.wait(Deadline::Never)?;
+/// # Ok::<(), dragon::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Event(Handle<channels::Event>);
+
+impl Event {
+    /// Makes an event on this node, not set.
+    ///
+    /// # Errors
+    /// When a table is full.
+    pub fn create(user: u64) -> Result<Self> {
+        Handle::create(|member| Ok(channels::Event::create(member, user)?)).map(Self)
+    }
+
+    /// Sets it: all who wait go on.
+    ///
+    /// # Errors
+    /// When it was destroyed, or its node is down.
+    pub fn set(&self) -> Result<()> {
+        Ok(self.0.get()?.set()?)
+    }
+
+    /// Clears it.
+    ///
+    /// # Errors
+    /// As [`Event::set`].
+    pub fn clear(&self) -> Result<()> {
+        Ok(self.0.get()?.clear()?)
+    }
+
+    /// Whether it is set.
+    ///
+    /// # Errors
+    /// As [`Event::set`].
+    pub fn is_set(&self) -> Result<bool> {
+        Ok(self.0.get()?.is_set()?)
+    }
+
+    /// Waits until it is set.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`].
+    pub fn wait(&self, deadline: Deadline) -> Result<()> {
+        Ok(self.0.get()?.wait(deadline)?)
+    }
+}
+
+/// A counting semaphore.
+///
+/// ```no_run
+/// use dragon::{Deadline, Semaphore};
+///
+/// let places = Semaphore::create(2, 2, 0)?;
+/// places.acquire(Deadline::Never)?;
+/// places.release(1)?;
+/// # Ok::<(), dragon::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Semaphore(Handle<channels::Semaphore>);
+
+impl Semaphore {
+    /// Makes a semaphore on this node with `value` units, that never has more than `max`.
+    ///
+    /// # Errors
+    /// When `value` is more than `max`, or a table is full.
+    pub fn create(value: u32, max: u32, user: u64) -> Result<Self> {
+        Handle::create(|member| Ok(channels::Semaphore::create(member, value, max, user)?))
+            .map(Self)
+    }
+
+    /// Takes one unit.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`].
+    pub fn acquire(&self, deadline: Deadline) -> Result<()> {
+        Ok(self.0.get()?.acquire(deadline)?)
+    }
+
+    /// Gives `count` units.
+    ///
+    /// # Errors
+    /// [`Code::InvalidArgument`](crate::Code::InvalidArgument) when there would be more than it can have.
+    pub fn release(&self, count: u32) -> Result<()> {
+        Ok(self.0.get()?.release(count)?)
+    }
+
+    /// How many units there are.
+    ///
+    /// # Errors
+    /// When it was destroyed, or its node is down.
+    pub fn value(&self) -> Result<u32> {
+        Ok(self.0.get()?.value()?)
+    }
+}
+
+/// A managed process: to wait for and to signal. [`Spawn`](crate::Spawn) starts one.
+#[derive(Debug)]
+pub struct Process(Handle<channels::ProcessObject>);
+
+impl Process {
+    /// Waits until it has ended; its status as `waitpid` gives it. Any number of processes may wait, any number of times.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`]; [`Code::NodeDown`](crate::Code::NodeDown) when the process's node is lost.
+    pub fn wait(&self, deadline: Deadline) -> Result<i32> {
+        Ok(self.0.get()?.wait(deadline)?)
+    }
+}

@@ -1,0 +1,280 @@
+//! A process's membership in a runtime: at most one at a time, whatever languages the process mixes.
+//!
+//! # Forks
+//! A forked child inherits the parent's session but not its slot. Nothing of an inherited session is used except what
+//! the child's own memory holds: the child closes its copy of the control socket and attaches anew at its first
+//! operation; [`crate::handle`] does the same for single handles.
+//!
+//! Sessions are never freed: whoever got hold of one may keep it, and a process has one, rarely two.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use dragon_protocol::attach::{Attached, Region, RegionKind};
+use dragon_protocol::control::{ClientReply, ClientRequest, Membership};
+use dragon_protocol::{NodeIndex, ObjectId, RuntimeId, SlotId};
+use dragon_shmem::{Control, Hooks, Member, Pool};
+
+use crate::attach::{self, Admission};
+use crate::connection::Connection;
+use crate::error::{Error, Result};
+use crate::process_lock::ProcessLock;
+use crate::{start, watcher};
+
+/// The session of this process, or the one that a forked child inherited; null when there is none.
+static CURRENT: AtomicPtr<Session> = AtomicPtr::new(ptr::null_mut());
+/// Held while `CURRENT` is replaced.
+static CHANGING: ProcessLock = ProcessLock::new();
+
+/// Marks [`Session::open`] of a session that was left.
+const LEFT: usize = 1 << (usize::BITS - 1);
+
+/// A process's membership in a runtime.
+pub struct Session {
+    connection: Arc<Connection>,
+    member: Arc<Member>,
+    runtime: RuntimeId,
+    node: NodeIndex,
+    slot: SlotId,
+    /// Handles and messages that use the slot, and [`LEFT`].
+    open: AtomicUsize,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("runtime", &self.runtime)
+            .field("node", &self.node)
+            .field("slot", &self.slot)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// The session of this process: attaches to the runtime that DRAGON_RUNTIME names, unless that was done before.
+    ///
+    /// # Errors
+    /// [`Error::NoRuntime`] when the environment names none, otherwise why it cannot be attached to.
+    ///
+    /// ```no_run
+    /// let session = dragon::Session::attach()?;
+    /// println!("node {} of runtime {}", session.node(), session.runtime());
+    /// # Ok::<(), dragon::Error>(())
+    /// ```
+    pub fn attach() -> Result<&'static Self> {
+        Self::attach_by(|| Err(Error::NoRuntime))
+    }
+
+    /// As [`Session::attach`]; where the environment names no runtime, a runtime of one node is started for this process.
+    ///
+    /// # Errors
+    /// As [`Session::attach`]. In this release also when the environment names no runtime: none can be started yet.
+    pub fn attach_or_start() -> Result<&'static Self> {
+        Self::attach_by(start::one_node_runtime)
+    }
+
+    /// The session of this process, if it is attached.
+    #[must_use]
+    pub fn current() -> Option<&'static Self> {
+        Self::known().filter(|session| !session.member.is_forked())
+    }
+
+    /// Leaves the runtime; a later [`Session::attach`] joins it again. The end of the process leaves it too.
+    ///
+    /// # Errors
+    /// [`Error::HandlesOpen`] while handles or messages of this process are open: without its slot they would refer to
+    /// what others own by then.
+    pub fn detach() -> Result<()> {
+        let _guard = CHANGING.lock()?;
+        let Some(session) = Self::current() else {
+            return Ok(());
+        };
+        // Acquire: all that the closed handles did happened before.
+        session
+            .open
+            .compare_exchange(0, LEFT, Ordering::AcqRel, Ordering::Acquire)
+            .map_err(Error::HandlesOpen)?;
+        CURRENT.store(ptr::null_mut(), Ordering::Release);
+        session.connection.leave();
+        Ok(())
+    }
+
+    /// The runtime.
+    #[must_use]
+    pub fn runtime(&self) -> RuntimeId {
+        self.runtime
+    }
+
+    /// The node that this process runs on.
+    #[must_use]
+    pub fn node(&self) -> NodeIndex {
+        self.node
+    }
+
+    /// This process's slot on its node.
+    #[must_use]
+    pub fn slot(&self) -> SlotId {
+        self.slot
+    }
+
+    /// The nodes of the runtime.
+    ///
+    /// # Errors
+    /// When the runtime has ended.
+    ///
+    /// ```no_run
+    /// for node in dragon::Session::attach()?.nodes()?.nodes {
+    ///     println!("{}: {} CPUs on {}", node.node, node.cpus, node.host);
+    /// }
+    /// # Ok::<(), dragon::Error>(())
+    /// ```
+    pub fn nodes(&self) -> Result<Membership> {
+        match self.request(&ClientRequest::Nodes)? {
+            ClientReply::Nodes(membership) => Ok(membership),
+            other => Err(unexpected("the nodes", &other)),
+        }
+    }
+
+    /// What this node's daemon has counted, by name.
+    ///
+    /// # Errors
+    /// When the runtime has ended.
+    pub fn stats(&self) -> Result<Vec<(String, u64)>> {
+        match self.request(&ClientRequest::Stats)? {
+            ClientReply::Stats(stats) => Ok(stats),
+            other => Err(unexpected("the counters", &other)),
+        }
+    }
+
+    /// Asks this node's daemon.
+    ///
+    /// # Errors
+    /// The daemon's own refusal, or that the runtime has ended.
+    pub fn request(&self, request: &ClientRequest) -> Result<ClientReply> {
+        if self.member.is_forked() {
+            // The conversation on the inherited socket is the parent's.
+            return Self::attach()?.request(request);
+        }
+        self.connection.request(request)
+    }
+
+    pub(crate) fn member(&self) -> &Arc<Member> {
+        &self.member
+    }
+
+    /// Counts a handle that needs the slot. Each success is owed one [`Session::leave`].
+    pub(crate) fn enter(&self) -> Result<()> {
+        if self.open.fetch_add(1, Ordering::Relaxed) & LEFT == 0 {
+            return Ok(());
+        }
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        Err(Error::RuntimeGone("this process has detached".to_owned()))
+    }
+
+    /// The end of what [`Session::enter`] counted.
+    pub(crate) fn leave(&self) {
+        // Release pairs with the Acquire in `detach`.
+        self.open.fetch_sub(1, Ordering::Release);
+    }
+
+    fn known() -> Option<&'static Self> {
+        // SAFETY: the pointer is null, or came from a box that is never freed; Acquire pairs with the store in
+        // `attach_by`.
+        unsafe { CURRENT.load(Ordering::Acquire).as_ref() }
+    }
+
+    fn attach_by(otherwise: impl FnOnce() -> Result<OsString>) -> Result<&'static Self> {
+        if let Some(session) = Self::current() {
+            return Ok(session);
+        }
+        let _guard = CHANGING.lock()?;
+        if let Some(session) = Self::current() {
+            return Ok(session);
+        }
+        if let Some(inherited) = Self::known() {
+            // So that the daemon sees the end of the parent when it comes.
+            inherited.connection.close();
+        }
+        let name = match env::var_os(dragon_protocol::env::RUNTIME) {
+            Some(name) if !name.is_empty() => name,
+            _ => otherwise()?,
+        };
+        let session = Self::admitted(attach::attach(&name)?)?;
+        watcher::start(Arc::clone(&session.connection))?;
+        let session = Box::leak(Box::new(session));
+        CURRENT.store(session, Ordering::Release);
+        Ok(session)
+    }
+
+    fn admitted(admission: Admission) -> Result<Self> {
+        let Admission {
+            socket,
+            attached,
+            descriptors,
+        } = admission;
+        let slot = attached
+            .slot
+            .ok_or_else(|| Error::BadReply("an attach reply without a slot".to_owned()))?;
+        let connection = Connection::new(socket);
+        let (control, pool) = map(&attached, descriptors)?;
+        let hooks = ClientHooks(Arc::clone(&connection));
+        let member = Member::new(control, pool, slot, Box::new(hooks))?;
+        Ok(Self {
+            connection,
+            member,
+            runtime: attached.runtime,
+            node: attached.node,
+            slot,
+            open: AtomicUsize::new(0),
+        })
+    }
+}
+
+/// What the layers below need of a client.
+struct ClientHooks(Arc<Connection>);
+
+impl Hooks for ClientHooks {
+    fn commit(&self, pool: u32, bytes: u64) -> dragon_shmem::Result<()> {
+        match self.0.request(&ClientRequest::Commit { pool, bytes }) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(dragon_shmem::Error::Daemon(error.code(), error.to_string())),
+        }
+    }
+
+    /// Called when the agent could not be told through its gateway: there is no agent then, and nobody else to tell.
+    fn notify(&self, _object: ObjectId) {}
+}
+
+pub(crate) fn unexpected(asked: &str, got: &ClientReply) -> Error {
+    Error::BadReply(format!("asked for {asked}, got {got:?}"))
+}
+
+/// Maps the regions that the daemon listed.
+fn map(attached: &Attached, descriptors: Vec<OwnedFd>) -> Result<(Control, Pool)> {
+    let (mut control, mut meta, mut data) = (None, None, None);
+    for (&Region { kind, size }, fd) in attached.regions.iter().zip(descriptors) {
+        match kind {
+            RegionKind::Control => control = Some((fd, size)),
+            RegionKind::PoolMeta { pool: 0 } => meta = Some((fd, size)),
+            RegionKind::PoolData { pool: 0 } => data = Some((fd, size)),
+            // Pools beyond the default one are for later releases; nothing of ours lies in them.
+            _ => {}
+        }
+    }
+    let (Some((control, size)), Some(meta), Some(data)) = (control, meta, data) else {
+        return Err(Error::BadReply(format!(
+            "an attach reply without control region or default pool: {:?}",
+            attached.regions
+        )));
+    };
+    let runtime = attached.runtime;
+    Ok((
+        Control::map(control, size, runtime)?,
+        Pool::map(runtime, 0, meta, data)?,
+    ))
+}

@@ -1,0 +1,359 @@
+//! The C header against the library: what it declares is what the library exports, with the same types and layouts.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failure here is the failure of a test"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::fs;
+use std::mem::{align_of, offset_of, size_of};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use dragon::Code;
+use dragon::ffi::{
+    DragonBytes, DragonMessage, DragonNode, DragonRuntime, DragonSpawnRequest, DragonSpawnResult,
+    DragonStat,
+};
+
+fn crate_dir() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn header() -> String {
+    without_comments(&fs::read_to_string(crate_dir().join("c/dragon.h")).unwrap())
+}
+
+/// The shared library that cargo built together with this test.
+fn library() -> PathBuf {
+    let test = env::current_exe().unwrap();
+    let deps = test.parent().unwrap();
+    deps.join("libdragon.so")
+}
+
+fn run(command: &mut Command) -> Output {
+    let shown = format!("{command:?}");
+    command
+        .output()
+        .unwrap_or_else(|error| panic!("{shown}: {error}"))
+}
+
+fn stdout(command: &mut Command) -> String {
+    let shown = format!("{command:?}");
+    let output = run(command);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{shown}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Compiles a C program against header and library; returns where it is.
+fn compile(dir: &Path, source: &Path) -> PathBuf {
+    let program = dir.join("program");
+    // Programs ask for the library by its SONAME.
+    std::os::unix::fs::symlink(library(), dir.join("libdragon.so.1")).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-o"])
+        .arg(&program)
+        .arg(source)
+        .arg(format!("-I{}", crate_dir().join("c").display()))
+        .arg(library())
+        .arg(format!("-Wl,-rpath,{}", dir.display()));
+    stdout(&mut cc);
+    program
+}
+
+#[test]
+fn the_library_exports_what_the_header_declares() {
+    let symbols = stdout(
+        Command::new("nm")
+            .args(["-D", "--defined-only"])
+            .arg(library()),
+    );
+    let exported: BTreeSet<&str> = symbols
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2))
+        .collect();
+    let declarations = declared();
+    let declared: BTreeSet<&str> = declarations.keys().map(String::as_str).collect();
+    assert_eq!(exported, declared);
+}
+
+#[test]
+fn the_library_is_known_by_its_soname() {
+    let dynamic = stdout(Command::new("readelf").arg("-d").arg(library()));
+    assert!(dynamic.contains("[libdragon.so.1]"), "{dynamic}");
+}
+
+#[test]
+fn header_and_library_agree_on_types() {
+    let (declared, defined) = (declared(), defined());
+    for (name, signature) in &declared {
+        assert_eq!(Some(signature), defined.get(name), "{name}");
+    }
+}
+
+#[test]
+fn header_and_library_agree_on_layouts_and_numbers() {
+    let mut source = String::from("#include <dragon.h>\n");
+    let mut claim = |what: String| {
+        source.push_str(&format!(
+            "_Static_assert({what}, \"{}\");\n",
+            what.replace('"', "'")
+        ));
+    };
+    macro_rules! layout {
+        ($rust:ty, $c:literal, $($field:ident),+) => {
+            claim(format!("sizeof({}) == {}", $c, size_of::<$rust>()));
+            claim(format!("_Alignof({}) == {}", $c, align_of::<$rust>()));
+            $(claim(format!(
+                "offsetof({}, {}) == {}", $c, stringify!($field), offset_of!($rust, $field)
+            ));)+
+        };
+    }
+    layout!(DragonBytes, "dragon_bytes", data, length);
+    layout!(
+        DragonMessage,
+        "dragon_message",
+        data,
+        length,
+        hint,
+        private_words
+    );
+    layout!(
+        DragonRuntime,
+        "dragon_runtime",
+        runtime,
+        node,
+        nodes,
+        cpus,
+        global_services,
+        slot,
+        slot_generation
+    );
+    layout!(
+        DragonNode,
+        "dragon_node",
+        node,
+        cpus,
+        memory,
+        pid,
+        host,
+        address
+    );
+    layout!(DragonStat, "dragon_stat", name, value);
+    layout!(DragonSpawnResult, "dragon_spawn_result", code, pid, process);
+    layout!(
+        DragonSpawnRequest,
+        "dragon_spawn_request",
+        size,
+        node,
+        output,
+        argv,
+        argc,
+        interpreter,
+        payload,
+        environment,
+        directory,
+        notify
+    );
+    // Every number that the library knows has a name in the header.
+    let codes =
+        (0..64).filter(|&n| n == Code::Corrupt.to_i32() || Code::from_i32(n) != Code::Corrupt);
+    for code in codes {
+        let name = c_name(&format!("{:?}", Code::from_i32(code))).to_uppercase();
+        claim(format!("{name} == {code}"));
+    }
+    source.push_str("int main(void) { return dragon_version()[0] == 0; }\n");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("layout.c");
+    fs::write(&file, source).unwrap();
+    let program = compile(dir.path(), &file);
+    stdout(&mut Command::new(program));
+}
+
+#[test]
+fn cpp_takes_the_header() {
+    let file = crate_dir().join("c/dragon.h");
+    let mut cpp = Command::new("c++");
+    cpp.args([
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fsyntax-only",
+        "-x",
+        "c++",
+    ])
+    .arg(file);
+    match cpp.output() {
+        Ok(output) => assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        ),
+        Err(error) => eprintln!("left out: no C++ compiler ({error})"),
+    }
+}
+
+#[test]
+fn ping_without_a_runtime_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let ping = compile(dir.path(), &crate_dir().join("c/examples/ping.c"));
+    let output = run(Command::new(&ping).env_remove("DRAGON_RUNTIME"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(
+        errors.contains("dragon prog") && errors.contains("code 16"),
+        "{errors}"
+    );
+
+    let output = run(Command::new(&ping).env("DRAGON_RUNTIME", "dragon-client-test/nobody"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(
+        errors.contains("dragon-client-test/nobody") && errors.contains("code 15"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn ping_in_a_runtime() {
+    if env::var_os("DRAGON_RUNTIME").is_none() {
+        eprintln!("left out: these tests do not run inside a runtime");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let ping = compile(dir.path(), &crate_dir().join("c/examples/ping.c"));
+    let said = stdout(&mut Command::new(ping));
+    assert!(
+        said.contains("ping, hint 7\nthen: the channel is empty\n"),
+        "{said}"
+    );
+}
+
+fn without_comments(source: &str) -> String {
+    let mut kept = String::new();
+    let mut rest = source;
+    while let Some(start) = rest.find("/*") {
+        kept.push_str(&rest[..start]);
+        rest = &rest[start + rest[start..].find("*/").unwrap() + 2..];
+    }
+    kept + rest
+}
+
+/// Name → result and parameter types in C, from the header.
+fn declared() -> BTreeMap<String, String> {
+    let header = header();
+    let lines: Vec<&str> = header
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .collect();
+    lines
+        .join(" ")
+        .split(';')
+        .filter_map(|statement| {
+            let statement = statement.rsplit(['{', '}']).next()?;
+            let (head, parameters) = statement.trim().split_once('(')?;
+            let (result, name) = head.rsplit_once([' ', '*'])?;
+            let result = if head.contains('*') {
+                format!("{}*", result.trim_end_matches('*'))
+            } else {
+                result.to_owned()
+            };
+            let parameters = parameters.trim_end().strip_suffix(')')?;
+            let types: Vec<String> = parameters.split(',').map(c_parameter).collect();
+            Some((
+                name.to_owned(),
+                format!("{}({})", squeeze(&result), types.join(",")),
+            ))
+        })
+        .collect()
+}
+
+/// `const uint8_t descriptor[32]` → `const uint8_t[32]*`, `dragon_lock *lock` → `dragon_lock*`.
+fn c_parameter(parameter: &str) -> String {
+    let parameter = parameter.trim();
+    if parameter == "void" {
+        return String::new();
+    }
+    if let Some((head, length)) = parameter.split_once('[') {
+        let (kind, _name) = head.trim().rsplit_once(' ').unwrap();
+        return squeeze(&format!("{kind}[{length}*"));
+    }
+    let end = parameter.rfind([' ', '*']).unwrap();
+    squeeze(&parameter[..=end])
+}
+
+/// Name → result and parameter types in C, from the Rust sources.
+fn defined() -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for file in fs::read_dir(crate_dir().join("src/ffi")).unwrap() {
+        let source = fs::read_to_string(file.unwrap().path()).unwrap();
+        for part in source.split("extern \"C\" fn ").skip(1) {
+            let (name, rest) = part.split_once('(').unwrap();
+            let (parameters, rest) = rest.split_once(')').unwrap();
+            let result = rest.split_once("->").unwrap().1.split_once('{').unwrap().0;
+            let types: Vec<String> = parameters
+                .split(',')
+                .filter_map(|parameter| parameter.split_once(':'))
+                .map(|(_, kind)| c_type(kind))
+                .collect();
+            found.insert(
+                name.to_owned(),
+                format!("{}({})", c_type(result), types.join(",")),
+            );
+        }
+    }
+    found
+}
+
+/// A Rust type as C writes it.
+fn c_type(kind: &str) -> String {
+    let kind = kind.trim();
+    if let Some(target) = kind.strip_prefix("*mut ") {
+        return format!("{}*", c_type(target));
+    }
+    if let Some(target) = kind.strip_prefix("*const ") {
+        // A pointer to a pointer that may not be written.
+        let target = c_type(target);
+        return if target.ends_with('*') {
+            format!("{target}const*")
+        } else {
+            format!("const{target}*")
+        };
+    }
+    if let Some(array) = kind.strip_prefix('[') {
+        let (element, length) = array.trim_end_matches(']').split_once(';').unwrap();
+        return format!("{}[{}]", c_type(element), length.trim());
+    }
+    match kind {
+        "u8" => "uint8_t".to_owned(),
+        "i32" => "int32_t".to_owned(),
+        "u32" => "uint32_t".to_owned(),
+        "i64" => "int64_t".to_owned(),
+        "u64" => "uint64_t".to_owned(),
+        "usize" => "size_t".to_owned(),
+        "c_char" => "char".to_owned(),
+        name => c_name(name.strip_prefix("Dragon").unwrap_or(name)),
+    }
+}
+
+/// `SpawnRequest` → `dragon_spawn_request`.
+fn c_name(name: &str) -> String {
+    let mut c = String::from("dragon");
+    for letter in name.chars() {
+        if letter.is_uppercase() {
+            c.push('_');
+        }
+        c.extend(letter.to_lowercase());
+    }
+    c
+}
+
+fn squeeze(text: &str) -> String {
+    text.chars()
+        .filter(|letter| !letter.is_whitespace())
+        .collect()
+}
