@@ -32,6 +32,7 @@ from multiprocessing import process, spawn
 import multiprocessing.connection  # noqa: F401
 import multiprocessing.pool  # noqa: F401
 import multiprocessing.synchronize  # noqa: F401
+import pkgutil  # noqa: F401
 import runpy  # noqa: F401
 import traceback
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _U32 = struct.Struct("<I")
+_I32 = struct.Struct("<i")
 _FDS = 3
 
 
@@ -117,36 +119,41 @@ def _read(orders: socket.socket, length: int) -> bytes:
 
 
 def _fork_twice(order: Order, orders: socket.socket, daemon: int, fresh: bool) -> None:
-    # Its end tells the worker that the process between is gone and the daemon is its parent.
+    # The process between says the worker's pid through the first pipe. The end of the second tells the worker that the
+    # process between is gone, and the daemon its parent.
+    pid_read, pid_write = os.pipe2(os.O_CLOEXEC)
     adopted, adopting = os.pipe2(os.O_CLOEXEC)
     try:
         between = os.fork()
     except OSError as error:
-        orders.sendall(struct.pack("<i", -error.errno))
-        os.close(adopted)
-        os.close(adopting)
-        return
-    if between == 0:
-        _between(order, orders, daemon, fresh, adopted, adopting)
-    os.close(adopted)
-    _, status = os.waitpid(between, 0)
-    os.close(adopting)
-    if status != 0:
-        orders.sendall(struct.pack("<i", -os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else -1))
+        answer = -error.errno
+    else:
+        if between == 0:
+            orders.close()
+            os.close(pid_read)
+            os.close(adopting)
+            _between(order, pid_write, daemon, fresh, adopted)
+        _, status = os.waitpid(between, 0)
+        answer = -abs(os.waitstatus_to_exitcode(status))
+        if answer == 0:
+            (answer,) = _I32.unpack(os.read(pid_read, _I32.size))
+    for fd in (pid_read, pid_write, adopted, adopting):
+        os.close(fd)
+    # Only now: whoever reads the answer finds the worker among its children.
+    orders.sendall(_I32.pack(answer))
 
 
-def _between(order: Order, orders: socket.socket, daemon: int, fresh: bool, adopted: int, adopting: int) -> NoReturn:
+def _between(order: Order, pid_write: int, daemon: int, fresh: bool, adopted: int) -> NoReturn:
     try:
         worker = os.fork()
     except OSError as error:
         os._exit(error.errno)
     if worker != 0:
-        orders.sendall(struct.pack("<i", worker))
+        os.write(pid_write, _I32.pack(worker))
         os._exit(0)
-    os.close(adopting)
-    orders.close()
     code = 1
     try:
+        os.close(pid_write)
         code = _become_worker(order, daemon, fresh, adopted)
     except BaseException:
         traceback.print_exc()
