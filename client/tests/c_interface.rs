@@ -5,12 +5,12 @@
     reason = "a failure here is the failure of a test"
 )]
 
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::env;
 use std::fs;
 use std::mem::{align_of, offset_of, size_of};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use dragon::Code;
 use dragon::ffi::{
@@ -18,50 +18,10 @@ use dragon::ffi::{
     DragonStat,
 };
 
-fn crate_dir() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use support::{compile, crate_dir, library, stdout};
 
 fn header() -> String {
     without_comments(&fs::read_to_string(crate_dir().join("c/dragon.h")).unwrap())
-}
-
-/// The shared library that cargo built together with this test.
-fn library() -> PathBuf {
-    let test = env::current_exe().unwrap();
-    let deps = test.parent().unwrap();
-    deps.join("libdragon.so")
-}
-
-fn run(command: &mut Command) -> Output {
-    let shown = format!("{command:?}");
-    command
-        .output()
-        .unwrap_or_else(|error| panic!("{shown}: {error}"))
-}
-
-fn stdout(command: &mut Command) -> String {
-    let shown = format!("{command:?}");
-    let output = run(command);
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{shown}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Compiles a C program against header and library; returns where it is.
-fn compile(dir: &Path, source: &Path) -> PathBuf {
-    let program = dir.join("program");
-    // Programs ask for the library by its SONAME.
-    std::os::unix::fs::symlink(library(), dir.join("libdragon.so.1")).unwrap();
-    let mut cc = Command::new("cc");
-    cc.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-o"])
-        .arg(&program)
-        .arg(source)
-        .arg(format!("-I{}", crate_dir().join("c").display()))
-        .arg(library())
-        .arg(format!("-Wl,-rpath,{}", dir.display()));
-    stdout(&mut cc);
-    program
 }
 
 #[test]
@@ -195,42 +155,6 @@ fn cpp_takes_the_header() {
         ),
         Err(error) => eprintln!("left out: no C++ compiler ({error})"),
     }
-}
-
-#[test]
-fn ping_without_a_runtime_says_what_to_do() {
-    let dir = tempfile::tempdir().unwrap();
-    let ping = compile(dir.path(), &crate_dir().join("c/examples/ping.c"));
-    let output = run(Command::new(&ping).env_remove("DRAGON_RUNTIME"));
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{errors}");
-    assert!(
-        errors.contains("dragon prog") && errors.contains("code 16"),
-        "{errors}"
-    );
-
-    let output = run(Command::new(&ping).env("DRAGON_RUNTIME", "dragon-client-test/nobody"));
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{errors}");
-    assert!(
-        errors.contains("dragon-client-test/nobody") && errors.contains("code 15"),
-        "{errors}"
-    );
-}
-
-#[test]
-fn ping_in_a_runtime() {
-    if env::var_os("DRAGON_RUNTIME").is_none() {
-        eprintln!("left out: these tests do not run inside a runtime");
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let ping = compile(dir.path(), &crate_dir().join("c/examples/ping.c"));
-    let said = stdout(&mut Command::new(ping));
-    assert!(
-        said.contains("ping, hint 7\nthen: the channel is empty\n"),
-        "{said}"
-    );
 }
 
 fn without_comments(source: &str) -> String {
