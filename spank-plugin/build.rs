@@ -10,15 +10,17 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     // rustc asks for immediate binding; Slurm's programs do not all have all symbols, so they are bound when used.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,lazy");
-    let version = std::env::var("DRAGON_SLURM_VERSION")
-        .ok()
-        .and_then(|text| number(&text))
-        .or_else(from_header)
-        .or_else(from_srun);
-    let Some(version) = version else {
-        panic!(
-            "no Slurm release found: install Slurm's development package, or set DRAGON_SLURM_VERSION, for example to 24.11"
-        );
+    let wanted = std::env::var("DRAGON_SLURM_VERSION").unwrap_or_default();
+    let version = if wanted.is_empty() {
+        from_header().or_else(from_srun).unwrap_or_else(|| {
+            panic!(
+                "no Slurm release found: install Slurm's development package, or set DRAGON_SLURM_VERSION, for example to 24.11"
+            )
+        })
+    } else {
+        number(&wanted).unwrap_or_else(|| {
+            panic!("DRAGON_SLURM_VERSION is {wanted:?}: it must be a release of Slurm, for example 24.11 or 22.05.8")
+        })
     };
     println!("cargo:rustc-env=SLURM_VERSION_NUMBER={version}");
 }

@@ -8,11 +8,12 @@ pub const PYTHON: &str = "DRAGON_PYTHON";
 pub const LOG: &str = "DRAGON_LOG";
 /// Limit of the default pool of each node, in bytes or with K, M, G.
 pub const POOL: &str = "DRAGON_POOL";
-/// Set by the Slurm plugin: the job key, 64 hexadecimal digits. Removed before any user program starts.
-pub const STEP_KEY: &str = "DRAGON_STEP_KEY";
+/// Set by the Slurm plugin: the job key, 64 hexadecimal digits. Removed before any user program starts. The prefix makes
+/// Slurm pass it on whatever `--export` says.
+pub const STEP_KEY: &str = "SLURM_DRAGON_STEP_KEY";
 /// Set by the Slurm plugin: the program that the user named. Removed likewise.
-pub const STEP_PROGRAM: &str = "DRAGON_STEP_PROGRAM";
+pub const STEP_PROGRAM: &str = "SLURM_DRAGON_STEP_PROGRAM";
 /// Set by the Slurm plugin: `head` or `spmd`. Removed likewise.
-pub const STEP_MODE: &str = "DRAGON_STEP_MODE";
+pub const STEP_MODE: &str = "SLURM_DRAGON_STEP_MODE";
 /// Where new processes go when their creator does not say: `roundrobin` (default), `local` or `remote`.
 pub const PLACEMENT: &str = "DRAGON_PLACEMENT";

@@ -7,6 +7,7 @@
 //! plugstack.conf: `optional libdragon_spank.so dragond=/usr/libexec/dragon/dragond`
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use slurm_spank_sys as spank;
@@ -21,13 +22,37 @@ const OPTION: OptionSpec = OptionSpec {
     usage: c"run the program as head of a Dragon runtime over all nodes of the step",
     callback: dragon_option,
 };
-const DRAGOND: &CStr = c"/usr/libexec/dragon/dragond";
+
+/// Path of `dragond`, or what is wrong with the line of plugstack.conf that should name it.
+static DRAGOND: OnceLock<Result<CString, String>> = OnceLock::new();
+const DEFAULT_DRAGOND: &CStr = c"/usr/libexec/dragon/dragond";
 
 fn init(plugin: &Spank<'_>) -> bool {
     match spank::context() {
-        Context::Local | Context::Remote | Context::Allocator => plugin.register(&OPTION),
+        Context::Local => {
+            DRAGOND.get_or_init(|| configured(plugin.arguments()));
+            plugin.register(&OPTION)
+        }
+        Context::Remote | Context::Allocator => plugin.register(&OPTION),
         Context::Other => true,
     }
+}
+
+/// Reads the plugin's words in plugstack.conf.
+fn configured(words: &[&CStr]) -> Result<CString, String> {
+    let mut dragond = DEFAULT_DRAGOND.to_owned();
+    for word in words {
+        match word.to_bytes().strip_prefix(b"dragond=") {
+            Some(path) if path.starts_with(b"/") => dragond = CString::new(path).unwrap_or(dragond),
+            _ => {
+                return Err(format!(
+                    "plugstack.conf: {}: the plugin takes only dragond=/PATH/TO/dragond; ask your administrator",
+                    word.to_string_lossy()
+                ));
+            }
+        }
+    }
+    Ok(dragond)
 }
 
 /// Looks at the option's value. In slurmstepd it was seen by srun before, and changes nothing.
@@ -42,7 +67,7 @@ fn choose(value: Option<&OsStr>) -> bool {
         (_, Context::Remote) => None,
         ("off", _) => None,
         ("head", Context::Allocator) => Some("--dragon is not available for sbatch and salloc in this release; use srun --dragon PROGRAM inside the job".to_owned()),
-        ("head", _) => None,
+        ("head", _) => DRAGOND.get().and_then(|dragond| dragond.clone().err()),
         ("spmd", _) => Some("--dragon=spmd is not available in this release; use srun --dragon PROGRAM, which runs one head program".to_owned()),
         (other, _) => Some(format!("--dragon={other:.80}: unknown mode; use --dragon, --dragon=head or --dragon=off")),
     };
@@ -62,29 +87,26 @@ fn start(plugin: &Spank<'_>) -> bool {
     {
         return true;
     }
-    let given = plugin
-        .arguments()
-        .iter()
-        .find_map(|word| word.to_bytes().strip_prefix(b"dragond="));
-    let dragond = given
-        .and_then(|path| CString::new(path).ok())
-        .unwrap_or_else(|| DRAGOND.to_owned());
+    let Some(Ok(dragond)) = DRAGOND.get() else {
+        return false;
+    };
     let mut key = [0; 32];
     if !spank::random(&mut key) {
         spank::error("dragon: no random numbers from the kernel");
         return false;
     }
     let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-    let Some(program) = plugin.replace_program(&dragond) else {
+    let Some(program) = plugin.replace_program(dragond) else {
         spank::error("dragon: srun has no program to run");
         return false;
     };
     // Hexadecimal digits have no NUL among them.
     let hex = CString::new(hex).unwrap_or_default();
+    // Only names with this prefix reach the tasks whatever --export says. `dragond` keeps them from user programs.
     let set = [
-        (c"DRAGON_STEP_KEY", hex.as_c_str()),
-        (c"DRAGON_STEP_PROGRAM", &program),
-        (c"DRAGON_STEP_MODE", c"head"),
+        (c"SLURM_DRAGON_STEP_KEY", hex.as_c_str()),
+        (c"SLURM_DRAGON_STEP_PROGRAM", &program),
+        (c"SLURM_DRAGON_STEP_MODE", c"head"),
     ];
     set.into_iter()
         .all(|(name, value)| spank::set_environment(name, value))

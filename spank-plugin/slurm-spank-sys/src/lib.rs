@@ -44,6 +44,7 @@ unsafe extern "C" {
     fn spank_option_register(spank: *mut Handle, option: *mut RawOption) -> c_int;
     fn spank_get_item(spank: *mut Handle, item: c_int, ...) -> c_int;
     fn slurm_error(format: *const c_char, ...);
+    fn slurm_xstrdup(text: *const c_char) -> *mut c_char;
 }
 
 /// Where a callback runs.
@@ -138,9 +139,9 @@ impl<'a> Spank<'a> {
         }
         // SAFETY: a terminated string of Slurm's.
         let before = unsafe { CStr::from_ptr(first) }.to_owned();
-        // srun keeps the array until it ends and frees none of its strings: so this one is never freed either.
-        // SAFETY: a terminated string; null when there is no memory.
-        let copy = unsafe { libc::strdup(program.as_ptr()) };
+        // With --bcast, srun (from 23.02 on) frees the first string by its own allocator afterwards: so it comes from there.
+        // SAFETY: a terminated string, which Slurm copies.
+        let copy = unsafe { slurm_xstrdup(program.as_ptr()) };
         if copy.is_null() {
             return None;
         }
@@ -178,8 +179,10 @@ pub unsafe fn callback(
     let run = move || {
         let count = usize::try_from(count).unwrap_or(0);
         let word = |n: usize| {
-            // SAFETY: Slurm passes `count` strings.
-            let word = unsafe { words.add(n).read() };
+            // SAFETY: Slurm passes an array of `count` strings.
+            let place = unsafe { words.add(n) };
+            // SAFETY: its elements are initialised.
+            let word = unsafe { place.read() };
             // SAFETY: each is terminated, and lives as long as the callback runs.
             (!word.is_null()).then(|| unsafe { CStr::from_ptr(word) })
         };
@@ -213,15 +216,12 @@ pub unsafe fn option_callback(
     body: impl FnOnce(Option<&OsStr>) -> bool + UnwindSafe,
 ) -> c_int {
     let run = move || {
-        // SAFETY: the string is terminated; strnlen stops at the limit.
-        let length = if argument.is_null() {
-            0
-        } else {
-            unsafe { libc::strnlen(argument, 4096) }
-        };
-        // SAFETY: `length` bytes were just seen there.
-        let bytes = (!argument.is_null())
-            .then(|| unsafe { std::slice::from_raw_parts(argument.cast::<u8>(), length) });
+        let bytes = (!argument.is_null()).then(|| {
+            // SAFETY: the string is terminated; strnlen stops at the limit.
+            let length = unsafe { libc::strnlen(argument, 4096) };
+            // SAFETY: `length` bytes were just seen there.
+            unsafe { std::slice::from_raw_parts(argument.cast::<u8>(), length) }
+        });
         body(bytes.map(OsStr::from_bytes))
     };
     match catch_unwind(std::panic::AssertUnwindSafe(run)) {
