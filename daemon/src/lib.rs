@@ -1,1 +1,21 @@
-//! dragond and the dragon command
+//! The daemon of a node (`dragond`) and the command that people type (`dragon`).
+//!
+//! `dragond` has one control thread: [`services`] owns all state and handles one event after the other. Beside it run a
+//! thread that forks ([`forker`]), one that writes the output of the job ([`output`]) and the transport agent's own
+//! (crate `dragon-transport`). How a job comes up and goes down is told in `docs/bring-up.md`.
+
+pub mod adapter;
+pub mod attach;
+pub mod bringup;
+pub mod cli;
+pub mod forker;
+pub mod link;
+pub mod node;
+pub mod output;
+pub mod program;
+pub mod readable;
+pub mod resources;
+pub mod services;
+pub mod sibling;
+pub mod sweep;
+pub mod zygote;

@@ -1,1 +1,81 @@
-fn main() {}
+//! The daemon of one node and one runtime. A workload manager or the `dragon` command starts it.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use dragon_daemon::adapter::{self, Role};
+use dragon_daemon::cli::RUNTIME_FAILED;
+use dragon_daemon::{services, sibling};
+use dragon_protocol::env;
+
+fn main() -> ExitCode {
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env(env::LOG).unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    match run() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("dragon: {error:#}");
+            ExitCode::from(RUNTIME_FAILED)
+        }
+    }
+}
+
+fn run() -> Result<u8> {
+    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let under_slurm = std::env::var_os(env::STEP_KEY).is_some();
+    if under_slurm {
+        prefer_the_users_release();
+    } else if arguments.first().is_some_and(|first| first == "--version") {
+        println!("dragond {}", dragon_protocol::RELEASE);
+        return Ok(0);
+    }
+    let launch = (!under_slurm
+        && arguments.first().is_some_and(|first| first == "--launch")
+        && arguments.len() > 1)
+        .then(|| arguments.swap_remove(1));
+    let role = adapter::detect(launch.as_deref(), &arguments)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let code = match role {
+        Role::Daemon(job) => runtime.block_on(services::run(*job)),
+        Role::Sibling(job) => runtime.block_on(sibling::run(&job)),
+    };
+    // A task may still sit in a look-up of a host name: it is not waited for.
+    runtime.shutdown_background();
+    code
+}
+
+/// A site's daemon and a user's library are rarely of one release: where the user's environment has a daemon of its own,
+/// that one runs the job.
+fn prefer_the_users_release() {
+    let Some(venv) = std::env::var_os("VIRTUAL_ENV") else {
+        return;
+    };
+    let theirs = PathBuf::from(venv).join("bin/dragond");
+    let same = |a: &Path, b: &Path| {
+        a.canonicalize()
+            .ok()
+            .zip(b.canonicalize().ok())
+            .is_some_and(|(a, b)| a == b)
+    };
+    if theirs.is_file() && !std::env::current_exe().is_ok_and(|own| same(&own, &theirs)) {
+        let error = Command::new(&theirs)
+            .args(std::env::args_os().skip(1))
+            .exec();
+        eprintln!(
+            "dragon: {} was not started ({error}); going on with release {}",
+            theirs.display(),
+            dragon_protocol::RELEASE
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! Who started this daemon, and what that tells it: the only place that knows one workload manager from another.
+
+pub mod launcher;
+pub mod slurm;
+
+use std::ffi::{OsStr, OsString};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use dragon_protocol::key::JobKey;
+use dragon_protocol::{NodeIndex, env};
+
+/// What a daemon knows when it starts.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The job key.
+    pub key: JobKey,
+    /// Name of the job in the attach socket's name.
+    pub name: String,
+    /// This node.
+    pub node: NodeIndex,
+    /// Host name or address of each node, by index.
+    pub hosts: Vec<String>,
+    /// Range of ports for the bring-up.
+    pub ports: (u16, u16),
+    /// Children of a node in the tree of daemons.
+    pub fanout: u32,
+    /// How long the bring-up may take.
+    pub bring_up: Duration,
+    /// The head program as the user typed it.
+    pub program: Vec<OsString>,
+    /// Limit of the default pool in bytes; 0: half of the granted memory.
+    pub pool: u64,
+    /// Whether output goes up the tree rather than to the daemon's own.
+    pub forward_output: bool,
+    /// Other tasks of the step on this node, which report their CPUs and wait for the end.
+    pub siblings: u32,
+    /// CPUs that the workload manager granted on this node, where it says so.
+    pub cpus: Option<u32>,
+    /// Who owns the job.
+    pub manager: Manager,
+}
+
+/// Who owns the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Manager {
+    /// The `dragon` command, on this machine or over a remote shell.
+    Launcher {
+        /// The end of standard input means that the launcher is gone.
+        lifeline: bool,
+    },
+    /// Slurm.
+    Slurm {
+        /// `JOB.STEP`, for `scancel`.
+        step: String,
+    },
+}
+
+/// The role of this process.
+#[derive(Debug)]
+pub enum Role {
+    /// The daemon of its node.
+    Daemon(Box<Job>),
+    /// Another task of the same step on the same node: it waits until the runtime ends.
+    Sibling(Box<Job>),
+}
+
+/// Finds out who started this process. `launch` is where the launcher's message comes from, when there is a launcher.
+///
+/// # Errors
+/// When nobody did, or what they said makes no sense.
+pub fn detect(launch: Option<&OsStr>, arguments: &[OsString]) -> Result<Role> {
+    if let Some(source) = launch {
+        return Ok(Role::Daemon(Box::new(launcher::read(source)?)));
+    }
+    if std::env::var_os(env::STEP_KEY).is_some() {
+        return slurm::read(arguments);
+    }
+    bail!("dragond is started by a workload manager or by the dragon command; type dragon --help");
+}
+
+impl Job {
+    /// Name of the attach socket of this node, without the leading NUL.
+    #[must_use]
+    pub fn socket_name(&self) -> String {
+        let uid = rustix::process::getuid().as_raw();
+        format!(
+            "dragon/{uid}/{}/{}/{:016x}",
+            self.name,
+            self.node,
+            self.key.socket_part(self.node)
+        )
+    }
+
+    /// The node above this one in the tree.
+    #[must_use]
+    pub fn parent(&self) -> Option<NodeIndex> {
+        let above = self.node.get().checked_sub(1)? / self.fanout.max(1);
+        NodeIndex::new(above)
+    }
+
+    /// The nodes below this one in the tree.
+    #[must_use]
+    pub fn children(&self) -> Vec<NodeIndex> {
+        let first = u64::from(self.node.get()) * u64::from(self.fanout) + 1;
+        let below = first..(first + u64::from(self.fanout)).min(self.hosts.len() as u64);
+        below
+            .filter_map(|n| NodeIndex::new(u32::try_from(n).ok()?))
+            .collect()
+    }
+
+    /// Whether a variable of the daemon's environment is kept from user programs: secrets, and under Slurm what makes a
+    /// worker look like a task of the step.
+    #[must_use]
+    pub fn hides(&self, name: &OsStr) -> bool {
+        let name = name.to_string_lossy();
+        let ours = [env::STEP_KEY, env::STEP_PROGRAM, env::STEP_MODE];
+        ours.contains(&name.as_ref())
+            || matches!(self.manager, Manager::Slurm { .. }) && slurm::is_task_variable(&name)
+    }
+
+    /// Host name of a node, for messages.
+    #[must_use]
+    pub fn host(&self, node: NodeIndex) -> &str {
+        self.hosts
+            .get(node.get() as usize)
+            .map_or("?", String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tree_reaches_every_node_once() {
+        for nodes in 1..40_u32 {
+            for fanout in 1..5 {
+                let job = |n| Job {
+                    node: NodeIndex::new(n).unwrap(),
+                    fanout,
+                    ..test_job(nodes)
+                };
+                let mut seen: Vec<_> = (0..nodes)
+                    .flat_map(|n| job(n).children())
+                    .map(NodeIndex::get)
+                    .collect();
+                seen.sort_unstable();
+                assert_eq!(
+                    seen,
+                    (1..nodes).collect::<Vec<_>>(),
+                    "{nodes} nodes, fan-out {fanout}"
+                );
+                for n in 1..nodes {
+                    let parent = job(n).parent().unwrap();
+                    assert!(
+                        job(parent.get())
+                            .children()
+                            .iter()
+                            .any(|child| child.get() == n)
+                    );
+                }
+            }
+        }
+    }
+
+    fn test_job(nodes: u32) -> Job {
+        Job {
+            key: JobKey::new([7; 32]),
+            name: "test".to_owned(),
+            node: NodeIndex::FIRST,
+            hosts: (0..nodes).map(|n| format!("n{n}")).collect(),
+            ports: (1, 2),
+            fanout: 2,
+            bring_up: Duration::from_secs(1),
+            program: Vec::new(),
+            pool: 0,
+            forward_output: false,
+            siblings: 0,
+            cpus: None,
+            manager: Manager::Launcher { lifeline: false },
+        }
+    }
+}

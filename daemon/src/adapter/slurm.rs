@@ -1,0 +1,129 @@
+//! Started by Slurm: the plugin put this program in the place of the user's, and the key into the step's environment.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use dragon_protocol::key::{JobKey, PORT_FIRST, PORT_LAST};
+use dragon_protocol::{NodeIndex, env, hostlist};
+
+use super::{Job, Manager, Role};
+
+/// Children of a node in the tree of daemons.
+const FANOUT: u32 = 16;
+/// How long the nodes of a step may take to find each other.
+const BRING_UP: Duration = Duration::from_secs(60);
+
+/// Reads the step's environment. `arguments` are the program's, without its name.
+///
+/// # Errors
+/// When a variable is missing or makes no sense.
+pub fn read(arguments: &[OsString]) -> Result<Role> {
+    let key = JobKey::from_hex(&text(env::STEP_KEY)?)
+        .with_context(|| format!("{} is not 64 hexadecimal digits", env::STEP_KEY))?;
+    let mode = text(env::STEP_MODE)?;
+    if mode != "head" {
+        bail!("--dragon={mode} is not available in this release; type srun --dragon PROGRAM");
+    }
+    let program = std::env::var_os(env::STEP_PROGRAM)
+        .with_context(|| format!("{} is not set", env::STEP_PROGRAM))?;
+    let hosts =
+        hostlist::expand(&text("SLURM_STEP_NODELIST").or_else(|_| text("SLURM_JOB_NODELIST"))?)?;
+    let node =
+        NodeIndex::new(number("SLURM_NODEID")?).filter(|node| (node.get() as usize) < hosts.len());
+    let node = node.with_context(|| {
+        format!(
+            "SLURM_NODEID is not below the number of nodes, {}",
+            hosts.len()
+        )
+    })?;
+    let tasks = tasks_of_node(&text("SLURM_STEP_TASKS_PER_NODE")?, node.get())
+        .context("SLURM_STEP_TASKS_PER_NODE")?;
+    let step = format!("{}.{}", text("SLURM_JOB_ID")?, text("SLURM_STEP_ID")?);
+    let job = Job {
+        key,
+        name: step.clone(),
+        node,
+        hosts,
+        ports: (PORT_FIRST, PORT_LAST),
+        fanout: FANOUT,
+        bring_up: BRING_UP,
+        program: std::iter::once(program)
+            .chain(arguments.iter().cloned())
+            .collect(),
+        pool: 0,
+        forward_output: false,
+        siblings: tasks.saturating_sub(1),
+        cpus: number("SLURM_CPUS_ON_NODE").ok(),
+        manager: Manager::Slurm { step },
+    };
+    let first = number("SLURM_LOCALID")? == 0;
+    Ok(if first {
+        Role::Daemon(Box::new(job))
+    } else {
+        Role::Sibling(Box::new(job))
+    })
+}
+
+/// Variables that make a process look like a task of the step: an `MPI_Init` in a library would wait for its peers.
+#[must_use]
+pub fn is_task_variable(name: &str) -> bool {
+    const TASK: [&str; 8] = [
+        "PMI_FD",
+        "PMI_RANK",
+        "PMI_SIZE",
+        "PMI_JOBID",
+        "SLURM_PROCID",
+        "SLURM_LOCALID",
+        "SLURM_TASK_PID",
+        "SLURM_GTIDS",
+    ];
+    TASK.contains(&name) || name.starts_with("PMIX_")
+}
+
+fn text(name: &str) -> Result<String> {
+    std::env::var(name).with_context(|| format!("{name} is not set: was this started by Slurm?"))
+}
+
+fn number(name: &str) -> Result<u32> {
+    let value = text(name)?;
+    value
+        .parse()
+        .with_context(|| format!("{name}={value} is not a number"))
+}
+
+/// The number of tasks on a node, from Slurm's compressed form: `2(x3),1`.
+fn tasks_of_node(list: &str, node: u32) -> Option<u32> {
+    let mut before = 0;
+    for part in list.split(',') {
+        let (tasks, nodes) = match part.split_once("(x") {
+            Some((tasks, nodes)) => (tasks, nodes.strip_suffix(')')?.parse().ok()?),
+            None => (part, 1_u32),
+        };
+        before += nodes;
+        if node < before {
+            return tasks.parse().ok();
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tasks_of_node;
+
+    #[test]
+    fn tasks_per_node_in_every_form() {
+        let table = [
+            ("1", 0, Some(1)),
+            ("2(x3),1", 2, Some(2)),
+            ("2(x3),1", 3, Some(1)),
+            ("2(x3),1", 4, None),
+            ("x", 0, None),
+            ("2(x", 0, None),
+        ];
+        for (list, node, tasks) in table {
+            assert_eq!(tasks_of_node(list, node), tasks, "{list} {node}");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The attach socket: how a process of this node and user becomes part of the runtime.
+//!
+//! An abstract socket, so nothing lies in the file system; its name holds a part derived from the key, so nobody can take
+//! it first. Who connects is known by the kernel (`SO_PEERCRED`): other users are closed at once and counted.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use dragon_protocol::attach::{
+    self, AttachHello, AttachReply, Attached, HELLO_MAGIC, REPLY_MAGIC, ROLE_CLIENT, ROLE_INSPECT,
+    ROLE_SIBLING, Region,
+};
+use dragon_protocol::control::{ClientReply, ClientRequest};
+use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, RELEASE, RuntimeId, SlotId, frame};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::link::read_frame;
+use crate::readable::end_of;
+use crate::services::Event;
+
+/// How long a process may take to say what it wants.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// Largest CPU mask of a sibling: 8192 CPUs.
+const MASK_LIMIT: usize = 1024;
+
+/// What an attaching process gets: the node's regions.
+#[derive(Debug)]
+pub struct Shared {
+    /// The runtime.
+    pub runtime: RuntimeId,
+    /// This node.
+    pub node: NodeIndex,
+    /// The regions, and their descriptors in the same order.
+    pub regions: Vec<(Region, OwnedFd)>,
+}
+
+/// Listens on the abstract socket `name`.
+///
+/// # Errors
+/// When the name is taken: another daemon of this job runs on the node.
+pub fn listen(name: &str) -> Result<UnixListener> {
+    let address =
+        SocketAddr::from_abstract_name(name).context("the attach socket's name is too long")?;
+    let listener = StdListener::bind_addr(&address)
+        .with_context(|| format!("cannot take the attach socket @{name}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(UnixListener::from_std(listener)?)
+}
+
+/// Serves the attach socket for as long as the daemon lives. Clients wait until `shared` is there.
+pub async fn serve(
+    listener: UnixListener,
+    shared: watch::Receiver<Option<Arc<Shared>>>,
+    events: mpsc::Sender<Event>,
+) {
+    let own = rustix::process::getuid().as_raw();
+    let mut refused = 0_u64;
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("an attach connection was not accepted: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let peer = match stream.peer_cred() {
+            Ok(peer) if peer.uid() == own => peer,
+            Ok(peer) => {
+                refused += 1;
+                // Every power of two, so that a flood cannot fill the log.
+                if refused.is_power_of_two() {
+                    tracing::warn!(
+                        "refused user {} at the attach socket ({refused} refusals so far)",
+                        peer.uid()
+                    );
+                }
+                continue;
+            }
+            Err(_) => continue,
+        };
+        let (shared, events) = (shared.clone(), events.clone());
+        let pid = peer
+            .pid()
+            .and_then(|pid| u32::try_from(pid).ok())
+            .unwrap_or(0);
+        tokio::spawn(async move {
+            if let Err(error) = converse(stream, pid, shared, events).await {
+                tracing::debug!(pid, "attach connection ended: {error:#}");
+            }
+        });
+    }
+}
+
+async fn converse(
+    mut stream: UnixStream,
+    pid: u32,
+    shared: watch::Receiver<Option<Arc<Shared>>>,
+    events: mpsc::Sender<Event>,
+) -> Result<()> {
+    let mut hello = [0; size_of::<AttachHello>()];
+    tokio::time::timeout(HELLO_LIMIT, stream.read_exact(&mut hello))
+        .await
+        .context("said nothing")??;
+    let hello = AttachHello::read_from_bytes(&hello)
+        .ok()
+        .filter(|hello| hello.magic == HELLO_MAGIC)
+        .context("not a client")?;
+    if hello.protocol.get() != PROTOCOL_VERSION {
+        let theirs = attach::release_text(hello.release);
+        let text = format!(
+            "this process uses release {theirs} of dragon, the runtime is release {RELEASE}; load the environment with which the job was started, or start the job with this one"
+        );
+        return refuse(&mut stream, Code::VersionMismatch, &text).await;
+    }
+    match hello.role.get() {
+        ROLE_SIBLING => sibling(stream, shared, events).await,
+        ROLE_CLIENT | ROLE_INSPECT => {
+            client(stream, pid, hello.role.get() == ROLE_CLIENT, shared, events).await
+        }
+        other => {
+            refuse(
+                &mut stream,
+                Code::Unsupported,
+                &format!("unknown role {other}"),
+            )
+            .await
+        }
+    }
+}
+
+async fn refuse(stream: &mut UnixStream, code: Code, text: &str) -> Result<()> {
+    stream.write_all(&reply_head(code, 0, text.len())?).await?;
+    stream.write_all(text.as_bytes()).await?;
+    bail!("refused: {text}")
+}
+
+fn reply_head(code: Code, descriptors: usize, body: usize) -> Result<Vec<u8>> {
+    let reply = AttachReply {
+        magic: REPLY_MAGIC,
+        protocol: PROTOCOL_VERSION.into(),
+        descriptors: u16::try_from(descriptors)?.into(),
+        release: attach::release_bytes(),
+        status: code.to_i32().cast_unsigned().into(),
+        body: u32::try_from(body)?.into(),
+    };
+    Ok(reply.as_bytes().to_vec())
+}
+
+async fn sibling(
+    mut stream: UnixStream,
+    mut shared: watch::Receiver<Option<Arc<Shared>>>,
+    events: mpsc::Sender<Event>,
+) -> Result<()> {
+    stream.write_all(&reply_head(Code::Ok, 0, 0)?).await?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MASK_LIMIT {
+        bail!("a CPU mask of {length} bytes exceeds {MASK_LIMIT}");
+    }
+    let mut mask = vec![0; length];
+    stream.read_exact(&mut mask).await?;
+    events.send(Event::Sibling(mask)).await?;
+    // The connection stays open until the runtime ends: that end is what the sibling waits for.
+    while shared.changed().await.is_ok() {}
+    Ok(())
+}
+
+async fn client(
+    mut stream: UnixStream,
+    pid: u32,
+    wants_slot: bool,
+    mut shared: watch::Receiver<Option<Arc<Shared>>>,
+    events: mpsc::Sender<Event>,
+) -> Result<()> {
+    if pid == 0 {
+        let text = "this process is in a PID namespace that the runtime cannot see; start it inside the job's own namespace";
+        return refuse(&mut stream, Code::Refused, text).await;
+    }
+    let shared = shared
+        .wait_for(Option::is_some)
+        .await?
+        .clone()
+        .context("no regions")?;
+    let slot = if wants_slot {
+        let (reply, answer) = oneshot::channel();
+        events.send(Event::Attach { pid, reply }).await?;
+        match answer
+            .await
+            .unwrap_or_else(|_| Err((Code::RuntimeGone, "the runtime is ending".to_owned())))
+        {
+            Ok(slot) => Some(slot),
+            Err((code, text)) => return refuse(&mut stream, code, &text).await,
+        }
+    } else {
+        None
+    };
+    let served = serve_client(&mut stream, pid, slot, &shared, &events).await;
+    if let Some(slot) = slot {
+        let _ = events.send(Event::Detached(slot)).await;
+    }
+    served
+}
+
+async fn serve_client(
+    stream: &mut UnixStream,
+    pid: u32,
+    slot: Option<SlotId>,
+    shared: &Shared,
+    events: &mpsc::Sender<Event>,
+) -> Result<()> {
+    let given = if slot.is_some() {
+        &shared.regions[..]
+    } else {
+        &[]
+    };
+    send_regions(stream, slot, shared, given).await?;
+    // A killed process is noticed by the pidfd, even while a child of it holds the socket; one that execs another program
+    // by the end of file, since it keeps its pid.
+    let death = end_of(pid)?;
+    loop {
+        let request: ClientRequest = tokio::select! {
+            request = read_frame(stream) => request?,
+            died = death.readable() => return died.map(drop).map_err(Into::into),
+        };
+        let (reply, answer) = oneshot::channel();
+        events
+            .send(Event::Client {
+                slot,
+                request,
+                reply,
+            })
+            .await?;
+        let ending = || ClientReply::Failed(Code::RuntimeGone, "the runtime is ending".to_owned());
+        let answer = answer.await.unwrap_or_else(|_| ending());
+        let mut bytes = Vec::new();
+        frame::encode(&answer, &mut bytes)?;
+        stream.write_all(&bytes).await?;
+    }
+}
+
+async fn send_regions(
+    stream: &mut UnixStream,
+    slot: Option<SlotId>,
+    shared: &Shared,
+    given: &[(Region, OwnedFd)],
+) -> Result<()> {
+    let regions = given.iter().map(|(region, _)| *region).collect();
+    let attached = Attached {
+        runtime: shared.runtime,
+        node: shared.node,
+        slot,
+        regions,
+    };
+    let mut body = Vec::new();
+    frame::encode(&attached, &mut body)?;
+    // The body of the attach reply carries its own length: the frame's is not wanted.
+    let body = &body[4..];
+    let bytes = [&reply_head(Code::Ok, given.len(), body.len())?[..], body].concat();
+    let fds: Vec<BorrowedFd<'_>> = given.iter().map(|(_, fd)| fd.as_fd()).collect();
+    let sent = send_with_fds(stream, &bytes, &fds).await?;
+    stream.write_all(&bytes[sent..]).await?;
+    Ok(())
+}
+
+/// Sends bytes and descriptors in one message; returns how many bytes went out.
+///
+/// # Errors
+/// When the socket is gone.
+pub async fn send_with_fds(
+    stream: &UnixStream,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    loop {
+        stream.ready(Interest::WRITABLE).await?;
+        let attempt = stream.try_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !fds.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(fds));
+            }
+            Ok(rustix::net::sendmsg(
+                stream,
+                &[IoSlice::new(bytes)],
+                &mut control,
+                SendFlags::NOSIGNAL,
+            )?)
+        });
+        match attempt {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The one thread that starts processes.
+//!
+//! `PR_SET_PDEATHSIG` is bound to the *thread* that forked: a child would die with a short-lived thread of ours while the
+//! daemon lives. So a dedicated thread, which ends only with the daemon, forks everything.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+
+use rustix::process::{Resource, Rlimit};
+use tokio::sync::oneshot;
+
+/// What to start.
+#[derive(Debug)]
+pub struct Fork {
+    /// The words of `execve`.
+    pub words: Vec<OsString>,
+    /// The whole environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Working directory; `None`: the daemon's.
+    pub directory: Option<PathBuf>,
+    /// Standard input, output and error; `None`: the daemon's own.
+    pub stdio: [Option<OwnedFd>; 3],
+    /// Whether it leads a process group of its own: workers do, so that a Ctrl-C at the terminal reaches the head alone.
+    pub own_group: bool,
+}
+
+/// Handle of the forking thread.
+#[derive(Clone, Debug)]
+pub struct Forker {
+    orders: mpsc::Sender<(Fork, oneshot::Sender<io::Result<u32>>)>,
+}
+
+/// Added to the badness of every child, so that the kernel's victim is never the daemon.
+const OOM_SCORE: &str = "500";
+
+impl Forker {
+    /// Starts the thread, and raises the soft limit of open files to the hard one for the daemon itself.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start() -> io::Result<Self> {
+        let limit = rustix::process::getrlimit(Resource::Nofile);
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(
+                "the limit of open files stays at {:?}: {error}",
+                limit.current
+            );
+        }
+        let (orders, inbox) = mpsc::channel::<(Fork, oneshot::Sender<io::Result<u32>>)>();
+        thread::Builder::new()
+            .name("forker".to_owned())
+            .stack_size(256 << 10)
+            .spawn(move || {
+                for (fork, reply) in inbox {
+                    let result = start(fork, limit);
+                    let pid = result.as_ref().ok().copied();
+                    // The requester may be gone; the process is then an orphan that the next sweep ends.
+                    let _ = reply.send(result);
+                    if let Some(pid) = pid {
+                        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
+                    }
+                }
+            })?;
+        Ok(Self { orders })
+    }
+
+    /// Starts a process; the answer is its pid.
+    #[must_use]
+    pub fn start_process(&self, fork: Fork) -> oneshot::Receiver<io::Result<u32>> {
+        let (reply, answer) = oneshot::channel();
+        // The thread ends only when the last handle is dropped.
+        let _ = self.orders.send((fork, reply));
+        answer
+    }
+}
+
+fn start(fork: Fork, files: Rlimit) -> io::Result<u32> {
+    let Some((program, arguments)) = fork.words.split_first() else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no program"));
+    };
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().envs(fork.environment);
+    if let Some(directory) = fork.directory {
+        command.current_dir(directory);
+    }
+    if fork.own_group {
+        command.process_group(0);
+    }
+    let [stdin, stdout, stderr] = fork.stdio;
+    let inherit = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::inherit, Stdio::from);
+    command
+        .stdin(inherit(stdin))
+        .stdout(inherit(stdout))
+        .stderr(inherit(stderr));
+    die_with_daemon(&mut command, files);
+    Ok(command.spawn()?.id())
+}
+
+/// `/dev/null`, for processes that get no input.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn null() -> io::Result<OwnedFd> {
+    Ok(File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?
+        .into())
+}
+
+/// The one `pre_exec` of the daemon: between fork and exec, in the child.
+#[expect(
+    unsafe_code,
+    reason = "pre_exec is the only place between fork and exec"
+)]
+fn die_with_daemon(command: &mut Command, files: Rlimit) {
+    let daemon = rustix::process::getpid();
+    let child = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // The daemon may have died before the line above took effect.
+        if rustix::process::getppid() != Some(daemon) {
+            return Err(io::Error::from(rustix::io::Errno::SRCH));
+        }
+        rustix::process::setrlimit(Resource::Nofile, files)?;
+        Ok(())
+    };
+    // SAFETY: the closure makes three system calls and neither allocates nor takes a lock, which is all that is allowed
+    // after a fork in a process with threads.
+    unsafe { command.pre_exec(child) };
+}

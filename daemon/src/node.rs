@@ -1,0 +1,351 @@
+//! The shared state of a node, as its daemon sees it: regions, slots, process objects, and the agent.
+
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use dragon_channels::{Channel, ChannelOptions, ProcessObject, create_channel, recover};
+use dragon_protocol::attach::{Region as RegionInfo, RegionKind};
+use dragon_protocol::control::Membership;
+use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId};
+use dragon_shmem::sync::Ordering;
+use dragon_shmem::{Control, Error, Hooks, Member, Pool, Region, clock};
+use dragon_transport::fabric::tcp::{TcpConfig, TcpFabric};
+use dragon_transport::fabric::{Fabric, mem::MemHub};
+use dragon_transport::{Agent, AgentConfig};
+
+use crate::adapter::Job;
+use crate::attach::Shared;
+use crate::resources::{self, Granted};
+
+/// Number of the default pool.
+const DEFAULT_POOL: u32 = 0;
+/// Requests of clients that may wait in the gateway; more wait in their senders.
+const GATEWAY: ChannelOptions = ChannelOptions {
+    capacity: 1024,
+    block: 320,
+    user: 0,
+};
+/// Committed at start: the gateway, and what a small program needs, without asking.
+const FIRST_COMMIT: u64 = 2 << 20;
+/// Left to the daemons and to memory that programs do not get from pools.
+const RESERVE: u64 = 32 << 20;
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    member: Arc<Member>,
+    memory: Arc<Memory>,
+    agent: Arc<Agent>,
+    processes: HashMap<ObjectId, ProcessObject>,
+}
+
+impl Node {
+    /// Creates the regions of the node, and starts its agent.
+    ///
+    /// # Errors
+    /// When the kernel refuses memory, a thread or a port.
+    pub fn create(job: &Job, granted: Granted) -> Result<Self> {
+        let runtime = job.key.runtime_id();
+        let limit = if job.pool == 0 {
+            granted.memory / 2
+        } else {
+            job.pool
+        };
+        let control = Control::create(runtime, job.node, granted.cpus)
+            .context("cannot create the control region")?;
+        let pool = Pool::create(runtime, job.node, DEFAULT_POOL, limit)
+            .context("cannot create the default pool")?;
+        let memory = Arc::new(Memory { pool: pool.clone() });
+        memory
+            .commit(FIRST_COMMIT)
+            .context("cannot commit the first memory of the default pool")?;
+        let slot = control.claim_daemon_slot()?;
+        // The agent needs the member and the member's hooks need the agent, which comes later.
+        let later = Arc::new(OnceLock::new());
+        let hooks = DaemonHooks {
+            memory: memory.clone(),
+            agent: later.clone(),
+        };
+        let member = Member::new(control.clone(), pool, slot, Box::new(hooks))?;
+        let gateway = create_channel(&member, &GATEWAY)?;
+        let gateway_id = gateway.id();
+        let agent = start_agent(job, &member, gateway)?;
+        // The agent's threads end with the agent, not with the hooks that call it.
+        let _ = later.set(Arc::downgrade(&agent));
+        control.set_gateway(gateway_id);
+        Ok(Self {
+            member,
+            memory,
+            agent,
+            processes: HashMap::new(),
+        })
+    }
+
+    /// The port on which other agents reach this node's; 0 for a node that has no others.
+    #[must_use]
+    pub fn data_port(&self) -> u16 {
+        self.agent
+            .local_address()
+            .map_or(0, |address| address.port())
+    }
+
+    /// Tells the agent where the other nodes are.
+    pub fn set_peers(&self, membership: &Membership) {
+        self.agent.set_peers(&membership.nodes);
+    }
+
+    /// What attaching processes get.
+    ///
+    /// # Errors
+    /// When a descriptor cannot be duplicated.
+    pub fn shared(&self) -> Result<Shared> {
+        let (control, pool) = (self.member.control(), self.member.pool());
+        let region = |kind, region: &Region| {
+            let fd: BorrowedFd<'_> = region.fd();
+            Ok::<_, std::io::Error>((
+                RegionInfo {
+                    kind,
+                    size: region.size(),
+                },
+                fd.try_clone_to_owned()?,
+            ))
+        };
+        let regions = vec![
+            region(RegionKind::Control, control.region())?,
+            region(RegionKind::PoolMeta { pool: DEFAULT_POOL }, pool.meta())?,
+            region(RegionKind::PoolData { pool: DEFAULT_POOL }, pool.data())?,
+        ];
+        Ok(Shared {
+            runtime: control.runtime(),
+            node: control.node(),
+            regions,
+        })
+    }
+
+    /// Gives a slot to a process.
+    ///
+    /// # Errors
+    /// When all slots are in use.
+    pub fn claim_slot(&self, pid: u32) -> Result<SlotId, (Code, String)> {
+        self.member
+            .control()
+            .claim_slot(pid)
+            .map_err(|error| (error.code(), error.to_string()))
+    }
+
+    /// Recovers what the dead process of a slot was doing and held.
+    pub fn recover(&self, slot: SlotId) {
+        if !self.member.control().slot_is(slot) {
+            return;
+        }
+        self.count(|counters| &counters.recoveries);
+        match recover(&self.member, slot) {
+            Ok(recovered) => {
+                tracing::debug!(?slot, ?recovered, "a process is gone");
+                if recovered.locks > 0 {
+                    tracing::warn!(
+                        "a process died while it held {} locks; they go to the next who want them",
+                        recovered.locks
+                    );
+                }
+                self.agent.slot_gone(slot, recovered.remote);
+            }
+            // The slot is not given out again.
+            Err(error) => tracing::error!(?slot, "a dead process was not recovered: {error}"),
+        }
+    }
+
+    /// Creates the object of a process that is about to be started.
+    ///
+    /// # Errors
+    /// When the node's tables are full.
+    pub fn create_process(&mut self) -> Result<ObjectId, (Code, String)> {
+        let failed = |error: dragon_channels::Error| (error.code(), error.to_string());
+        let process = ProcessObject::create(&self.member, 0, 0).map_err(failed)?;
+        let id = process.id();
+        // One reference is for whoever asked for the process.
+        process.export().map_err(failed)?;
+        self.processes.insert(id, process);
+        Ok(id)
+    }
+
+    /// The process was started.
+    pub fn process_started(&self, process: ObjectId, pid: u32) {
+        if let Some(object) = self.processes.get(&process) {
+            log(object.set_pid(pid));
+        }
+    }
+
+    /// The process was not started: nobody will ask for the object.
+    pub fn forget_process(&mut self, process: ObjectId) {
+        self.drop_transit(process);
+        self.processes.remove(&process);
+    }
+
+    /// Whoever asked for the process is gone.
+    pub fn drop_transit(&self, process: ObjectId) {
+        if let Err(error) = self.member.drop_transit(process) {
+            tracing::error!("shared memory: {error}");
+        }
+    }
+
+    /// The process has ended: everyone who waits for it learns its status.
+    pub fn process_ended(&mut self, process: ObjectId, status: i32) {
+        if let Some(object) = self.processes.remove(&process) {
+            log(object.finish(status));
+        }
+    }
+
+    /// Sends a message to a channel of any node, without waiting.
+    pub fn notify(&self, channel: ObjectId, message: &[u8]) {
+        self.agent.post(channel, 0, message.to_vec());
+    }
+
+    /// A node is lost.
+    pub fn node_down(&self, node: NodeIndex) {
+        self.agent.node_down(node);
+    }
+
+    /// Counts a request to the control plane.
+    pub fn count_request(&self) {
+        self.count(|counters| &counters.control_requests);
+    }
+
+    /// Commits memory for a client.
+    ///
+    /// # Errors
+    /// When the pool or the job's memory limit leaves no room.
+    pub fn commit(&self, pool: u32, bytes: u64) -> Result<(), (Code, String)> {
+        if pool != DEFAULT_POOL {
+            return Err((
+                Code::InvalidArgument,
+                format!("there is no pool {pool} on this node"),
+            ));
+        }
+        self.memory
+            .commit(bytes)
+            .map_err(|error| (error.code(), error.to_string()))
+    }
+
+    /// What was counted on this node.
+    #[must_use]
+    pub fn stats(&self) -> Vec<(String, u64)> {
+        let agent = self.agent.stats();
+        let node = &self.member.control().words().counters;
+        let pool = self.member.pool().stats();
+        let mut stats = vec![
+            (
+                "control_requests",
+                node.control_requests.load(Ordering::Relaxed),
+            ),
+            ("recoveries", node.recoveries.load(Ordering::Relaxed)),
+            ("requests_sent", agent.requests_sent),
+            ("requests_received", agent.requests_received),
+            ("messages_sent", agent.messages_sent),
+            ("messages_received", agent.messages_received),
+            ("messages_returned", agent.returned),
+            ("messages_lost", agent.messages_lost),
+            ("requests_pending", agent.pending),
+            ("requests_parked", agent.parked),
+        ];
+        if let Ok(pool) = pool {
+            stats.extend([
+                ("pool_limit", pool.limit),
+                ("pool_committed", pool.committed),
+                ("pool_used", pool.used),
+                ("pool_blocks", pool.blocks),
+            ]);
+        }
+        stats
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
+    }
+
+    /// Ends the agent; what is queued for other nodes is sent within `limit`.
+    pub fn shutdown(&self, limit: Duration) {
+        let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        self.agent.shutdown(clock::now().saturating_add(limit));
+    }
+
+    fn count(
+        &self,
+        which: impl Fn(&dragon_shmem::control::Counters) -> &dragon_shmem::sync::AtomicU64,
+    ) {
+        which(&self.member.control().words().counters).fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn start_agent(job: &Job, member: &Arc<Member>, gateway: Channel) -> Result<Arc<Agent>> {
+    // A node without others opens no port; its agent still serves the daemon's own messages.
+    let fabric: Arc<dyn Fabric> = if job.hosts.len() > 1 {
+        Arc::new(
+            TcpFabric::bind(TcpConfig::new(job.node, job.key.clone()))
+                .context("cannot listen for other nodes")?,
+        )
+    } else {
+        Arc::new(MemHub::new().node(job.node))
+    };
+    let config = AgentConfig {
+        member: member.clone(),
+        node: job.node,
+        fabric,
+        gateway,
+    };
+    Ok(Arc::new(Agent::start(config)?))
+}
+
+fn log(result: dragon_channels::Result<()>) {
+    if let Err(error) = result {
+        tracing::error!("shared memory: {error}");
+    }
+}
+
+/// Who decides about memory: the one place for policy.
+#[derive(Debug)]
+struct Memory {
+    pool: Pool,
+}
+
+impl Memory {
+    /// Commits memory of the default pool, unless the job's limit would be exceeded: the kernel itself would not refuse, it
+    /// would kill.
+    fn commit(&self, bytes: u64) -> Result<(), Error> {
+        if let Some(limit) = resources::tightest() {
+            let free = limit
+                .bytes
+                .saturating_sub(limit.used)
+                .saturating_sub(RESERVE);
+            if bytes > free {
+                return Err(Error::OutOfCgroupMemory(format!(
+                    "pool {DEFAULT_POOL}: {bytes} bytes do not fit: the job's memory limit {} ({} bytes) leaves {free}; ask for more memory",
+                    limit.group.display(),
+                    limit.bytes
+                )));
+            }
+        }
+        self.pool.commit(bytes)
+    }
+}
+
+/// What the daemon's own membership needs.
+#[derive(Debug)]
+struct DaemonHooks {
+    memory: Arc<Memory>,
+    agent: Arc<OnceLock<Weak<Agent>>>,
+}
+
+impl Hooks for DaemonHooks {
+    fn commit(&self, _: u32, bytes: u64) -> Result<(), Error> {
+        self.memory.commit(bytes)
+    }
+
+    fn notify(&self, object: ObjectId) {
+        if let Some(agent) = self.agent.get().and_then(Weak::upgrade) {
+            agent.notify(object);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! From the words that a user typed to a program that can be executed.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use dragon_protocol::env;
+
+/// Exit code when a program does not exist, as shells have it.
+pub const NOT_FOUND: u8 = 127;
+/// Exit code when a program exists but cannot be executed, as shells have it.
+pub const NOT_EXECUTABLE: u8 = 126;
+
+/// A program that can be executed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// The words of `execve`: the first is the path of the executable.
+    pub words: Vec<OsString>,
+    /// The interpreter, when it is a Python program: its node warms one up for workers.
+    pub python: Option<PathBuf>,
+}
+
+/// A program that cannot be executed: the sentence to print and the exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What is wrong and what to do.
+    pub text: String,
+    /// [`NOT_FOUND`] or [`NOT_EXECUTABLE`].
+    pub code: u8,
+}
+
+/// Resolves a command line as a shell does, and runs a Python file without execute permission by the interpreter in use.
+///
+/// # Errors
+/// When the program does not exist, is a directory, or is neither executable nor a Python file.
+pub fn resolve(words: &[OsString]) -> Result<Program, Refusal> {
+    let Some(name) = words.first().filter(|name| !name.is_empty()) else {
+        return Err(Refusal {
+            text: "no program given; type dragon --help".to_owned(),
+            code: NOT_FOUND,
+        });
+    };
+    let path = find(name)?;
+    if is_executable(&path) {
+        let python = python_of(&path);
+        let words = std::iter::once(path.into_os_string())
+            .chain(words[1..].iter().cloned())
+            .collect();
+        return Ok(Program { words, python });
+    }
+    if path.extension() != Some(OsStr::new("py")) {
+        let text = format!(
+            "{}: not executable; type chmod +x, or name its interpreter",
+            path.display()
+        );
+        return Err(Refusal {
+            text,
+            code: NOT_EXECUTABLE,
+        });
+    }
+    let python = interpreter()?;
+    let words = [python.clone().into_os_string(), path.into_os_string()]
+        .into_iter()
+        .chain(words[1..].iter().cloned())
+        .collect();
+    Ok(Program {
+        words,
+        python: Some(python),
+    })
+}
+
+fn find(name: &OsStr) -> Result<PathBuf, Refusal> {
+    let here = PathBuf::from(name);
+    if name.as_bytes().contains(&b'/') {
+        return check(&here, name);
+    }
+    let on_path = search_path(name);
+    match on_path {
+        Some(path) => Ok(path),
+        // `dragon prog.py` names a file of the working directory, as `python prog.py` does.
+        None if here.extension() == Some(OsStr::new("py")) && here.exists() => {
+            check(&Path::new(".").join(here), name)
+        }
+        None => {
+            let hint = if here.exists() {
+                format!("; it is in this directory: type ./{}", here.display())
+            } else {
+                String::new()
+            };
+            Err(Refusal {
+                text: format!("{}: command not found on PATH{hint}", here.display()),
+                code: NOT_FOUND,
+            })
+        }
+    }
+}
+
+fn check(path: &Path, name: &OsStr) -> Result<PathBuf, Refusal> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Err(Refusal {
+            text: format!("{}: is a directory, not a program", name.display()),
+            code: NOT_EXECUTABLE,
+        }),
+        Ok(_) => Ok(path.to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Refusal {
+            text: format!("{}: permission denied", name.display()),
+            code: NOT_EXECUTABLE,
+        }),
+        Err(error) => Err(Refusal {
+            text: format!("{}: {}", name.display(), reason(&error)),
+            code: NOT_FOUND,
+        }),
+    }
+}
+
+fn reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn search_path(name: &OsStr) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| is_executable(file))
+}
+
+fn is_executable(path: &Path) -> bool {
+    let executable = |meta: &fs::Metadata| meta.is_file() && meta.permissions().mode() & 0o111 != 0;
+    fs::metadata(path).is_ok_and(|meta| executable(&meta))
+        && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// The interpreter for Python programs: `DRAGON_PYTHON`, the virtual environment of this command or the active one, or
+/// `python3` on PATH.
+///
+/// # Errors
+/// When there is none.
+pub fn interpreter() -> Result<PathBuf, Refusal> {
+    if let Some(chosen) = std::env::var_os(env::PYTHON) {
+        return find(&chosen);
+    }
+    let own = std::env::current_exe()
+        .ok()
+        .and_then(|exe| venv_python(exe.parent()?.parent()?));
+    let active = || std::env::var_os("VIRTUAL_ENV").and_then(|venv| venv_python(Path::new(&venv)));
+    own.or_else(active).or_else(|| search_path(OsStr::new("python3"))).ok_or_else(|| Refusal {
+        text: format!("a Python program needs python3 on PATH, an active virtual environment, or {} with its path", env::PYTHON),
+        code: NOT_FOUND,
+    })
+}
+
+fn venv_python(root: &Path) -> Option<PathBuf> {
+    let python = root.join("bin/python3");
+    (root.join("pyvenv.cfg").is_file() && is_executable(&python)).then_some(python)
+}
+
+/// The interpreter of an executable that is a Python interpreter itself, or a script that starts one.
+fn python_of(path: &Path) -> Option<PathBuf> {
+    let is_python = |name: &OsStr| name.as_bytes().starts_with(b"python");
+    if path.file_name().is_some_and(is_python) {
+        return Some(path.to_owned());
+    }
+    let mut head = [0; 256];
+    let length = fs::File::open(path).ok()?.read(&mut head).ok()?;
+    let line = head[..length]
+        .strip_prefix(b"#!")?
+        .split(|b| *b == b'\n')
+        .next()?;
+    let mut words = line
+        .split(|b| b.is_ascii_whitespace())
+        .filter(|word| !word.is_empty());
+    let first = PathBuf::from(OsString::from_vec(words.next()?.to_vec()));
+    if first.file_name() == Some(OsStr::new("env")) {
+        let name = OsStr::from_bytes(words.find(|word| !word.starts_with(b"-"))?);
+        return if is_python(name) {
+            search_path(name)
+        } else {
+            None
+        };
+    }
+    first.file_name().is_some_and(is_python).then_some(first)
+}

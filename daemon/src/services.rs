@@ -1,0 +1,394 @@
+//! The services of a node: one loop that owns all state and handles one event after the other.
+//!
+//! No lock, no shared mutable state: connections, pipes and threads send [`Event`]s. The loop itself never waits for a
+//! peer, a client or a process. Global services are the part that only the first node does; so far that is the bring-up
+//! table and the end of the job.
+
+mod clients;
+mod ending;
+mod peers;
+mod processes;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use dragon_protocol::control::{ClientReply, ClientRequest, Membership, PeerMessage, SpawnResult};
+use dragon_protocol::launch::NodeInfo;
+use dragon_protocol::{Code, NodeIndex, SlotId, env};
+use rustix::process::Pid;
+use tokio::net::TcpStream;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::adapter::{Job, Manager};
+use crate::attach;
+use crate::bringup;
+use crate::cli::RUNTIME_FAILED;
+use crate::forker::Forker;
+use crate::link::{self, Link};
+use crate::node::Node;
+use crate::output::Sink;
+use crate::program;
+use crate::readable::{end_of, readable};
+use crate::resources::{self, Granted};
+use processes::Processes;
+
+/// Events that may wait; senders wait when there are more.
+const QUEUE: usize = 1024;
+/// A second interrupt within this time ends the job whatever the head does with it.
+const TWICE: Duration = Duration::from_secs(1);
+
+/// What the loop handles.
+#[derive(Debug)]
+pub enum Event {
+    /// A daemon proved itself on our listener.
+    Accepted(NodeIndex, TcpStream),
+    /// A daemon says something.
+    Peer(NodeIndex, PeerMessage),
+    /// A connection to a daemon ended: the one with these addresses.
+    LinkLost(NodeIndex, (std::net::SocketAddr, std::net::SocketAddr)),
+    /// A connection to a daemon that we asked for could not be made.
+    Unreachable(NodeIndex, String),
+    /// A connection to a daemon that we asked for stands.
+    Connected(NodeIndex, TcpStream),
+    /// A process wants a slot.
+    Attach {
+        /// Its pid.
+        pid: u32,
+        /// The slot, or why there is none.
+        reply: oneshot::Sender<Result<SlotId, (Code, String)>>,
+    },
+    /// The process of a slot is gone, or gave it up.
+    Detached(SlotId),
+    /// A client asks something.
+    Client {
+        /// Its slot; `None` for a tool that only inspects.
+        slot: Option<SlotId>,
+        /// What it asks.
+        request: ClientRequest,
+        /// Where the answer goes.
+        reply: oneshot::Sender<ClientReply>,
+    },
+    /// Another task of the step on this node reports its CPU mask.
+    Sibling(Vec<u8>),
+    /// A process was started, or not.
+    Started(processes::Pending, io::Result<u32>),
+    /// A message to another daemon, from a task that the loop started.
+    Tell(NodeIndex, PeerMessage),
+    /// The launcher or workload manager that started this daemon is gone.
+    ParentGone,
+}
+
+/// All state of a daemon.
+struct Daemon {
+    job: Job,
+    node: Node,
+    membership: Membership,
+    parent: Option<Link>,
+    children: Vec<Link>,
+    /// Connections to daemons that are neither parent nor child, made on demand.
+    others: HashMap<NodeIndex, Other>,
+    processes: Processes,
+    forker: Forker,
+    sink: Sink,
+    sender: mpsc::Sender<Event>,
+    requests: Requests,
+    /// Where the next process without a place of its own goes.
+    next_place: u32,
+    socket: String,
+}
+
+/// A connection made on demand.
+enum Other {
+    /// On its way; what is to be sent when it stands.
+    Connecting(Vec<PeerMessage>),
+    /// It stands.
+    Up(Link),
+}
+
+/// Requests that other daemons have not answered yet.
+#[derive(Default)]
+struct Requests {
+    last: u64,
+    spawns: HashMap<u64, (NodeIndex, oneshot::Sender<Vec<SpawnResult>>)>,
+    answers: HashMap<u64, (NodeIndex, oneshot::Sender<(Code, String)>)>,
+}
+
+/// Why a daemon ends, and its exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct End {
+    code: u8,
+    why: String,
+}
+
+/// Runs a daemon until its job ends; returns the exit code.
+///
+/// # Errors
+/// When the runtime does not come up.
+pub async fn run(job: Job) -> Result<u8> {
+    let (sender, mut events) = mpsc::channel(QUEUE);
+    let mut signals = Signals::new()?;
+    rustix::process::set_child_subreaper(Pid::from_raw(1))?;
+    watch_parent(&job, &sender)?;
+    let socket = job.socket_name();
+    let (share, shared) = watch::channel(None);
+    tokio::spawn(attach::serve(
+        attach::listen(&socket)?,
+        shared,
+        sender.clone(),
+    ));
+    let granted = with_siblings(&job, &mut events).await?;
+
+    let node = Node::create(&job, granted)?;
+    let mut me = NodeInfo {
+        node: job.node,
+        host: job.host(job.node).to_owned(),
+        address: String::new(),
+        control_port: 0,
+        data_port: node.data_port(),
+        cpus: granted.cpus,
+        memory: granted.memory,
+        pid: std::process::id(),
+    };
+    if job.hosts.len() > 1 {
+        let listener = bringup::listen(&job).await?;
+        me.control_port = listener.local_addr()?.port();
+        tokio::spawn(bringup::accept(job.clone(), listener, sender.clone()));
+    }
+    let came_up = tokio::select! {
+        tree = bringup::run(&job, me, &mut events) => Some(tree?),
+        end = signals.ending() => { tracing::info!("ended by {} while coming up", end.why); None }
+    };
+    let Some(tree) = came_up else {
+        return Ok(128 + 15);
+    };
+    node.set_peers(&tree.membership);
+
+    let parent = tree
+        .parent
+        .map(|(node, stream)| link::run(node, stream, None, &sender))
+        .transpose()?;
+    let sink = match &parent {
+        Some(parent) if job.forward_output => Sink::Parent(parent.clone()),
+        _ => Sink::own()?,
+    };
+    let below = tree.children.into_iter();
+    let children = below
+        .map(|(node, stream)| link::run(node, stream, Some(sink.clone()), &sender))
+        .collect::<Result<_>>()?;
+    let mut daemon = Daemon {
+        next_place: job.node.get(),
+        processes: Processes::default(),
+        forker: Forker::start()?,
+        membership: tree.membership,
+        parent,
+        children,
+        others: HashMap::new(),
+        requests: Requests::default(),
+        node,
+        sink,
+        sender,
+        socket,
+        job,
+    };
+    share.send_replace(Some(Arc::new(daemon.node.shared()?)));
+    let end = match daemon.start_programs() {
+        Ok(()) => daemon.serve(&mut events, &mut signals).await,
+        Err(end) => end,
+    };
+    let code = daemon.end(end, &mut events, &mut signals).await;
+    drop(share);
+    Ok(code)
+}
+
+impl Daemon {
+    /// Starts the head on the first node, and warms an interpreter on every node when the head is a Python program.
+    fn start_programs(&mut self) -> Result<(), End> {
+        let first = self.job.node == NodeIndex::FIRST;
+        let program = match program::resolve(&self.job.program) {
+            Ok(program) => program,
+            Err(no) if first => {
+                eprintln!("dragon: {}", no.text);
+                return Err(End {
+                    code: no.code,
+                    why: no.text,
+                });
+            }
+            Err(_) => return Ok(()),
+        };
+        if let Some(python) = &program.python {
+            self.warm_up(python);
+        }
+        if first {
+            self.start_head(program);
+        }
+        Ok(())
+    }
+
+    /// Handles events until the job is to end.
+    async fn serve(&mut self, events: &mut mpsc::Receiver<Event>, signals: &mut Signals) -> End {
+        loop {
+            let end = tokio::select! {
+                Some(event) = events.recv() => self.handle(event),
+                signalled = signals.next() => signalled.map_or_else(|| self.reap(), Some),
+            };
+            if let Some(end) = end {
+                return end;
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> Option<End> {
+        match event {
+            Event::Accepted(node, stream) | Event::Connected(node, stream) => {
+                self.connected(node, stream)
+            }
+            Event::Peer(node, message) => return self.peer_says(node, message),
+            Event::LinkLost(node, addresses) => return self.link_lost(node, addresses),
+            Event::Unreachable(node, why) => self.unreachable(node, &why),
+            Event::Attach { pid, reply } => drop(reply.send(self.node.claim_slot(pid))),
+            Event::Detached(slot) => self.node.recover(slot),
+            Event::Client {
+                slot,
+                request,
+                reply,
+            } => self.client_asks(slot, request, reply),
+            Event::Started(pending, result) => return self.started(pending, result),
+            Event::Tell(node, message) => self.tell(node, message),
+            Event::Sibling(_) => {}
+            Event::ParentGone => {
+                return Some(End {
+                    code: RUNTIME_FAILED,
+                    why: "whoever started this daemon is gone".to_owned(),
+                });
+            }
+        }
+        None
+    }
+
+    /// Whether a variable is passed on to user programs, with the runtime's own added.
+    fn environment_for_head(&self) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
+        let inherited = std::env::vars_os().filter(|(name, _)| !self.job.hides(name));
+        inherited
+            .chain([(env::RUNTIME.into(), (&self.socket).into())])
+            .collect()
+    }
+}
+
+/// Under a workload manager that binds each task to its own CPUs, what was granted is the union of all local tasks'.
+async fn with_siblings(job: &Job, events: &mut mpsc::Receiver<Event>) -> Result<Granted> {
+    let mut granted = resources::granted();
+    let mut mask = resources::own_mask();
+    let deadline = Instant::now() + job.bring_up;
+    for seen in 0..job.siblings {
+        let event = timeout_at(deadline, events.recv()).await.ok().flatten();
+        let event = event.with_context(|| {
+            format!(
+                "only {seen} of {} other local tasks reported within {:?}",
+                job.siblings, job.bring_up
+            )
+        })?;
+        match event {
+            Event::Sibling(other) => resources::union(&mut mask, &other),
+            // Nothing else can come yet: the listeners for it are not open.
+            other => tracing::warn!("unexpected before the bring-up: {other:?}"),
+        }
+    }
+    granted.cpus = resources::count(&mask).max(1);
+    // With a mask of the whole node, Slurm's own word says how much of it belongs to the job.
+    granted.cpus = job
+        .cpus
+        .map_or(granted.cpus, |cpus| granted.cpus.min(cpus.max(1)));
+    Ok(granted)
+}
+
+/// Reports the end of the process that started this one, and of the launcher behind a remote shell.
+fn watch_parent(job: &Job, events: &mpsc::Sender<Event>) -> Result<()> {
+    if let Some(parent) = rustix::process::getppid() {
+        match end_of(parent.as_raw_nonzero().get().cast_unsigned()) {
+            Ok(pidfd) => {
+                let events = events.clone();
+                tokio::spawn(async move {
+                    if pidfd.readable().await.is_ok() {
+                        let _ = events.send(Event::ParentGone).await;
+                    }
+                });
+            }
+            Err(error) => tracing::warn!("cannot watch the process that started this one: {error}"),
+        }
+    }
+    if let Manager::Launcher { lifeline: true } = job.manager {
+        let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+        rustix::io::ioctl_fionbio(&stdin, true)?;
+        let (stdin, events) = (readable(stdin)?, events.clone());
+        tokio::spawn(async move {
+            while let Ok(mut ready) = stdin.readable().await {
+                let mut ignored = [0; 64];
+                let read = ready.try_io(|stdin| Ok(rustix::io::read(stdin, &mut ignored)?));
+                if matches!(read, Ok(Ok(0) | Err(_))) {
+                    break;
+                }
+            }
+            let _ = events.send(Event::ParentGone).await;
+        });
+    }
+    Ok(())
+}
+
+/// Signals that a daemon handles.
+struct Signals {
+    child: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+    interrupt: Signal,
+    last_interrupt: Option<Instant>,
+    _for_programs: [Signal; 2],
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            child: signal(SignalKind::child())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            last_interrupt: None,
+            // A workload manager sends them to every process of a step; they are meant for the program.
+            _for_programs: [
+                signal(SignalKind::user_defined1())?,
+                signal(SignalKind::user_defined2())?,
+            ],
+        })
+    }
+
+    /// Waits for a signal that ends the job (SIGTERM, SIGHUP, or a second SIGINT within a second; the first is the
+    /// head's), or, as `None`, for the end of a child.
+    async fn next(&mut self) -> Option<End> {
+        loop {
+            tokio::select! {
+                _ = self.child.recv() => return None,
+                _ = self.terminate.recv() => return Some(End { code: 128 + 15, why: "SIGTERM".to_owned() }),
+                _ = self.hang_up.recv() => return Some(End { code: 128 + 1, why: "SIGHUP".to_owned() }),
+                _ = self.interrupt.recv() => {
+                    let before = self.last_interrupt.replace(Instant::now());
+                    if before.is_some_and(|at| at.elapsed() < TWICE) {
+                        return Some(End { code: 128 + 2, why: "SIGINT twice".to_owned() });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for a signal that ends the job.
+    async fn ending(&mut self) -> End {
+        loop {
+            if let Some(end) = self.next().await {
+                return end;
+            }
+        }
+    }
+}

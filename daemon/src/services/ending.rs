@@ -1,0 +1,181 @@
+//! The end of a daemon: programs stopped, output drained, nothing left. Every step has a deadline.
+//!
+//! | step | waits for | at most | then |
+//! |---|---|---|---|
+//! | nodes below told, own processes get SIGTERM | their ends | [`GRACE`] | SIGKILL |
+//! | killed processes, and what they left | their ends | [`KILLED`] | given up; the workload manager or launcher kills |
+//! | nodes below | "ended" from each | [`BELOW`] | under Slurm the step is cancelled |
+//! | output | end of every pipe | [`DRAIN`] | the rest is lost: a background process holds the pipe |
+//! | agent | its threads | [`AGENT`] | the process ends under it |
+
+use std::time::Duration;
+
+use dragon_protocol::control::{ClientReply, PeerMessage};
+use dragon_protocol::{Code, NodeIndex};
+use rustix::process::{Signal, WaitOptions};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{Daemon, End, Event, Signals};
+use crate::adapter::Manager;
+use crate::sweep;
+
+const GRACE: Duration = Duration::from_secs(2);
+const KILLED: Duration = Duration::from_secs(2);
+const BELOW: Duration = Duration::from_secs(8);
+const DRAIN: Duration = Duration::from_secs(2);
+const AGENT: Duration = Duration::from_millis(500);
+
+impl Daemon {
+    /// Ends the daemon; returns its exit code.
+    pub(super) async fn end(
+        mut self,
+        end: End,
+        events: &mut mpsc::Receiver<Event>,
+        signals: &mut Signals,
+    ) -> u8 {
+        tracing::info!("ending: {}", end.why);
+        let started = Instant::now();
+        for link in &self.children {
+            link.post(PeerMessage::Shutdown(end.why.clone()));
+        }
+        self.processes.signal_all(Signal::TERM);
+        self.wait(events, signals, started + GRACE, |daemon| {
+            daemon.processes.is_empty()
+        })
+        .await;
+        self.processes.signal_all(Signal::KILL);
+        self.processes.drop_zygotes();
+        // Also what user programs left behind; a killed process leaves its own children to this one, hence each time.
+        self.wait(events, signals, Instant::now() + KILLED, |_| no_children())
+            .await;
+        self.wait(events, signals, started + BELOW, |daemon| {
+            daemon.children.is_empty()
+        })
+        .await;
+        self.cancel_step_if_stuck();
+        self.drain().await;
+        if let Some(parent) = self.parent.take() {
+            parent.post(PeerMessage::Ended);
+            // The node above closes the connection when it has read that.
+            self.wait_for_close(events, &parent).await;
+        }
+        self.node.shutdown(AGENT);
+        end.code
+    }
+
+    /// Handles what still comes until `done` or the deadline.
+    async fn wait(
+        &mut self,
+        events: &mut mpsc::Receiver<Event>,
+        signals: &mut Signals,
+        deadline: Instant,
+        done: impl Fn(&Self) -> bool,
+    ) {
+        while !done(self) {
+            let step = async {
+                tokio::select! {
+                    Some(event) = events.recv() => Some(event),
+                    _ = signals.child.recv() => None,
+                }
+            };
+            match timeout_at(deadline, step).await {
+                Ok(Some(event)) => self.handle_late(event),
+                // A second reason to end changes nothing.
+                Ok(None) => drop(self.reap()),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn handle_late(&mut self, event: Event) {
+        match event {
+            Event::Client { reply, .. } => {
+                let _ = reply.send(ClientReply::Failed(
+                    Code::RuntimeGone,
+                    "the runtime is ending".to_owned(),
+                ));
+            }
+            Event::Attach { reply, .. } => {
+                drop(reply.send(Err((Code::RuntimeGone, "the runtime is ending".to_owned()))))
+            }
+            Event::Detached(_) | Event::Accepted(..) | Event::Connected(..) => {}
+            Event::Peer(_, PeerMessage::Spawn { .. }) => {}
+            Event::Peer(node, PeerMessage::Ended) => self.children.retain(|link| link.node != node),
+            Event::LinkLost(node, addresses) => {
+                self.children
+                    .retain(|link| link.node != node || link.addresses != addresses);
+                self.parent = self
+                    .parent
+                    .take()
+                    .filter(|link| link.addresses != addresses);
+            }
+            other => {
+                // Output, answers and ended processes are handled as ever; a second reason to end changes nothing.
+                let _ = self.handle(other);
+            }
+        }
+    }
+
+    /// Waits until all output has been written.
+    async fn drain(&mut self) {
+        let deadline = Instant::now() + DRAIN;
+        for reader in std::mem::take(&mut self.processes.readers) {
+            let abort = reader.abort_handle();
+            if timeout_at(deadline, reader).await.is_err() {
+                abort.abort();
+            }
+        }
+        if timeout_at(deadline, self.sink.flush()).await.is_err() {
+            tracing::warn!("some output was not written within {DRAIN:?}");
+        }
+    }
+
+    async fn wait_for_close(
+        &mut self,
+        events: &mut mpsc::Receiver<Event>,
+        parent: &crate::link::Link,
+    ) {
+        let closed = async {
+            while let Some(event) = events.recv().await {
+                if matches!(event, Event::LinkLost(node, addresses) if node == parent.node && addresses == parent.addresses)
+                {
+                    return;
+                }
+            }
+        };
+        let _ = timeout(GRACE, closed).await;
+    }
+
+    /// The last resort of the first node under Slurm: a step of which one daemon hangs would last for ever.
+    fn cancel_step_if_stuck(&self) {
+        let Manager::Slurm { step } = &self.job.manager else {
+            return;
+        };
+        if self.job.node != NodeIndex::FIRST || self.children.is_empty() {
+            return;
+        }
+        let names: Vec<_> = self
+            .children
+            .iter()
+            .map(|link| self.job.host(link.node))
+            .collect();
+        eprintln!(
+            "dragon: {} did not end within {BELOW:?}; step {step} is cancelled",
+            names.join(", ")
+        );
+        if let Err(error) = std::process::Command::new("scancel")
+            .args(["-s", "KILL", step])
+            .status()
+        {
+            eprintln!("dragon: scancel failed: {error}; type scancel -s KILL {step}");
+        }
+    }
+}
+
+/// Kills and reaps children; true when there are none left.
+fn no_children() -> bool {
+    sweep::kill_children();
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+    sweep::own_children().is_empty()
+}

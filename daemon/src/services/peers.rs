@@ -1,0 +1,205 @@
+//! What other daemons say, and connections to them.
+
+use std::net::SocketAddr;
+
+use dragon_protocol::control::{PeerMessage, SpawnRequest, SpawnResult};
+use dragon_protocol::{Code, NodeIndex};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use super::{Daemon, End, Event, Other};
+use crate::cli::RUNTIME_FAILED;
+use crate::link::{self, Link};
+
+impl Daemon {
+    /// Sends a message to another daemon, over a connection that is made when there is none yet.
+    pub(super) fn tell(&mut self, node: NodeIndex, message: PeerMessage) {
+        let mut tree = self.parent.iter().chain(&self.children);
+        if let Some(link) = tree.find(|link| link.node == node) {
+            return link.post(message);
+        }
+        match self.others.get_mut(&node) {
+            Some(Other::Up(link)) => link.post(message),
+            Some(Other::Connecting(queue)) => queue.push(message),
+            None => {
+                self.others.insert(node, Other::Connecting(vec![message]));
+                self.connect(node);
+            }
+        }
+    }
+
+    fn connect(&self, node: NodeIndex) {
+        let (events, key, me) = (self.sender.clone(), self.job.key.clone(), self.job.node);
+        let info = self.membership.nodes.iter().find(|info| info.node == node);
+        let address = info.map(|info| (info.address.clone(), info.control_port));
+        tokio::spawn(async move {
+            let event = match address {
+                None => Event::Unreachable(node, "there is no such node".to_owned()),
+                Some((host, port)) => match link::connect(&key, me, node, &host, port).await {
+                    Ok(stream) => Event::Connected(node, stream),
+                    Err(error) => Event::Unreachable(node, format!("{error:#}")),
+                },
+            };
+            let _ = events.send(event).await;
+        });
+    }
+
+    /// A connection stands, whoever asked for it. When both sides asked at once, each sends on its own.
+    pub(super) fn connected(&mut self, node: NodeIndex, stream: TcpStream) {
+        let link = match link::run(node, stream, None, &self.sender) {
+            Ok(link) => link,
+            Err(error) => return tracing::warn!(%node, "a connection was lost at once: {error}"),
+        };
+        if let Some(Other::Connecting(queue)) = self.others.insert(node, Other::Up(link.clone())) {
+            for message in queue {
+                link.post(message);
+            }
+        }
+    }
+
+    /// A connection that was asked for cannot be made: what waits for it fails.
+    pub(super) fn unreachable(&mut self, node: NodeIndex, why: &str) {
+        self.others.remove(&node);
+        self.requests.fail(
+            node,
+            Code::Unreachable,
+            &format!(
+                "node {node} ({}) cannot be reached: {why}",
+                self.job.host(node)
+            ),
+        );
+    }
+
+    /// A connection ended. When it is one of the tree, its node is lost, and the job ends.
+    pub(super) fn link_lost(
+        &mut self,
+        node: NodeIndex,
+        addresses: (SocketAddr, SocketAddr),
+    ) -> Option<End> {
+        let is_it = |link: &Link| link.node == node && link.addresses == addresses;
+        let host = self.job.host(node).to_owned();
+        self.requests.fail(
+            node,
+            Code::NodeDown,
+            &format!("node {node} ({host}) is down"),
+        );
+        if self.parent.as_ref().is_some_and(is_it) || self.children.iter().any(is_it) {
+            self.parent = self.parent.take().filter(|link| !is_it(link));
+            self.children.retain(|link| !is_it(link));
+            self.node.node_down(node);
+            let why = format!("node {node} ({host}) is lost");
+            eprintln!("dragon: {why}; the job ends");
+            return Some(End {
+                code: RUNTIME_FAILED,
+                why,
+            });
+        }
+        if matches!(self.others.get(&node), Some(Other::Up(link)) if is_it(link)) {
+            self.others.remove(&node);
+        }
+        None
+    }
+
+    /// Another daemon says something.
+    pub(super) fn peer_says(&mut self, node: NodeIndex, message: PeerMessage) -> Option<End> {
+        match message {
+            PeerMessage::Spawn { request, spawns } => self.spawn_for(node, request, spawns),
+            PeerMessage::Spawned { request, results } => {
+                if let Some((_, reply)) = self.requests.spawns.remove(&request) {
+                    let _ = reply.send(results);
+                }
+            }
+            PeerMessage::Signal {
+                request,
+                process,
+                signal,
+            } => {
+                let (code, text) = self.signal_here(process, signal);
+                self.tell(
+                    node,
+                    PeerMessage::Answer {
+                        request,
+                        code,
+                        text,
+                    },
+                );
+            }
+            PeerMessage::Answer {
+                request,
+                code,
+                text,
+            } => {
+                if let Some((_, reply)) = self.requests.answers.remove(&request) {
+                    let _ = reply.send((code, text));
+                }
+            }
+            PeerMessage::Shutdown(why) => return Some(End { code: 0, why }),
+            PeerMessage::Ended => {
+                self.children.retain(|link| link.node != node);
+                let why = format!("node {node} ({}) has ended", self.job.host(node));
+                return Some(End {
+                    code: RUNTIME_FAILED,
+                    why,
+                });
+            }
+            PeerMessage::Failed(why) => {
+                eprintln!("dragon: node {node} ({}): {why}", self.job.host(node));
+                return Some(End {
+                    code: RUNTIME_FAILED,
+                    why,
+                });
+            }
+            other => tracing::warn!(%node, "unexpected now: {other:?}"),
+        }
+        None
+    }
+
+    fn spawn_for(&mut self, node: NodeIndex, request: u64, spawns: Vec<SpawnRequest>) {
+        let answers: Vec<_> = spawns
+            .into_iter()
+            .map(|spawn| self.spawn_in_turn(spawn))
+            .collect();
+        // The answer travels over a connection that the loop owns: it comes back as an event.
+        let events = self.sender.clone();
+        tokio::spawn(async move {
+            let mut results = Vec::with_capacity(answers.len());
+            for answer in answers {
+                results.push(result_of(answer).await);
+            }
+            let _ = events
+                .send(Event::Tell(node, PeerMessage::Spawned { request, results }))
+                .await;
+        });
+    }
+
+    /// Starts a process here; the answer comes later.
+    pub(super) fn spawn_in_turn(&mut self, spawn: SpawnRequest) -> oneshot::Receiver<SpawnResult> {
+        let (reply, answer) = oneshot::channel();
+        self.spawn_here(spawn, reply);
+        answer
+    }
+}
+
+/// The result of a start, when it comes.
+pub(super) async fn result_of(answer: oneshot::Receiver<SpawnResult>) -> SpawnResult {
+    answer
+        .await
+        .unwrap_or_else(|_| Err((Code::RuntimeGone, "the runtime is ending".to_owned())))
+}
+
+impl super::Requests {
+    /// A new number for a request to another daemon.
+    pub(super) fn number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    /// Ends all requests to a node.
+    fn fail(&mut self, node: NodeIndex, code: Code, text: &str) {
+        for (_, (_, reply)) in self.answers.extract_if(|_, (to, _)| *to == node) {
+            let _ = reply.send((code, text.to_owned()));
+        }
+        // The receiver sees the dropped sender and says that the node is down.
+        self.spawns.retain(|_, (to, _)| *to != node);
+    }
+}

@@ -1,0 +1,444 @@
+//! Processes of this node: start, output, end.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use dragon_protocol::control::{ExitNotice, Output, Program, SpawnRequest, SpawnResult, Spawned};
+use dragon_protocol::{Code, ObjectId, env};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, WaitOptions};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::{Daemon, End, Event};
+use crate::forker::{Fork, null};
+use crate::program;
+use crate::zygote::{Key, Order, Zygote};
+
+/// The processes of a node.
+#[derive(Default)]
+pub(super) struct Processes {
+    live: HashMap<u32, Process>,
+    /// Statuses of processes that ended before their start was reported.
+    early: HashMap<u32, i32>,
+    /// Starts on their way.
+    starting: usize,
+    zygotes: HashMap<Key, Warm>,
+    /// Tasks that read output; they end when the processes have closed their ends.
+    pub(super) readers: Vec<JoinHandle<()>>,
+}
+
+/// A warm interpreter.
+struct Warm {
+    zygote: Zygote,
+    /// It was started before anybody asked for a worker, with its errors silenced: if it fails, it gets a second chance
+    /// in which it can be heard.
+    ahead: bool,
+}
+
+/// A live process.
+struct Process {
+    object: ObjectId,
+    notify: Option<ObjectId>,
+    head: bool,
+}
+
+/// A process whose start was ordered.
+#[derive(Debug)]
+pub struct Pending {
+    object: ObjectId,
+    notify: Option<ObjectId>,
+    head: bool,
+    reply: Option<oneshot::Sender<SpawnResult>>,
+    name: String,
+}
+
+impl Processes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.live.is_empty() && self.starting == 0
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Sends a signal to every live process, and to the groups that they lead.
+    pub(super) fn signal_all(&self, signal: Signal) {
+        for (pid, process) in &self.live {
+            signal_process(*pid, !process.head, signal);
+        }
+    }
+
+    /// Ends the warm interpreters.
+    pub(super) fn drop_zygotes(&mut self) {
+        self.zygotes.clear();
+    }
+}
+
+impl Daemon {
+    /// Starts the head program: it inherits everything, the terminal included.
+    pub(super) fn start_head(&mut self, program: program::Program) {
+        let name = program
+            .words
+            .first()
+            .map(|word| word.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let fork = Fork {
+            words: program.words,
+            environment: self.environment_for_head(),
+            directory: None,
+            stdio: [None, None, None],
+            own_group: false,
+        };
+        match self.node.create_process() {
+            Ok(object) => {
+                let started = self.forker.start_process(fork);
+                self.expect(
+                    Pending {
+                        object,
+                        notify: None,
+                        head: true,
+                        reply: None,
+                        name,
+                    },
+                    started,
+                );
+            }
+            Err((_, text)) => tracing::error!("the head program was not started: {text}"),
+        }
+    }
+
+    /// Starts a warm interpreter before anybody asks for a worker.
+    pub(super) fn warm_up(&mut self, python: &Path) {
+        let environment: Vec<_> = self
+            .environment_for_head()
+            .into_iter()
+            .map(|(name, value)| (name.into_vec(), value.into_vec()))
+            .collect();
+        let interpreter = python.as_os_str().as_bytes();
+        let key = Key::new(interpreter, &environment);
+        match null()
+            .and_then(|errors| Zygote::start(&self.forker, interpreter, &environment, Some(errors)))
+        {
+            Ok((zygote, _)) => drop(self.processes.zygotes.insert(
+                key,
+                Warm {
+                    zygote,
+                    ahead: true,
+                },
+            )),
+            Err(error) => tracing::warn!("no warm interpreter: {error}"),
+        }
+    }
+
+    /// Starts a process on this node.
+    pub(super) fn spawn_here(
+        &mut self,
+        request: SpawnRequest,
+        reply: oneshot::Sender<SpawnResult>,
+    ) {
+        let refused =
+            |reply: oneshot::Sender<SpawnResult>, code, text| drop(reply.send(Err((code, text))));
+        let name = program_name(&request.program);
+        let stdio = match self.stdio(request.output) {
+            Ok(stdio) => stdio,
+            Err(error) => {
+                return refused(
+                    reply,
+                    Code::System,
+                    format!("no pipes for the output of {name}: {error}"),
+                );
+            }
+        };
+        let mut environment = request.environment;
+        environment.retain(|(variable, _)| variable != env::RUNTIME.as_bytes());
+        environment.push((env::RUNTIME.into(), self.socket.clone().into_bytes()));
+        let started = match request.program {
+            Program::Executable(words) => {
+                self.start_executable(words, environment, request.directory, stdio)
+            }
+            Program::Python {
+                interpreter,
+                payload,
+            } => self.start_worker(&interpreter, payload, environment, request.directory, stdio),
+            _ => Err("a kind of program that this release does not know".to_owned()),
+        };
+        let started = match started {
+            Ok(started) => started,
+            Err(text) => return refused(reply, Code::SpawnFailed, text),
+        };
+        match self.node.create_process() {
+            Ok(object) => {
+                let pending = Pending {
+                    object,
+                    notify: request.notify,
+                    head: false,
+                    reply: Some(reply),
+                    name,
+                };
+                self.expect(pending, started);
+            }
+            Err((code, text)) => refused(reply, code, text),
+        }
+    }
+
+    fn start_executable(
+        &mut self,
+        words: Vec<Vec<u8>>,
+        environment: Vec<(Vec<u8>, Vec<u8>)>,
+        directory: Vec<u8>,
+        stdio: [OwnedFd; 3],
+    ) -> Result<oneshot::Receiver<io::Result<u32>>, String> {
+        let words: Vec<_> = words.into_iter().map(OsString::from_vec).collect();
+        let program = program::resolve(&words).map_err(|no| no.text)?;
+        let text = |bytes| OsString::from_vec(bytes);
+        Ok(self.forker.start_process(Fork {
+            words: program.words,
+            environment: environment
+                .into_iter()
+                .map(|(name, value)| (text(name), text(value)))
+                .collect(),
+            directory: (!directory.is_empty()).then(|| PathBuf::from(text(directory))),
+            stdio: stdio.map(Some),
+            own_group: true,
+        }))
+    }
+
+    fn start_worker(
+        &mut self,
+        interpreter: &[u8],
+        payload: Vec<u8>,
+        environment: Vec<(Vec<u8>, Vec<u8>)>,
+        directory: Vec<u8>,
+        stdio: [OwnedFd; 3],
+    ) -> Result<oneshot::Receiver<io::Result<u32>>, String> {
+        let key = Key::new(interpreter, &environment);
+        let (reply, started) = oneshot::channel();
+        let zygote_environment = environment.clone();
+        let mut order = Order {
+            environment,
+            directory,
+            payload,
+            stdio,
+            reply,
+        };
+        if let Some(warm) = self.processes.zygotes.get_mut(&key) {
+            match warm.zygote.order(order) {
+                Ok(()) => {
+                    warm.ahead = false;
+                    return Ok(started);
+                }
+                Err(refused) => order = refused,
+            }
+        }
+        let (reader, writer) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|error| format!("no pipe: {error}"))?;
+        self.follow(true, reader)
+            .map_err(|error| error.to_string())?;
+        let (zygote, _) =
+            Zygote::start(&self.forker, interpreter, &zygote_environment, Some(writer))
+                .map_err(|error| error.to_string())?;
+        zygote
+            .order(order)
+            .map_err(|_| "the warm interpreter ended at once".to_owned())?;
+        self.processes.zygotes.insert(
+            key,
+            Warm {
+                zygote,
+                ahead: false,
+            },
+        );
+        Ok(started)
+    }
+
+    /// Standard input, output and error of a worker.
+    fn stdio(&mut self, output: Output) -> io::Result<[OwnedFd; 3]> {
+        if output == Output::Null {
+            return Ok([null()?, null()?, null()?]);
+        }
+        let (out, out_end) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (err, err_end) = pipe_with(PipeFlags::CLOEXEC)?;
+        self.follow(false, out)?;
+        self.follow(true, err)?;
+        Ok([null()?, out_end, err_end])
+    }
+
+    fn follow(&mut self, is_error: bool, end: OwnedFd) -> io::Result<()> {
+        self.processes
+            .readers
+            .retain(|reader| !reader.is_finished());
+        rustix::io::ioctl_fionbio(&end, true)?;
+        let reader = self.sink.follow(is_error, end)?;
+        self.processes.readers.push(reader);
+        Ok(())
+    }
+
+    fn expect(&mut self, pending: Pending, started: oneshot::Receiver<io::Result<u32>>) {
+        self.processes.starting += 1;
+        let events = self.sender.clone();
+        tokio::spawn(async move {
+            let result = started
+                .await
+                .unwrap_or_else(|_| Err(io::Error::other("the daemon is ending")));
+            let _ = events.send(Event::Started(pending, result)).await;
+        });
+    }
+
+    /// A process was started, or not.
+    pub(super) fn started(&mut self, pending: Pending, result: io::Result<u32>) -> Option<End> {
+        let Pending {
+            object,
+            notify,
+            head,
+            reply,
+            name,
+        } = pending;
+        self.processes.starting -= 1;
+        let pid = match result {
+            Ok(pid) => pid,
+            Err(error) => {
+                let text = start_failed(&name, &error);
+                self.node.forget_process(object);
+                if head {
+                    eprintln!("dragon: {text}");
+                    return Some(End {
+                        code: program::NOT_EXECUTABLE,
+                        why: text,
+                    });
+                }
+                reply.map(|reply| reply.send(Err((Code::SpawnFailed, text))));
+                return None;
+            }
+        };
+        self.node.process_started(object, pid);
+        self.processes.live.insert(
+            pid,
+            Process {
+                object,
+                notify,
+                head,
+            },
+        );
+        let reply = reply.map(|reply| {
+            reply.send(Ok(Spawned {
+                process: object,
+                pid,
+            }))
+        });
+        if let Some(Err(_)) = reply {
+            // Whoever asked is gone; the reference that was in transit to it goes too.
+            self.node.drop_transit(object);
+        }
+        let early = self.processes.early.remove(&pid);
+        if self.processes.starting == 0 {
+            self.processes.early.clear();
+        }
+        early.and_then(|status| self.ended(pid, status))
+    }
+
+    /// Reads the statuses of all children that have ended.
+    pub(super) fn reap(&mut self) -> Option<End> {
+        let mut end = None;
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let (pid, status) = (pid.as_raw_nonzero().get().cast_unsigned(), status.as_raw());
+            if self.processes.live.contains_key(&pid) {
+                end = self.ended(pid, status).or(end);
+            } else if self.processes.starting > 0 {
+                self.processes.early.insert(pid, status);
+            }
+        }
+        end
+    }
+
+    fn ended(&mut self, pid: u32, status: i32) -> Option<End> {
+        let process = self.processes.live.remove(&pid)?;
+        self.node.process_ended(process.object, status);
+        if let Some(channel) = process.notify {
+            self.node.notify(
+                channel,
+                &ExitNotice {
+                    process: process.object,
+                    status,
+                }
+                .to_bytes(),
+            );
+        }
+        let code = exit_code(status);
+        process.head.then(|| End {
+            code,
+            why: format!("the head program ended with {code}"),
+        })
+    }
+
+    /// Sends a signal to a process of this node.
+    pub(super) fn signal_here(&self, object: ObjectId, signal: i32) -> (Code, String) {
+        let found = self
+            .processes
+            .live
+            .iter()
+            .find(|(_, process)| process.object == object);
+        let Some((pid, process)) = found else {
+            return (Code::NoSuchObject, format!("process {object} has ended"));
+        };
+        match Signal::from_named_raw(signal) {
+            Some(signal) => {
+                // A signal to one process, not to its group: that is what kill() of the caller's language means.
+                let _ = (
+                    process.head,
+                    Pid::from_raw(pid.cast_signed())
+                        .map(|pid| rustix::process::kill_process(pid, signal)),
+                );
+                (Code::Ok, String::new())
+            }
+            None => (
+                Code::InvalidArgument,
+                format!("{signal} is not a signal's number"),
+            ),
+        }
+    }
+}
+
+/// The exit code of a status, as shells have it: 128 + n for signal n.
+fn exit_code(status: i32) -> u8 {
+    let (signal, code) = (status & 0x7f, status >> 8 & 0xff);
+    u8::try_from(if signal == 0 { code } else { 128 + signal }).unwrap_or(u8::MAX)
+}
+
+fn signal_process(pid: u32, leads_group: bool, signal: Signal) {
+    let Some(pid) = Pid::from_raw(pid.cast_signed()) else {
+        return;
+    };
+    // It may have ended in between. A worker leads its group only a moment after its start: so both are signalled.
+    let _ = rustix::process::kill_process(pid, signal);
+    if leads_group {
+        let _ = rustix::process::kill_process_group(pid, signal);
+    }
+}
+
+fn program_name(program: &Program) -> String {
+    match program {
+        Program::Executable(words) => words
+            .first()
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .unwrap_or_default(),
+        Program::Python { interpreter, .. } => {
+            format!("a worker of {}", String::from_utf8_lossy(interpreter))
+        }
+        _ => "a program".to_owned(),
+    }
+}
+
+fn start_failed(name: &str, error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) if code == rustix::io::Errno::TOOBIG.raw_os_error() => {
+            format!(
+                "{name}: arguments and environment exceed the system's limit; pass long data by a file"
+            )
+        }
+        _ => format!("{name}: {error}"),
+    }
+}
