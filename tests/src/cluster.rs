@@ -32,25 +32,18 @@ impl Cluster {
     /// # Errors
     /// Why there can be none here.
     pub fn slurm(nodes: u32) -> Result<Self, String> {
-        for program in ["slurmctld", "slurmd", "munged", "srun"] {
-            let found = ["/usr/sbin", "/usr/bin"]
-                .iter()
-                .any(|folder| Path::new(folder).join(program).exists());
-            if !found {
-                return Err(format!("{program} is not installed"));
-            }
-        }
+        slurm_possible()?;
         Self::up(nodes, true)
     }
 
+    /// Without the product, the tests fail; only what this machine lacks lets them be skipped.
     fn up(nodes: u32, slurm: bool) -> Result<Self, String> {
-        let me = std::fs::metadata("/proc/self").map_err(|error| error.to_string())?;
-        if std::os::unix::fs::MetadataExt::uid(&me) != 0 {
-            return Err("namespaces need root".to_owned());
-        }
+        nodes_possible()?;
+        installed("/usr/bin/python3")?;
         let folder = PathBuf::from(FOLDER).join(format!("dragon-rig-{}", std::process::id()));
-        let site = Site::install(&folder.join("site"))?.with_python()?;
-        let site = if slurm { site.with_plugin()? } else { site };
+        let site = Site::install(&folder.join("site")).and_then(Site::with_python);
+        let site = site.and_then(|site| if slurm { site.with_plugin() } else { Ok(site) });
+        let site = site.unwrap_or_else(|error| panic!("the product cannot be installed: {error}"));
         let cluster = Self {
             folder,
             slurm,
@@ -136,6 +129,42 @@ impl Cluster {
         for node in self.nodes() {
             eventually_empty(&node, || self.traces(&node));
         }
+    }
+}
+
+/// Whether nodes can be made here.
+///
+/// # Errors
+/// What is missing.
+pub fn nodes_possible() -> Result<(), String> {
+    let me = std::fs::metadata("/proc/self").map_err(|error| error.to_string())?;
+    if std::os::unix::fs::MetadataExt::uid(&me) != 0 {
+        return Err("namespaces need root".to_owned());
+    }
+    ["unshare", "nsenter", "setpriv", "ip"]
+        .into_iter()
+        .try_for_each(installed)
+}
+
+/// Whether nodes with a Slurm can be made here.
+///
+/// # Errors
+/// What is missing.
+pub fn slurm_possible() -> Result<(), String> {
+    ["slurmctld", "slurmd", "munged", "srun"]
+        .into_iter()
+        .try_for_each(installed)?;
+    nodes_possible()
+}
+
+fn installed(program: &str) -> Result<(), String> {
+    let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        .iter()
+        .any(|folder| Path::new(folder).join(program).exists());
+    if found {
+        Ok(())
+    } else {
+        Err(format!("{program} is not installed"))
     }
 }
 

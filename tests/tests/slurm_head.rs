@@ -117,7 +117,7 @@ fn without_the_option_nothing_changes(cluster: &Cluster) {
             "-N3",
             "sh",
             "-c",
-            "echo $0 $(env | grep -c DRAGON)",
+            "echo ${0##*/} $(env | grep -c DRAGON)",
         ]);
         assert_eq!(
             (done.code, done.out.as_str()),

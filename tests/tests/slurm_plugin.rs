@@ -1,0 +1,385 @@
+//! The plugin alone, on a real Slurm, with a script in the place of `dragond` that says what Slurm made of it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use dragon_tests::local::{Finished, binary, repository, run};
+use dragon_tests::suite;
+
+/// Says, in one line each: host, own path, the step's variables, arguments.
+const STAND_IN: &str = "#!/bin/sh\n\
+    echo \"host=$(hostname) me=$0 key=$SLURM_DRAGON_STEP_KEY program=$SLURM_DRAGON_STEP_PROGRAM \
+    mode=$SLURM_DRAGON_STEP_MODE count=$# last=${2-}\"\n";
+
+fn main() -> ExitCode {
+    suite::run(
+        Rig::up,
+        &[
+            (
+                "dragond_takes_the_place_of_every_task",
+                dragond_takes_the_place_of_every_task,
+            ),
+            (
+                "every_step_has_a_key_of_its_own",
+                every_step_has_a_key_of_its_own,
+            ),
+            (
+                "an_argument_can_be_left_out_in_every_way",
+                an_argument_can_be_left_out_in_every_way,
+            ),
+            (
+                "the_variables_pass_any_export_list",
+                the_variables_pass_any_export_list,
+            ),
+            (
+                "a_broadcast_program_is_named_where_it_lies",
+                a_broadcast_program_is_named_where_it_lies,
+            ),
+            (
+                "inside_a_runtime_the_program_stays",
+                inside_a_runtime_the_program_stays,
+            ),
+            ("off_leaves_everything_alone", off_leaves_everything_alone),
+            (
+                "refusals_end_srun_although_the_plugin_is_optional",
+                refusals_end_srun_although_the_plugin_is_optional,
+            ),
+            ("plugstack_words_are_checked", plugstack_words_are_checked),
+            ("dragond_has_a_usual_place", dragond_has_a_usual_place),
+            ("slurmd_has_nothing_to_say", slurmd_has_nothing_to_say),
+            ("symbols_are_bound_when_used", symbols_are_bound_when_used),
+        ],
+    )
+}
+
+/// A Slurm of three nodes whose plugin names the stand-in.
+struct Rig {
+    folder: PathBuf,
+}
+
+impl Rig {
+    fn up() -> Result<Self, String> {
+        dragon_tests::cluster::slurm_possible()?;
+        let rig = Self {
+            folder: PathBuf::from(format!("/var/tmp/dragon-plugin-{}", std::process::id())),
+        };
+        let site = rig.folder.join("site");
+        fs::create_dir_all(&site).unwrap();
+        fs::copy(binary("libdragon_spank.so"), rig.plugin()).unwrap();
+        fs::write(rig.stand_in(), STAND_IN).unwrap();
+        fs::set_permissions(rig.stand_in(), fs::Permissions::from_mode(0o755)).unwrap();
+        let up = run(rig
+            .command()
+            .env("RIG_PLUGSTACK", rig.plugstack(""))
+            .args(["up", "3"]));
+        assert_eq!(up.code, Some(0), "the cluster did not come up: {}", up.err);
+        Ok(rig)
+    }
+
+    fn plugin(&self) -> PathBuf {
+        self.folder.join("site/libdragon_spank.so")
+    }
+
+    fn stand_in(&self) -> PathBuf {
+        self.folder.join("site/dragond")
+    }
+
+    fn plugstack(&self, more: &str) -> String {
+        format!(
+            "optional {} dragond={} {more}\n",
+            self.plugin().display(),
+            self.stand_in().display()
+        )
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(repository().join("tests/rig/cluster"));
+        command.env("RIG_RUN", &self.folder).env("RIG_SLURM", "1");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a command on the login node, as an ordinary user.
+    fn login(&self, words: &[&str]) -> Finished {
+        run(self.command().args(["exec", "ctl"]).args(words))
+    }
+
+    /// The lines of a step that Slurm gave to the stand-in, sorted.
+    fn lines(&self, words: &[&str]) -> Vec<String> {
+        let done = self.login(words);
+        assert_eq!(
+            (done.code, done.err.as_str()),
+            (Some(0), ""),
+            "{words:?}: {done:?}"
+        );
+        let mut lines: Vec<_> = done.out.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    }
+
+    /// The key of a step in which every task got the same one.
+    fn key(&self, words: &[&str]) -> String {
+        let lines = self.lines(words);
+        let keys: Vec<_> = lines.iter().map(|line| field(line, "key")).collect();
+        assert!(keys.windows(2).all(|pair| pair[0] == pair[1]), "{lines:?}");
+        assert!(
+            keys[0].len() == 64
+                && keys[0]
+                    .bytes()
+                    .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')),
+            "{lines:?}"
+        );
+        keys[0].to_owned()
+    }
+
+    /// Runs `srun --dragon true` while plugstack.conf says something else. srun reads it anew each time.
+    fn with_plugstack(&self, text: &str) -> Finished {
+        let file = self.folder.join("etc/plugstack.conf");
+        let before = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text).unwrap();
+        let done = self.login(&["srun", "--dragon", "true"]);
+        fs::write(&file, before).unwrap();
+        done
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let down = run(self.command().arg("down"));
+        if down.code != Some(0) {
+            eprintln!(
+                "the cluster in {} did not go down: {}",
+                self.folder.display(),
+                down.err
+            );
+        } else if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+/// A field of a line of the stand-in's.
+fn field<'a>(line: &'a str, name: &str) -> &'a str {
+    let found = line
+        .split(' ')
+        .find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    found.unwrap_or_else(|| panic!("no {name} in {line:?}"))
+}
+
+fn dragond_takes_the_place_of_every_task(rig: &Rig) {
+    let lines = rig.lines(&[
+        "srun",
+        "-N3",
+        "-n6",
+        "--dragon",
+        "prog.py",
+        "one argument",
+        "two",
+    ]);
+    let me = rig.stand_in().display().to_string();
+    let hosts: Vec<_> = lines.iter().map(|line| field(line, "host")).collect();
+    assert_eq!(hosts.len(), 6);
+    assert!(
+        ["n1", "n2", "n3"].iter().all(|node| hosts.contains(node)),
+        "{hosts:?}"
+    );
+    for line in &lines {
+        assert_eq!(field(line, "me"), me);
+        assert_eq!(
+            (field(line, "program"), field(line, "mode")),
+            ("prog.py", "head")
+        );
+        assert_eq!((field(line, "count"), field(line, "last")), ("2", "two"));
+    }
+}
+
+fn every_step_has_a_key_of_its_own(rig: &Rig) {
+    let step = ["srun", "-N2", "--dragon", "prog"];
+    assert_ne!(rig.key(&step), rig.key(&step));
+}
+
+fn an_argument_can_be_left_out_in_every_way(rig: &Rig) {
+    for option in ["--dragon", "--dragon=", "--dragon=(null)", "--dragon=head"] {
+        rig.key(&["srun", option, "prog"]);
+    }
+    // As Slurm hands the option on to the steps of a job.
+    rig.key(&[
+        "env",
+        "SLURM_SPANK__SLURM_SPANK_OPTION_dragon_dragon=(null)",
+        "srun",
+        "prog",
+    ]);
+}
+
+fn the_variables_pass_any_export_list(rig: &Rig) {
+    for list in ["NONE", "OTHER=1", "ALL", "ALL,OTHER=1"] {
+        rig.key(&[
+            "srun",
+            "-N2",
+            &format!("--export={list}"),
+            "--dragon",
+            "prog",
+        ]);
+        // As a batch script of a job submitted with --export leaves it to its steps.
+        rig.key(&[
+            "env",
+            &format!("SLURM_EXPORT_ENV={list}"),
+            "srun",
+            "--dragon",
+            "prog",
+        ]);
+    }
+}
+
+fn a_broadcast_program_is_named_where_it_lies(rig: &Rig) {
+    let done = rig.login(&["srun", "-N2", "--bcast=/tmp/copy", "--dragon", "/bin/echo"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(
+        done.out
+            .lines()
+            .all(|line| field(line, "program") == "/tmp/copy"),
+        "{done:?}"
+    );
+}
+
+fn inside_a_runtime_the_program_stays(rig: &Rig) {
+    let words = [
+        "env",
+        "DRAGON_RUNTIME=some",
+        "srun",
+        "-N2",
+        "--dragon",
+        "sh",
+        "-c",
+        "echo ${0##*/} $(env | grep -c DRAGON_STEP)",
+    ];
+    assert_eq!(rig.lines(&words), ["sh 0", "sh 0"]);
+}
+
+fn off_leaves_everything_alone(rig: &Rig) {
+    let program = ["sh", "-c", "echo ${0##*/} $(env | grep -c DRAGON_STEP)"];
+    for option in ["--dragon=off", "--quiet"] {
+        assert_eq!(
+            rig.lines(&[&["srun", "-N3", option], &program[..]].concat()),
+            ["sh 0", "sh 0", "sh 0"]
+        );
+    }
+    // The last one counts, and the command line before what a job handed on.
+    assert_eq!(
+        rig.lines(&[&["srun", "--dragon", "--dragon=off"], &program[..]].concat()),
+        ["sh 0"]
+    );
+    let inherited = [
+        "env",
+        "SLURM_SPANK__SLURM_SPANK_OPTION_dragon_dragon=(null)",
+        "srun",
+        "--dragon=off",
+    ];
+    assert_eq!(
+        rig.lines(&[&inherited[..], &program[..]].concat()),
+        ["sh 0"]
+    );
+    let batch = rig.login(&["salloc", "--dragon=off", "srun", "echo", "ran"]);
+    assert_eq!(
+        (batch.code, batch.out.as_str()),
+        (Some(0), "ran\n"),
+        "{batch:?}"
+    );
+}
+
+fn refusals_end_srun_although_the_plugin_is_optional(rig: &Rig) {
+    let long = format!("--dragon={}", "x".repeat(10_000));
+    for (words, text) in [
+        (
+            &["srun", "--dragon=Head", "true"][..],
+            "--dragon=Head: unknown mode; use --dragon, --dragon=head or --dragon=off",
+        ),
+        (
+            &["srun", "--dragon=%s%n", "true"],
+            "--dragon=%s%n: unknown mode",
+        ),
+        (&["srun", &long, "true"], "xxx: unknown mode"),
+        (
+            &["srun", "--dragon=spmd", "true"],
+            "--dragon=spmd is not available in this release; use srun --dragon PROGRAM",
+        ),
+        (
+            &["sbatch", "--dragon", "--wrap", "true"],
+            "use srun --dragon PROGRAM inside the job",
+        ),
+        (
+            &["sbatch", "--dragon=spmd", "--wrap", "true"],
+            "--dragon=spmd is not available",
+        ),
+        (
+            &["salloc", "--dragon", "true"],
+            "use srun --dragon PROGRAM inside the job",
+        ),
+    ] {
+        let done = rig.login(words);
+        assert_eq!(
+            (done.code, done.out.as_str()),
+            (Some(255), ""),
+            "{words:?}: {done:?}"
+        );
+        assert_eq!(done.err.matches(text).count(), 1, "{words:?}: {}", done.err);
+    }
+    assert_eq!(rig.login(&["squeue", "-h"]).out, "");
+}
+
+fn plugstack_words_are_checked(rig: &Rig) {
+    for word in ["dragnod=/x", "dragond=relative", "dragond="] {
+        let done = rig.with_plugstack(&rig.plugstack(word));
+        assert_eq!(done.code, Some(255), "{done:?}");
+        assert!(
+            done.err.contains(&format!(
+                "plugstack.conf: {word}: the plugin takes only dragond="
+            )),
+            "{}",
+            done.err
+        );
+    }
+}
+
+fn dragond_has_a_usual_place(rig: &Rig) {
+    let done = rig.with_plugstack(&format!("optional {}\n", rig.plugin().display()));
+    assert_eq!(done.code, Some(2), "{done:?}");
+    assert!(
+        done.err.contains("/usr/libexec/dragon/dragond"),
+        "{}",
+        done.err
+    );
+}
+
+fn slurmd_has_nothing_to_say(rig: &Rig) {
+    rig.key(&["srun", "-N3", "--dragon", "prog"]);
+    for node in 1..=3 {
+        let log = fs::read_to_string(rig.folder.join(format!("log/slurmd-n{node}.log"))).unwrap();
+        let ours: Vec<_> = log
+            .lines()
+            .filter(|line| line.contains("--dragon") || line.contains("spank"))
+            .collect();
+        assert!(ours.is_empty(), "{ours:?}");
+    }
+}
+
+fn symbols_are_bound_when_used(rig: &Rig) {
+    let dynamic = run(Command::new("readelf")
+        .args(["-dW"])
+        .arg(rig.plugin())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped()));
+    assert!(dynamic.out.contains("NEEDED"), "{dynamic:?}");
+    assert!(
+        !dynamic.out.contains("BIND_NOW") && !dynamic.out.contains("Flags: NOW"),
+        "{}",
+        dynamic.out
+    );
+}
