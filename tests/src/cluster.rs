@@ -86,6 +86,7 @@ impl Cluster {
         );
         command
             .env("RIG_RUN", &self.folder)
+            .env("RIG_OWNER", std::process::id().to_string())
             .env("RIG_PLUGSTACK", plugin);
         // As in a shell in which the virtual environment is active.
         command.env("RIG_PATH", self.site.venv().join("bin"));

@@ -98,7 +98,10 @@ impl Rig {
 
     fn command(&self) -> Command {
         let mut command = Command::new(repository().join("tests/rig/cluster"));
-        command.env("RIG_RUN", &self.folder).env("RIG_SLURM", "1");
+        command
+            .env("RIG_RUN", &self.folder)
+            .env("RIG_OWNER", std::process::id().to_string())
+            .env("RIG_SLURM", "1");
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
