@@ -125,7 +125,8 @@ impl Member {
                 .busy
                 .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok();
-            free.then_some(ThreadGuard { record, index })
+            // Lazily: a guard that is made and dropped would give up the record of whoever has it.
+            free.then(|| ThreadGuard { record, index })
         };
         // The hint may be of another member of this process: only records that this one has used are taken by it.
         let last = LAST.get();
