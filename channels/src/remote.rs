@@ -226,7 +226,12 @@ fn post(
             Some(offset) => Outgoing::Carrying(&all, offset),
             None => Outgoing::Inline(&all),
         };
-        local.send(thread, &Spin::default(), &outgoing, 0, Deadline::Never)
+        let sent = local.send(thread, &Spin::default(), &outgoing, 0, Deadline::Never);
+        // The agent has closed its gateway; the object itself may be well.
+        sent.map_err(|error| match error {
+            Error::Destroyed(_) => none(),
+            other => other,
+        })
     };
     let mut request = *request;
     let (block, ours) = match what {
