@@ -185,9 +185,9 @@ def test_a_signal_handler_that_raises_ends_the_wait(ctx, alarm):
     def handler(*_):
         raise Interrupt
 
-    lock = ctx.Lock()
+    lock, (ours, _theirs) = ctx.Lock(), ctx.Pipe()
     lock.acquire()
-    for wait in (lock.acquire, ctx.Event().wait, ctx.Queue().get, ctx.Semaphore(0).acquire, ctx.Pipe()[0].recv):
+    for wait in (lock.acquire, ctx.Event().wait, ctx.Queue().get, ctx.Semaphore(0).acquire, ours.recv):
         alarm(handler)
         with pytest.raises(Interrupt):
             wait()

@@ -92,7 +92,7 @@ class Connection(_ConnectionBase):
         # Bound methods looked up once: a round trip is a few microseconds.
         self._receive = end.read.receive_object if end.read is not None else None
         self._send = end.write.send if end.write is not None else None
-        self._ended = False
+        self._peers_gone = False
         self._until_check = _CAPACITY
         self._close_end = util.Finalize(self, end.close, exitpriority=-10)
 
@@ -128,13 +128,11 @@ class Connection(_ConnectionBase):
         self._until_check -= 1
         if self._until_check < 0:
             self._check_peers()
-        if not self._ended:
-            try:
-                return self._receive()
-            except EOFError:
-                self._ended = True
-                self._handle.read.send_end()  # for other readers of this end
-        message = self._receive(0)
+        try:
+            message = self._receive() if not self._peers_gone else self._receive(0)
+        except EOFError:
+            self._handle.read.send_end()  # for other readers, and for the next time
+            raise
         if message is None:
             raise EOFError
         return message
@@ -144,10 +142,10 @@ class Connection(_ConnectionBase):
         # channel holds follow, and among them falls one of these checks.
         self._until_check = _CAPACITY
         if self._handle.peers.value() == 0:
-            self._ended = True
+            self._peers_gone = True
 
     def _poll(self, timeout: float | None) -> bool:
-        return self._ended or self._handle.read.poll(timeout) > 0
+        return self._peers_gone or self._handle.read.poll(timeout) > 0
 
     def _send_bytes(self, buf: Any) -> None:
         try:
