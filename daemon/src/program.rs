@@ -32,7 +32,8 @@ pub struct Refusal {
     pub code: u8,
 }
 
-/// Resolves a command line as a shell does, and runs a Python file without execute permission by the interpreter in use.
+/// Resolves a command line as a shell does. A Python file without execute permission, and one whose first line asks for
+/// whichever Python is on PATH, is run by [`interpreter`].
 ///
 /// # Errors
 /// When the program does not exist, is a directory, or is neither executable nor a Python file.
@@ -44,32 +45,26 @@ pub fn resolve(words: &[OsString]) -> Result<Program, Refusal> {
         });
     };
     let path = find(name)?;
-    if is_executable(&path) {
-        let python = python_of(&path);
-        let words = std::iter::once(path.into_os_string())
-            .chain(words[1..].iter().cloned())
-            .collect();
-        return Ok(Program { words, python });
-    }
-    if path.extension() != Some(OsStr::new("py")) {
-        let text = format!(
-            "{}: not executable; type chmod +x, or name its interpreter",
-            path.display()
-        );
-        return Err(Refusal {
-            text,
-            code: NOT_EXECUTABLE,
-        });
-    }
-    let python = interpreter()?;
-    let words = [python.clone().into_os_string(), path.into_os_string()]
-        .into_iter()
-        .chain(words[1..].iter().cloned())
-        .collect();
-    Ok(Program {
-        words,
-        python: Some(python),
-    })
+    let executable = is_executable(&path);
+    let is_python_file = path.extension() == Some(OsStr::new("py"));
+    let python = match first_line(&path) {
+        Some(Interpreter::Python(python)) if executable => Some(python),
+        // Whichever python3 is meant: the one of this command's environment, also when that is not activated.
+        Some(Interpreter::AnyPython) => return run_by(interpreter()?, path, words),
+        _ if executable => None,
+        _ if is_python_file => return run_by(interpreter()?, path, words),
+        _ => {
+            let text = format!("{}: not executable; type chmod +x, or name its interpreter", path.display());
+            return Err(Refusal { text, code: NOT_EXECUTABLE });
+        }
+    };
+    let words = std::iter::once(path.into_os_string()).chain(words[1..].iter().cloned()).collect();
+    Ok(Program { words, python })
+}
+
+fn run_by(python: PathBuf, script: PathBuf, words: &[OsString]) -> Result<Program, Refusal> {
+    let first = [python.clone().into_os_string(), script.into_os_string()];
+    Ok(Program { words: first.into_iter().chain(words[1..].iter().cloned()).collect(), python: Some(python) })
 }
 
 fn find(name: &OsStr) -> Result<PathBuf, Refusal> {
@@ -160,29 +155,26 @@ fn venv_python(root: &Path) -> Option<PathBuf> {
     (root.join("pyvenv.cfg").is_file() && is_executable(&python)).then_some(python)
 }
 
-/// The interpreter of an executable that is a Python interpreter itself, or a script that starts one.
-fn python_of(path: &Path) -> Option<PathBuf> {
+/// What runs a file, as far as Python is concerned.
+enum Interpreter {
+    /// A certain one: the file is an interpreter itself, or its first line names one by its path.
+    Python(PathBuf),
+    /// The one on PATH: the first line says `env python3`.
+    AnyPython,
+}
+
+fn first_line(path: &Path) -> Option<Interpreter> {
     let is_python = |name: &OsStr| name.as_bytes().starts_with(b"python");
     if path.file_name().is_some_and(is_python) {
-        return Some(path.to_owned());
+        return Some(Interpreter::Python(path.to_owned()));
     }
     let mut head = [0; 256];
     let length = fs::File::open(path).ok()?.read(&mut head).ok()?;
-    let line = head[..length]
-        .strip_prefix(b"#!")?
-        .split(|b| *b == b'\n')
-        .next()?;
-    let mut words = line
-        .split(|b| b.is_ascii_whitespace())
-        .filter(|word| !word.is_empty());
+    let line = head[..length].strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?;
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     let first = PathBuf::from(OsString::from_vec(words.next()?.to_vec()));
     if first.file_name() == Some(OsStr::new("env")) {
-        let name = OsStr::from_bytes(words.find(|word| !word.starts_with(b"-"))?);
-        return if is_python(name) {
-            search_path(name)
-        } else {
-            None
-        };
+        return words.next().is_some_and(|name| is_python(OsStr::from_bytes(name))).then_some(Interpreter::AnyPython);
     }
-    first.file_name().is_some_and(is_python).then_some(first)
+    first.file_name().is_some_and(is_python).then_some(Interpreter::Python(first))
 }
