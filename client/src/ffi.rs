@@ -1,6 +1,6 @@
 //! The C interface, as `client/c/dragon.h` declares and describes it.
 //!
-//! Every function runs inside [`guard`]: no panic leaves the library, the code is the return value, and the text waits
+//! Every function runs inside `guard`: no panic leaves the library, the code is the return value, and the text waits
 //! for `dragon_last_error`. Handles are boxes: a pointer leads straight to the object.
 //!
 //! Safety of all functions: pointers are null or point to what the header says; handles come from this library and are

@@ -78,19 +78,16 @@ impl<T: Object> Handle<T> {
     /// The object, to be used by this process.
     #[inline]
     pub(crate) fn get(&self) -> Result<&T> {
-        if self.session.member().is_forked() {
-            self.successor()?.get()
-        } else {
-            Ok(&self.object)
-        }
+        self.get_with_session().map(|(object, _)| object)
     }
 
-    /// The session that the handle belongs to in this process.
-    pub(crate) fn session(&self) -> Result<&'static Session> {
+    /// The object and the session that it belongs to in this process.
+    #[inline]
+    pub(crate) fn get_with_session(&self) -> Result<(&T, &'static Session)> {
         if self.session.member().is_forked() {
-            self.successor()?.session()
+            self.successor()?.get_with_session()
         } else {
-            Ok(self.session)
+            Ok((&self.object, self.session))
         }
     }
 

@@ -127,8 +127,14 @@ impl Channel {
     /// came in time; [`Code::Interrupted`](crate::Code::Interrupted) after a signal.
     #[inline]
     pub fn receive(&self, deadline: Deadline) -> Result<Message> {
-        let message = self.0.get()?.receive(deadline)?;
-        Ok(Message::new(message, self.0.session()?))
+        let (channel, session) = self.0.get_with_session()?;
+        Ok(Message::new(channel.receive(deadline)?, session))
+    }
+
+    /// The channel of the layer below, and the session that it belongs to.
+    #[inline]
+    pub(crate) fn below(&self) -> Result<(&channels::Channel, &'static Session)> {
+        self.0.get_with_session()
     }
 
     /// Waits until there is something to receive; how many messages. [`Deadline::Now`] always succeeds, perhaps with 0.

@@ -2,13 +2,15 @@
 
 use std::ffi::c_void;
 use std::io::IoSlice;
+use std::{mem, ptr};
 
-use dragon_channels::ChannelOptions;
+use dragon_channels::{self as channels, ChannelOptions};
 use dragon_shmem::Deadline;
 
 use super::{Out, close, deadline, descriptor, guard, many, null, refer};
 use crate::error::Result;
-use crate::objects::{Channel, Message};
+use crate::objects::Channel;
+use crate::session::Session;
 
 /// `dragon_bytes`.
 #[derive(Clone, Copy, Debug)]
@@ -40,35 +42,60 @@ pub struct DragonMessage {
     pub length: usize,
     /// The sender's number.
     pub hint: u64,
-    /// The first one owns the message, the others are kept for later releases.
+    /// The first one owns the message, the second counts it in its session, the others are kept for later releases.
     pub private_words: [*mut c_void; 8],
 }
 
+/// What a [`DragonMessage`] owns. A result, so that it is moved only once on its way into the box: a small message lies in
+/// it as a whole.
+type Received = channels::Result<channels::Message>;
+
 impl DragonMessage {
     #[inline]
-    fn new(message: Message) -> Self {
+    fn receive(channel: &Channel, deadline: Deadline, out: Out<Self>) -> Result<()> {
+        let (channel, session) = channel.below()?;
+        let received = channel.receive(deadline);
+        if let Err(error) = received {
+            return Err(error.into());
+        }
         // A box, since the bytes of a small message lie inside it, and the caller may move this structure.
-        let message = Box::new(message);
+        let received: Box<Received> = Box::new(received);
         let mut shown = Self {
-            data: message.as_ptr().cast(),
-            length: message.len(),
-            hint: message.hint(),
-            private_words: [std::ptr::null_mut(); 8],
+            data: ptr::null(),
+            length: 0,
+            hint: 0,
+            private_words: [ptr::null_mut(); 8],
         };
-        shown.private_words[0] = Box::into_raw(message).cast();
-        shown
+        if let Ok(message) = &*received {
+            shown.data = message.bytes_ptr().cast();
+            shown.length = message.len();
+            shown.hint = message.hint();
+            // A message in the pool needs the slot. It came through a handle, so the session cannot have been left.
+            if message.block().is_some() && session.enter().is_ok() {
+                shown.private_words[1] = ptr::from_ref(session).cast_mut().cast();
+            }
+        }
+        shown.private_words[0] = Box::into_raw(received).cast();
+        out.put(shown);
+        Ok(())
     }
 
     /// # Safety
-    /// Made by [`Self::new`], or all zeros; at most one copy is released.
+    /// Made by [`Self::receive`], or all zeros; at most one copy is released.
     #[inline]
     unsafe fn release(&mut self) {
-        let message = std::mem::replace(&mut self.private_words[0], std::ptr::null_mut());
-        if !message.is_null() {
-            // SAFETY: it came from `Box::into_raw`, and the replacement above makes this the only release.
-            drop(unsafe { Box::from_raw(message.cast::<Message>()) });
+        let received = mem::replace(&mut self.private_words[0], ptr::null_mut());
+        if received.is_null() {
+            return;
         }
-        self.data = std::ptr::null();
+        // SAFETY: it came from `Box::into_raw`, and the replacement above makes this the only release.
+        drop(unsafe { Box::from_raw(received.cast::<Received>()) });
+        let session = mem::replace(&mut self.private_words[1], ptr::null_mut());
+        // SAFETY: null, or a session, and those are never freed.
+        if let Some(session) = unsafe { session.cast::<Session>().as_ref() } {
+            session.leave();
+        }
+        self.data = ptr::null();
         self.length = 0;
     }
 }
@@ -235,8 +262,7 @@ pub unsafe extern "C" fn dragon_channel_receive(
         let channel = unsafe { refer(channel, "channel") }?;
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(message, "message") }?;
-        out.put(DragonMessage::new(channel.receive(deadline(timeout)?)?));
-        Ok(())
+        DragonMessage::receive(channel, deadline(timeout)?, out)
     })
 }
 
