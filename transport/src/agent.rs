@@ -138,6 +138,10 @@ impl Agent {
         self.core.close_by.store(deadline, Ordering::Release);
         self.core.command(Command::Close);
         for thread in threads {
+            // The last owner of an agent may be its own thread, inside the daemon's hook: it ends by itself.
+            if thread.thread().id() == std::thread::current().id() {
+                continue;
+            }
             if thread.join().is_err() {
                 tracing::error!("a thread of the agent ended by a panic");
             }
