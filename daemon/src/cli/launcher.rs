@@ -100,8 +100,9 @@ async fn run(arguments: &Arguments, place: &Place) -> Result<u8> {
                 }
             }
             signal = signals.next() => {
-                for daemon in daemons.values() {
-                    let _ = rustix::process::pidfd_send_signal(&daemon.pidfd, signal);
+                // The first daemon ends the others; it is the one that lives longest.
+                if let Some(first) = daemons.values().next() {
+                    let _ = rustix::process::pidfd_send_signal(&first.pidfd, signal);
                 }
             }
             () = time_is_up => {

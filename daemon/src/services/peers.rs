@@ -136,9 +136,10 @@ impl Daemon {
             PeerMessage::Shutdown(why) => return Some(End { code: 0, why }),
             PeerMessage::Ended => {
                 self.children.retain(|link| link.node != node);
-                let why = format!("node {node} ({}) has ended", self.job.host(node));
+                // It ends by itself only when a signal told it to, which is on its way to this node too.
+                let why = format!("node {node} ({}) was told to end", self.job.host(node));
                 return Some(End {
-                    code: RUNTIME_FAILED,
+                    code: 128 + 15,
                     why,
                 });
             }
