@@ -277,7 +277,6 @@ fn a_dead_processs_lock_is_handed_on() {
         nodes[1].agent.node_down(index(2));
         assert!(owned.acquire(watched()).unwrap().owner_died);
         until("no proxies", || nodes[1].stats().proxies == 0);
-        std::mem::forget(dying);
     });
 }
 
@@ -292,7 +291,6 @@ fn a_dead_process_is_told_again_when_the_link_was_cut() {
     hub.cut(index(0), index(1));
     nodes[0].dies(near.slot());
     assert!(owned.acquire(watched()).unwrap().owner_died);
-    std::mem::forget(dying);
 }
 
 #[test]

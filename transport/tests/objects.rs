@@ -344,7 +344,7 @@ fn sixteen_threads_each_way_and_every_message_crosses_exactly_once() {
                     });
                 }
                 scope.spawn(move || {
-                    let mut next = [0; THREADS as usize];
+                    let mut next = vec![0; usize::try_from(THREADS).unwrap()];
                     for _ in 0..THREADS * EACH {
                         let message = owned.receive(watched()).unwrap();
                         let hint = message.hint();

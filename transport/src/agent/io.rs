@@ -30,7 +30,7 @@ pub(super) fn run(core: &Core) {
             owner.next_deadline()
         });
         due(core);
-        let deadline = core.requests().sleep(deadline);
+        let deadline = core.requests().sleep(deadline, clock::now());
         if let Err(error) = core.fabric.progress(&mut events, deadline) {
             tracing::error!(%error, fabric = core.fabric.name(), "the fabric fails; no other node can be reached any more");
             core.end_all();

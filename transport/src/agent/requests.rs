@@ -57,6 +57,8 @@ pub(super) struct Requests {
     gone: HashMap<u32, u32>,
     /// Until when the I/O thread sleeps.
     sleeps_until: u64,
+    /// When it wakes up for a request that may have ended.
+    planned: u64,
 }
 
 #[derive(Debug, Default)]
@@ -319,11 +321,20 @@ impl Requests {
     }
 
     /// The I/O thread goes to sleep until `deadline` or the next thing that is due here; returns the earlier one.
-    pub(super) fn sleep(&mut self, deadline: u64) -> u64 {
+    ///
+    /// A wake-up that was planned for a request stays planned when the request has ended: else each of many short requests
+    /// would have to wake the thread to plan its own. So the thread wakes up for nothing once in a while, at most every
+    /// [`GRACE`].
+    pub(super) fn sleep(&mut self, deadline: u64, now: u64) -> u64 {
         let first = self.until.first().map_or(wire::NEVER, |(until, _)| *until);
+        self.planned = if self.planned > now {
+            self.planned.min(first)
+        } else {
+            first
+        };
         let retries = self.nodes.values().map(|n| n.retry_at);
         let retry = retries.filter(|at| *at != 0).min().unwrap_or(wire::NEVER);
-        self.sleeps_until = deadline.min(first).min(retry);
+        self.sleeps_until = deadline.min(self.planned).min(retry);
         self.sleeps_until
     }
 
@@ -364,3 +375,6 @@ fn is_gone(gone: &HashMap<u32, u32>, slot: SlotId) -> bool {
 pub(super) fn leaves_something(op: Op) -> bool {
     matches!(op, Op::Attach | Op::Create | Op::LockAcquire)
 }
+
+#[cfg(test)]
+mod tests;

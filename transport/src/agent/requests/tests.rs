@@ -1,0 +1,174 @@
+use std::collections::HashSet;
+
+use dragon_protocol::op::Op;
+use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, SlotId, wire};
+
+use super::{Caller, GRACE, RETRY_FIRST, Requests};
+
+fn node(n: u32) -> NodeIndex {
+    NodeIndex::new(n).unwrap()
+}
+
+fn slot(index: u32, generation: u32) -> SlotId {
+    SlotId { index, generation }
+}
+
+fn caller(slot: SlotId, thread: u32, ticket: u64) -> Caller {
+    Caller::Thread {
+        slot,
+        thread,
+        ticket,
+    }
+}
+
+fn object(n: u32) -> ObjectId {
+    ObjectId {
+        node: node(n),
+        kind: ObjectKind::Channel,
+        index: 1,
+        generation: 1,
+    }
+}
+
+fn begin(requests: &mut Requests, who: Caller, op: Op, to: u32) -> u64 {
+    let begun = requests.begin(who, op, object(to), wire::NEVER, 0);
+    begun.unwrap().number
+}
+
+#[test]
+fn a_request_ends_once() {
+    let mut requests = Requests::default();
+    let who = caller(slot(1, 1), 0, 5);
+    let number = begin(&mut requests, who, Op::Receive, 2);
+    assert_eq!(requests.of_caller(who), Some((number, node(2))));
+    assert_eq!(requests.of_caller(caller(slot(1, 1), 0, 6)), None);
+    assert_eq!(requests.finish(number).unwrap().caller, who);
+    assert!(requests.finish(number).is_none());
+    assert_eq!(requests.of_caller(who), None);
+    assert_eq!(requests.len(), 0);
+}
+
+#[test]
+fn a_thread_has_one_request_under_way() {
+    let mut requests = Requests::default();
+    let old = begin(&mut requests, caller(slot(1, 1), 0, 5), Op::Receive, 2);
+    let who = caller(slot(1, 1), 0, 6);
+    let begun = requests.begin(who, Op::Receive, object(3), wire::NEVER, 0);
+    let begun = begun.unwrap();
+    assert_eq!(begun.displaced, Some((old, node(2))));
+    assert_eq!(requests.of_caller(who), Some((begun.number, node(3))));
+    assert_eq!(requests.len(), 1);
+}
+
+#[test]
+fn a_lost_link_ends_its_own_requests_and_spares_the_unsent_once() {
+    let mut requests = Requests::default();
+    let numbers: Vec<u64> = (0..4)
+        .map(|t| begin(&mut requests, caller(slot(1, 1), t, 1), Op::Receive, 2))
+        .collect();
+    for (number, link) in numbers.iter().zip([7, 7, 8, 7]) {
+        assert!(requests.set_link(*number, link));
+    }
+    let unsent = HashSet::from([numbers[3]]);
+    let (lost, again) = requests.link_lost(node(2), 7, true, &unsent);
+    assert!(again);
+    assert_eq!(lost.len(), 2);
+    assert!(requests.finish(numbers[2]).is_some());
+    // The next links do not come up: after one more attempt that is the end of the unsent one too.
+    requests.set_link(numbers[3], 9);
+    let (lost, again) = requests.link_lost(node(2), 9, false, &unsent);
+    assert!(again && lost.is_empty());
+    requests.set_link(numbers[3], 10);
+    let (lost, again) = requests.link_lost(node(2), 10, false, &unsent);
+    assert!(!again);
+    assert_eq!(lost.len(), 1);
+    assert_eq!(requests.len(), 0);
+}
+
+#[test]
+fn a_node_that_is_gone_takes_no_requests() {
+    let mut requests = Requests::default();
+    begin(&mut requests, caller(slot(1, 1), 0, 1), Op::Receive, 2);
+    begin(&mut requests, caller(slot(1, 1), 1, 1), Op::Receive, 3);
+    assert_eq!(requests.node_gone(node(2), Code::NodeDown).len(), 1);
+    let refused = requests.begin(
+        caller(slot(1, 1), 0, 2),
+        Op::Receive,
+        object(2),
+        wire::NEVER,
+        0,
+    );
+    assert_eq!(refused.unwrap_err(), Code::NodeDown);
+    assert_eq!(requests.len(), 1);
+}
+
+#[test]
+fn nodes_hear_of_a_dead_process_until_they_have_answered() {
+    let mut requests = Requests::default();
+    let dead = slot(4, 2);
+    begin(&mut requests, caller(dead, 0, 1), Op::Attach, 2);
+    let waiting = begin(&mut requests, caller(dead, 1, 1), Op::Receive, 3);
+    begin(&mut requests, caller(slot(5, 1), 0, 1), Op::LockAcquire, 2);
+    let mut end = requests.slot_gone(dead, [node(9)].into_iter());
+    end.tell.sort();
+    // Node 3 was only asked to wait: cancelling that is enough.
+    assert_eq!(end.tell, [node(2), node(9)]);
+    assert!(end.cancel.contains(&(waiting, node(3))));
+    assert_eq!(requests.owed(node(2)), [dead]);
+    let told = begin(&mut requests, Caller::Gone(dead), Op::Detach, 2);
+    // Under way: not once more.
+    assert!(requests.owed(node(2)).is_empty());
+    requests.finish(told);
+    requests.tell_later(node(2), 100);
+    assert!(requests.due(100 + RETRY_FIRST - 1).retry.is_empty());
+    assert_eq!(requests.due(100 + RETRY_FIRST).retry, [node(2)]);
+    assert_eq!(requests.owed(node(2)), [dead]);
+    requests.told(node(2), dead);
+    assert!(requests.owed(node(2)).is_empty());
+}
+
+#[test]
+fn what_a_dead_process_left_in_the_gateway_is_not_sent() {
+    let mut requests = Requests::default();
+    requests.slot_gone(slot(4, 2), std::iter::empty());
+    for (generation, refused) in [(1, true), (2, true), (3, false)] {
+        let who = caller(slot(4, generation), 0, 1);
+        let begun = requests.begin(who, Op::Attach, object(2), wire::NEVER, 0);
+        assert_eq!(begun.is_err(), refused, "generation {generation}");
+        assert_eq!(requests.is_gone(slot(4, generation)), refused);
+    }
+}
+
+#[test]
+fn a_silent_owner_is_given_up_after_the_deadline_and_its_late_word_is_known() {
+    let mut requests = Requests::default();
+    assert_eq!(requests.sleep(wire::NEVER, 0), wire::NEVER);
+    let who = caller(slot(1, 1), 0, 1);
+    let begun = requests.begin(who, Op::Receive, object(2), 1_000, 10);
+    let begun = begun.unwrap();
+    assert!(begun.wake, "the thread sleeps for ever");
+    assert_eq!(requests.sleep(wire::NEVER, 10), 1_000 + GRACE);
+    assert!(requests.due(1_000 + GRACE - 1).callers.is_empty());
+    assert_eq!(requests.due(1_000 + GRACE).callers, [who]);
+    assert!(requests.due(1_000 + GRACE).callers.is_empty());
+    assert!(requests.finish(begun.number).unwrap().expired);
+}
+
+#[test]
+fn many_short_requests_wake_the_sleeper_once() {
+    let mut requests = Requests::default();
+    requests.sleep(wire::NEVER, 0);
+    let mut wakes = 0;
+    for now in 1..1_000 {
+        let who = caller(slot(1, 1), 0, now);
+        let begun = requests.begin(who, Op::Attributes, object(2), wire::NOW, now);
+        let begun = begun.unwrap();
+        if begun.wake {
+            wakes += 1;
+            requests.sleep(wire::NEVER, now);
+        }
+        requests.finish(begun.number);
+        requests.sleep(wire::NEVER, now);
+    }
+    assert_eq!(wakes, 1);
+}
