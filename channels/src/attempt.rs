@@ -14,7 +14,7 @@ use dragon_shmem::{Block, Deadline, Member};
 use crate::channel::{Local, Outgoing, block_of, open};
 use crate::error::{Error, Result};
 use crate::message::Message;
-use crate::object::{alive, destroy, word};
+use crate::object::{alive, destroy, drop_transit, give_back, word};
 use crate::wait::Spin;
 use crate::{event, lock, process, semaphore};
 
@@ -138,7 +138,7 @@ fn with_reference(
         .object(object.index)
         .map_err(Error::from)
         .and_then(work);
-    member.give_back(object)?;
+    give_back(member, object)?;
     result
 }
 
@@ -323,7 +323,7 @@ fn give_reference(
     transit: bool,
 ) -> Result<Attempt> {
     if transit {
-        member.drop_transit(object)?;
+        drop_transit(member, object)?;
         return Ok(Attempt::done(0, 0));
     }
     let table = member.control().held(on_behalf.index)?;
@@ -332,7 +332,7 @@ fn give_reference(
         .find(|entry| entry.get() == Some((object, State::Held)))
         .ok_or(dragon_shmem::Error::NoSuchObject(object))?;
     entry.set(object, State::Giving);
-    let given = member.give_back(object);
+    let given = give_back(member, object);
     entry.clear();
     given?;
     Ok(Attempt::done(0, 0))

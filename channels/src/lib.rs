@@ -26,6 +26,11 @@ mod ring;
 pub mod semaphore;
 pub mod wait;
 
+#[cfg(all(test, not(loom)))]
+mod fixture;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
 pub use attempt::{Attempt, Payload, attempt, watch};
 pub use channel::{Channel, ChannelOptions, create_channel};
 pub use dragon_shmem::Deadline;

@@ -248,6 +248,3 @@ fn futex_wait(_: &AtomicU32, _: u32, _: Deadline) -> WaitResult {
 
 #[cfg(loom)]
 fn futex_wake(_: &AtomicU32, _: u32) {}
-
-#[cfg(all(test, not(loom)))]
-mod tests;

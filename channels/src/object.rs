@@ -90,7 +90,12 @@ impl Handle {
             return Err(dragon_shmem::Error::WrongKind(id).into());
         }
         if is_local(member, id) {
-            member.attach(id, adopt)?;
+            let take = |first| match (first, adopt) {
+                (true, _) => Ok(member.control().take_reference(id, adopt)?),
+                (false, true) => drop_transit(member, id),
+                (false, false) => Ok(()),
+            };
+            member.hold(id, take, || give_back(member, id))?;
         } else {
             let give = || remote::detach(member, id, false);
             let take = |first| match (first, adopt) {
@@ -258,7 +263,8 @@ impl Drop for Handle {
         }
         // Both fail only when the object or its node is gone already, or memory was scribbled over: nothing to give back.
         let _ = if is_local(&self.member, self.id) {
-            self.member.detach(self.id).map_err(Error::from)
+            self.member
+                .unhold(self.id, || give_back(&self.member, self.id))
         } else {
             self.member
                 .unhold(self.id, || remote::detach(&self.member, self.id, false))
@@ -309,6 +315,22 @@ fn notify(member: &Arc<Member>, entry: &ObjectEntry, id: ObjectId) {
 pub(crate) fn destroy(member: &Arc<Member>, id: ObjectId) -> Result<()> {
     member.control().mark_destroyed(id)?;
     wake_everyone(member, id)
+}
+
+/// Gives a reference to an object of this node back; with the last one its memory goes, and that of the messages in it.
+pub(crate) fn give_back(member: &Member, id: ObjectId) -> Result<()> {
+    match member.control().give_reference(id)? {
+        Some(block) if block != 0 => crate::channel::discard(member, block),
+        _ => Ok(()),
+    }
+}
+
+/// Drops a reference that is in transit, like [`give_back`].
+pub(crate) fn drop_transit(member: &Member, id: ObjectId) -> Result<()> {
+    match member.control().drop_transit(id)? {
+        Some(block) if block != 0 => crate::channel::discard(member, block),
+        _ => Ok(()),
+    }
 }
 
 /// Makes everyone who waits on an object of this node look again.

@@ -15,7 +15,7 @@ use crate::cell;
 use crate::channel::{Local, NO_POSITION, open};
 use crate::error::Result;
 use crate::lock;
-use crate::object::{is_alive, is_local, wait_word, wake_everyone};
+use crate::object::{give_back, is_alive, is_local, wait_word, wake_everyone};
 use crate::wait::{forget_spinner, mark};
 
 /// What recovery found.
@@ -223,6 +223,6 @@ fn give_up(
     }
     if state == State::Held {
         // Fails only on scribbled memory.
-        let _ = member.give_back(object);
+        let _ = give_back(member, object);
     }
 }

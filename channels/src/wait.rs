@@ -16,7 +16,7 @@ use dragon_shmem::thread::Intent;
 use dragon_shmem::{Deadline, WaitResult, clock};
 
 /// The word that sleepers sleep on, and how many there are.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C)]
 pub struct WaitWord {
     sequence: AtomicU32,
@@ -215,8 +215,10 @@ impl Spin {
         const ROUNDS_PER_LOOK: u32 = 32;
         let budget = self.budget.load(Ordering::Relaxed);
         let mut found = false;
-        if words.spinners.fetch_add(1, Ordering::Relaxed) < cpus {
-            intent.step(mark::SPINNER);
+        // The mark comes before the count and goes after it, the other way round than for sleepers: who dies in between
+        // makes the count too low, which is mended when it reaches 0; a count too high would stay, and forbid spinning.
+        intent.step(mark::SPINNER);
+        if words.spinners.fetch_add(1, Ordering::AcqRel) < cpus {
             let end = clock::now().saturating_add(budget.into());
             while !found && clock::now() < end {
                 for _ in 0..ROUNDS_PER_LOOK {
@@ -227,9 +229,9 @@ impl Spin {
                     spin_loop();
                 }
             }
-            intent.step(0);
         }
         forget_spinner(words);
+        intent.step(0);
         if found {
             self.misses.store(0, Ordering::Relaxed);
             self.budget
@@ -247,7 +249,7 @@ impl Spin {
 pub(crate) fn forget_spinner(words: &NodeWords) {
     let _ = words
         .spinners
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| n.checked_sub(1));
 }
 
 #[cfg(loom)]

@@ -1,1 +1,397 @@
+//! A queue over cells in private memory: against a `VecDeque`, and in models of all interleavings.
 
+#[cfg(loom)]
+use loom::cell::UnsafeCell;
+
+use dragon_shmem::sync::AtomicU64;
+
+use super::*;
+
+struct Queue {
+    capacity: Capacity,
+    tail: AtomicU64,
+    head: AtomicU64,
+    cells: Vec<AtomicU64>,
+    #[cfg(loom)]
+    values: Vec<UnsafeCell<u64>>,
+    #[cfg(not(loom))]
+    values: Vec<std::cell::Cell<u64>>,
+}
+
+#[cfg(loom)]
+// SAFETY: loom checks that the values are accessed by one thread at a time.
+unsafe impl Sync for Queue {}
+#[cfg(loom)]
+// SAFETY: as above.
+unsafe impl Send for Queue {}
+
+impl Cells for Queue {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+    fn tail(&self) -> &AtomicU64 {
+        &self.tail
+    }
+    fn head(&self) -> &AtomicU64 {
+        &self.head
+    }
+    fn state(&self, index: u64) -> &AtomicU64 {
+        &self.cells[usize::try_from(index).unwrap()]
+    }
+}
+
+impl Queue {
+    /// `lap`: the first lap, so that laps near their end can be tried.
+    fn new(capacity: u32, lap: u64) -> Self {
+        let start = lap * u64::from(capacity);
+        Self {
+            capacity: Capacity::new(capacity),
+            tail: AtomicU64::new(start),
+            head: AtomicU64::new(start),
+            cells: (0..capacity)
+                .map(|_| AtomicU64::new(State::new(lap, 0, Tag::Free).0))
+                .collect(),
+            values: (0..capacity).map(|_| 0.into()).collect(),
+        }
+    }
+
+    fn value(&self, position: u64) -> usize {
+        usize::try_from(self.capacity.place(position).1).unwrap()
+    }
+
+    fn write(&self, position: u64, value: u64) {
+        #[cfg(loom)]
+        // SAFETY: the claim gives the cell to this thread; loom checks it.
+        self.values[self.value(position)].with_mut(|cell| unsafe { *cell = value });
+        #[cfg(not(loom))]
+        self.values[self.value(position)].set(value);
+    }
+
+    fn read(&self, position: u64) -> u64 {
+        #[cfg(loom)]
+        // SAFETY: as in `write`.
+        return self.values[self.value(position)].with(|cell| unsafe { *cell });
+        #[cfg(not(loom))]
+        self.values[self.value(position)].get()
+    }
+
+    fn send(&self, slot: u32, value: u64) -> bool {
+        let claimed = claim_to_send(self, slot, |_| {}).unwrap();
+        if let Some(position) = claimed {
+            self.write(position, value);
+            publish(self, position, slot);
+        }
+        claimed.is_some()
+    }
+
+    fn receive(&self, slot: u32) -> Option<u64> {
+        let position = claim_to_receive(self, slot, |_| {}).unwrap().position?;
+        let value = self.read(position);
+        release(self, position);
+        Some(value)
+    }
+}
+
+#[cfg(not(loom))]
+mod against_vec_deque {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Op {
+        Send,
+        Receive,
+        Peek,
+        /// A sender claims, and dies.
+        DyingSend,
+        /// A receiver claims, and dies.
+        DyingReceive,
+    }
+
+    proptest! {
+        #[test]
+        fn a_queue_is_a_bounded_fifo(
+            capacity in 1_u32..9,
+            lap in prop_oneof![Just(0), Just((1_u64 << 40) - 2), 0..1_u64 << 40],
+            ops in prop::collection::vec(
+                prop_oneof![
+                    5 => Just(Op::Send), 5 => Just(Op::Receive), 1 => Just(Op::Peek),
+                    1 => Just(Op::DyingSend), 1 => Just(Op::DyingReceive),
+                ],
+                0..200,
+            ),
+        ) {
+            let queue = Queue::new(capacity, lap);
+            // `None` stands for a cell whose sender died.
+            let mut model: VecDeque<Option<u64>> = VecDeque::new();
+            let skip = |model: &mut VecDeque<Option<u64>>| {
+                while model.front() == Some(&None) {
+                    model.pop_front();
+                }
+            };
+            for (n, op) in ops.into_iter().enumerate() {
+                let value = n as u64;
+                match op {
+                    Op::Send => {
+                        // A sender makes room by clearing away a dead cell only at the very front.
+                        if model.len() == capacity as usize && model.front() == Some(&None) {
+                            model.pop_front();
+                        }
+                        let fits = model.len() < capacity as usize;
+                        prop_assert_eq!(queue.send(7, value), fits);
+                        if fits {
+                            model.push_back(Some(value));
+                        }
+                    }
+                    Op::Receive => {
+                        skip(&mut model);
+                        prop_assert_eq!(queue.receive(8), model.pop_front().flatten());
+                    }
+                    Op::Peek => {
+                        skip(&mut model);
+                        prop_assert_eq!(maybe_readable(&queue) || !peek(&queue).unwrap().skipped, true);
+                        prop_assert_eq!(peek(&queue).unwrap().position.is_some(), !model.is_empty());
+                    }
+                    Op::DyingSend => {
+                        if model.len() == capacity as usize && model.front() == Some(&None) {
+                            model.pop_front();
+                        }
+                        let claimed = claim_to_send(&queue, 9, |_| {}).unwrap();
+                        prop_assert_eq!(claimed.is_some(), model.len() < capacity as usize);
+                        if let Some(position) = claimed {
+                            prop_assert!(left_writing(&queue, position, 9));
+                            prop_assert!(!left_writing(&queue, position, 7));
+                            bury(&queue, position);
+                            model.push_back(None);
+                        }
+                    }
+                    Op::DyingReceive => {
+                        skip(&mut model);
+                        let found = claim_to_receive(&queue, 9, |_| {}).unwrap().position;
+                        prop_assert_eq!(found.is_some(), !model.is_empty());
+                        if let Some(position) = found {
+                            prop_assert!(left_reading(&queue, position, 9));
+                            release(&queue, position);
+                            model.pop_front();
+                        }
+                    }
+                }
+                prop_assert!(length(&queue) <= u64::from(capacity));
+            }
+        }
+    }
+
+    #[test]
+    fn a_sender_that_was_overtaken_holds_the_others_up_but_not_for_ever() {
+        let queue = Queue::new(2, 0);
+        let slow = claim_to_send(&queue, 1, |_| {}).unwrap().unwrap();
+        assert!(queue.send(2, 20));
+        assert_eq!(queue.receive(3), None, "order is strict");
+        assert!(!queue.send(2, 21), "both cells are in use");
+        bury(&queue, slow);
+        assert_eq!(queue.receive(3), Some(20));
+        assert_eq!(queue.receive(3), None);
+    }
+
+    #[test]
+    fn a_full_queue_of_dead_cells_takes_messages() {
+        let queue = Queue::new(1, 0);
+        let position = claim_to_send(&queue, 1, |_| {}).unwrap().unwrap();
+        assert!(!queue.send(2, 1));
+        bury(&queue, position);
+        assert!(queue.send(2, 2));
+        assert_eq!(queue.receive(3), Some(2));
+    }
+
+    #[test]
+    fn scribbled_words_are_reported() {
+        let queue = Queue::new(2, 5);
+        queue.cells[0].store(u64::MAX, Ordering::Relaxed);
+        assert!(claim_to_send(&queue, 1, |_| {}).is_err());
+        assert!(claim_to_receive(&queue, 1, |_| {}).is_err());
+        let queue = Queue::new(2, 5);
+        queue.tail.store(100, Ordering::Relaxed);
+        assert!(claim_to_send(&queue, 1, |_| {}).is_err());
+    }
+}
+
+#[cfg(loom)]
+mod models {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+    use crate::Deadline;
+    use crate::wait::{Ended, WaitWord, sleep_until};
+
+    fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(preemptions);
+        builder.check(model);
+    }
+
+    /// Two senders, one receiver, two cells: what was sent arrives once, in the order of its sender, and the bytes of a
+    /// cell are never touched by two at a time (loom checks the `UnsafeCell`).
+    #[test]
+    fn loom_two_senders_one_receiver() {
+        check(3, || {
+            let queue = Arc::new(Queue::new(2, 0));
+            let senders: Vec<_> = [10_u64, 20]
+                .into_iter()
+                .map(|first| {
+                    let queue = Arc::clone(&queue);
+                    thread::spawn(move || {
+                        let count = if first == 10 { 2 } else { 1 };
+                        let sent = |value: &u64| queue.send(1, *value);
+                        (first..first + count).take_while(sent).count()
+                    })
+                })
+                .collect();
+            let mut received = Vec::new();
+            for _ in 0..2 {
+                received.extend(queue.receive(3));
+            }
+            let sent: usize = senders.into_iter().map(|s| s.join().unwrap()).sum();
+            while let Some(value) = queue.receive(3) {
+                received.push(value);
+            }
+            assert_eq!(received.len(), sent);
+            let firsts: Vec<_> = received.iter().filter(|v| **v < 20).copied().collect();
+            assert!(firsts.is_sorted() && firsts.windows(2).all(|w| w[0] != w[1]));
+        });
+    }
+
+    /// One cell that two senders and a receiver use in turn: a cell is not overwritten before it was read.
+    #[test]
+    fn loom_one_cell() {
+        check(3, || {
+            let queue = Arc::new(Queue::new(1, 0));
+            let theirs = Arc::clone(&queue);
+            let sender = thread::spawn(move || (1..3).filter(|v| theirs.send(1, *v)).count());
+            let theirs = Arc::clone(&queue);
+            let other = thread::spawn(move || usize::from(theirs.send(2, 9)));
+            let mut received = usize::from(queue.receive(3).is_some());
+            let sent = sender.join().unwrap() + other.join().unwrap();
+            while queue.receive(3).is_some() {
+                received += 1;
+            }
+            assert_eq!(received, sent);
+        });
+    }
+
+    struct Waited {
+        queue: Queue,
+        readable: WaitWord,
+        writable: WaitWord,
+    }
+
+    impl Waited {
+        fn new(capacity: u32) -> Arc<Self> {
+            Arc::new(Self {
+                queue: Queue::new(capacity, 0),
+                readable: WaitWord::default(),
+                writable: WaitWord::default(),
+            })
+        }
+
+        fn send(&self, value: u64) {
+            let attempt = || {
+                let sent = self.queue.send(1, value);
+                Ok::<_, crate::Error>(sent.then_some(()))
+            };
+            let more = || maybe_writable(&self.queue);
+            if attempt().unwrap().is_none() {
+                sleep_until(&self.writable, Deadline::Never, |_| {}, attempt, more).unwrap();
+            }
+            loom::sync::atomic::fence(Ordering::SeqCst);
+            self.readable.wake_sleepers(1);
+        }
+
+        fn receive(&self) -> u64 {
+            let attempt = || Ok::<_, crate::Error>(self.queue.receive(2));
+            let more = || maybe_readable(&self.queue);
+            let value = match attempt().unwrap() {
+                Some(value) => value,
+                None => {
+                    sleep_until(&self.readable, Deadline::Never, |_| {}, attempt, more).unwrap()
+                }
+            };
+            loom::sync::atomic::fence(Ordering::SeqCst);
+            self.writable.wake_sleepers(1);
+            value
+        }
+    }
+
+    /// Two receivers sleep, two senders may publish out of order: nobody sleeps on while there is a message. A lost wake-up
+    /// shows as a deadlock of the model.
+    #[test]
+    fn loom_no_wake_up_is_lost() {
+        check(2, || {
+            let channel = Waited::new(2);
+            let mut threads = Vec::new();
+            for value in [1, 2] {
+                let channel = Arc::clone(&channel);
+                threads.push(thread::spawn(move || {
+                    channel.send(value);
+                    0
+                }));
+            }
+            let theirs = Arc::clone(&channel);
+            threads.push(thread::spawn(move || theirs.receive()));
+            let mine = channel.receive();
+            let sum: u64 = threads.into_iter().map(|t| t.join().unwrap()).sum();
+            assert_eq!(sum + mine, 3);
+        });
+    }
+
+    /// A sender sleeps on a full channel until the receiver makes room.
+    #[test]
+    fn loom_a_full_channel_wakes_its_sender() {
+        check(3, || {
+            let channel = Waited::new(1);
+            let theirs = Arc::clone(&channel);
+            let sender = thread::spawn(move || {
+                theirs.send(1);
+                theirs.send(2);
+            });
+            assert_eq!(channel.receive(), 1);
+            assert_eq!(channel.receive(), 2);
+            sender.join().unwrap();
+        });
+    }
+
+    /// Whoever destroys wakes all who sleep.
+    #[test]
+    fn loom_destroy_wakes() {
+        check(3, || {
+            let channel = Waited::new(1);
+            let gone = Arc::new(AtomicU64::new(0));
+            let mut waiters = Vec::new();
+            for _ in 0..2 {
+                let (channel, gone) = (Arc::clone(&channel), Arc::clone(&gone));
+                waiters.push(thread::spawn(move || {
+                    let attempt = || match gone.load(Ordering::Acquire) {
+                        0 => Ok(channel.queue.receive(2)),
+                        _ => Err(crate::Error::from(Ended::Timeout)),
+                    };
+                    sleep_until(
+                        &channel.readable,
+                        Deadline::Never,
+                        |_| {},
+                        attempt,
+                        || false,
+                    )
+                }));
+            }
+            gone.store(1, Ordering::Release);
+            loom::sync::atomic::fence(Ordering::SeqCst);
+            channel.readable.wake(u32::MAX);
+            for waiter in waiters {
+                assert!(waiter.join().unwrap().is_err());
+            }
+        });
+    }
+}

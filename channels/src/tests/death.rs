@@ -1,0 +1,351 @@
+//! Processes that are killed in the middle of an operation.
+
+use std::collections::HashMap;
+
+use proptest::prelude::RngExt as _;
+use proptest::test_runner::TestRng;
+
+use crate::channel::TestPoint;
+use crate::fixture::{Node, Role, stop_at};
+use crate::{Channel, ChannelOptions, Deadline, Error, Event, Lock, Semaphore, create_channel};
+
+/// Bytes of a message that travels by reference.
+const LARGE: usize = 1_000;
+/// A hint is the sender's number and the message's.
+const SENDER: u32 = 40;
+
+pub(super) fn play(name: &str, role: &Role) {
+    let member = &role.member;
+    match name {
+        // Words: channel, size. Stops in the middle of the third message.
+        "stop-sending" => {
+            let channel = Channel::attach(member, &role.descriptor(0), true).unwrap();
+            stop_at(TestPoint::Sending, 2);
+            let size = usize::try_from(role.number(1)).unwrap();
+            for n in 0.. {
+                channel.send(&vec![1; size], n, Deadline::Never).unwrap();
+            }
+        }
+        // Words: channel. Stops in the middle of the second message, while it holds the first.
+        "stop-receiving" => {
+            let channel = Channel::attach(member, &role.descriptor(0), true).unwrap();
+            stop_at(TestPoint::Receiving, 1);
+            let _first = channel.receive(Deadline::Never).unwrap();
+            let _ = channel.receive(Deadline::Never);
+        }
+        // Words: channel, number of the sender. Sends for ever.
+        "send" => {
+            let channel = Channel::attach(member, &role.descriptor(0), true).unwrap();
+            for n in 0_u64.. {
+                let length = if n % 3 == 0 { LARGE } else { 8 };
+                let bytes = vec![u8::try_from(n % 256).unwrap(); length];
+                let hint = role.number(1) << SENDER | n;
+                match channel.send(&bytes, hint, Deadline::Never) {
+                    Ok(()) => {}
+                    Err(Error::Destroyed(_)) => return,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        // Words: from, to. Forwards for ever.
+        "forward" => {
+            let from = Channel::attach(member, &role.descriptor(0), false).unwrap();
+            let to = Channel::attach(member, &role.descriptor(1), false).unwrap();
+            while let Ok(message) = from.receive(Deadline::Never) {
+                let hint = message.hint();
+                if to.send(&message.into_vec(), hint, Deadline::Never).is_err() {
+                    return;
+                }
+            }
+        }
+        // Words: lock, channel. Takes the lock, says so, and keeps it.
+        "hold-lock" => {
+            let lock = Lock::attach(member, &role.descriptor(0), true).unwrap();
+            let said = Channel::attach(member, &role.descriptor(1), true).unwrap();
+            lock.acquire(Deadline::Never).unwrap();
+            said.send(b"", 0, Deadline::Never).unwrap();
+            let _ = said.send(b"", 0, Deadline::Never);
+        }
+        // Words: event, semaphore, lock, channel, which. Says that it is there, and waits on one of them for ever.
+        "wait" => {
+            let event = Event::attach(member, &role.descriptor(0), true).unwrap();
+            let semaphore = Semaphore::attach(member, &role.descriptor(1), true).unwrap();
+            let lock = Lock::attach(member, &role.descriptor(2), true).unwrap();
+            let channel = Channel::attach(member, &role.descriptor(3), true).unwrap();
+            match role.number(4) {
+                0 => event.wait(Deadline::Never).unwrap(),
+                1 => semaphore.acquire(Deadline::Never).unwrap(),
+                2 => drop(lock.acquire(Deadline::Never).unwrap()),
+                _ => drop(channel.receive(Deadline::Never).unwrap()),
+            }
+        }
+        other => panic!("no role is called {other}"),
+    }
+}
+
+fn channel(node: &Node, capacity: u32) -> (std::sync::Arc<dragon_shmem::Member>, Channel) {
+    let member = node.member();
+    let options = ChannelOptions {
+        capacity,
+        block: 64,
+        user: 0,
+    };
+    let channel = create_channel(&member, &options).unwrap();
+    (member, channel)
+}
+
+fn exported(channel: &Channel) -> String {
+    channel.export().unwrap().to_string()
+}
+
+#[test]
+fn a_sender_killed_with_a_claimed_cell_costs_only_its_message() {
+    for size in [8, LARGE, 100_000] {
+        let node = Node::new();
+        let before = node.used();
+        let (_member, channel) = channel(&node, 8);
+        let with_channel = node.used();
+        let sender = node.spawn("stop-sending", &[exported(&channel), size.to_string()]);
+        sender.wait_until_stopped();
+        channel.send(b"behind it", 99, Deadline::Now).unwrap();
+        let mut got = Vec::new();
+        while let Ok(message) = channel.receive(Deadline::Now) {
+            got.push(message.hint());
+        }
+        assert_eq!(got, [0, 1], "the claimed cell holds up what is behind it");
+        let recovered = sender.kill(&node);
+        assert_eq!(recovered.cells, 1);
+        assert_eq!(channel.receive(Deadline::Now).unwrap().hint(), 99);
+        assert_eq!(
+            node.used(),
+            with_channel,
+            "its block of {size} bytes is freed"
+        );
+        drop(channel);
+        assert_eq!(node.used(), before, "its reference is given back");
+    }
+}
+
+#[test]
+fn a_receiver_killed_with_a_claimed_message_costs_only_that() {
+    for size in [8, LARGE, 100_000] {
+        let node = Node::new();
+        let before = node.used();
+        let (_member, channel) = channel(&node, 4);
+        let with_channel = node.used();
+        let receiver = node.spawn("stop-receiving", &[exported(&channel)]);
+        for n in 0..4 {
+            channel.send(&vec![1; size], n, Deadline::Never).unwrap();
+        }
+        receiver.wait_until_stopped();
+        channel.send(b"", 4, Deadline::Never).unwrap();
+        assert_eq!(
+            channel.send(b"", 5, Deadline::Now),
+            Err(Error::Full),
+            "the claimed cell is still in use"
+        );
+        let recovered = receiver.kill(&node);
+        assert_eq!(recovered.cells, 1);
+        assert_eq!(recovered.blocks, if size > 64 { 2 } else { 0 });
+        channel.send(b"", 5, Deadline::Now).unwrap();
+        for n in 2..6 {
+            assert_eq!(channel.receive(Deadline::Now).unwrap().hint(), n);
+        }
+        assert_eq!(node.used(), with_channel);
+        drop(channel);
+        assert_eq!(node.used(), before);
+    }
+}
+
+#[test]
+fn a_waiting_sender_and_receiver_go_on_after_a_death() {
+    let node = Node::new();
+    let (_member, channel) = channel(&node, 1);
+    // A sleeping receiver behind a claimed cell, and a sleeping sender: both go on.
+    let sender = node.spawn("stop-sending", &[exported(&channel), "8".to_owned()]);
+    for n in 0..2 {
+        assert_eq!(channel.receive(Deadline::Never).unwrap().hint(), n);
+    }
+    sender.wait_until_stopped();
+    std::thread::scope(|scope| {
+        let receive = scope.spawn(|| channel.receive(Deadline::Never).unwrap().hint());
+        let send = scope.spawn(|| channel.send(b"", 50, Deadline::Never).unwrap());
+        sender.kill(&node);
+        send.join().unwrap();
+        assert_eq!(receive.join().unwrap(), 50);
+    });
+}
+
+/// Senders are killed at random moments in heavy traffic: what the others send arrives whole and in order, and of each
+/// killed one everything up to some message.
+#[test]
+fn senders_killed_in_traffic() {
+    let node = Node::new();
+    let before = node.used();
+    let mut random = TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha);
+    {
+        let (_member, channel) = channel(&node, 16);
+        let spawn = |n: u64| {
+            let words = [exported(&channel), n.to_string()];
+            node.spawn("send", &words)
+        };
+        let steady = spawn(0);
+        let mut next: HashMap<u64, u64> = HashMap::new();
+        let mut take = |deadline| -> Result<u64, Error> {
+            let message = channel.receive(deadline)?;
+            let (sender, n) = (
+                message.hint() >> SENDER,
+                message.hint() & ((1 << SENDER) - 1),
+            );
+            let expected = next.entry(sender).or_default();
+            assert_eq!(n, *expected, "sender {sender}");
+            *expected += 1;
+            let bytes = message.into_vec();
+            assert_eq!(bytes.len(), if n.is_multiple_of(3) { LARGE } else { 8 });
+            assert!(bytes.iter().all(|byte| u64::from(*byte) == n % 256));
+            Ok(sender)
+        };
+        for round in 1..=20 {
+            let victim = spawn(round);
+            let mut left: u32 = random.random_range(1..300);
+            while left > 0 {
+                left -= u32::from(take(Deadline::Never).unwrap() == round);
+            }
+            victim.kill(&node);
+        }
+        for _ in 0..1_000 {
+            take(Deadline::Never).unwrap();
+        }
+        channel.destroy().unwrap();
+        steady.join(&node);
+        assert!(next.len() == 21);
+        // What is left in the channel at its end belongs to nobody: it is emptied with it.
+        drop(channel);
+    }
+    let left = node.used() - before;
+    assert_eq!(left, 0, "{left} bytes are left");
+}
+
+/// Receivers are killed at random moments in heavy traffic: at most one message is lost for each.
+#[test]
+fn receivers_killed_in_traffic() {
+    const TOTAL: u64 = 20_000;
+    let node = Node::new();
+    let before = node.used();
+    let mut random = TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha);
+    let (_member, from) = channel(&node, 16);
+    let (_other, to) = channel(&node, 16);
+    let with_channels = node.used();
+    // Not exported: a victim may be killed before it could adopt the references.
+    let words = [from.descriptor().to_string(), to.descriptor().to_string()];
+    let spawn = || node.spawn("forward", &words);
+    let mut kills = 0;
+    let mut got = Vec::new();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            for n in 0..TOTAL {
+                let length = if n % 3 == 0 { LARGE } else { 8 };
+                from.send(&vec![0; length], n, Deadline::Never).unwrap();
+            }
+        });
+        let steady = spawn();
+        while (got.len() as u64) < TOTAL - 1_000 {
+            let victim = spawn();
+            for _ in 0..random.random_range(1..1_500) {
+                if got.len() as u64 >= TOTAL - 1_000 {
+                    break;
+                }
+                got.push(to.receive(Deadline::Never).unwrap().hint());
+            }
+            victim.kill(&node);
+            kills += 1;
+        }
+        // The sender ends when everything is taken; then one forwarder is left, which waits.
+        while !sender.is_finished() {
+            if let Ok(message) = to.receive(Deadline::after(10_000_000)) {
+                got.push(message.hint());
+            }
+        }
+        sender.join().unwrap();
+        while let Ok(message) = to.receive(Deadline::after(200_000_000)) {
+            got.push(message.hint());
+        }
+        steady.kill(&node);
+    });
+    got.sort_unstable();
+    let all = got.len();
+    got.dedup();
+    assert_eq!(got.len(), all, "no message arrives twice");
+    let lost = TOTAL - got.len() as u64;
+    assert!(lost <= kills, "{lost} messages lost with {kills} receivers");
+    let left = node.used() - with_channels;
+    assert_eq!(left, 0, "{left} bytes are left after {kills} kills");
+    drop((from, to));
+    assert_eq!(node.used(), before);
+}
+
+#[test]
+fn a_dead_owners_lock_goes_to_the_next_who_is_told() {
+    let node = Node::new();
+    let (member, said) = channel(&node, 1);
+    let lock = Lock::create(&member, 0).unwrap();
+    let words = [lock.export().unwrap().to_string(), exported(&said)];
+    let owner = node.spawn("hold-lock", &words);
+    said.receive(Deadline::Never).unwrap();
+    assert_eq!(lock.acquire(Deadline::Now), Err(Error::Empty));
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| lock.acquire(Deadline::Never).unwrap());
+        assert_eq!(owner.kill(&node).locks, 1);
+        assert!(waiter.join().unwrap().owner_died);
+    });
+    lock.release(false).unwrap();
+    assert!(
+        !lock.acquire(Deadline::Now).unwrap().owner_died,
+        "told once"
+    );
+}
+
+#[test]
+fn waiters_killed_in_their_sleep_leave_nothing() {
+    let node = Node::new();
+    let (member, channel) = channel(&node, 1);
+    let event = Event::create(&member, 0).unwrap();
+    let semaphore = Semaphore::create(&member, 0, 5, 0).unwrap();
+    let lock = Lock::create(&member, 0).unwrap();
+    lock.acquire(Deadline::Now).unwrap();
+    for which in 0..4 {
+        let words = [
+            event.export().unwrap().to_string(),
+            semaphore.export().unwrap().to_string(),
+            lock.export().unwrap().to_string(),
+            exported(&channel),
+            which.to_string(),
+        ];
+        let waiter = node.spawn("wait", &words);
+        // Asleep, or at least inside the wait: its intent says so.
+        let record = &node.control.threads(waiter.slot.index).unwrap()[0];
+        while record
+            .intent
+            .read()
+            .is_none_or(|intended| intended.step != 1)
+            && !(which == 2 && record.intent.read().is_some())
+        {
+            std::thread::yield_now();
+        }
+        waiter.kill(&node);
+    }
+    event.set().unwrap();
+    semaphore.release(2).unwrap();
+    semaphore.acquire(Deadline::Now).unwrap();
+    lock.release(false).unwrap();
+    lock.acquire(Deadline::Now).unwrap();
+    channel.send(b"", 1, Deadline::Now).unwrap();
+    assert_eq!(channel.receive(Deadline::Now).unwrap().hint(), 1);
+    assert_eq!(
+        node.control
+            .words()
+            .spinners
+            .load(std::sync::atomic::Ordering::Relaxed),
+        0
+    );
+}
