@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::held::Entry;
 use crate::object::ObjectEntry;
 use crate::region::{Region, Shared};
-use crate::slot::Slot;
+use crate::slot::{Slot, SlotCounters};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::thread::ThreadRecord;
 
@@ -53,15 +53,19 @@ pub struct NodeWords {
     pub gateway_index: AtomicU32,
     /// Its generation; 0 in both while there is none.
     pub gateway_generation: AtomicU32,
-    reserved: [AtomicU64; 6],
+    /// Slots up to this one have been given out.
+    pub(crate) slot_top: AtomicU32,
+    reserved: [AtomicU32; 11],
     /// Threads that spin at this moment.
     pub spinners: AtomicU32,
     pad: [AtomicU32; 15],
-    /// Where the search for a free object entry starts.
+    /// The lowest object entry that may be free.
     pub object_hint: AtomicU32,
     pad2: [AtomicU32; 15],
     /// What happened on this node.
     pub counters: Counters,
+    /// What processes counted whose slots were given back.
+    pub departed: SlotCounters,
 }
 
 /// Counters of a node, written by its daemon alone.
@@ -88,8 +92,12 @@ pub struct Counters {
 
 // SAFETY: repr(C), only atomics.
 unsafe impl Shared for NodeWords {}
+#[cfg(not(loom))]
 const _: () = assert!(
     size_of::<NodeWords>() <= 4096
+        && std::mem::offset_of!(NodeWords, spinners) == 64
+        && std::mem::offset_of!(NodeWords, object_hint) == 128
+        && std::mem::offset_of!(NodeWords, counters) == 192
         && SLOTS.is_multiple_of(256)
         && OBJECTS.is_multiple_of(128)
         && THREADS.is_multiple_of(512)
@@ -168,6 +176,23 @@ impl Control {
     #[must_use]
     pub fn words(&self) -> &NodeWords {
         self.fixed(WORDS)
+    }
+
+    /// What all processes of the node have counted: those attached now, and those that were.
+    #[must_use]
+    pub fn totals(&self) -> SlotCounters {
+        let totals = SlotCounters::default();
+        let now = self.slots().map(|(_, slot)| &slot.counters);
+        for from in now.chain([&self.words().departed]) {
+            for (from, to) in [
+                (&from.sends, &totals.sends),
+                (&from.receives, &totals.receives),
+                (&from.remote, &totals.remote),
+            ] {
+                to.fetch_add(from.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+        totals
     }
 
     /// The gateway channel, once the agent has made it.

@@ -14,7 +14,7 @@ use crate::control::{Control, MAX_HELD, MAX_THREADS};
 use crate::error::{Error, Result, io, system};
 use crate::held::State;
 use crate::object::ObjectEntry;
-use crate::pool::{Block, Cache, Pool};
+use crate::pool::{Block, Cache, Pool, ThreadRef};
 use crate::sync::Ordering;
 use crate::thread::ThreadRecord;
 
@@ -159,33 +159,37 @@ impl Member {
     pub fn alloc(&self, length: u64) -> Result<Block> {
         // More than this many rounds can only be lost to others who take what was committed for us.
         const ROUNDS: u32 = 64;
-        let thread = self.thread()?;
-        let mut last = None;
         for _ in 0..ROUNDS {
-            if let Some(block) = self.pool.alloc(
-                &mut self.cache(),
-                self.slot_entry()?,
-                self.slot,
-                &thread.intent,
-                length,
-            )? {
+            if let Some(block) = self.try_alloc(length)? {
                 return Ok(block);
             }
-            if let Err(error) = self.hooks.commit(self.pool.number(), length) {
-                last = Some(error);
-                break;
-            }
+            self.hooks.commit(self.pool.number(), length)?;
         }
-        Err(last.unwrap_or_else(|| self.pool.out_of_memory(length)))
+        Err(self.pool.out_of_memory(length))
+    }
+
+    /// As [`Member::alloc`], from the memory that is committed already; `None` when that has no room.
+    ///
+    /// # Errors
+    /// When the block is larger than the pool's limit, or shared memory is corrupt.
+    #[inline]
+    pub fn try_alloc(&self, length: u64) -> Result<Option<Block>> {
+        self.pool.alloc(
+            &self.cache,
+            self.slot_entry()?,
+            self.slot,
+            || self.thread(),
+            length,
+        )
     }
 
     /// Frees a block: one's own private one, or any shared one.
     ///
     /// # Errors
     /// When the offset is not that of an allocated block.
+    #[inline]
     pub fn free(&self, offset: u64) -> Result<()> {
-        let thread = self.thread()?;
-        self.free_with(&thread, offset)
+        self.free_then(offset, || {})
     }
 
     /// As [`Member::free`], inside an operation: the intent is written over.
@@ -193,12 +197,48 @@ impl Member {
     /// # Errors
     /// As [`Member::free`].
     pub fn free_with(&self, thread: &ThreadGuard<'_>, offset: u64) -> Result<()> {
+        let thread = || Ok(ThreadRef::Callers(thread));
         self.pool.free(
-            &mut self.cache(),
+            &self.cache,
             self.slot_entry()?,
             self.slot,
-            &thread.intent,
+            thread,
             offset,
+            || {},
+        )
+    }
+
+    /// Frees a block that [`Member::hold_block`] recorded at `place`, and forgets it there. If the process dies anywhere in
+    /// here, recovery frees the block exactly once; with [`Member::release_block`] and [`Member::free`] one after the other
+    /// it is lost when the process dies between them.
+    ///
+    /// # Errors
+    /// When the offset is not that of an allocated block; the place is free then too.
+    pub fn free_held(&self, place: u32, offset: u64) -> Result<()> {
+        let entry = self
+            .control
+            .held(self.slot.index)?
+            .get(place as usize)
+            .ok_or(Error::Corrupt {
+                what: "place in the held table",
+                value: place.into(),
+            })?;
+        let freed = self.free_then(offset, || entry.clear());
+        entry.clear();
+        self.held().free.push(place);
+        freed
+    }
+
+    #[inline]
+    fn free_then(&self, offset: u64, between: impl FnOnce()) -> Result<()> {
+        let thread = || self.thread().map(ThreadRef::Leased);
+        self.pool.free(
+            &self.cache,
+            self.slot_entry()?,
+            self.slot,
+            thread,
+            offset,
+            between,
         )
     }
 
@@ -206,9 +246,10 @@ impl Member {
     ///
     /// # Errors
     /// When the offset is not that of a private block of this process.
+    #[inline]
     pub fn share(&self, offset: u64) -> Result<()> {
         self.pool
-            .share(&mut self.cache(), self.slot_entry()?, self.slot, offset)
+            .share(&self.cache, self.slot_entry()?, self.slot, offset)
     }
 
     /// Creates an object of this node. `init` fills its entry; it becomes visible when that succeeds.
@@ -266,7 +307,7 @@ impl Member {
         if let Some((count, _)) = held.objects.get_mut(&id) {
             *count += 1;
             drop(held);
-            return take(false);
+            return take(false).or_else(|error| self.unhold(id, give).and(Err(error)));
         }
         let place = held.place()?;
         drop(held);
@@ -383,6 +424,7 @@ impl Member {
         }
     }
 
+    #[inline]
     fn slot_entry(&self) -> Result<&crate::slot::Slot> {
         self.control.slot(self.slot.index)
     }
@@ -390,10 +432,6 @@ impl Member {
     // A thread that panicked inside the registry left it consistent: each change is a single insertion or removal.
     fn held(&self) -> MutexGuard<'_, Registry> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn cache(&self) -> MutexGuard<'_, Cache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

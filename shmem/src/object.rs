@@ -17,7 +17,8 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, high, low};
 pub struct ObjectEntry {
     /// generation 32 bits | creator's slot 20 | unused 4 | kind 4 | state 4, from the high end.
     word: AtomicU64,
-    /// in transit 32 bits | references 32; what is in transit is among the references.
+    /// low bits of the generation 16 | in transit 24 | references 24, from the high end; what is in transit is among the
+    /// references. The generation makes each change exact: one that comes late never meets the entry's next object.
     references: AtomicU64,
     /// 1: an agent has requests parked on this object and must hear of its next change.
     pub watch: AtomicU32,
@@ -33,6 +34,7 @@ pub struct ObjectEntry {
 
 // SAFETY: repr(C), only atomics.
 unsafe impl Shared for ObjectEntry {}
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<ObjectEntry>() == 128);
 
 /// State of an entry.
@@ -49,7 +51,13 @@ pub enum State {
     Destroyed = 3,
 }
 
-const TRANSIT: u64 = 1 << 32;
+const COUNT: u64 = (1 << 24) - 1;
+const TRANSIT: u64 = 1 << 24;
+
+/// The references word of a new object: its creator's one.
+fn first_reference(generation: u32) -> u64 {
+    u64::from(generation & 0xffff) << 48 | 1
+}
 
 fn encode(generation: u32, slot: u32, kind: u8, state: State) -> u64 {
     u64::from(generation) << 32
@@ -80,13 +88,43 @@ impl ObjectEntry {
     /// References, those in transit among them.
     #[must_use]
     pub fn references(&self) -> u32 {
-        low(self.references.load(Ordering::Acquire))
+        low(self.references.load(Ordering::Acquire) & COUNT)
     }
 
-    fn change(&self, change: impl Fn(u64) -> Option<u64>) -> Option<u64> {
-        self.references
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, change)
-            .ok()
+    /// References in transit.
+    #[must_use]
+    pub fn in_transit(&self) -> u32 {
+        low((self.references.load(Ordering::Acquire) / TRANSIT) & COUNT)
+    }
+
+    /// Changes the counts (in transit, references) of the object of this generation, as long as it has references. Returns
+    /// the number of references after the change.
+    fn change(
+        &self,
+        generation: u32,
+        change: impl Fn(u64, u64) -> Option<(u64, u64)>,
+    ) -> Option<u64> {
+        let mut word = self.references.load(Ordering::Acquire);
+        loop {
+            let (transit, references) = ((word / TRANSIT) & COUNT, word & COUNT);
+            if word >> 48 != u64::from(generation & 0xffff) || references == 0 {
+                return None;
+            }
+            let (transit, references) = change(transit, references)?;
+            if transit > COUNT || references > COUNT {
+                return None;
+            }
+            let to = (word >> 48 << 48) | (transit * TRANSIT) | references;
+            match self.references.compare_exchange_weak(
+                word,
+                to,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Some(references),
+                Err(other) => word = other,
+            }
+        }
     }
 }
 
@@ -143,7 +181,9 @@ impl Control {
                 .compare_exchange(word, claimed, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
             {
-                entry.references.store(1, Ordering::Relaxed);
+                entry
+                    .references
+                    .store(first_reference(generation), Ordering::Relaxed);
                 entry.watch.store(0, Ordering::Relaxed);
                 entry.user.store(0, Ordering::Relaxed);
                 entry.block.store(0, Ordering::Relaxed);
@@ -185,22 +225,16 @@ impl Control {
     /// When there is no such object (any more).
     pub fn take_reference(&self, id: ObjectId, adopt: bool) -> Result<()> {
         let entry = self.entry(id)?;
-        let taken = entry.change(|word| {
-            if low(word) == 0 {
-                None
-            } else if adopt && word >= TRANSIT {
-                Some(word - TRANSIT)
-            } else {
-                Some(word + 1)
-            }
-        });
-        taken.map(drop).ok_or(Error::NoSuchObject(id))?;
-        // The entry may have been freed and used again between the look and the change.
-        if self.entry(id).is_err() {
-            let _ = entry.change(|word| word.checked_sub(1));
-            return Err(Error::NoSuchObject(id));
-        }
-        Ok(())
+        entry
+            .change(id.generation, |transit, references| {
+                if adopt && transit > 0 {
+                    Some((transit - 1, references))
+                } else {
+                    Some((transit, references + 1))
+                }
+            })
+            .map(drop)
+            .ok_or(Error::NoSuchObject(id))
     }
 
     /// Counts one more reference in transit.
@@ -209,7 +243,9 @@ impl Control {
     /// When there is no such object (any more).
     pub fn export_reference(&self, id: ObjectId) -> Result<()> {
         self.entry(id)?
-            .change(|word| (low(word) != 0).then_some(word + TRANSIT + 1))
+            .change(id.generation, |transit, references| {
+                Some((transit + 1, references + 1))
+            })
             .map(drop)
             .ok_or(Error::NoSuchObject(id))
     }
@@ -220,9 +256,11 @@ impl Control {
     /// When there is no such object (any more).
     pub fn drop_transit(&self, id: ObjectId) -> Result<Option<u64>> {
         let entry = self.entry(id)?;
-        let before = entry.change(|word| (word >= TRANSIT).then(|| word - TRANSIT - 1));
-        Ok(before
-            .filter(|word| low(*word) == 1)
+        let left = entry.change(id.generation, |transit, references| {
+            Some((transit.checked_sub(1)?, references - 1))
+        });
+        Ok(left
+            .filter(|left| *left == 0)
             .map(|_| self.free_entry(entry, id)))
     }
 
@@ -232,9 +270,12 @@ impl Control {
     /// When there is no such object (any more).
     pub fn give_reference(&self, id: ObjectId) -> Result<Option<u64>> {
         let entry = self.entry(id)?;
-        let before = entry.change(|word| (low(word) != 0).then(|| word - 1));
-        Ok(before
-            .filter(|word| low(*word) == 1)
+        // One that is in transit is not anybody's to give back.
+        let left = entry.change(id.generation, |transit, references| {
+            (references > transit).then_some((transit, references - 1))
+        });
+        Ok(left
+            .filter(|left| *left == 0)
             .map(|_| self.free_entry(entry, id)))
     }
 
@@ -243,6 +284,10 @@ impl Control {
         entry
             .word
             .store(encode(id.generation, 0, 0, State::Free), Ordering::Release);
+        // The lowest free entry is used next: the table is sparse, and pages that were never touched cost nothing.
+        self.words()
+            .object_hint
+            .fetch_min(id.index, Ordering::Relaxed);
         block
     }
 

@@ -17,20 +17,23 @@
 //! bits in place of lists make it recoverable.
 
 pub mod extent;
+mod list;
 pub mod page;
 pub mod slab;
 
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dragon_protocol::{NodeIndex, RuntimeId, SlotId};
 
 use crate::error::{Error, Result};
+use crate::member::ThreadGuard;
 use crate::region::{Region, Shared};
 use crate::slot::Slot;
 use crate::sync::{AtomicU64, Ordering};
 use crate::thread::Intent;
-use page::{PAGE, PageMeta, PageWord, Tag};
-use slab::{CLASSES, class_of, class_size};
+use page::{PAGE, PageMeta, PageWord, Stamps, Tag};
+use slab::{CLASSES, Class, class_of, class_size};
 
 /// Kind of a pool's metadata region in its header.
 pub const META: u32 = 2;
@@ -64,6 +67,10 @@ pub struct Pool {
     data: Region,
     number: u32,
     limit: u64,
+    records: u64,
+    stamps: u64,
+    /// What is committed, as the process that does it knows it: it does not believe what others could have overwritten.
+    truth: Option<Arc<Mutex<u64>>>,
 }
 
 /// An allocated block.
@@ -79,8 +86,7 @@ pub struct Block {
 /// dies with it.
 #[derive(Debug, Default)]
 pub struct Cache {
-    /// Pages of each class, the one in use last.
-    slabs: [Vec<u32>; CLASSES],
+    classes: [Class; CLASSES],
 }
 
 /// How full a pool is.
@@ -107,18 +113,22 @@ impl Pool {
             &format!("dragon-pool{number}-meta"),
             META,
             runtime,
-            meta_size(limit),
+            tables(limit).2,
         )?;
         let data = Region::create(&format!("dragon-pool{number}"), DATA, runtime, limit)?;
         let _ = node;
         let words: &PoolWords = meta.view(WORDS)?;
         words.limit.store(limit, Ordering::Relaxed);
         words.number.store(number.into(), Ordering::Relaxed);
+        let (records, stamps, _) = tables(limit);
         let pool = Self {
             meta,
             data,
             number,
             limit,
+            records,
+            stamps,
+            truth: Some(Arc::default()),
         };
         // The data region's own header lies in the first page, which is therefore never free.
         pool.page(0)?
@@ -137,21 +147,34 @@ impl Pool {
         data: (OwnedFd, u64),
     ) -> Result<Self> {
         let limit = data.1;
-        if !limit.is_multiple_of(CHUNK) || meta.1 != meta_size(limit) {
+        if !limit.is_multiple_of(CHUNK) || meta.1 != tables(limit).2 {
             return Err(Error::Region {
                 what: "size of the pool's metadata",
-                expected: meta_size(limit),
+                expected: tables(limit).2,
                 found: meta.1,
             });
         }
         let meta = Region::map(meta.0, meta.1, META, runtime)?;
         let data = Region::map(data.0, data.1, DATA, runtime)?;
-        Ok(Self {
+        let (records, stamps, _) = tables(limit);
+        let pool = Self {
             meta,
             data,
             number,
             limit,
-        })
+            records,
+            stamps,
+            truth: None,
+        };
+        let named = pool.words()?.number.load(Ordering::Relaxed);
+        if named != u64::from(number) {
+            return Err(Error::Region {
+                what: "number of the pool",
+                expected: number.into(),
+                found: named,
+            });
+        }
+        Ok(pool)
     }
 
     /// Its number within the node.
@@ -192,7 +215,13 @@ impl Pool {
     /// # Errors
     /// When the limit is reached, or there is no memory.
     pub fn commit(&self, bytes: u64) -> Result<()> {
-        let committed = self.committed();
+        let mut truth = self
+            .truth
+            .as_ref()
+            .map(|truth| truth.lock().unwrap_or_else(PoisonError::into_inner));
+        let committed = truth
+            .as_deref()
+            .map_or_else(|| self.committed(), |truth| *truth);
         let more = bytes
             .max(1)
             .checked_next_multiple_of(CHUNK)
@@ -202,9 +231,13 @@ impl Pool {
             return Err(self.out_of_memory(bytes));
         }
         self.data.commit(committed, more)?;
-        self.words()?
-            .committed
-            .store(committed + more, Ordering::Release);
+        let word = &self.words()?.committed;
+        if let Some(truth) = truth.as_deref_mut() {
+            *truth = committed + more;
+            word.store(committed + more, Ordering::Release);
+        } else {
+            word.fetch_max(committed + more, Ordering::Release);
+        }
         Ok(())
     }
 
@@ -220,42 +253,90 @@ impl Pool {
         }
     }
 
-    pub(crate) fn alloc(
+    /// Allocates without asking for more memory. The lock of the owner's cache is taken for each step.
+    pub(crate) fn alloc<'a>(
         &self,
-        cache: &mut Cache,
+        cache: &Mutex<Cache>,
         slot: &Slot,
         owner: SlotId,
-        intent: &Intent,
+        thread: impl FnOnce() -> Result<ThreadGuard<'a>>,
         length: u64,
     ) -> Result<Option<Block>> {
-        let offset = match class_of(length) {
-            Some(class) => slab::alloc(self, &mut cache.slabs[class], slot, owner, intent, class)?,
-            None if length > self.limit => return Err(self.out_of_memory(length)),
-            None => extent::alloc(self, slot, owner, intent, length)?,
+        let block = |offset| Block { offset, length };
+        let Some(class) = class_of(length) else {
+            if length > self.limit {
+                return Err(self.out_of_memory(length));
+            }
+            let thread = thread()?;
+            let mut cache = lock(cache);
+            let extent = || extent::alloc(self, slot, owner, &thread.intent, length);
+            let mut found = extent()?;
+            if found.is_none() && self.trim(&mut cache, slot, &thread.intent)? {
+                found = extent()?;
+            }
+            return Ok(found.map(block));
         };
-        Ok(offset.map(|offset| Block { offset, length }))
+        let mut guard = lock(cache);
+        let cached = &mut guard.classes[class];
+        if let Some(offset) = cached.alloc(self, class)? {
+            return Ok(Some(block(offset)));
+        }
+        if let Some(offset) = cached.alloc_freed(self, class, false)? {
+            return Ok(Some(block(offset)));
+        }
+        let thread = thread()?;
+        let new =
+            |cached: &mut Class| slab::alloc_new(self, cached, slot, owner, &thread.intent, class);
+        let mut found = new(cached)?;
+        if found.is_none() {
+            found = cached.alloc_freed(self, class, true)?;
+        }
+        if found.is_none() && self.trim(&mut guard, slot, &thread.intent)? {
+            found = new(&mut guard.classes[class])?;
+        }
+        Ok(found.map(block))
     }
 
-    pub(crate) fn free(
+    fn trim(&self, cache: &mut Cache, slot: &Slot, intent: &Intent) -> Result<bool> {
+        let mut any = false;
+        for (class, cached) in cache.classes.iter_mut().enumerate() {
+            any |= slab::trim(self, cached, slot, intent, class)?;
+        }
+        Ok(any)
+    }
+
+    /// Frees a block; `between` is called when the rest of the work is recovery's in case of a death.
+    pub(crate) fn free<'a>(
         &self,
-        _: &mut Cache,
+        cache: &Mutex<Cache>,
         slot: &Slot,
         owner: SlotId,
-        intent: &Intent,
+        thread: impl FnOnce() -> Result<ThreadRef<'a>>,
         offset: u64,
+        between: impl FnOnce(),
     ) -> Result<()> {
         let index = self.page_of(offset)?;
         let word = self.page(index)?.load();
         match word.tag() {
-            Tag::Slab => slab::free(self, index, word, offset),
-            Tag::Extent => extent::free(self, slot, owner, intent, index, word, offset),
+            Tag::Slab if word.owner() == Some(owner.index) => {
+                let mut cache = lock(cache);
+                let cached = &mut cache.classes[word.class().min(CLASSES - 1)];
+                slab::free_own(self, cached, index, word, offset, between)
+            }
+            Tag::Slab => slab::free(self, &thread()?.intent, index, word, offset, between),
+            Tag::Extent => {
+                let thread = thread()?;
+                // Only an extent of one's own has to leave a list.
+                let _list = word.owner().map(|_| lock(cache));
+                extent::free(self, slot, owner, &thread.intent, index, offset, between)
+            }
             _ => Err(self.not_allocated(offset)),
         }
     }
 
     pub(crate) fn share(
         &self,
-        _: &mut Cache,
+        cache: &Mutex<Cache>,
         slot: &Slot,
         owner: SlotId,
         offset: u64,
@@ -267,8 +348,23 @@ impl Pool {
                 slab::share(self, index, word, offset)
             }
             Tag::Extent if word.owner() == Some(owner.index) => {
+                let _list = lock(cache);
                 extent::share(self, slot, index, word, offset)
             }
+            _ => Err(self.not_allocated(offset)),
+        }
+    }
+
+    /// Whether the allocated block at `offset` has been shared.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn is_shared(&self, offset: u64) -> Result<bool> {
+        let index = self.page_of(offset)?;
+        let word = self.page(index)?.load();
+        match word.tag() {
+            Tag::Slab => slab::is_shared(self, index, word, offset),
+            Tag::Extent if offset.is_multiple_of(PAGE) => Ok(word.owner().is_none()),
             _ => Err(self.not_allocated(offset)),
         }
     }
@@ -282,7 +378,7 @@ impl Pool {
         let word = self.page(index)?.load();
         match word.tag() {
             Tag::Slab => slab::check(self, index, word, offset).map(|_| class_size(word.class())),
-            Tag::Extent if offset.is_multiple_of(PAGE) => Ok(u64::from(word.pages()) * PAGE),
+            Tag::Extent if offset.is_multiple_of(PAGE) => Ok(u64::from(word.extra()) * PAGE),
             _ => Err(self.not_allocated(offset)),
         }
     }
@@ -345,10 +441,10 @@ impl Pool {
             let word = self.page(index)?.load();
             let (blocks, size) = match word.tag() {
                 Tag::Slab => (
-                    slab::in_use(self.page_meta(index)?),
+                    slab::in_use(self.page_meta(index)?, word.class()),
                     class_size(word.class()),
                 ),
-                Tag::Extent => (1, u64::from(word.pages()) * PAGE),
+                Tag::Extent => (1, u64::from(word.extra()) * PAGE),
                 _ => continue,
             };
             stats.blocks += blocks;
@@ -357,14 +453,21 @@ impl Pool {
         Ok(stats)
     }
 
+    #[inline]
     pub(crate) fn page(&self, index: u32) -> Result<&page::Word> {
         self.meta.view(PAGES + u64::from(index) * 8)
     }
 
+    #[inline]
     pub(crate) fn page_meta(&self, index: u32) -> Result<&PageMeta> {
-        let table = (PAGES + self.limit / PAGE * 8).next_multiple_of(512);
         self.meta
-            .view(table + u64::from(index) * size_of::<PageMeta>() as u64)
+            .view(self.records + u64::from(index) * size_of::<PageMeta>() as u64)
+    }
+
+    #[inline]
+    pub(crate) fn stamps(&self, index: u32) -> Result<&Stamps> {
+        self.meta
+            .view(self.stamps + u64::from(index) * size_of::<Stamps>() as u64)
     }
 
     pub(crate) fn committed_pages(&self) -> u32 {
@@ -375,7 +478,14 @@ impl Pool {
         Ok(&self.words()?.hint)
     }
 
-    fn page_of(&self, offset: u64) -> Result<u32> {
+    /// A page has become free.
+    pub(crate) fn lower_hint(&self, page: u32) -> Result<()> {
+        self.hint()?.fetch_min(page.into(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    #[inline]
+    pub(crate) fn page_of(&self, offset: u64) -> Result<u32> {
         let index = u32::try_from(offset / PAGE)
             .ok()
             .filter(|_| offset < self.committed());
@@ -394,9 +504,34 @@ impl Pool {
     }
 }
 
-fn meta_size(limit: u64) -> u64 {
+/// Where the pages' records and the stamps of their blocks start in the metadata, and where it ends.
+fn tables(limit: u64) -> (u64, u64, u64) {
     let pages = limit / PAGE;
-    (PAGES + pages * 8).next_multiple_of(512) + pages * size_of::<PageMeta>() as u64
+    let records = (PAGES + pages * 8).next_multiple_of(512);
+    let stamps = (records + pages * size_of::<PageMeta>() as u64).next_multiple_of(4096);
+    (records, stamps, stamps + pages * size_of::<Stamps>() as u64)
+}
+
+// A thread that panicked left the cache consistent: it holds no more than where to look first.
+fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
+    cache.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A thread record for freeing: one leased for it, or the caller's.
+pub(crate) enum ThreadRef<'a> {
+    Leased(ThreadGuard<'a>),
+    Callers(&'a ThreadGuard<'a>),
+}
+
+impl<'a> std::ops::Deref for ThreadRef<'a> {
+    type Target = ThreadGuard<'a>;
+
+    fn deref(&self) -> &ThreadGuard<'a> {
+        match self {
+            Self::Leased(guard) => guard,
+            Self::Callers(guard) => guard,
+        }
+    }
 }
 
 #[cfg(test)]

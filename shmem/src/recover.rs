@@ -6,42 +6,57 @@ use dragon_protocol::op::Op;
 use crate::control::Control;
 use crate::error::Result;
 use crate::pool::{Pool, extent, slab};
+use crate::thread::ThreadRecord;
 
-/// Frees what the dead process of `slot` had allocated and not shared, and finishes or undoes what its threads were doing to
-/// the pool. Reads the slot's lists and its thread records, nothing else.
+/// Frees what the dead process of `slot` had allocated and not shared, finishes or undoes what its threads were doing to
+/// the pool, and empties its thread records. Reads the slot's lists and its thread records, nothing else. The last step
+/// before the slot is released.
 ///
 /// # Errors
 /// When shared memory is corrupt.
 pub fn recover_memory(control: &Control, pool: &Pool, slot: SlotId) -> Result<()> {
     let entry = control.slot(slot.index)?;
-    let records = control.threads(slot.index)?;
+    // Lists first: what they name is recovered by them, and intents deal with what is in no list.
     extent::recover(pool, entry, slot)?;
     slab::recover(pool, entry, slot)?;
-    for record in records.iter().take_while(|record| record.is_touched()) {
-        if let Some(intended) = record
-            .intent
-            .read()
-            .filter(|intended| matches!(intended.op, Op::Allocate | Op::Free))
-        {
-            extent::recover_intent(pool, entry, slot, &intended)?;
+    let records = used(control, slot)?;
+    for record in &records {
+        if let Some(intended) = record.intent.read() {
+            extent::recover_intent(pool, slot, &intended)?;
         }
+    }
+    // Only now: what is cleared is not found again.
+    for record in records {
+        record.clear();
     }
     Ok(())
 }
 
-/// Empties the thread records of a dead process; returns the blocks of replies that nobody took.
+/// Empties the reply cells of a dead process; returns the blocks of replies that nobody took. What its threads were doing
+/// to the pool stays recorded for [`recover_memory`].
 ///
 /// # Errors
 /// When shared memory is corrupt.
 pub fn reset_threads(control: &Control, slot: SlotId) -> Result<Vec<u64>> {
-    let records = control.threads(slot.index)?;
-    let used = records
-        .iter()
-        .take_while(|record| record.is_touched())
-        .collect::<Vec<_>>();
-    // Clearing forgets that a record was used, so the used ones are gathered first.
-    Ok(used
+    let records = used(control, slot)?;
+    for record in &records {
+        let memory = |op| matches!(op, Op::Allocate | Op::Free);
+        if !record
+            .intent
+            .read()
+            .is_some_and(|intended| memory(intended.op))
+        {
+            record.intent.end();
+        }
+    }
+    Ok(records
         .into_iter()
-        .filter_map(|record| record.clear())
+        .filter_map(|record| record.reply.reset())
         .collect())
+}
+
+/// The records that the process used: the first ones.
+fn used(control: &Control, slot: SlotId) -> Result<Vec<&ThreadRecord>> {
+    let records = control.threads(slot.index)?.iter();
+    Ok(records.take_while(|record| record.is_touched()).collect())
 }

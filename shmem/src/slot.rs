@@ -6,7 +6,7 @@ use dragon_protocol::{NodeIndex, SlotId};
 use crate::control::{Control, MAX_SLOTS};
 use crate::error::{Error, Result};
 use crate::region::Shared;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, high, low};
 
 /// Pools that a slot can own pages of.
 pub const MAX_POOLS: usize = 8;
@@ -15,10 +15,8 @@ pub const MAX_POOLS: usize = 8;
 #[derive(Debug)]
 #[repr(C, align(256))]
 pub struct Slot {
-    /// [`FREE`], [`PROCESS`] or [`PROXY`]; written by the daemon.
-    state: AtomicU32,
-    /// How often the slot has been given out.
-    generation: AtomicU32,
+    /// generation 32 bits | state 32; written by the daemon.
+    word: AtomicU64,
     /// The process's pid, or the slot number on its own node for a proxy.
     pid: AtomicU32,
     /// A proxy's node.
@@ -48,6 +46,7 @@ pub struct SlotCounters {
 
 // SAFETY: repr(C), only atomics.
 unsafe impl Shared for Slot {}
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<Slot>() == 256);
 
 /// Nobody's.
@@ -56,12 +55,24 @@ pub const FREE: u32 = 0;
 pub const PROCESS: u32 = 1;
 /// A process of another node.
 pub const PROXY: u32 = 2;
+/// The daemon is about to give it out.
+const CLAIMED: u32 = 3;
 
 impl Slot {
-    /// [`FREE`], [`PROCESS`] or [`PROXY`].
+    /// [`FREE`], [`PROCESS`] or [`PROXY`]; another number for a moment while it is given out.
     #[must_use]
     pub fn state(&self) -> u32 {
-        self.state.load(Ordering::Acquire)
+        low(self.word.load(Ordering::Acquire))
+    }
+
+    /// How often the slot has been given out.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        high(self.word.load(Ordering::Acquire))
+    }
+
+    fn is_given_out(&self) -> bool {
+        matches!(self.state(), PROCESS | PROXY)
     }
 
     /// The pid of the process.
@@ -111,28 +122,38 @@ impl Control {
     pub fn claim_daemon_slot(&self) -> Result<SlotId> {
         let slot = self.slot(DAEMON.index)?;
         slot.pid.store(std::process::id(), Ordering::Relaxed);
-        slot.generation.store(DAEMON.generation, Ordering::Relaxed);
-        slot.state.store(PROCESS, Ordering::Release);
+        slot.word
+            .store(word(DAEMON.generation, PROCESS), Ordering::Release);
         Ok(DAEMON)
     }
 
     fn claim(&self, state: u32, pid: u32, node: u32, remote_generation: u32) -> Result<SlotId> {
+        // The lowest free one: the table is sparse, and pages that were never touched cost nothing.
         for index in 1..MAX_SLOTS {
             let slot = self.slot(index)?;
+            let free = slot.word.load(Ordering::Acquire);
+            // Generation 0 is never used: zeros name no slot.
+            let generation = high(free).wrapping_add(1).max(1);
             // Two threads of the daemon claim slots: the control loop and the agent.
-            if slot
-                .state
-                .compare_exchange(FREE, state, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+            if low(free) == FREE
+                && slot
+                    .word
+                    .compare_exchange(
+                        free,
+                        word(generation, CLAIMED),
+                        Ordering::AcqRel,
+                        Ordering::Relaxed,
+                    )
+                    .is_ok()
             {
                 slot.pid.store(pid, Ordering::Relaxed);
                 slot.node.store(node, Ordering::Relaxed);
                 slot.remote_generation
                     .store(remote_generation, Ordering::Relaxed);
-                let generation = slot
-                    .generation
-                    .fetch_add(1, Ordering::AcqRel)
-                    .wrapping_add(1);
+                let top = &self.words().slot_top;
+                top.fetch_max(index + 1, Ordering::Relaxed);
+                // Release: who sees the state sees whose slot it is.
+                slot.word.store(word(generation, state), Ordering::Release);
                 return Ok(SlotId { index, generation });
             }
         }
@@ -145,17 +166,57 @@ impl Control {
     /// Takes a slot back, after its recovery has ended.
     ///
     /// # Errors
-    /// When the number is beyond the table.
+    /// When the number is beyond the table, or the slot is another's by now.
     pub fn release_slot(&self, id: SlotId) -> Result<()> {
-        self.slot(id.index)?.state.store(FREE, Ordering::Release);
+        let slot = self.slot(id.index)?;
+        let now = slot.word.load(Ordering::Acquire);
+        if high(now) != id.generation {
+            return Err(Error::Corrupt {
+                what: "generation of a slot that is given back",
+                value: now,
+            });
+        }
+        // What the process counted stays in the node's totals.
+        let (gone, all) = (&slot.counters, &self.words().departed);
+        for (from, to) in [
+            (&gone.sends, &all.sends),
+            (&gone.receives, &all.receives),
+            (&gone.remote, &all.remote),
+        ] {
+            to.fetch_add(from.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        }
+        slot.word
+            .store(word(id.generation, FREE), Ordering::Release);
         Ok(())
     }
 
     /// Whether the slot is still the one of this generation.
     #[must_use]
     pub fn slot_is(&self, id: SlotId) -> bool {
-        self.slot(id.index).is_ok_and(|slot| {
-            slot.state() != FREE && slot.generation.load(Ordering::Acquire) == id.generation
+        self.slot(id.index)
+            .is_ok_and(|slot| slot.generation() == id.generation && slot.is_given_out())
+    }
+
+    /// The pid of the process that has the slot; `None` when it is another's, or a proxy's.
+    #[must_use]
+    pub fn slot_pid(&self, id: SlotId) -> Option<u32> {
+        let slot = self.slot(id.index).ok()?;
+        let pid = slot.pid();
+        (slot.word.load(Ordering::Acquire) == word(id.generation, PROCESS)).then_some(pid)
+    }
+
+    /// The slots that are given out, for listing. They may change meanwhile.
+    pub fn slots(&self) -> impl Iterator<Item = (SlotId, &Slot)> {
+        let top = self.words().slot_top.load(Ordering::Relaxed).max(1);
+        (0..top.min(MAX_SLOTS)).filter_map(|index| {
+            let slot = self.slot(index).ok()?;
+            let generation = slot.generation();
+            slot.is_given_out()
+                .then_some((SlotId { index, generation }, slot))
         })
     }
+}
+
+const fn word(generation: u32, state: u32) -> u64 {
+    (generation as u64) << 32 | state as u64
 }

@@ -32,3 +32,12 @@ pub fn spin_loop() {
     #[cfg(loom)]
     loom::thread::yield_now();
 }
+
+/// Stands between a SeqCst operation and a SeqCst load of another word, where two sides do so crosswise and one of them must
+/// see the other. The operations' own order is enough for that, and this is nothing; a model takes them for acquire and
+/// release only, and there it is the fence that it understands.
+#[inline]
+pub fn crosswise() {
+    #[cfg(loom)]
+    fence(Ordering::SeqCst);
+}

@@ -5,10 +5,14 @@ use dragon_protocol::op::Op;
 use crate::error::{Error, Result};
 use crate::futex::{self, Deadline, WaitResult};
 use crate::region::Shared;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, low};
 
 /// Bytes of payload that fit into a reply cell.
+#[cfg(not(loom))]
 pub const REPLY_INLINE: usize = 384;
+/// A model needs one word only.
+#[cfg(loom)]
+pub const REPLY_INLINE: usize = 8;
 
 /// A thread inside an operation. 512 bytes.
 #[derive(Debug)]
@@ -32,14 +36,15 @@ impl ThreadRecord {
         self.touched.load(Ordering::Acquire) != 0
     }
 
-    /// Makes the record free again; returns the block of a reply that nobody took.
-    #[must_use]
-    pub fn clear(&self) -> Option<u64> {
+    /// Makes the record of a dead thread free again. A record into which the daemon's agent is writing at this moment stays
+    /// taken until the slot's next recovery, so that a late reply never meets another process's request.
+    pub(crate) fn clear(&self) {
         self.intent.end();
-        let block = self.reply.reset();
-        self.touched.store(0, Ordering::Relaxed);
-        self.busy.store(0, Ordering::Release);
-        block
+        self.reply.reset();
+        if self.reply.is_idle() {
+            self.touched.store(0, Ordering::Relaxed);
+            self.busy.store(0, Ordering::Release);
+        }
     }
 }
 
@@ -125,9 +130,12 @@ impl Intent {
 /// Where the agent puts the reply to a thread's request. The state word decides who may write:
 ///
 /// ```text
-/// IDLE ─begin→ WAITING ─agent: CAS→ FILLING ─agent→ READY ─take→ IDLE
+/// IDLE ─begin→ WAITING ─agent: CAS→ FILLING ─agent: CAS→ READY ─take→ IDLE
 ///                 └──────thread: CAS (abandon)→ IDLE
 /// ```
+///
+/// It is `low bits of the ticket 29 | state 3`: the agent's compare-and-swap out of WAITING is at once the check that the
+/// thread still waits for this reply and not for a later one.
 #[derive(Debug)]
 #[repr(C)]
 pub struct ReplyCell {
@@ -145,6 +153,12 @@ const IDLE: u32 = 0;
 const WAITING: u32 = 1;
 const FILLING: u32 = 2;
 const READY: u32 = 3;
+const STATE: u32 = 7;
+
+#[inline]
+fn word(ticket: u64, state: u32) -> u32 {
+    low(ticket) << 3 | state
+}
 
 /// A reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,7 +193,7 @@ impl ReplyCell {
     pub fn begin(&self) -> u64 {
         let ticket = self.ticket.load(Ordering::Relaxed).wrapping_add(1);
         self.ticket.store(ticket, Ordering::Relaxed);
-        self.state.store(WAITING, Ordering::Release);
+        self.state.store(word(ticket, WAITING), Ordering::Release);
         ticket
     }
 
@@ -190,14 +204,14 @@ impl ReplyCell {
     #[inline]
     pub fn wait(&self, deadline: Deadline, spins: u32) -> Result<Reply, WaitResult> {
         for _ in 0..spins {
-            if self.state.load(Ordering::Acquire) == READY {
+            if self.state.load(Ordering::Acquire) & STATE == READY {
                 break;
             }
             crate::sync::spin_loop();
         }
         loop {
             match self.state.load(Ordering::Acquire) {
-                READY => return Ok(self.take()),
+                state if state & STATE == READY => return Ok(self.take()),
                 state => match sleep(&self.state, state, deadline) {
                     WaitResult::Woken | WaitResult::Changed => {}
                     other => return Err(other),
@@ -209,9 +223,23 @@ impl ReplyCell {
     /// Gives up waiting; false when the reply has won: then it must be taken.
     #[must_use]
     pub fn abandon(&self) -> bool {
+        let ticket = self.ticket.load(Ordering::Relaxed);
+        self.change(ticket, WAITING, IDLE)
+    }
+
+    fn change(&self, ticket: u64, from: u32, to: u32) -> bool {
         self.state
-            .compare_exchange(WAITING, IDLE, Ordering::AcqRel, Ordering::Acquire)
+            .compare_exchange(
+                word(ticket, from),
+                word(ticket, to),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            )
             .is_ok()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.state.load(Ordering::Acquire) & STATE == IDLE
     }
 
     fn take(&self) -> Reply {
@@ -240,7 +268,8 @@ impl ReplyCell {
             arg1: self.arg1.load(Ordering::Relaxed),
             payload,
         };
-        self.state.store(IDLE, Ordering::Release);
+        let ticket = self.ticket.load(Ordering::Relaxed);
+        self.state.store(word(ticket, IDLE), Ordering::Release);
         reply
     }
 
@@ -257,17 +286,8 @@ impl ReplyCell {
                 value: bytes.len() as u64,
             });
         }
-        // The ticket changes only while the state is not WAITING, so checking it after the claim is exact.
-        if self.ticket.load(Ordering::Acquire) != ticket
-            || self
-                .state
-                .compare_exchange(WAITING, FILLING, Ordering::AcqRel, Ordering::Acquire)
-                .is_err()
-        {
-            return Ok(false);
-        }
-        if self.ticket.load(Ordering::Acquire) != ticket {
-            self.state.store(WAITING, Ordering::Release);
+        // The word has the low bits of the ticket; the whole one rules out a reply that is 2^29 requests late.
+        if self.ticket.load(Ordering::Acquire) != ticket || !self.change(ticket, WAITING, FILLING) {
             return Ok(false);
         }
         self.status
@@ -289,16 +309,31 @@ impl ReplyCell {
                 self.length.store(*length, Ordering::Relaxed);
             }
         }
-        self.state.store(READY, Ordering::Release);
+        // Fails when the word was overwritten by somebody who has no business here; then nobody waits.
+        let done = self.change(ticket, FILLING, READY);
         notify(&self.state);
-        Ok(true)
+        Ok(done)
     }
 
-    /// Empties the cell of a dead thread; returns the block of a reply that nobody took.
-    pub fn reset(&self) -> Option<u64> {
-        let ready = self.state.swap(IDLE, Ordering::AcqRel) == READY;
-        let block = self.block.swap(0, Ordering::AcqRel);
-        (ready && block != 0).then_some(block)
+    /// Empties the cell of a dead thread; returns the block of a reply that nobody took. A cell that is being filled at
+    /// this moment stays as it is; its reply is taken by nobody, and returned here at the slot's next recovery.
+    pub(crate) fn reset(&self) -> Option<u64> {
+        let before = self.state.load(Ordering::Acquire);
+        if before & STATE == FILLING {
+            return None;
+        }
+        let ready = before & STATE == READY;
+        let emptied = self
+            .state
+            .compare_exchange(
+                before,
+                before & !STATE | IDLE,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            )
+            .is_ok();
+        let block = self.block.load(Ordering::Relaxed);
+        (ready && emptied && block != 0).then_some(block)
     }
 }
 
@@ -326,7 +361,10 @@ fn sleep(_: &AtomicU32, _: u32, deadline: Deadline) -> WaitResult {
 fn notify(_: &AtomicU32) {}
 
 // SAFETY: repr(C), only atomics.
-#[cfg(not(loom))]
 unsafe impl Shared for ThreadRecord {}
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<ThreadRecord>() == 512);
+
+#[cfg(test)]
+#[path = "thread_tests.rs"]
+mod tests;

@@ -3,16 +3,16 @@
 //! Allocation claims the page words one by one in address order, each by compare-and-swap from FREE; on the first that is
 //! taken it gives the claimed ones back and goes on behind it. The intent names the run before the first claim, so recovery
 //! looks at these words only. A private extent is in its owner's list; sharing takes the owner out of the word first and
-//! the extent out of the list then.
+//! the extent out of the list then. Who frees an extent claims its first word, and frees the pages from the last one on.
 
 use dragon_protocol::SlotId;
 use dragon_protocol::op::Op;
 
-use super::Pool;
 use super::page::{PAGE, PageWord, Tag};
+use super::{Pool, list, slab};
 use crate::error::Result;
 use crate::slot::Slot;
-use crate::sync::{Ordering, low};
+use crate::sync::{AtomicU64, Ordering, high, low};
 use crate::thread::{Intended, Intent};
 
 pub(super) fn alloc(
@@ -27,17 +27,14 @@ pub(super) fn alloc(
     let Some(first) = claim_pages(pool, owner, intent, pages)? else {
         return Ok(None);
     };
-    let head = &slot.extents[pool.number() as usize % slot.extents.len()];
-    pool.page_meta(first)?
-        .next
-        .store(head.load(Ordering::Relaxed), Ordering::Relaxed);
+    pool.page_meta(first)?.renew();
     for page in first + 1..first + pages {
         pool.page(page)?
             .store(PageWord::new(Tag::Body, Some(owner.index), 0, 0));
     }
     pool.page(first)?
         .store(PageWord::new(Tag::Extent, Some(owner.index), 0, pages));
-    head.store(u64::from(first) + 1, Ordering::Release);
+    list::link(pool, head(pool, slot), first)?;
     intent.end();
     Ok(Some(u64::from(first) * PAGE))
 }
@@ -51,13 +48,14 @@ pub(super) fn claim_pages(
     pages: u32,
 ) -> Result<Option<u32>> {
     let total = pool.committed_pages();
-    let start = pool.hint()?.load(Ordering::Relaxed) % u64::from(total.max(1));
-    // The hint is below `total`, which fits.
-    let start = u32::try_from(start).unwrap_or(0);
+    // The lowest page that may be free: a hint, so the pages before it are looked at before there is said to be no room.
+    let start = u32::try_from(pool.hint()?.load(Ordering::Relaxed)).map_or(0, |n| n.min(total));
     for (from, to) in [(start, total), (0, start.saturating_add(pages).min(total))] {
         if let Some(first) = claim_between(pool, owner, intent, pages, from, to)? {
-            pool.hint()?
-                .store(u64::from(first) + u64::from(pages), Ordering::Relaxed);
+            if pages == 1 || first == from {
+                pool.hint()?
+                    .store(u64::from(first) + u64::from(pages), Ordering::Relaxed);
+            }
             return Ok(Some(first));
         }
     }
@@ -91,10 +89,17 @@ fn claim_between(
                 for mine in first..lost {
                     pool.page(mine)?.store(PageWord::FREE);
                 }
+                intent.end();
                 lost
             }
         };
-        first = taken + 1;
+        let word = pool.page(taken)?.load();
+        let length = if word.tag() == Tag::Extent {
+            word.extra().max(1)
+        } else {
+            1
+        };
+        first = taken.saturating_add(length);
     }
     Ok(None)
 }
@@ -121,139 +126,132 @@ pub(super) fn share(
     if !offset.is_multiple_of(PAGE) || !pool.page(page)?.replace(word, word.orphaned()) {
         return Err(pool.not_allocated(offset));
     }
-    unlink(pool, slot, page)
+    list::unlink(pool, head(pool, slot), page)
 }
 
+/// What an intent to free says it is about, in its field for a generation.
+pub(super) const FREE_EXTENT: u32 = 0;
+
+/// Frees an extent: a shared one, or one's own. `announced` is called when recovery would finish it.
 pub(super) fn free(
     pool: &Pool,
     slot: &Slot,
     owner: SlotId,
     intent: &Intent,
     page: u32,
-    word: PageWord,
     offset: u64,
+    announced: impl FnOnce(),
 ) -> Result<()> {
+    let word = pool.page(page)?.load();
     // A private extent of somebody else is not ours to free.
-    if !offset.is_multiple_of(PAGE) || word.owner().is_some_and(|other| other != owner.index) {
+    let private = word.owner();
+    if word.tag() != Tag::Extent
+        || !offset.is_multiple_of(PAGE)
+        || private.is_some_and(|other| other != owner.index)
+    {
         return Err(pool.not_allocated(offset));
     }
-    intent.begin(
-        Op::Free,
-        pool.number(),
-        0,
-        [page.into(), word.pages().into()],
-    );
-    if !pool.page(page)?.replace(
-        word,
-        PageWord::new(Tag::Claimed, Some(owner.index), 0, word.pages()),
-    ) {
+    let version = pool.page_meta(page)?.version.load(Ordering::SeqCst);
+    let run = u64::from(word.extra()) << 32 | u64::from(page);
+    intent.begin(Op::Free, pool.number(), FREE_EXTENT, [run, version]);
+    announced();
+    let claimed = PageWord::new(Tag::Claimed, Some(owner.index), 0, word.extra());
+    if !pool.page(page)?.replace(word, claimed) {
         intent.end();
         return Err(pool.not_allocated(offset));
     }
-    if word.owner().is_some() {
-        unlink(pool, slot, page)?;
+    if private.is_some() {
+        list::unlink(pool, head(pool, slot), page)?;
     }
-    release(pool, page, word.pages())?;
+    release(pool, page, word.extra())?;
     intent.end();
     Ok(())
 }
 
-/// Frees the pages of an extent whose head is claimed: from the last to the first, so that what is left after a death is
-/// always a head and the body pages right behind it.
-fn release(pool: &Pool, first: u32, pages: u32) -> Result<()> {
+/// Frees pages that the caller has claimed: from the last to the first, so that what is left after a death is always a
+/// head and the body pages right behind it.
+pub(super) fn release(pool: &Pool, first: u32, pages: u32) -> Result<()> {
     let end = first.saturating_add(pages).min(pool.committed_pages());
     for page in (first..end).rev() {
         pool.page(page)?.store(PageWord::FREE);
     }
-    Ok(())
-}
-
-/// Takes an extent out of its owner's list. By the owner, one thread at a time.
-fn unlink(pool: &Pool, slot: &Slot, page: u32) -> Result<()> {
-    let mut link = &slot.extents[pool.number() as usize % slot.extents.len()];
-    let wanted = u64::from(page) + 1;
-    for _ in 0..pool.committed_pages() {
-        let at = link.load(Ordering::Relaxed);
-        if at == wanted {
-            link.store(
-                pool.page_meta(page)?.next.load(Ordering::Relaxed),
-                Ordering::Release,
-            );
-            return Ok(());
-        }
-        let Some(next) = at
-            .checked_sub(1)
-            .and_then(|next| u32::try_from(next).ok())
-            .filter(|next| *next < pool.committed_pages())
-        else {
-            break;
-        };
-        link = &pool.page_meta(next)?.next;
-    }
-    Ok(())
+    pool.lower_hint(first)
 }
 
 /// Frees the private extents of a dead owner.
 pub(crate) fn recover(pool: &Pool, slot: &Slot, owner: SlotId) -> Result<()> {
-    let mut next =
-        slot.extents[pool.number() as usize % slot.extents.len()].swap(0, Ordering::AcqRel);
-    for _ in 0..pool.committed_pages() {
-        let Some(page) = next
-            .checked_sub(1)
-            .and_then(|page| u32::try_from(page).ok())
-            .filter(|page| *page < pool.committed_pages())
-        else {
-            break;
-        };
-        next = pool.page_meta(page)?.next.load(Ordering::Acquire);
+    list::take(pool, head(pool, slot), |page| {
         let word = pool.page(page)?.load();
         if word.tag() == Tag::Extent && word.owner() == Some(owner.index) {
-            release(pool, page, word.pages())?;
+            release(pool, page, word.extra())?;
+        }
+        Ok(())
+    })
+}
+
+/// Finishes or undoes what a thread of a dead process was doing to the pool. Its lists were recovered before.
+pub(crate) fn recover_intent(pool: &Pool, owner: SlotId, intended: &Intended) -> Result<()> {
+    match (intended.op, intended.generation) {
+        (Op::Allocate, _) => recover_claim(pool, owner, intended),
+        (Op::Free, FREE_EXTENT) => recover_free(pool, owner, intended),
+        (Op::Free, slab::FREE_BLOCK) => slab::recover_free(pool, intended),
+        _ => Ok(()),
+    }
+}
+
+/// Pages that were being claimed, or given back: FREE, all of them.
+fn recover_claim(pool: &Pool, owner: SlotId, intended: &Intended) -> Result<()> {
+    let [first, pages, ..] = intended.arguments;
+    let Some((first, pages)) = run_in(pool, first, pages) else {
+        return Ok(());
+    };
+    // A slab whose page word is written and which is in no list.
+    slab::orphan(pool, first, owner)?;
+    for page in first..first + pages {
+        let word = pool.page(page)?.load();
+        if word.owner() == Some(owner.index)
+            && matches!(word.tag(), Tag::Claimed | Tag::Body | Tag::Extent)
+        {
+            pool.page(page)?.store(PageWord::FREE);
+            pool.lower_hint(page)?;
         }
     }
     Ok(())
 }
 
-/// Finishes or undoes what a thread of a dead process was doing to pages.
-pub(crate) fn recover_intent(
-    pool: &Pool,
-    slot: &Slot,
-    owner: SlotId,
-    intended: &Intended,
-) -> Result<()> {
-    let limit = u64::from(pool.committed_pages());
-    let (first, pages) = (intended.arguments[0], intended.arguments[1]);
-    if first >= limit || pages > limit || first + pages > limit {
+fn recover_free(pool: &Pool, owner: SlotId, intended: &Intended) -> Result<()> {
+    let [run, version, ..] = intended.arguments;
+    let Some((first, pages)) = run_in(pool, low(run).into(), high(run).into()) else {
         return Ok(());
+    };
+    let head = pool.page(first)?.load();
+    if head.tag() == Tag::Claimed && head.owner() == Some(owner.index) {
+        // What lies behind the pages that are left is free, or starts with somebody else's head.
+        let mut end = first + 1;
+        while end < first + pages && pool.page(end)?.load().tag() == Tag::Body {
+            end += 1;
+        }
+        return release(pool, first, end - first);
     }
-    let (first, pages) = (low(first), low(pages));
-    match intended.op {
-        Op::Allocate => {
-            // A slab whose page word was written but which is in no list yet; a listed one was recovered before.
-            super::slab::orphan(pool, first, owner)?;
-            let listed = slot.extents[pool.number() as usize % slot.extents.len()]
-                .load(Ordering::Acquire)
-                == u64::from(first) + 1;
-            for page in first..first + pages {
-                let word = pool.page(page)?.load();
-                let mine = word.owner() == Some(owner.index)
-                    && matches!(word.tag(), Tag::Claimed | Tag::Body | Tag::Extent);
-                if mine && !listed {
-                    pool.page(page)?.store(PageWord::FREE);
-                }
-            }
+    // Announced, and not begun. The word first: if it is of a later extent, so is the version, which was written before it.
+    let shared = PageWord::new(Tag::Extent, None, 0, pages);
+    if head == shared && pool.page_meta(first)?.version.load(Ordering::SeqCst) == version {
+        let claimed = PageWord::new(Tag::Claimed, Some(owner.index), 0, pages);
+        if pool.page(first)?.replace(shared, claimed) {
+            release(pool, first, pages)?;
         }
-        Op::Free => {
-            let head = pool.page(first)?.load();
-            if head.tag() == Tag::Claimed && head.owner() == Some(owner.index) {
-                let mut end = first + 1;
-                while end < first + pages && pool.page(end)?.load().tag() == Tag::Body {
-                    end += 1;
-                }
-                release(pool, first, end - first)?;
-            }
-        }
-        _ => {}
     }
     Ok(())
+}
+
+/// The run, unless it does not lie in the committed part of the pool.
+fn run_in(pool: &Pool, first: u64, pages: u64) -> Option<(u32, u32)> {
+    let limit = u64::from(pool.committed_pages());
+    let end = first.checked_add(pages)?;
+    (pages > 0 && end <= limit).then_some((low(first), low(pages)))
+}
+
+#[inline]
+fn head<'a>(pool: &Pool, slot: &'a Slot) -> &'a AtomicU64 {
+    &slot.extents[pool.number() as usize % slot.extents.len()]
 }

@@ -24,7 +24,8 @@ pub enum Tag {
     Reserved = 5,
 }
 
-/// A page word: tag 4 bits | class 4 | owner's slot plus one 20 (0: nobody's) | reserved 4 | pages 32, from the low end.
+/// A page word: tag 4 bits | class 4 | owner's slot plus one 20 (0: nobody's) | reserved 4 | extra 32, from the low end. What
+/// is extra: the pages of an extent, the version of a slab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageWord(u64);
 
@@ -34,13 +35,13 @@ impl PageWord {
 
     /// Puts a word together.
     #[must_use]
-    pub fn new(tag: Tag, owner: Option<u32>, class: usize, pages: u32) -> Self {
+    pub fn new(tag: Tag, owner: Option<u32>, class: usize, extra: u32) -> Self {
         let owner = owner.map_or(0, |slot| u64::from(slot) + 1);
         Self(
             tag as u64
                 | (class as u64 & 0xf) << 4
                 | (owner & 0xf_ffff) << 8
-                | u64::from(pages) << 32,
+                | u64::from(extra) << 32,
         )
     }
 
@@ -69,9 +70,9 @@ impl PageWord {
         (low(self.0 >> 8) & 0xf_ffff).checked_sub(1)
     }
 
-    /// Pages of the extent that it starts.
+    /// Pages of the extent that it starts; the version of a slab.
     #[must_use]
-    pub fn pages(self) -> u32 {
+    pub fn extra(self) -> u32 {
         high(self.0)
     }
 
@@ -91,8 +92,14 @@ pub struct Word(AtomicU64);
 unsafe impl Shared for Word {}
 
 impl Word {
+    #[cfg(all(test, loom))]
+    pub(super) fn new(word: PageWord) -> Self {
+        Self(AtomicU64::new(word.0))
+    }
+
     /// Reads it.
     #[must_use]
+    #[inline]
     pub fn load(&self) -> PageWord {
         PageWord(self.0.load(Ordering::SeqCst))
     }
@@ -114,12 +121,17 @@ impl Word {
 /// Blocks of the smallest class in a page, in words of a bitmap.
 pub const BITMAP: usize = 16;
 
-/// Record of a page. 512 bytes.
+/// Record of a page. 512 bytes; what others write lies on cache lines apart from what the owner reads all the time.
 #[derive(Debug)]
 #[repr(C, align(512))]
 pub struct PageMeta {
     /// The next page in its owner's list, plus one; 0 ends the list.
     pub next: AtomicU64,
+    /// The one before it, plus one. Read by the owner only, never by recovery.
+    pub prev: AtomicU64,
+    /// How often the page has been made a slab or the head of an extent. Written by whoever has it claimed.
+    pub version: AtomicU64,
+    reserved: [AtomicU64; 13],
     /// Blocks that are allocated; written by the owner alone.
     pub allocated: [AtomicU64; BITMAP],
     /// Blocks that were shared.
@@ -130,4 +142,65 @@ pub struct PageMeta {
 
 // SAFETY: repr(C), only atomics.
 unsafe impl Shared for PageMeta {}
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<PageMeta>() == 512);
+
+impl PageMeta {
+    /// Counts one more use of the page, which the caller has claimed; returns the number, cut to what a page word holds.
+    pub fn renew(&self) -> u32 {
+        let version = self.version.load(Ordering::Relaxed).wrapping_add(1);
+        self.version.store(version, Ordering::SeqCst);
+        low(version)
+    }
+}
+
+/// How often each block of a page has been given out, 16 bits each. 2 KiB. Written by the slab's owner alone, before the bit
+/// that says that the block is allocated; so a block's bits together with its stamp say whether they still speak of the
+/// same allocation.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Stamps([AtomicU64; STAMP_WORDS]);
+
+#[cfg(not(loom))]
+const STAMP_WORDS: usize = 256;
+/// A model needs one block only.
+#[cfg(loom)]
+const STAMP_WORDS: usize = 1;
+
+// SAFETY: repr(C), only atomics.
+unsafe impl Shared for Stamps {}
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Stamps>() == 2048);
+
+impl Stamps {
+    #[cfg(all(test, loom))]
+    pub(super) fn new() -> Self {
+        Self([AtomicU64::new(0)])
+    }
+
+    /// The stamp of a block.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, block: u32) -> u64 {
+        let (word, shift) = Self::place(block);
+        word.map_or(0, |n| self.0[n].load(Ordering::Acquire) >> shift & 0xffff)
+    }
+
+    /// The next stamp for a block. For the owner only.
+    #[inline]
+    pub fn bump(&self, block: u32) {
+        let (word, shift) = Self::place(block);
+        if let Some(n) = word {
+            let before = self.0[n].load(Ordering::Relaxed);
+            let stamp = (before >> shift).wrapping_add(1) & 0xffff;
+            let after = before & !(0xffff << shift) | stamp << shift;
+            // The Release of the allocated bit, which follows, publishes it.
+            self.0[n].store(after, Ordering::Relaxed);
+        }
+    }
+
+    fn place(block: u32) -> (Option<usize>, u32) {
+        let word = block as usize / 4;
+        (Some(word).filter(|n| *n < STAMP_WORDS), block % 4 * 16)
+    }
+}

@@ -5,26 +5,31 @@
 //! | bits | state | who may change it |
 //! |---|---|---|
 //! | 0 – – | free | the owner: sets `allocated` |
-//! | 1 0 0 | private to the owner | the owner: sets `shared` or `freed`; recovery frees it |
-//! | 1 1 0 | shared | whoever has it: sets `freed` by `fetch_or` |
-//! | 1 x 1 | freed | the owner collects it: clears `shared`, `allocated`, `freed`, in this order |
+//! | 1 0 0 | private to the owner | the owner: sets `shared`, or clears `allocated`; recovery frees it |
+//! | 1 1 0 | shared | who has it: sets `freed` by `fetch_or`; the owner may clear `shared`, then `allocated` |
+//! | 1 1 1 | freed | the owner collects it: clears `shared`, `allocated`, `freed`, in this order |
 //!
-//! Each step of collecting can be repeated, so an owner that dies in between leaves nothing that recovery must know about.
+//! Whatever the owner does is a single store, or a sequence that passes through "private"; each step of collecting can be
+//! repeated. So an owner that dies leaves nothing that recovery must know about. A process that frees a block of another
+//! owner announces it with the block's stamp and the slab's version: as long as both are unchanged, the bits tell whether it
+//! happened; when they have changed, it did.
 
 use dragon_protocol::SlotId;
+use dragon_protocol::op::Op;
 
-use super::Pool;
-use super::page::{BITMAP, PAGE, PageMeta, PageWord, Tag};
+use super::page::{BITMAP, PAGE, PageMeta, PageWord, Stamps, Tag, Word};
+use super::{Pool, extent, list};
 use crate::error::Result;
 use crate::slot::Slot;
-use crate::sync::{AtomicU64, Ordering, low};
-use crate::thread::Intent;
+use crate::sync::{AtomicU64, Ordering, crosswise, low};
+use crate::thread::{Intended, Intent};
 
 /// Number of size classes: 64 B, 128 B, … 32 KiB.
 pub const CLASSES: usize = 10;
 const SMALLEST: u64 = 64;
 
 /// Size class of a block, `None` when it is too large for a slab.
+#[inline]
 #[must_use]
 pub fn class_of(length: u64) -> Option<usize> {
     let class = length
@@ -36,6 +41,7 @@ pub fn class_of(length: u64) -> Option<usize> {
 }
 
 /// Bytes of a block of a class.
+#[inline]
 #[must_use]
 pub fn class_size(class: usize) -> u64 {
     // Four bits of a page word can say more than there are classes.
@@ -51,7 +57,7 @@ pub struct Bits<'a> {
 }
 
 impl<'a> Bits<'a> {
-    /// The bits of `blocks` blocks.
+    /// The bits in three bitmaps of equal length.
     #[must_use]
     pub fn new(
         allocated: &'a [AtomicU64],
@@ -65,6 +71,7 @@ impl<'a> Bits<'a> {
         }
     }
 
+    #[inline]
     fn of(meta: &'a PageMeta, class: usize) -> Self {
         let words = words_of(class);
         Self::new(
@@ -74,29 +81,22 @@ impl<'a> Bits<'a> {
         )
     }
 
-    /// Allocates a block, collecting freed ones when none is free. `blocks` is how many the slab has. For the owner only.
-    #[must_use]
-    pub fn allocate(self, blocks: u32) -> Option<u32> {
-        self.take(blocks).or_else(|| {
-            if self.collect() {
-                self.take(blocks)
-            } else {
-                None
-            }
-        })
-    }
-
-    fn take(self, blocks: u32) -> Option<u32> {
-        for (n, word) in (0..).zip(self.allocated) {
+    /// Allocates one of `blocks` blocks, the search starting in word `from`, which is moved to where it ended. `stamp` is
+    /// called before the block counts as allocated. For the owner only.
+    #[inline]
+    pub fn allocate(self, blocks: u32, from: &mut usize, stamp: impl FnOnce(u32)) -> Option<u32> {
+        while let Some(word) = self.allocated.get(*from) {
             let mine = word.load(Ordering::Relaxed);
             let bit = (!mine).trailing_zeros();
-            let index = n * 64 + bit;
+            let index = low(*from as u64) * 64 + bit;
             if bit < 64 && index < blocks {
+                stamp(index);
                 // A plain store is enough: nobody else writes this word. Release: who learns of the block later sees it
-                // allocated.
+                // allocated, and who sees it allocated sees its stamp.
                 word.store(mine | 1 << bit, Ordering::Release);
                 return Some(index);
             }
+            *from += 1;
         }
         None
     }
@@ -105,39 +105,70 @@ impl<'a> Bits<'a> {
     pub fn collect(self) -> bool {
         let mut any = false;
         for n in 0..self.freed.len() {
-            // Acquire pairs with the Release of `free`: what the freeing process did with the block is over.
-            let gone = self.freed[n].load(Ordering::Acquire);
-            if gone != 0 {
-                self.shared[n].fetch_and(!gone, Ordering::Relaxed);
-                self.allocated[n].store(
-                    self.allocated[n].load(Ordering::Relaxed) & !gone,
-                    Ordering::Release,
-                );
-                self.freed[n].fetch_and(!gone, Ordering::Release);
-                any = true;
+            if self.freed[n].load(Ordering::Relaxed) == 0 {
+                continue;
             }
+            // Acquire pairs with `free`: what the freeing process did with the block is over.
+            let gone = self.freed[n].load(Ordering::Acquire);
+            self.shared[n].fetch_and(!gone, Ordering::Relaxed);
+            self.allocated[n].store(
+                self.allocated[n].load(Ordering::Relaxed) & !gone,
+                Ordering::Release,
+            );
+            // Release pairs with the Acquire in `is_shared`: who sees the bit gone sees the others gone.
+            self.freed[n].fetch_and(!gone, Ordering::AcqRel);
+            any = true;
         }
         any
     }
 
-    /// Frees a block; false when it is free already.
+    /// Frees a shared block of another owner; false when it is none.
     #[must_use]
     pub fn free(self, block: u32) -> bool {
-        let (n, bit) = (block as usize / 64, 1 << (block % 64));
-        let allocated = self.allocated[n].load(Ordering::Acquire) & bit != 0;
+        let (n, bit) = place(block);
         // SeqCst: see `release_orphan`.
-        allocated && self.freed[n].fetch_or(bit, Ordering::SeqCst) & bit == 0
+        self.is_shared(block) && self.freed[n].fetch_or(bit, Ordering::SeqCst) & bit == 0
     }
 
-    /// Shares a private block; false when it is not one.
+    /// Frees a block of one's own; `between` is called when it is private again. False when it is free. For the owner only.
+    #[must_use]
+    pub fn free_own(self, block: u32, between: impl FnOnce()) -> bool {
+        let (n, bit) = place(block);
+        let mine = self.allocated[n].load(Ordering::Relaxed);
+        if mine & bit == 0 || self.freed[n].load(Ordering::Relaxed) & bit != 0 {
+            return false;
+        }
+        if self.shared[n].load(Ordering::Relaxed) & bit != 0 {
+            self.shared[n].fetch_and(!bit, Ordering::AcqRel);
+        }
+        between();
+        self.allocated[n].store(mine & !bit, Ordering::Release);
+        true
+    }
+
+    /// Shares a private block; false when it is not one. For the owner only.
     #[must_use]
     pub fn share(self, block: u32) -> bool {
-        let (n, bit) = (block as usize / 64, 1 << (block % 64));
-        let private = self.allocated[n].load(Ordering::Relaxed)
-            & !self.freed[n].load(Ordering::Relaxed)
-            & bit
-            != 0;
-        private && self.shared[n].fetch_or(bit, Ordering::AcqRel) & bit == 0
+        let (n, bit) = place(block);
+        self.is_used(block) && self.shared[n].fetch_or(bit, Ordering::AcqRel) & bit == 0
+    }
+
+    /// Whether a block is private or shared.
+    #[inline]
+    #[must_use]
+    pub fn is_used(self, block: u32) -> bool {
+        let (n, bit) = place(block);
+        // In this order: freed bits go last, so a block whose bit is gone has lost the others before.
+        self.freed[n].load(Ordering::Acquire) & bit == 0
+            && self.allocated[n].load(Ordering::Acquire) & bit != 0
+    }
+
+    /// Whether a block is shared and not freed.
+    #[inline]
+    #[must_use]
+    pub fn is_shared(self, block: u32) -> bool {
+        let (n, bit) = place(block);
+        self.is_used(block) && self.shared[n].load(Ordering::Acquire) & bit != 0
     }
 
     /// Frees all private blocks of an owner that is dead.
@@ -162,55 +193,90 @@ impl<'a> Bits<'a> {
     }
 }
 
+#[inline]
+const fn place(block: u32) -> (usize, u64) {
+    (block as usize / 64, 1 << (block % 64))
+}
+
+#[inline]
 fn blocks_of(class: usize) -> u32 {
     low(PAGE / class_size(class))
 }
 
+#[inline]
 fn words_of(class: usize) -> usize {
     (blocks_of(class) as usize).div_ceil(64).min(BITMAP)
 }
 
-pub(super) fn alloc(
+/// What an owner remembers about its slabs of one class, in its own memory.
+#[derive(Debug, Default)]
+pub(super) struct Class {
+    pages: Vec<u32>,
+    /// The page in use, and the word of its bitmap where the search goes on: the words before it are full.
+    current: Option<u32>,
+    word: usize,
+    /// A page in which the owner freed a block lately.
+    hint: Option<u32>,
+    /// Which page is looked at next for blocks that others freed.
+    cursor: usize,
+}
+
+impl Class {
+    /// Allocates from the page in use; this is the path that has to be short.
+    #[inline]
+    pub(super) fn alloc(&mut self, pool: &Pool, class: usize) -> Result<Option<u64>> {
+        let Some(page) = self.current else {
+            return Ok(None);
+        };
+        let bits = Bits::of(pool.page_meta(page)?, class);
+        let stamps = pool.stamps(page)?;
+        let block = bits.allocate(blocks_of(class), &mut self.word, |block| stamps.bump(block));
+        Ok(block.map(|block| u64::from(page) * PAGE + u64::from(block) * class_size(class)))
+    }
+
+    /// Allocates from a page that has freed blocks, and makes it the one in use. It looks at the page in use, the one of the
+    /// owner's latest free, and at a few others or `all`: that is cheap for each block, and comes round to all of them.
+    pub(super) fn alloc_freed(
+        &mut self,
+        pool: &Pool,
+        class: usize,
+        all: bool,
+    ) -> Result<Option<u64>> {
+        const SOME: usize = 8;
+        let count = if all { usize::MAX } else { SOME }.min(self.pages.len());
+        let recent = [self.current, self.hint.take()].into_iter().flatten();
+        let others = (0..count).map(|n| self.pages[(self.cursor + n) % self.pages.len()]);
+        let candidates = recent.chain(others).collect::<Vec<_>>();
+        self.cursor = self.cursor.wrapping_add(count) % self.pages.len().max(1);
+        for page in candidates {
+            Bits::of(pool.page_meta(page)?, class).collect();
+            (self.current, self.word) = (Some(page), 0);
+            if let Some(offset) = self.alloc(pool, class)? {
+                return Ok(Some(offset));
+            }
+        }
+        Ok(None)
+    }
+
+    fn freed(&mut self, page: u32, block: u32) {
+        if self.current == Some(page) {
+            self.word = self.word.min(place(block).0);
+        } else {
+            self.hint = Some(page);
+        }
+    }
+}
+
+/// Allocates from a page of its own.
+pub(super) fn alloc_new(
     pool: &Pool,
-    slabs: &mut Vec<u32>,
+    cached: &mut Class,
     slot: &Slot,
     owner: SlotId,
     intent: &Intent,
     class: usize,
 ) -> Result<Option<u64>> {
-    for position in (0..slabs.len()).rev() {
-        let page = slabs[position];
-        let bits = Bits::of(pool.page_meta(page)?, class);
-        if let Some(block) = bits.allocate(blocks_of(class)) {
-            // The slab that has room is tried first the next time.
-            let last = slabs.len() - 1;
-            slabs.swap(position, last);
-            return Ok(Some(
-                u64::from(page) * PAGE + u64::from(block) * class_size(class),
-            ));
-        }
-    }
-    let Some(page) = claim(pool, slot, owner, intent, class)? else {
-        return Ok(None);
-    };
-    slabs.push(page);
-    let block = Bits::of(pool.page_meta(page)?, class)
-        .allocate(blocks_of(class))
-        .unwrap_or(0);
-    Ok(Some(
-        u64::from(page) * PAGE + u64::from(block) * class_size(class),
-    ))
-}
-
-/// Claims a page for a new slab and puts it into the owner's list.
-fn claim(
-    pool: &Pool,
-    slot: &Slot,
-    owner: SlotId,
-    intent: &Intent,
-    class: usize,
-) -> Result<Option<u32>> {
-    let Some(page) = super::extent::claim_pages(pool, owner, intent, 1)? else {
+    let Some(page) = extent::claim_pages(pool, owner, intent, 1)? else {
         return Ok(None);
     };
     let meta = pool.page_meta(page)?;
@@ -219,41 +285,117 @@ fn claim(
             word.store(0, Ordering::Relaxed);
         }
     }
-    let head = &slot.slabs[pool.number() as usize % slot.slabs.len()];
-    meta.next
-        .store(head.load(Ordering::Relaxed), Ordering::Relaxed);
-    pool.page(page)?
-        .store(PageWord::new(Tag::Slab, Some(owner.index), class, 1));
-    head.store(u64::from(page) + 1, Ordering::Release);
+    let word = PageWord::new(Tag::Slab, Some(owner.index), class, meta.renew());
+    pool.page(page)?.store(word);
+    list::link(pool, head(pool, slot), page)?;
     intent.end();
-    Ok(Some(page))
+    cached.pages.push(page);
+    (cached.current, cached.word) = (Some(page), 0);
+    cached.alloc(pool, class)
+}
+
+/// Gives the pages of slabs without blocks in use back to the pool; true when there were any.
+pub(super) fn trim(
+    pool: &Pool,
+    cached: &mut Class,
+    slot: &Slot,
+    intent: &Intent,
+    class: usize,
+) -> Result<bool> {
+    let mut empty = Vec::new();
+    for page in &cached.pages {
+        let bits = Bits::of(pool.page_meta(*page)?, class);
+        bits.collect();
+        if bits.in_use() == 0 {
+            empty.push(*page);
+        }
+    }
+    for page in &empty {
+        cached.pages.retain(|other| other != page);
+        // Recovery finds a page that is in the list no more by the same intent as one that is not in it yet.
+        intent.begin(Op::Allocate, pool.number(), 0, [(*page).into(), 1]);
+        list::unlink(pool, head(pool, slot), *page)?;
+        extent::release(pool, *page, 1)?;
+        intent.end();
+    }
+    if !empty.is_empty() {
+        (cached.current, cached.word, cached.hint, cached.cursor) = (None, 0, None, 0);
+    }
+    Ok(!empty.is_empty())
+}
+
+/// Which block of the slab starts at `offset`, whatever its state.
+fn block_at(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<u32> {
+    let size = class_size(word.class());
+    let inside = offset - u64::from(page) * PAGE;
+    u32::try_from(inside / size)
+        .ok()
+        .filter(|_| inside.is_multiple_of(size))
+        .ok_or_else(|| pool.not_allocated(offset))
 }
 
 pub(super) fn check(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<u32> {
-    let size = class_size(word.class());
-    let inside = offset - u64::from(page) * PAGE;
-    let block = u32::try_from(inside / size)
-        .ok()
-        .filter(|_| inside.is_multiple_of(size))
-        .ok_or_else(|| pool.not_allocated(offset))?;
-    let bits = Bits::of(pool.page_meta(page)?, word.class());
-    let (n, bit) = (block as usize / 64, 1_u64 << (block % 64));
-    let used =
-        bits.allocated[n].load(Ordering::Acquire) & !bits.freed[n].load(Ordering::Acquire) & bit
-            != 0;
-    if used {
+    let block = block_at(pool, page, word, offset)?;
+    if Bits::of(pool.page_meta(page)?, word.class()).is_used(block) {
         Ok(block)
     } else {
         Err(pool.not_allocated(offset))
     }
 }
 
-pub(super) fn free(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<()> {
+/// Whether the block is shared; an error when it is free.
+pub(super) fn is_shared(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<bool> {
     let block = check(pool, page, word, offset)?;
-    if !Bits::of(pool.page_meta(page)?, word.class()).free(block) {
+    Ok(Bits::of(pool.page_meta(page)?, word.class()).is_shared(block))
+}
+
+/// Frees a block of one's own slab.
+pub(super) fn free_own(
+    pool: &Pool,
+    cached: &mut Class,
+    page: u32,
+    word: PageWord,
+    offset: u64,
+    between: impl FnOnce(),
+) -> Result<()> {
+    let block = check(pool, page, word, offset)?;
+    if !Bits::of(pool.page_meta(page)?, word.class()).free_own(block, between) {
         return Err(pool.not_allocated(offset));
     }
-    release_orphan(pool, page)
+    cached.freed(page, block);
+    Ok(())
+}
+
+/// What an intent to free says it is about, in its field for a generation.
+pub(super) const FREE_BLOCK: u32 = 1;
+
+/// Frees a shared block of somebody else's slab, or of an orphan. `announced` is called when recovery would finish it.
+pub(super) fn free(
+    pool: &Pool,
+    intent: &Intent,
+    page: u32,
+    word: PageWord,
+    offset: u64,
+    announced: impl FnOnce(),
+) -> Result<()> {
+    let block = check(pool, page, word, offset)?;
+    let bits = Bits::of(pool.page_meta(page)?, word.class());
+    if !bits.is_shared(block) {
+        return Err(pool.not_allocated(offset));
+    }
+    let identity = u64::from(word.extra()) << 16 | pool.stamps(page)?.get(block);
+    intent.begin(Op::Free, pool.number(), FREE_BLOCK, [offset, identity]);
+    announced();
+    let freed = bits.free(block);
+    if freed {
+        release_orphan(pool, page)?;
+    }
+    intent.end();
+    if freed {
+        Ok(())
+    } else {
+        Err(pool.not_allocated(offset))
+    }
 }
 
 pub(super) fn share(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<()> {
@@ -265,40 +407,35 @@ pub(super) fn share(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Resu
     }
 }
 
-pub(super) fn in_use(meta: &PageMeta) -> u64 {
-    Bits::new(&meta.allocated, &meta.shared, &meta.freed).in_use()
+pub(super) fn in_use(meta: &PageMeta, class: usize) -> u64 {
+    Bits::of(meta, class).in_use()
 }
 
 /// Frees the page of a slab without owner and without blocks in use.
 ///
 /// Recovery orphans the page and then calls this; a process that frees the last block sets its bit and then calls this. Both
-/// steps of both are SeqCst, so at least one of them sees what the other did, and the compare-and-swap lets one act.
+/// steps of both are SeqCst, so at least one of them sees what the other did, and the compare-and-swap lets one act. The
+/// word has the slab's version, so whoever was delayed cannot free a later slab in the same page.
 pub(super) fn release_orphan(pool: &Pool, page: u32) -> Result<()> {
-    let word = pool.page(page)?.load();
-    if word.tag() == Tag::Slab && word.owner().is_none() && in_use(pool.page_meta(page)?) == 0 {
-        // Whether somebody else was quicker does not matter.
-        let _ = pool.page(page)?.replace(word, PageWord::FREE);
+    let meta = pool.page_meta(page)?;
+    if release_empty(pool.page(page)?, |class| in_use(meta, class)) {
+        pool.lower_hint(page)?;
     }
     Ok(())
 }
 
+fn release_empty(page: &Word, in_use: impl FnOnce(usize) -> u64) -> bool {
+    crosswise();
+    let word = page.load();
+    word.tag() == Tag::Slab
+        && word.owner().is_none()
+        && in_use(word.class()) == 0
+        && page.replace(word, PageWord::FREE)
+}
+
 /// Recovers the slabs of a dead owner.
 pub(crate) fn recover(pool: &Pool, slot: &Slot, owner: SlotId) -> Result<()> {
-    let head = &slot.slabs[pool.number() as usize % slot.slabs.len()];
-    let mut next = head.swap(0, Ordering::AcqRel);
-    // The list may have been scribbled over: it has at most as many pages as are committed.
-    for _ in 0..pool.committed_pages() {
-        let Some(page) = next
-            .checked_sub(1)
-            .and_then(|page| u32::try_from(page).ok())
-            .filter(|page| *page < pool.committed_pages())
-        else {
-            break;
-        };
-        next = pool.page_meta(page)?.next.load(Ordering::Acquire);
-        orphan(pool, page, owner)?;
-    }
-    Ok(())
+    list::take(pool, head(pool, slot), |page| orphan(pool, page, owner))
 }
 
 /// Frees the private blocks of a dead owner's slab, and gives the slab up.
@@ -313,37 +450,36 @@ pub(super) fn orphan(pool: &Pool, page: u32, owner: SlotId) -> Result<()> {
     Ok(())
 }
 
-#[cfg(all(test, loom))]
-mod model {
-    use super::{AtomicU64, Bits};
-    use loom::sync::Arc;
-    use loom::thread;
+/// Finishes the free of a block that a dead process had announced.
+pub(super) fn recover_free(pool: &Pool, intended: &Intended) -> Result<()> {
+    let [offset, identity, ..] = intended.arguments;
+    let Ok(page) = pool.page_of(offset) else {
+        return Ok(());
+    };
+    let word = pool.page(page)?.load();
+    if word.tag() != Tag::Slab || u64::from(word.extra()) != identity >> 16 {
+        return Ok(());
+    }
+    if let Ok(block) = block_at(pool, page, word, offset) {
+        let bits = Bits::of(pool.page_meta(page)?, word.class());
+        finish_free(bits, pool.stamps(page)?, block, identity & 0xffff);
+    }
+    release_orphan(pool, page)
+}
 
-    /// The owner allocates while another process frees: no block is given out twice, none is lost.
-    #[test]
-    fn loom_free_against_allocate() {
-        loom::model(|| {
-            let words = Arc::new([
-                [AtomicU64::new(0)],
-                [AtomicU64::new(0)],
-                [AtomicU64::new(0)],
-            ]);
-            let bits = Bits::new(&words[0], &words[1], &words[2]);
-            let (a, b) = (bits.allocate(2).unwrap(), bits.allocate(2).unwrap());
-            assert!(bits.share(a) && bits.share(b));
-            let theirs = words.clone();
-            let other = thread::spawn(move || {
-                assert!(Bits::new(&theirs[0], &theirs[1], &theirs[2]).free(a))
-            });
-            let again = bits.allocate(2);
-            assert!(again.is_none() || again == Some(a));
-            other.join().unwrap();
-            let last = bits.allocate(2);
-            assert!(
-                last.is_some() != again.is_some(),
-                "the freed block is given out once"
-            );
-            assert_eq!(bits.in_use(), 2);
-        });
+/// Frees the block unless the dead process had done so already.
+fn finish_free(bits: Bits<'_>, stamps: &Stamps, block: u32, stamp: u64) {
+    // The bits first: if they are of a later allocation, the stamp, which was written before them, is too.
+    if bits.is_shared(block) && stamps.get(block) == stamp {
+        let _ = bits.free(block);
     }
 }
+
+#[inline]
+fn head<'a>(pool: &Pool, slot: &'a Slot) -> &'a AtomicU64 {
+    &slot.slabs[pool.number() as usize % slot.slabs.len()]
+}
+
+#[cfg(all(test, loom))]
+#[path = "slab_model.rs"]
+mod model;

@@ -1,0 +1,155 @@
+//! Models of a slab's bits: every interleaving of owner, freeing processes and recovery.
+
+use loom::sync::Arc;
+use loom::thread;
+
+use super::{Bits, PageWord, Stamps, Tag, Word, finish_free, release_empty};
+use crate::sync::AtomicU64;
+
+type Words = [[AtomicU64; 1]; 3];
+
+fn words() -> Arc<Words> {
+    Arc::new([
+        [AtomicU64::new(0)],
+        [AtomicU64::new(0)],
+        [AtomicU64::new(0)],
+    ])
+}
+
+fn bits(words: &Words) -> Bits<'_> {
+    Bits::new(&words[0], &words[1], &words[2])
+}
+
+fn allocate(words: &Words, blocks: u32) -> Option<u32> {
+    let bits = bits(words);
+    bits.allocate(blocks, &mut 0, |_| {}).or_else(|| {
+        bits.collect();
+        bits.allocate(blocks, &mut 0, |_| {})
+    })
+}
+
+/// The owner allocates while another process frees: no block is given out twice, none is lost.
+#[test]
+fn loom_free_against_allocate() {
+    loom::model(|| {
+        let words = words();
+        let (a, b) = (allocate(&words, 2).unwrap(), allocate(&words, 2).unwrap());
+        assert!(bits(&words).share(a) && bits(&words).share(b));
+        let theirs = words.clone();
+        let other = thread::spawn(move || assert!(bits(&theirs).free(a)));
+        let again = allocate(&words, 2);
+        assert!(again.is_none() || again == Some(a));
+        other.join().unwrap();
+        let last = allocate(&words, 2);
+        assert!(
+            last.is_some() != again.is_some(),
+            "the freed block is given out once"
+        );
+        assert_eq!(bits(&words).in_use(), 2);
+    });
+}
+
+/// Two processes free the two blocks while the owner frees a third of its own and collects.
+#[test]
+fn loom_two_free_while_the_owner_collects() {
+    loom::model(|| {
+        let words = words();
+        let blocks: Vec<_> = (0..3).map(|_| allocate(&words, 3).unwrap()).collect();
+        assert!(
+            blocks
+                .iter()
+                .take(2)
+                .all(|block| bits(&words).share(*block))
+        );
+        let others: Vec<_> = [blocks[0], blocks[1]]
+            .into_iter()
+            .map(|block| {
+                let theirs = words.clone();
+                thread::spawn(move || assert!(bits(&theirs).free(block)))
+            })
+            .collect();
+        assert!(bits(&words).free_own(blocks[2], || {}));
+        bits(&words).collect();
+        for other in others {
+            other.join().unwrap();
+        }
+        bits(&words).collect();
+        assert_eq!(bits(&words).in_use(), 0);
+        assert!((0..3).all(|_| allocate(&words, 3).is_some()));
+    });
+}
+
+/// The owner is dead: recovery frees its private blocks while another process frees a shared one. What is left in the end
+/// is exactly the other shared block.
+#[test]
+fn loom_recovery_against_free() {
+    loom::model(|| {
+        let words = words();
+        let (a, b, _private) = (
+            allocate(&words, 3).unwrap(),
+            allocate(&words, 3).unwrap(),
+            allocate(&words, 3).unwrap(),
+        );
+        assert!(bits(&words).share(a) && bits(&words).share(b));
+        let theirs = words.clone();
+        let other = thread::spawn(move || assert!(bits(&theirs).free(a)));
+        bits(&words).free_private();
+        other.join().unwrap();
+        assert_eq!(bits(&words).in_use(), 1);
+        assert!(bits(&words).is_shared(b) && !bits(&words).is_shared(a));
+    });
+}
+
+/// The last block of an orphan is freed while recovery gives the slab up: one of the two, and only one, frees the page.
+#[test]
+fn loom_an_orphan_goes_once() {
+    loom::model(|| {
+        let words = words();
+        let owned = PageWord::new(Tag::Slab, Some(3), 0, 1);
+        let page = Arc::new(Word::new(owned));
+        let a = allocate(&words, 1).unwrap();
+        assert!(bits(&words).share(a));
+        let release = |words: &Words, page: &Word| release_empty(page, |_| bits(words).in_use());
+        let (theirs, their_page) = (words.clone(), page.clone());
+        let other = thread::spawn(move || {
+            assert!(bits(&theirs).free(a));
+            release(&theirs, &their_page)
+        });
+        bits(&words).free_private();
+        assert!(page.replace(owned, owned.orphaned()));
+        let here = release(&words, &page);
+        let there = other.join().unwrap();
+        assert!(here != there, "freed here {here}, there {there}");
+        assert_eq!(page.load(), PageWord::FREE);
+    });
+}
+
+/// A process announced that it frees a block, and died before or after it did. Meanwhile the owner collects and gives the
+/// block out again. Recovery frees the first allocation exactly once, and never the second.
+#[test]
+fn loom_recovery_of_an_announced_free() {
+    for done in [false, true] {
+        loom::model(move || {
+            let words = words();
+            let stamps = Arc::new(Stamps::new());
+            let a = bits(&words)
+                .allocate(1, &mut 0, |block| stamps.bump(block))
+                .unwrap();
+            assert!(bits(&words).share(a));
+            let announced = stamps.get(a);
+            if done {
+                assert!(bits(&words).free(a));
+            }
+            let (theirs, their_stamps) = (words.clone(), stamps.clone());
+            let owner = thread::spawn(move || {
+                bits(&theirs).collect();
+                let again = bits(&theirs).allocate(1, &mut 0, |block| their_stamps.bump(block));
+                again.map(|block| assert!(bits(&theirs).share(block)))
+            });
+            finish_free(bits(&words), &stamps, a, announced);
+            let again = owner.join().unwrap().is_some();
+            assert!(again || !done);
+            assert_eq!(bits(&words).in_use(), u64::from(again));
+        });
+    }
+}

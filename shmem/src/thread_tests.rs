@@ -1,0 +1,200 @@
+use std::sync::Arc;
+
+use super::{IDLE, Intent, READY, Reply, ReplyCell, ReplyPayload, STATE, ThreadRecord};
+use crate::futex::{Deadline, WaitResult};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+impl ThreadRecord {
+    fn empty() -> Self {
+        Self {
+            busy: AtomicU32::new(0),
+            touched: AtomicU32::new(0),
+            intent: Intent {
+                op: AtomicU32::new(0),
+                step: AtomicU32::new(0),
+                index: AtomicU32::new(0),
+                generation: AtomicU32::new(0),
+                arguments: std::array::from_fn(|_| AtomicU64::new(0)),
+            },
+            reply: ReplyCell {
+                state: AtomicU32::new(IDLE),
+                status: AtomicU32::new(0),
+                ticket: AtomicU64::new(0),
+                arg0: AtomicU64::new(0),
+                arg1: AtomicU64::new(0),
+                length: AtomicU64::new(0),
+                block: AtomicU64::new(0),
+                inline: std::array::from_fn(|_| AtomicU64::new(0)),
+            },
+        }
+    }
+}
+
+fn reply(arg0: u64, payload: ReplyPayload) -> Reply {
+    Reply {
+        status: 0,
+        arg0,
+        arg1: 0,
+        payload,
+    }
+}
+
+fn inline(arg0: u64) -> Reply {
+    reply(arg0, ReplyPayload::Inline(vec![7; 5]))
+}
+
+#[cfg(not(loom))]
+mod plain {
+    use super::*;
+    use dragon_protocol::op::Op;
+
+    #[test]
+    fn a_reply_reaches_only_the_request_with_its_ticket() {
+        let cell = ThreadRecord::empty().reply;
+        assert!(!cell.complete(0, &inline(1)).unwrap(), "nobody asked");
+        let first = cell.begin();
+        assert!(cell.abandon());
+        assert!(!cell.complete(first, &inline(1)).unwrap(), "given up");
+        let second = cell.begin();
+        assert!(!cell.complete(first, &inline(1)).unwrap(), "too late");
+        assert_eq!(cell.wait(Deadline::Now, 0), Err(WaitResult::TimedOut));
+        assert!(cell.complete(second, &inline(2)).unwrap());
+        assert!(!cell.complete(second, &inline(3)).unwrap(), "once");
+        assert!(!cell.abandon(), "the reply has won");
+        assert_eq!(cell.wait(Deadline::Never, 0), Ok(inline(2)));
+        assert!(cell.complete(second, &inline(4)).is_ok_and(|done| !done));
+    }
+
+    #[test]
+    fn a_reply_that_does_not_fit_is_refused() {
+        let cell = ThreadRecord::empty().reply;
+        let ticket = cell.begin();
+        let large = reply(
+            0,
+            ReplyPayload::Inline(vec![0; super::super::REPLY_INLINE + 1]),
+        );
+        assert!(cell.complete(ticket, &large).is_err());
+        assert!(cell.complete(ticket, &inline(1)).unwrap());
+    }
+
+    #[test]
+    fn a_waiting_thread_is_woken() {
+        let record = Arc::new(ThreadRecord::empty());
+        let ticket = record.reply.begin();
+        let theirs = record.clone();
+        let agent = std::thread::spawn(move || theirs.reply.complete(ticket, &inline(9)).unwrap());
+        let wait = || record.reply.wait(Deadline::Never, 0);
+        let got = loop {
+            if let Ok(reply) = wait() {
+                break reply;
+            }
+        };
+        assert_eq!(got.arg0, 9);
+        assert!(agent.join().unwrap());
+    }
+
+    #[test]
+    fn recovery_gets_the_block_of_a_reply_that_nobody_took() {
+        let record = ThreadRecord::empty();
+        record.busy.store(1, Ordering::Relaxed);
+        record.touched.store(1, Ordering::Relaxed);
+        let ticket = record.reply.begin();
+        let block = ReplyPayload::Block {
+            offset: 4096,
+            length: 10,
+        };
+        assert!(record.reply.complete(ticket, &reply(0, block)).unwrap());
+        assert_eq!(record.reply.reset(), Some(4096));
+        assert_eq!(record.reply.reset(), None);
+        record.clear();
+        assert_eq!(record.busy.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_record_that_is_being_filled_is_not_given_out_again() {
+        let record = ThreadRecord::empty();
+        record.busy.store(1, Ordering::Relaxed);
+        let ticket = record.reply.begin();
+        assert!(
+            record
+                .reply
+                .change(ticket, super::super::WAITING, super::super::FILLING)
+        );
+        record.clear();
+        assert_eq!(record.busy.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn scribbled_cells_give_no_more_than_they_hold() {
+        let cell = ThreadRecord::empty().reply;
+        cell.length.store(u64::MAX, Ordering::Relaxed);
+        cell.state.store(READY, Ordering::Relaxed);
+        let reply = cell.wait(Deadline::Now, 0).unwrap();
+        assert_eq!(
+            reply.payload,
+            ReplyPayload::Inline(vec![0; super::super::REPLY_INLINE])
+        );
+        assert_eq!(cell.state.load(Ordering::Relaxed) & STATE, IDLE);
+    }
+
+    #[test]
+    fn intents_read_as_they_were_written() {
+        let intent = ThreadRecord::empty().intent;
+        assert_eq!(intent.read(), None);
+        intent.begin(Op::Send, 3, 4, [5, 6]);
+        intent.step(7);
+        intent.set(3, 8);
+        let read = intent.read().unwrap();
+        assert_eq!(
+            (read.op, read.step, read.index, read.generation),
+            (Op::Send, 7, 3, 4)
+        );
+        assert_eq!(read.arguments, [5, 6, 0, 8]);
+        intent.end();
+        assert_eq!(intent.read(), None);
+    }
+}
+
+/// Every interleaving of a thread that gives up, asks again, and two threads of the agent with the old and the new reply.
+#[cfg(loom)]
+mod model {
+    use super::*;
+    use loom::thread;
+
+    #[test]
+    fn loom_complete_against_abandon() {
+        loom::model(|| {
+            let cell = loom::sync::Arc::new(ThreadRecord::empty());
+            let ticket = cell.reply.begin();
+            let theirs = cell.clone();
+            let agent = thread::spawn(move || theirs.reply.complete(ticket, &inline(1)).unwrap());
+            let given_up = cell.reply.abandon();
+            let taken = !given_up && {
+                let got = cell.reply.wait(Deadline::Never, 0).unwrap();
+                got == inline(1)
+            };
+            let delivered = agent.join().unwrap();
+            assert!(delivered != given_up, "exactly one of the two wins");
+            assert_eq!(delivered, taken);
+            assert_eq!(cell.reply.state.load(Ordering::Relaxed) & STATE, IDLE);
+        });
+    }
+
+    #[test]
+    fn loom_a_late_reply_does_not_disturb_the_next_request() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let cell = loom::sync::Arc::new(ThreadRecord::empty());
+            let first = cell.reply.begin();
+            assert!(cell.reply.abandon());
+            let late = cell.clone();
+            let late = thread::spawn(move || late.reply.complete(first, &inline(1)).unwrap());
+            let second = cell.reply.begin();
+            let agent = cell.clone();
+            let agent = thread::spawn(move || agent.reply.complete(second, &inline(2)).unwrap());
+            assert_eq!(cell.reply.wait(Deadline::Never, 0).unwrap(), inline(2));
+            assert!(agent.join().unwrap() && !late.join().unwrap());
+        });
+    }
+}
