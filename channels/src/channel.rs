@@ -429,21 +429,19 @@ impl Local<'_> {
         thread
             .intent
             .begin(Op::Receive, index, generation, [NO_POSITION, 0]);
-        let attempt = || self.take(&thread);
-        let message = match attempt()? {
-            Some(message) => message,
+        let attempt = || self.claim(&thread);
+        let claimed = match attempt()? {
+            Some(claimed) => claimed,
             None if deadline == Deadline::Now => return Err(Error::Empty),
             None => self.wait_readable(&thread, spin, deadline, attempt)?,
         };
-        count(
-            &self
-                .member
-                .control()
-                .slot(self.member.slot().index)?
-                .counters
-                .receives,
-        );
-        Ok(message)
+        let counters = &self
+            .member
+            .control()
+            .slot(self.member.slot().index)?
+            .counters;
+        count(&counters.receives);
+        self.take(claimed)
     }
 
     #[inline]
@@ -468,19 +466,25 @@ impl Local<'_> {
         wait::sleep_until(self.ring.readable(), deadline, counted, attempt, readable)
     }
 
-    /// One try to receive. `None`: nothing is there.
+    /// One try to claim a message. `None`: nothing is there.
     #[inline]
-    fn take(&self, thread: &ThreadGuard<'_>) -> Result<Option<Message>> {
+    fn claim(&self, thread: &ThreadGuard<'_>) -> Result<Option<Claimed>> {
         alive(self.entry, self.id)?;
         let slot = self.member.slot().index;
         let announce = |position| thread.intent.set(0, position);
         let found = cell::claim_to_receive(&self.ring, slot, announce).map_err(broken)?;
-        let Some(position) = found.position else {
-            if found.skipped {
-                self.writable_changed(u32::MAX);
-            }
-            return Ok(None);
-        };
+        if found.position.is_none() && found.skipped {
+            self.writable_changed(u32::MAX);
+        }
+        Ok(found.position.map(|position| Claimed {
+            position,
+            skipped: found.skipped,
+        }))
+    }
+
+    /// Takes a claimed message out of its cell. Apart from the claim, so that the message itself is moved less.
+    #[inline]
+    fn take(&self, Claimed { position, skipped }: Claimed) -> Result<Message> {
         let content = self.ring.content(position);
         let message = match content.block {
             None => {
@@ -489,17 +493,16 @@ impl Local<'_> {
                     reason = "cut to what fits into a cell"
                 )]
                 let length = content.length as usize;
+                let bytes = self.ring.inline_bytes(position);
                 // SAFETY: the cell has at least so many bytes, and the claim keeps senders away from it.
-                Ok(unsafe {
-                    Message::copied(content.hint, self.ring.inline_bytes(position), length)
-                })
+                Ok(unsafe { Message::copied(content.hint, bytes, length) })
             }
             Some(block) => Message::leased(self.member, content.hint, block, content.length),
         };
         test_point(TestPoint::Receiving);
         cell::release(&self.ring, position);
-        self.writable_changed(if found.skipped { u32::MAX } else { 1 });
-        message.map(Some)
+        self.writable_changed(if skipped { u32::MAX } else { 1 });
+        message
     }
 
     pub(crate) fn poll(&self, spin: &Spin, deadline: Deadline) -> Result<u64> {
@@ -578,6 +581,14 @@ pub(crate) fn broken(broken: cell::Broken) -> Error {
         value: broken.0,
     }
     .into()
+}
+
+/// A message that this thread has claimed.
+#[derive(Clone, Copy, Debug)]
+struct Claimed {
+    position: u64,
+    /// Places of dead senders were freed on the way.
+    skipped: bool,
 }
 
 /// Where tests stop a process.

@@ -9,8 +9,9 @@ use dragon_shmem::Member;
 
 use crate::error::Result;
 
-/// Inline messages up to this length are kept without an allocation.
-const SMALL: usize = 192;
+/// Inline messages up to this length are kept without an allocation. Not more: a message is moved a few times on its way to
+/// the caller, and moving two hundred bytes costs as much as an allocation.
+const SMALL: usize = 48;
 
 /// A received message. One that came by reference lies in shared memory until it is dropped, which frees it.
 pub struct Message {
@@ -117,16 +118,19 @@ impl Message {
         if let Ok(small) = u8::try_from(length)
             && length <= SMALL
         {
-            let mut bytes = [MaybeUninit::uninit(); SMALL];
-            // SAFETY: the caller vouches for the source; the target is as long.
-            unsafe {
-                std::ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr().cast(), length);
-            }
-            let body = Body::Small {
-                bytes,
-                length: small,
+            // Made first and filled in its place: moving it would cost more than the copy of a small message.
+            let mut message = Self {
+                hint,
+                body: Body::Small {
+                    bytes: [MaybeUninit::uninit(); SMALL],
+                    length: small,
+                },
             };
-            return Self { hint, body };
+            if let Body::Small { bytes, .. } = &mut message.body {
+                // SAFETY: the caller vouches for the source; the target is as long.
+                unsafe { copy(from.as_ptr(), bytes.as_mut_ptr().cast(), length) };
+            }
+            return message;
         }
         // SAFETY: the caller vouches for it.
         Self::owned(hint, unsafe { copy_of(from.as_ptr(), length) })
@@ -186,6 +190,22 @@ unsafe fn copy_of(from: *const u8, length: usize) -> Vec<u8> {
     // SAFETY: the first `length` bytes were just written.
     unsafe { bytes.set_len(length) };
     bytes
+}
+
+/// Copies a few bytes; without a call when they are one or two words.
+///
+/// # Safety
+/// `length` bytes are mapped at both places, which do not overlap.
+#[inline]
+pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
+    match length {
+        // SAFETY: as the caller vouches; a copy of constant length is a load and a store.
+        8 => unsafe { std::ptr::copy_nonoverlapping(from, to, 8) },
+        // SAFETY: as above.
+        16 => unsafe { std::ptr::copy_nonoverlapping(from, to, 16) },
+        // SAFETY: as above.
+        _ => unsafe { std::ptr::copy_nonoverlapping(from, to, length) },
+    }
 }
 
 /// A block that this process has taken over from the sender.

@@ -214,9 +214,7 @@ impl Ring {
             let to = unsafe { self.cell(index).add(to_usize(at)) };
             // SAFETY: the cell has `inline` bytes behind its head, of which `room` are left; the claim makes them ours; the
             // source is private memory.
-            unsafe {
-                std::ptr::copy_nonoverlapping(part.as_ptr(), to.as_ptr(), to_usize(length));
-            }
+            unsafe { crate::message::copy(part.as_ptr(), to.as_ptr(), to_usize(length)) };
             room -= length;
             at += length;
         }
