@@ -34,3 +34,6 @@ pub use futex::{Deadline, WaitResult};
 pub use member::{Hooks, Member, ThreadGuard};
 pub use pool::{Block, Pool};
 pub use region::Region;
+
+#[cfg(all(test, not(loom)))]
+mod layer_tests;

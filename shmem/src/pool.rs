@@ -534,5 +534,7 @@ impl<'a> std::ops::Deref for ThreadRef<'a> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
+mod death_tests;
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -18,7 +18,7 @@ impl Hooks for Direct {
     fn notify(&self, _: ObjectId) {}
 }
 
-fn node(limit: u64) -> (Control, Pool) {
+pub(super) fn node(limit: u64) -> (Control, Pool) {
     let runtime = RuntimeId(7);
     let control = Control::create(runtime, NodeIndex::FIRST, 2).unwrap();
     (
@@ -27,7 +27,7 @@ fn node(limit: u64) -> (Control, Pool) {
     )
 }
 
-fn member(control: &Control, pool: &Pool) -> (SlotId, Arc<Member>) {
+pub(super) fn member(control: &Control, pool: &Pool) -> (SlotId, Arc<Member>) {
     let slot = control.claim_slot(1).unwrap();
     (
         slot,
