@@ -13,8 +13,10 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Resource, Rlimit, Signal};
 use tokio::sync::oneshot;
+
+use crate::parent_death::die_with_parent;
 
 /// What to start.
 #[derive(Debug)]
@@ -103,7 +105,7 @@ fn start(fork: Fork, files: Rlimit) -> io::Result<u32> {
         .stdin(inherit(stdin))
         .stdout(inherit(stdout))
         .stderr(inherit(stderr));
-    die_with_daemon(&mut command, files);
+    die_with_parent(&mut command, Signal::KILL, files);
     Ok(command.spawn()?.id())
 }
 
@@ -117,25 +119,4 @@ pub fn null() -> io::Result<OwnedFd> {
         .write(true)
         .open("/dev/null")?
         .into())
-}
-
-/// The one `pre_exec` of the daemon: between fork and exec, in the child.
-#[expect(
-    unsafe_code,
-    reason = "pre_exec is the only place between fork and exec"
-)]
-fn die_with_daemon(command: &mut Command, files: Rlimit) {
-    let daemon = rustix::process::getpid();
-    let child = move || {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        // The daemon may have died before the line above took effect.
-        if rustix::process::getppid() != Some(daemon) {
-            return Err(io::Error::from(rustix::io::Errno::SRCH));
-        }
-        rustix::process::setrlimit(Resource::Nofile, files)?;
-        Ok(())
-    };
-    // SAFETY: the closure makes three system calls and neither allocates nor takes a lock, which is all that is allowed
-    // after a fork in a process with threads.
-    unsafe { command.pre_exec(child) };
 }

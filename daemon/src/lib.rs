@@ -12,6 +12,7 @@ pub mod forker;
 pub mod link;
 pub mod node;
 pub mod output;
+pub mod parent_death;
 pub mod program;
 pub mod readable;
 pub mod resources;

@@ -54,17 +54,31 @@ pub fn resolve(words: &[OsString]) -> Result<Program, Refusal> {
         _ if executable => None,
         _ if is_python_file => return run_by(interpreter()?, path, words),
         _ => {
-            let text = format!("{}: not executable; type chmod +x, or name its interpreter", path.display());
-            return Err(Refusal { text, code: NOT_EXECUTABLE });
+            let text = format!(
+                "{}: not executable; type chmod +x, or name its interpreter",
+                path.display()
+            );
+            return Err(Refusal {
+                text,
+                code: NOT_EXECUTABLE,
+            });
         }
     };
-    let words = std::iter::once(path.into_os_string()).chain(words[1..].iter().cloned()).collect();
+    let words = std::iter::once(path.into_os_string())
+        .chain(words[1..].iter().cloned())
+        .collect();
     Ok(Program { words, python })
 }
 
 fn run_by(python: PathBuf, script: PathBuf, words: &[OsString]) -> Result<Program, Refusal> {
     let first = [python.clone().into_os_string(), script.into_os_string()];
-    Ok(Program { words: first.into_iter().chain(words[1..].iter().cloned()).collect(), python: Some(python) })
+    Ok(Program {
+        words: first
+            .into_iter()
+            .chain(words[1..].iter().cloned())
+            .collect(),
+        python: Some(python),
+    })
 }
 
 fn find(name: &OsStr) -> Result<PathBuf, Refusal> {
@@ -170,11 +184,22 @@ fn first_line(path: &Path) -> Option<Interpreter> {
     }
     let mut head = [0; 256];
     let length = fs::File::open(path).ok()?.read(&mut head).ok()?;
-    let line = head[..length].strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?;
-    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let line = head[..length]
+        .strip_prefix(b"#!")?
+        .split(|b| *b == b'\n')
+        .next()?;
+    let mut words = line
+        .split(u8::is_ascii_whitespace)
+        .filter(|word| !word.is_empty());
     let first = PathBuf::from(OsString::from_vec(words.next()?.to_vec()));
     if first.file_name() == Some(OsStr::new("env")) {
-        return words.next().is_some_and(|name| is_python(OsStr::from_bytes(name))).then_some(Interpreter::AnyPython);
+        return words
+            .next()
+            .is_some_and(|name| is_python(OsStr::from_bytes(name)))
+            .then_some(Interpreter::AnyPython);
     }
-    first.file_name().is_some_and(is_python).then_some(Interpreter::Python(first))
+    first
+        .file_name()
+        .is_some_and(is_python)
+        .then_some(Interpreter::Python(first))
 }

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 
 import dragon
@@ -26,9 +27,9 @@ def send(queue, name, count, size):
 def receive(queue, results):
     while True:
         item = queue.get()
+        results.put(item and item[:2])
         if item is None:
             return
-        results.put(item[:2])
 
 
 def kill_soon(process):
@@ -36,10 +37,34 @@ def kill_soon(process):
     process.kill()
 
 
+class Collector(threading.Thread):
+    """Reads results while the round runs: nothing waits for it, and it ends with the last receiver."""
+
+    def __init__(self, results, receivers):
+        super().__init__(daemon=True)
+        self.results, self.running, self.got = results, receivers, {}
+        self.start()
+
+    def run(self):
+        while self.running:
+            item = self.results.get()
+            if item is None:
+                self.running -= 1
+            else:
+                self.got.setdefault(item[0], []).append(item[1])
+
+    def finish(self, seed):
+        self.join(60)
+        assert not self.is_alive(), f"seed {seed}: {self.running} receivers did not report their end"
+        return self.got
+
+
 def one_round(seed):
     random.seed(seed)
     nodes = len(dragon.nodes())
-    queue, results = multiprocessing.SimpleQueue(), multiprocessing.Queue()
+    # Simple queues: what is put has left the process, so that a kill cannot lose what it still kept to itself.
+    queue, results = multiprocessing.SimpleQueue(), multiprocessing.SimpleQueue()
+    collector = Collector(results, 3)
 
     def start(target, *args):
         process = multiprocessing.Process(target=target, args=args)
@@ -63,10 +88,7 @@ def one_round(seed):
     for process in receivers:
         process.join(60)
         assert process.exitcode == 0, f"seed {seed}: a surviving receiver ended with {process.exitcode}"
-    got = {}
-    while not results.empty():
-        name, n = results.get()
-        got.setdefault(name, []).append(n)
+    got = collector.finish(seed)
     missing = sum(COUNT - len(set(got.get(f"sender {n}", ()))) for n in range(2))
     twice = sum(len(numbers) - len(set(numbers)) for numbers in got.values())
     # The killed receiver had at most one message in its hands and one on the way to the queue of results.

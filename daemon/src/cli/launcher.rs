@@ -14,13 +14,14 @@ use anyhow::{Context, Result, anyhow};
 use dragon_protocol::frame;
 use dragon_protocol::key::{PORT_FIRST, PORT_LAST};
 use dragon_protocol::launch::LaunchSpec;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, Resource, Signal, WaitOptions};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::hosts::{Place, place};
 use super::{Arguments, RUNTIME_FAILED};
 use crate::adapter::launcher::STDIN;
+use crate::parent_death::die_with_parent;
 use crate::program;
 use crate::readable::end_of;
 
@@ -206,6 +207,9 @@ fn start_on_host(rsh: &str, host: &str, dragond: &PathBuf, spec: &LaunchSpec) ->
         .arg("--launch")
         .arg(STDIN)
         .stdin(Stdio::piped());
+    // When this process is killed the remote shell ends, and what it runs learns of it as of any lost connection.
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    die_with_parent(&mut command, Signal::TERM, files);
     let mut child = command.spawn().with_context(|| format!("--rsh {rsh}"))?;
     let message = encode(spec)?;
     if let Some(mut stdin) = child.stdin.take() {

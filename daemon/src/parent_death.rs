@@ -1,0 +1,30 @@
+//! Children that do not outlive the thread that started them.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::process::{Resource, Rlimit, Signal};
+
+/// Has the kernel send `signal` to the child when the calling thread ends, and gives it its own limit of open files.
+///
+/// The one `pre_exec` of the daemon: it runs between fork and exec, in the child.
+#[expect(
+    unsafe_code,
+    reason = "pre_exec is the only place between fork and exec"
+)]
+pub fn die_with_parent(command: &mut Command, signal: Signal, files: Rlimit) {
+    let parent = rustix::process::getpid();
+    let child = move || {
+        rustix::process::set_parent_process_death_signal(Some(signal))?;
+        // The parent may have died before the line above took effect.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::from(rustix::io::Errno::SRCH));
+        }
+        rustix::process::setrlimit(Resource::Nofile, files)?;
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls only, and neither allocates nor takes a lock, which is all that is allowed
+    // after a fork in a process with threads.
+    unsafe { command.pre_exec(child) };
+}
