@@ -37,10 +37,6 @@ impl Payload<'_> {
 
 /// How an attempt ended.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "returned by value and looked at once; a box would cost an allocation for each message"
-)]
 pub enum Attempt {
     /// It is over, one way or the other.
     Done {

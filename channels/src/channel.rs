@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dragon_protocol::op::Op;
 use dragon_protocol::{Descriptor, ObjectId, ObjectKind};
 use dragon_shmem::object::ObjectEntry;
-use dragon_shmem::sync::{Ordering, fence};
+use dragon_shmem::sync::Ordering;
 use dragon_shmem::{Block, Deadline, Member, ThreadGuard};
 
 use crate::cell;
@@ -15,7 +15,7 @@ use crate::message::Message;
 use crate::object::{Handle, alive, is_alive, notify_watcher};
 use crate::remote;
 use crate::ring::{MAX_CAPACITY, MAX_INLINE, Ring};
-use crate::wait::{self, Spin, mark};
+use crate::wait::{self, Spin, fence_after_rmw, mark};
 
 /// How a channel is to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -542,8 +542,8 @@ impl Local<'_> {
     /// Wakes whom a new message concerns.
     #[inline]
     pub(crate) fn readable_changed(&self) {
-        // Pairs with the fences of `sleep_until` and of `watch`.
-        fence(Ordering::SeqCst);
+        // Pairs with the fences of `sleep_until` and of `watch`. Publishing ends with the compare-and-swap of the hint.
+        fence_after_rmw();
         self.ring.readable().wake_sleepers(1);
         notify_watcher(self.member, self.entry, self.id);
     }
@@ -551,7 +551,8 @@ impl Local<'_> {
     /// Wakes whom free cells concern.
     #[inline]
     pub(crate) fn writable_changed(&self, count: u32) {
-        fence(Ordering::SeqCst);
+        // As above; so does releasing.
+        fence_after_rmw();
         self.ring.writable().wake_sleepers(count);
         notify_watcher(self.member, self.entry, self.id);
     }

@@ -1,5 +1,10 @@
 //! What tests need: a node without a daemon, and further processes on it, which are this test program again with a role.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "part of the tests, outside their functions"
+)]
+
 use std::env;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::process::{Child, Command, Stdio};

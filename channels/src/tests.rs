@@ -1,5 +1,10 @@
 //! Tests of whole operations: by threads, and by processes that are killed in the middle of them.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "part of the tests, outside their functions"
+)]
+
 mod death;
 mod operations;
 

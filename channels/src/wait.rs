@@ -153,9 +153,9 @@ pub fn sleep_until<T, E: From<Ended>>(
 #[derive(Debug)]
 pub struct Spin {
     /// Nanoseconds for the next wait.
-    budget: std::sync::atomic::AtomicU32,
+    budget: AtomicU32,
     /// How often in a row spinning was in vain.
-    misses: std::sync::atomic::AtomicU32,
+    misses: AtomicU32,
 }
 
 /// Rounds that cost less than telling others that one spins.
@@ -171,8 +171,8 @@ const PROBE: u32 = 16;
 impl Default for Spin {
     fn default() -> Self {
         Self {
-            budget: LEAST.into(),
-            misses: 0.into(),
+            budget: AtomicU32::new(LEAST),
+            misses: AtomicU32::new(0),
         }
     }
 }
@@ -243,6 +243,16 @@ impl Spin {
         }
         found
     }
+}
+
+/// A SeqCst fence right after an atomic read-modify-write. On x86 the locked instruction of that was a full fence already;
+/// only the compiler has to be told.
+#[inline]
+pub(crate) fn fence_after_rmw() {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(any(not(target_arch = "x86_64"), loom))]
+    fence(Ordering::SeqCst);
 }
 
 /// Counts a spinner out.

@@ -311,17 +311,22 @@ mod models {
         }
 
         fn receive(&self) -> u64 {
+            let value = self.take();
+            loom::sync::atomic::fence(Ordering::SeqCst);
+            self.writable.wake_sleepers(1);
+            value
+        }
+
+        /// Receives, and wakes no sender.
+        fn take(&self) -> u64 {
             let attempt = || Ok::<_, crate::Error>(self.queue.receive(2));
             let more = || maybe_readable(&self.queue);
-            let value = match attempt().unwrap() {
+            match attempt().unwrap() {
                 Some(value) => value,
                 None => {
                     sleep_until(&self.readable, Deadline::Never, |_| {}, attempt, more).unwrap()
                 }
-            };
-            loom::sync::atomic::fence(Ordering::SeqCst);
-            self.writable.wake_sleepers(1);
-            value
+            }
         }
     }
 
@@ -335,13 +340,16 @@ mod models {
             for value in [1, 2] {
                 let channel = Arc::clone(&channel);
                 threads.push(thread::spawn(move || {
-                    channel.send(value);
+                    // The channel has room for both: only the receivers sleep here.
+                    assert!(channel.queue.send(1, value));
+                    loom::sync::atomic::fence(Ordering::SeqCst);
+                    channel.readable.wake_sleepers(1);
                     0
                 }));
             }
             let theirs = Arc::clone(&channel);
-            threads.push(thread::spawn(move || theirs.receive()));
-            let mine = channel.receive();
+            threads.push(thread::spawn(move || theirs.take()));
+            let mine = channel.take();
             let sum: u64 = threads.into_iter().map(|t| t.join().unwrap()).sum();
             assert_eq!(sum + mine, 3);
         });
