@@ -10,9 +10,8 @@ FD is a stream socket. Every number is little-endian. For each worker the daemon
 
     i32 the worker's pid, or a negative error number
 
-The zygote has one thread, imports what every worker needs, and ends when the socket does. A worker is forked twice, so
-that it becomes a child of the daemon, which reads its exit status. It sets its parent-death signal only when that has
-happened, since the signal belongs to the parent that it has at that moment.
+The zygote has one thread, imports what every worker needs, and ends when the socket does. A worker is forked as a child
+of the daemon, its sibling, so that the daemon reads its exit status and its parent-death signal is the daemon's death.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def main(fd: int) -> None:
     gc.collect()
     gc.freeze()
     while (order := _receive(orders)) is not None:
-        _fork_twice(order, orders, daemon, fresh=threads > 1)
+        _fork(order, orders, daemon, fresh=threads > 1)
         for passed in order.fds:
             os.close(passed)
 
@@ -118,67 +117,47 @@ def _read(orders: socket.socket, length: int) -> bytes:
     return bytes(frame)
 
 
-def _fork_twice(order: Order, orders: socket.socket, daemon: int, fresh: bool) -> None:
-    # The process between says the worker's pid through the first pipe. The end of the second tells the worker that the
-    # process between is gone, and the daemon its parent.
-    pid_read, pid_write = os.pipe2(os.O_CLOEXEC)
-    adopted, adopting = os.pipe2(os.O_CLOEXEC)
+def _fork(order: Order, orders: socket.socket, daemon: int, fresh: bool) -> None:
     try:
-        between = os.fork()
+        answer = _native.fork_sibling()
     except OSError as error:
         answer = -error.errno
-    else:
-        if between == 0:
+    if answer == 0:
+        code = 1
+        try:
             orders.close()
-            os.close(pid_read)
-            os.close(adopting)
-            _between(order, pid_write, daemon, fresh, adopted)
-        _, status = os.waitpid(between, 0)
-        answer = -abs(os.waitstatus_to_exitcode(status))
-        if answer == 0:
-            (answer,) = _I32.unpack(os.read(pid_read, _I32.size))
-    for fd in (pid_read, pid_write, adopted, adopting):
-        os.close(fd)
-    # Only now: whoever reads the answer finds the worker among its children.
+            code = _become_worker(order, daemon, fresh)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            _leave(code)
     orders.sendall(_I32.pack(answer))
 
 
-def _between(order: Order, pid_write: int, daemon: int, fresh: bool, adopted: int) -> NoReturn:
-    try:
-        worker = os.fork()
-    except OSError as error:
-        os._exit(error.errno)
-    if worker != 0:
-        os.write(pid_write, _I32.pack(worker))
-        os._exit(0)
-    code = 1
-    try:
-        os.close(pid_write)
-        code = _become_worker(order, daemon, fresh, adopted)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        _leave(code)
-
-
-def _become_worker(order: Order, daemon: int, fresh: bool, adopted: int) -> int:
+def _become_worker(order: Order, daemon: int, fresh: bool) -> int:
     os.setpgid(0, 0)
+    die_with(daemon)
     for number, fd in enumerate(order.fds):
         os.dup2(fd, number)
         os.close(fd)
     if fresh:
-        _replace_interpreter(order, daemon, adopted)
-    os.environb.clear()
-    os.environb.update(order.environment)
+        _replace_interpreter(order, daemon)
+    _set_environment(order.environment)
     if order.directory:
         os.chdir(order.directory)
     # The daemon passes output on by whole lines; what a worker prints must not wait for the worker's end.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, write_through=b"PYTHONUNBUFFERED" in order.environment)
-    os.read(adopted, 1)
-    os.close(adopted)
-    die_with(daemon)
     return run(order.payload)
+
+
+def _set_environment(environment: dict[bytes, bytes]) -> None:
+    # Mostly the same as the zygote's, and each change is a call or two into the C library.
+    for name in [name for name in os.environb if name not in environment]:
+        del os.environb[name]
+    for name, value in environment.items():
+        if os.environb.get(name) != value:
+            os.environb[name] = value
 
 
 def die_with(daemon: int) -> None:
@@ -227,22 +206,19 @@ class _NoSentinel:
         )
 
 
-def _replace_interpreter(order: Order, daemon: int, adopted: int) -> NoReturn:
+def _replace_interpreter(order: Order, daemon: int) -> NoReturn:
     payload = os.memfd_create("dragon-payload", 0)
     with open(payload, "wb", closefd=False) as stream:
         stream.write(order.payload)
-    os.set_inheritable(adopted, True)
     if order.directory:
         os.chdir(order.directory)
-    command = [sys.executable, "-m", "dragon._zygote", "--worker", str(payload), str(adopted), str(daemon)]
+    command = [sys.executable, "-m", "dragon._zygote", "--worker", str(payload), str(daemon)]
     os.execve(sys.executable, command, order.environment)
 
 
-def _fresh_worker(payload: int, adopted: int, daemon: int) -> NoReturn:
+def _fresh_worker(payload: int, daemon: int) -> NoReturn:
     code = 1
     try:
-        os.read(adopted, 1)
-        os.close(adopted)
         die_with(daemon)
         with open(payload, "rb") as stream:
             stream.seek(0)
@@ -256,5 +232,5 @@ def _fresh_worker(payload: int, adopted: int, daemon: int) -> NoReturn:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--worker":
-        _fresh_worker(*map(int, sys.argv[2:5]))
+        _fresh_worker(int(sys.argv[2]), int(sys.argv[3]))
     main(int(sys.argv[1]))

@@ -10,6 +10,7 @@
 mod api;
 mod channel;
 mod error;
+mod fork;
 mod handle;
 mod process;
 mod runtime;
@@ -22,6 +23,8 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::channel::{Channel, Message};
+    #[pymodule_export]
+    use crate::fork::fork_sibling;
     #[pymodule_export]
     use crate::process::{Process, spawn_python, spawn_python_many};
     #[pymodule_export]
