@@ -330,28 +330,32 @@ mod models {
         }
     }
 
-    /// Two receivers sleep, two senders may publish out of order: nobody sleeps on while there is a message. A lost wake-up
+    /// Two receivers sleep, two senders publish in any order: nobody sleeps on while there is a message. A lost wake-up
     /// shows as a deadlock of the model.
     #[test]
     fn loom_no_wake_up_is_lost() {
         check(2, || {
             let channel = Waited::new(2);
-            let mut threads = Vec::new();
-            for value in [1, 2] {
-                let channel = Arc::clone(&channel);
-                threads.push(thread::spawn(move || {
-                    // The channel has room for both: only the receivers sleep here.
-                    assert!(channel.queue.send(1, value));
-                    loom::sync::atomic::fence(Ordering::SeqCst);
-                    channel.readable.wake_sleepers(1);
-                    0
-                }));
-            }
+            let claimed = [1_u64, 2].map(|value| {
+                let position = claim_to_send(&channel.queue, 1, |_| {}).unwrap().unwrap();
+                channel.queue.write(position, value);
+                position
+            });
+            let publish = |channel: &Waited, position| {
+                publish(&channel.queue, position, 1);
+                loom::sync::atomic::fence(Ordering::SeqCst);
+                channel.readable.wake_sleepers(1);
+            };
             let theirs = Arc::clone(&channel);
-            threads.push(thread::spawn(move || theirs.take()));
-            let mine = channel.take();
-            let sum: u64 = threads.into_iter().map(|t| t.join().unwrap()).sum();
-            assert_eq!(sum + mine, 3);
+            let other = thread::spawn(move || publish(&theirs, claimed[1]));
+            let receivers = [(); 2].map(|()| {
+                let theirs = Arc::clone(&channel);
+                thread::spawn(move || theirs.take())
+            });
+            publish(&channel, claimed[0]);
+            other.join().unwrap();
+            let sum: u64 = receivers.into_iter().map(|r| r.join().unwrap()).sum();
+            assert_eq!(sum, 3);
         });
     }
 
