@@ -115,7 +115,7 @@ impl Cluster {
     /// What a job left on a node: processes of users, shared memory, sockets, files.
     #[must_use]
     pub fn traces(&self, node: &str) -> String {
-        let look = "ps -eo user,pid,args | grep -E '^(alice|bob) ' | grep -vE 'ps -eo|grep|sh -c'; ls -A /dev/shm /tmp | grep -v ':$'; grep @dragon /proc/net/unix; true";
+        let look = "ps -eo user,pid,args | grep -E '^(alice|bob) ' | grep -vE 'ps -eo|grep|sh -c'; find /dev/shm /tmp -mindepth 1 \\( -user alice -o -user bob \\) 2>/dev/null; grep @dragon /proc/net/unix; true";
         run(&mut self.on(node, ["sh", "-c", look]))
             .out
             .trim()
