@@ -226,9 +226,8 @@ impl Drop for Lease {
     fn drop(&mut self) {
         // A forked child has a copy of the handle, not of the lease.
         if !self.member.is_forked() {
-            self.member.release_block(self.place);
             // It fails only on memory that was scribbled over; then there is nothing to free.
-            let _ = self.member.free(self.offset);
+            let _ = self.member.free_held(self.place, self.offset);
         }
     }
 }
