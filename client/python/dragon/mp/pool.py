@@ -21,8 +21,10 @@ from __future__ import annotations
 import collections
 import itertools
 import queue
+import struct
 import threading
 import traceback
+import types
 from multiprocessing import pool as std
 from multiprocessing import util
 
@@ -30,7 +32,7 @@ from dragon import _native
 from dragon._errors import DragonError, NodeDownError, WorkerLostError
 from dragon._placement import Node, nodes
 from dragon._popen import interpreter, make_payload, parse_notice
-from dragon._serialize import dump_parts, loads
+from dragon._serialize import dump_parts, dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,8 +48,9 @@ _WINDOW_BYTES = 64 * 1024 * 1024
 #: Room for what is not a result: "took a task", "ended".
 _SLACK = 512
 
-# A message is named by its hint: 4 bits kind, 20 bits worker, 40 bits ticket (the number of a task in this pool).
-_RESULT, _TOOK, _WAKE = 1, 2, 3
+# A message is named by its hint: 4 bits kind, 20 bits worker, 40 bits ticket (the number of a task in this pool). Tasks
+# have a ticket only. Notices of a worker's end, from its daemon, have no kind.
+_RESULT, _ERROR, _TOOK, _WAKE = 1, 2, 3, 4
 _TICKET_BITS = 40
 _TICKET_MASK = (1 << _TICKET_BITS) - 1
 _WORKER_MASK = (1 << 20) - 1
@@ -139,6 +142,7 @@ class _Engine:
 
         self._jobs: collections.deque[Any] = collections.deque()
         self._send_lock = threading.RLock()
+        self._encoder = _Encoder()
         self._tickets: dict[int, tuple[int, int, int]] = {}
         self._next_ticket = _NONE + 1
         self._bytes = 0
@@ -227,19 +231,12 @@ class _Engine:
     def _send(self, task: tuple[int, int, Any, Any, Any]) -> None:
         job, i = task[:2]
         try:
-            message = dump_parts(task[2:])
+            message, size = self._encoder.encode(*task[2:])
             ticket = self._next_ticket
             self._next_ticket = ticket + 1
-            if type(message) is list:
-                size = sum(memoryview(part).nbytes for part in message)
-                self._tickets[ticket] = job, i, size
-                self._bytes += size
-                self._tasks.send_parts(message, ticket)
-            else:
-                size = len(message)
-                self._tickets[ticket] = job, i, size
-                self._bytes += size
-                self._tasks.send(message, ticket)
+            self._tickets[ticket] = job, i, size
+            self._bytes += size
+            self._tasks.send_parts(message, ticket)
         except Exception as error:
             self._set(job, i, (False, error))
 
@@ -280,8 +277,8 @@ class _Engine:
             while not self._is_done():
                 hint, message = receive()
                 kind = hint >> _KIND_SHIFT
-                if kind == _RESULT:
-                    self._take_result(hint, message)
+                if kind <= _ERROR and kind:
+                    self._take_result(kind, hint, message)
                 elif kind == _TOOK:
                     self._held[(hint >> _TICKET_BITS) & _WORKER_MASK] = hint & _TICKET_MASK
                     self._futile_starts = 0
@@ -316,7 +313,7 @@ class _Engine:
                 self._tasks.send(b"", _NONE)
         return self._stopping and not self._workers
 
-    def _take_result(self, hint: int, message: Any) -> None:
+    def _take_result(self, kind: int, hint: int, message: Any) -> None:
         held = int.from_bytes(message[-8:] if type(message) is bytes else memoryview(message)[-8:], "little")
         self._held[(hint >> _TICKET_BITS) & _WORKER_MASK] = held
         entry = self._tickets.pop(hint & _TICKET_MASK, None)
@@ -325,7 +322,7 @@ class _Engine:
         job, i, size = entry
         self._bytes -= size
         try:
-            result = loads(message)
+            result = kind == _RESULT, loads(message)
         except Exception as error:
             result = False, error
         self._set(job, i, result)
@@ -436,6 +433,73 @@ class _Engine:
             process.join()
 
 
+class _Encoder:
+    """Tasks to messages: the arguments, then the functions, then the length of the functions' part.
+
+    ``u32`` at the end; what comes before is two pickles. The functions of a job are pickled once and not for each task.
+    """
+
+    _LENGTH = struct.Struct("<I")
+    _MOST = 64
+
+    def __init__(self) -> None:
+        self._known: dict[Any, bytes] = {}
+
+    def encode(self, func: Any, args: Any, kwds: Any) -> tuple[list[Any], int]:
+        if func is std.mapstar or func is std.starmapstar:
+            ((inner, arguments),) = args
+        else:
+            inner, arguments = None, (args, kwds) if kwds else args
+        functions = func, inner, bool(kwds)
+        # Only functions are told apart by what they are; other callables may have a state that changes.
+        lasting = type(func) is types.FunctionType and (inner is None or type(inner) is types.FunctionType)
+        tail = self._known.get(functions) if lasting else None
+        if tail is None:
+            pickled = bytes(dumps(functions))
+            tail = pickled + self._LENGTH.pack(len(pickled))
+            if lasting:
+                if len(self._known) >= self._MOST:
+                    self._known.clear()
+                self._known[functions] = tail
+        message = dump_parts(arguments)
+        if type(message) is list:
+            message.append(tail)
+            return message, sum(memoryview(part).nbytes for part in message)
+        return [message, tail], len(message) + len(tail)
+
+
+class _Decoder:
+    """Messages to tasks, in a worker. Functions are looked up once; other callables are made anew for each task."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Any] = {}
+
+    def run(self, message: Any) -> tuple[bool, Any]:
+        func = None
+        try:
+            view = message if type(message) is bytes else memoryview(message)
+            end = len(view) - 4
+            start = end - int.from_bytes(view[end:], "little")
+            key = bytes(view[start:end])
+            functions = self._known.get(key)
+            if functions is None:
+                functions = loads(key)
+                if all(kind is types.FunctionType or kind is type(None) for kind in map(type, functions[:2])):
+                    self._known[key] = functions
+            func, inner, has_kwds = functions
+            arguments = loads(message)
+            if inner is not None:
+                return True, func((inner, arguments))
+            if has_kwds:
+                args, kwds = arguments
+                return True, func(*args, **kwds)
+            return True, func(*arguments)
+        except Exception as error:
+            if func is not std._helper_reraises_exception:
+                error = std.ExceptionWithTraceback(error, error.__traceback__)
+            return False, error
+
+
 def _places(members: list[Node]) -> Iterator[int]:
     """The nodes in the order in which they get workers: in turn, each as often as it has CPUs."""
     turns = range(max(node.cpus for node in members) or 1)
@@ -461,8 +525,8 @@ def _work(
 
 def _work_off(tasks: Any, results: Any, number: int, maxtasks: int | None) -> None:
     receive = tasks.receive_tagged
+    run = _Decoder().run
     took = _TOOK << _KIND_SHIFT | number << _TICKET_BITS
-    done = _RESULT << _KIND_SHIFT | number << _TICKET_BITS
     item = None
     for count in itertools.count(1) if maxtasks is None else range(1, maxtasks + 1):
         if item is None:
@@ -472,31 +536,21 @@ def _work_off(tasks: Any, results: Any, number: int, maxtasks: int | None) -> No
         ticket, message = item
         if ticket == _NONE:
             return
-        result = _run(message)
+        good, result = run(message)
         # Taken before the result is sent, to say both with one message.
         item = receive(0) if count != maxtasks else None
         held = item[0].to_bytes(8, "little") if item is not None else _NO_TICKET
-        _send_result(results, done | ticket, result, held)
+        _send_result(results, number << _TICKET_BITS | ticket, good, result, held)
         message = result = None
 
 
-def _run(message: Any) -> tuple[bool, Any]:
-    func = None
-    try:
-        func, args, kwds = loads(message)
-        return True, func(*args, **kwds)
-    except Exception as error:
-        if func is not std._helper_reraises_exception:
-            error = std.ExceptionWithTraceback(error, error.__traceback__)
-        return False, error
-
-
-def _send_result(results: Any, hint: int, result: tuple[bool, Any], held: bytes) -> None:
+def _send_result(results: Any, hint: int, good: bool, result: Any, held: bytes) -> None:
     try:
         message = dump_parts(result)
     except Exception as error:
-        message = dump_parts((False, std.MaybeEncodingError(error, result[1])))
-    # Both forms of a message end where they say; what follows is ours.
+        good, message = False, dump_parts(std.MaybeEncodingError(error, result))
+    hint |= (_RESULT if good else _ERROR) << _KIND_SHIFT
+    # A pickle and a frame of parts end where they say; what follows is ours.
     if type(message) is list:
         message.append(held)
         results.send_parts(message, hint)
