@@ -92,6 +92,10 @@ impl Cluster {
         command.env("RIG_PATH", self.site.venv().join("bin"));
         if self.slurm {
             command.env("RIG_SLURM", "1");
+            // As sites have it: what a step leaves behind is found by its control group.
+            if Path::new("/sys/fs/cgroup/freezer").exists() {
+                command.env("RIG_CGROUP", "1");
+            }
         }
         command
             .stdin(Stdio::null())

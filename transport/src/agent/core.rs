@@ -153,10 +153,10 @@ impl Core {
 
     pub(super) fn submit(&self, link: &dyn Link, frame: Frame) -> Result<(), Frame> {
         let header = frame.header;
-        link.submit(frame)?;
         let node = &self.member.control().words().counters;
         self.counters.sent(&header, node);
-        Ok(())
+        link.submit(frame)
+            .inspect_err(|_| self.counters.not_sent(&header, node))
     }
 
     /// A frame of an accepted link could not be sent: a message in it goes back to its channel.

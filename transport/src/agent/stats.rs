@@ -52,21 +52,38 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// A frame was submitted.
+    /// A frame is about to be submitted: counted before, so that whoever has the reply finds its request counted.
     pub(super) fn sent(&self, header: &FrameHeader, node: &control::Counters) {
-        let bytes = FRAME_HEADER as u64 + header.payload.get();
-        node.bytes_sent.fetch_add(bytes, Ordering::Relaxed);
+        self.count_sent(header, node, u64::wrapping_add);
+    }
+
+    /// A frame that was counted could not be submitted after all.
+    pub(super) fn not_sent(&self, header: &FrameHeader, node: &control::Counters) {
+        self.count_sent(header, node, u64::wrapping_sub);
+    }
+
+    fn count_sent(
+        &self,
+        header: &FrameHeader,
+        node: &control::Counters,
+        change: fn(u64, u64) -> u64,
+    ) {
+        let count = |counter: &AtomicU64, by: u64| {
+            // Adding the wrapped difference is the change itself.
+            counter.fetch_add(change(0, by), Ordering::Relaxed);
+        };
+        count(&node.bytes_sent, FRAME_HEADER as u64 + header.payload.get());
         match FrameKind::from_u8(header.kind) {
             Some(FrameKind::Request) => {
-                add(&self.requests_sent);
-                add(&node.requests_sent);
+                count(&self.requests_sent, 1);
+                count(&node.requests_sent, 1);
             }
-            Some(FrameKind::Reply) => add(&self.replies_sent),
+            Some(FrameKind::Reply) => count(&self.replies_sent, 1),
             _ => {}
         }
         if carries_message(header) {
-            add(&self.messages_sent);
-            add(&node.messages_sent);
+            count(&self.messages_sent, 1);
+            count(&node.messages_sent, 1);
         }
     }
 
