@@ -35,5 +35,6 @@ pub use member::{Hooks, Member, ThreadGuard};
 pub use pool::{Block, Pool};
 pub use region::Region;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod layer_tests;

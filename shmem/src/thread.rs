@@ -3,7 +3,9 @@
 use dragon_protocol::op::Op;
 
 use crate::error::{Error, Result};
-use crate::futex::{self, Deadline, WaitResult};
+#[cfg(not(loom))]
+use crate::futex;
+use crate::futex::{Deadline, WaitResult};
 use crate::region::Shared;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, low};
 

@@ -1,7 +1,5 @@
-use std::sync::Arc;
-
-use super::{IDLE, Intent, READY, Reply, ReplyCell, ReplyPayload, STATE, ThreadRecord};
-use crate::futex::{Deadline, WaitResult};
+use super::{IDLE, Intent, Reply, ReplyCell, ReplyPayload, STATE, ThreadRecord};
+use crate::futex::Deadline;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 impl ThreadRecord {
@@ -45,8 +43,13 @@ fn inline(arg0: u64) -> Reply {
 
 #[cfg(not(loom))]
 mod plain {
-    use super::*;
+    use std::sync::Arc;
+
     use dragon_protocol::op::Op;
+
+    use super::super::READY;
+    use super::*;
+    use crate::futex::WaitResult;
 
     #[test]
     fn a_reply_reaches_only_the_request_with_its_ticket() {

@@ -4,6 +4,8 @@
 //! The test runs itself again as the children. Child `i` hands blocks to whoever reads cell `i`, which is child `i + 1`.
 //! A cell is two words of an object: what is offered (number of the hand-over, offset), and the last number that was taken.
 
+#![expect(clippy::unwrap_used, reason = "a test: whatever fails ends it")]
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::process::{Child, Command, Stdio};
