@@ -6,8 +6,8 @@
 //!
 //! * [`cell`]: how a cell of a channel is claimed, published and given back;
 //! * [`wait`]: spinning, sleeping, and waking only who sleeps;
-//! * [`attempt`]: the operations in their form for agents, which must never wait;
-//! * [`recover`]: what is done about a process that died anywhere in here.
+//! * [`mod@attempt`]: the operations in their form for agents, which must never wait;
+//! * [`mod@recover`]: what is done about a process that died anywhere in here.
 //!
 //! The algorithms, and which store pairs with which load, are described in `docs/channels.md`.
 
