@@ -147,7 +147,7 @@ impl Node {
                 tracing::debug!(?slot, ?recovered, "a process is gone");
                 if recovered.locks > 0 {
                     tracing::warn!(
-                        "a process died while it held {} locks; they go to the next who want them",
+                        "a process ended while it held {} locks; they go on to the next who want them",
                         recovered.locks
                     );
                 }

@@ -1,7 +1,7 @@
 //! Warm Python interpreters that fork workers.
 //!
 //! One zygote per interpreter and search path. It imports what workers need, stays single-threaded, and forks on order:
-//! the worker is forked twice, so that its parent is the daemon, which reads its status.
+//! the worker is forked as a child of the daemon itself (`CLONE_PARENT`), which reads its status.
 //!
 //! ```text
 //! daemon → zygote   u32 length; then u32 pairs, (u32 n, bytes) × 2 each; u32 n, directory; u32 n, payload
@@ -95,6 +95,8 @@ impl Zygote {
         let string = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
         let words = vec![
             string(interpreter),
+            // Without the working directory in the path: a file there must not pass for a module.
+            "-P".into(),
             "-m".into(),
             "dragon._zygote".into(),
             "0".into(),

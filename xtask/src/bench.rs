@@ -46,10 +46,15 @@ enum Group {
 
 pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
     build_cmd::build(repo)?;
-    repo::run(
-        repo.cargo()
-            .args(["build", "--release", "-p", "dragon-raw"]),
-    )?;
+    repo::run(repo.cargo().args([
+        "build",
+        "--release",
+        "-p",
+        "dragon-raw",
+        "-p",
+        "dragon-channels",
+        "--bins",
+    ]))?;
     children::adopt_orphans()?;
     let upstream = if args.with_upstream {
         Some(Upstream::install(repo)?)

@@ -94,7 +94,13 @@ impl<'a> Cluster<'a> {
     fn rig(&self) -> Command {
         let mut command = Command::new(self.repo.path("tests/rig/cluster"));
         let plugin = self.repo.release("libdragon_spank.so");
-        command.env("RIG_PLUGSTACK", format!("optional {}", plugin.display()));
+        let dragond = self.repo.release("dragond");
+        let line = format!(
+            "required {} dragond={}",
+            plugin.display(),
+            dragond.display()
+        );
+        command.env("RIG_PLUGSTACK", line).env("RIG_SLURM", "1");
         command.env("RIG_SHARE", self.repo.path(""));
         command
     }
