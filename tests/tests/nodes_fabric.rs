@@ -23,6 +23,10 @@ fn main() -> ExitCode {
                 messages_cross_once_and_ask_nobody,
             ),
             (
+                "a_full_pool_is_an_error_that_names_it",
+                a_full_pool_is_an_error_that_names_it,
+            ),
+            (
                 "killed_senders_and_receivers_stop_nobody",
                 killed_senders_and_receivers_stop_nobody,
             ),
@@ -107,6 +111,17 @@ fn examples_run_on_one_and_three_nodes(cluster: &Cluster) {
 
 fn messages_cross_once_and_ask_nobody(cluster: &Cluster) {
     let done = run(&mut dragon(cluster, 2, &[&program(cluster, "crossing.py")]));
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (Some(0), "ok\n"),
+        "{}",
+        done.err
+    );
+}
+
+fn a_full_pool_is_an_error_that_names_it(cluster: &Cluster) {
+    let program = program(cluster, "full_pool.py");
+    let done = run(&mut dragon(cluster, 1, &["--pool", "16M", &program]));
     assert_eq!(
         (done.code, done.out.as_str()),
         (Some(0), "ok\n"),
