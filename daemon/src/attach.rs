@@ -243,7 +243,11 @@ async fn serve_client(
             })
             .await?;
         let ending = || ClientReply::Failed(Code::RuntimeGone, "the runtime is ending".to_owned());
-        let answer = answer.await.unwrap_or_else(|_| ending());
+        let answer = tokio::select! {
+            answer = answer => answer.unwrap_or_else(|_| ending()),
+            // It waits for nothing any more: what it held must not wait for the answer.
+            died = death.readable() => return died.map(drop).map_err(Into::into),
+        };
         let mut bytes = Vec::new();
         frame::encode(&answer, &mut bytes)?;
         stream.write_all(&bytes).await?;

@@ -10,13 +10,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 use std::thread;
 
 use rustix::process::{Resource, Rlimit, Signal};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc as mpsc_events, oneshot};
 
 use crate::parent_death::die_with_parent;
+use crate::services::Event;
 
 /// What to start.
 #[derive(Debug)]
@@ -36,6 +37,9 @@ pub struct Fork {
 /// Handle of the forking thread.
 #[derive(Clone, Debug)]
 pub struct Forker {
+    /// Held while a process is being started. A start that fails ends in a child which the standard library waits for:
+    /// nobody else may reap it meanwhile.
+    starting: Arc<Mutex<()>>,
     orders: mpsc::Sender<(Fork, oneshot::Sender<io::Result<u32>>)>,
 }
 
@@ -47,7 +51,7 @@ impl Forker {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(events: mpsc_events::Sender<Event>) -> io::Result<Self> {
         let limit = rustix::process::getrlimit(Resource::Nofile);
         let raised = Rlimit {
             current: limit.maximum,
@@ -59,22 +63,39 @@ impl Forker {
                 limit.current
             );
         }
+        let starting = Arc::new(Mutex::new(()));
+        let held = starting.clone();
         let (orders, inbox) = mpsc::channel::<(Fork, oneshot::Sender<io::Result<u32>>)>();
         thread::Builder::new()
             .name("forker".to_owned())
             .stack_size(256 << 10)
             .spawn(move || {
                 for (fork, reply) in inbox {
-                    let result = start(fork, limit);
+                    let result = {
+                        let _guard = held.lock().unwrap_or_else(PoisonError::into_inner);
+                        start(fork, limit)
+                    };
                     let pid = result.as_ref().ok().copied();
                     // The requester may be gone; the process is then an orphan that the next sweep ends.
                     let _ = reply.send(result);
                     if let Some(pid) = pid {
                         let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
                     }
+                    // What ended meanwhile could not be reaped.
+                    let _ = events.blocking_send(Event::Reap);
                 }
             })?;
-        Ok(Self { orders })
+        Ok(Self { starting, orders })
+    }
+
+    /// The permission to reap children; `None` while one is being started: [`Event::Reap`] follows.
+    #[must_use]
+    pub fn may_reap(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.starting.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Starts a process; the answer is its pid.

@@ -21,7 +21,7 @@ use dragon_protocol::{Code, NodeIndex, SlotId, env};
 use rustix::process::Pid;
 use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::adapter::{Job, Manager};
@@ -79,8 +79,8 @@ pub enum Event {
     Started(processes::Pending, io::Result<u32>),
     /// A message to another daemon, from a task that the loop started.
     Tell(NodeIndex, PeerMessage),
-    /// The launcher or workload manager that started this daemon is gone.
-    ParentGone,
+    /// Children that could not be reaped before can be now.
+    Reap,
 }
 
 /// All state of a daemon.
@@ -106,8 +106,8 @@ struct Daemon {
 enum Other {
     /// On its way; what is to be sent when it stands.
     Connecting(Vec<PeerMessage>),
-    /// It stands.
-    Up(Link),
+    /// It stands; twice, when both sides asked at the same moment. Messages go by the first.
+    Up(Vec<Link>),
 }
 
 /// Requests that other daemons have not answered yet.
@@ -133,7 +133,7 @@ pub async fn run(job: Job) -> Result<u8> {
     let (sender, mut events) = mpsc::channel(QUEUE);
     let mut signals = Signals::new()?;
     rustix::process::set_child_subreaper(Pid::from_raw(1))?;
-    watch_parent(&job, &sender)?;
+    watch_parent(&job, &signals.parent_gone)?;
     let socket = job.socket_name();
     let (share, shared) = watch::channel(None);
     tokio::spawn(attach::serve(
@@ -141,7 +141,10 @@ pub async fn run(job: Job) -> Result<u8> {
         shared,
         sender.clone(),
     ));
-    let granted = with_siblings(&job, &mut events).await?;
+    let granted = tokio::select! {
+        granted = with_siblings(&job, &mut events) => granted?,
+        end = signals.ending() => return Ok(end.code),
+    };
 
     let node = Node::create(&job, granted)?;
     let mut me = NodeInfo {
@@ -159,13 +162,11 @@ pub async fn run(job: Job) -> Result<u8> {
         me.control_port = listener.local_addr()?.port();
         tokio::spawn(bringup::accept(job.clone(), listener, sender.clone()));
     }
-    let came_up = tokio::select! {
-        tree = bringup::run(&job, me, &mut events) => Some(tree?),
-        end = signals.ending() => { tracing::info!("ended by {} while coming up", end.why); None }
+    let tree = tokio::select! {
+        tree = bringup::run(&job, me, &mut events) => tree?,
+        end = signals.ending() => return Ok(end.code),
     };
-    let Some(tree) = came_up else {
-        return Ok(128 + 15);
-    };
+    signals.head_runs = true;
     node.set_peers(&tree.membership);
 
     let parent = tree
@@ -183,7 +184,7 @@ pub async fn run(job: Job) -> Result<u8> {
     let mut daemon = Daemon {
         next_place: job.node.get(),
         processes: Processes::default(),
-        forker: Forker::start()?,
+        forker: Forker::start(sender.clone())?,
         membership: tree.membership,
         parent,
         children,
@@ -224,9 +225,10 @@ impl Daemon {
             self.warm_up(python);
         }
         if first {
-            self.start_head(program);
+            self.start_head(program)
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     /// Handles events until the job is to end.
@@ -260,12 +262,7 @@ impl Daemon {
             Event::Started(pending, result) => return self.started(pending, result),
             Event::Tell(node, message) => self.tell(node, message),
             Event::Sibling(_) => {}
-            Event::ParentGone => {
-                return Some(End {
-                    code: RUNTIME_FAILED,
-                    why: "whoever started this daemon is gone".to_owned(),
-                });
-            }
+            Event::Reap => return self.reap(),
         }
         None
     }
@@ -307,14 +304,14 @@ async fn with_siblings(job: &Job, events: &mut mpsc::Receiver<Event>) -> Result<
 }
 
 /// Reports the end of the process that started this one, and of the launcher behind a remote shell.
-fn watch_parent(job: &Job, events: &mpsc::Sender<Event>) -> Result<()> {
+fn watch_parent(job: &Job, gone: &Arc<Notify>) -> Result<()> {
     if let Some(parent) = rustix::process::getppid() {
         match end_of(parent.as_raw_nonzero().get().cast_unsigned()) {
             Ok(pidfd) => {
-                let events = events.clone();
+                let gone = gone.clone();
                 tokio::spawn(async move {
                     if pidfd.readable().await.is_ok() {
-                        let _ = events.send(Event::ParentGone).await;
+                        gone.notify_one();
                     }
                 });
             }
@@ -324,7 +321,7 @@ fn watch_parent(job: &Job, events: &mpsc::Sender<Event>) -> Result<()> {
     if let Manager::Launcher { lifeline: true } = job.manager {
         let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
         rustix::io::ioctl_fionbio(&stdin, true)?;
-        let (stdin, events) = (readable(stdin)?, events.clone());
+        let (stdin, gone) = (readable(stdin)?, gone.clone());
         tokio::spawn(async move {
             while let Ok(mut ready) = stdin.readable().await {
                 let mut ignored = [0; 64];
@@ -333,7 +330,7 @@ fn watch_parent(job: &Job, events: &mpsc::Sender<Event>) -> Result<()> {
                     break;
                 }
             }
-            let _ = events.send(Event::ParentGone).await;
+            gone.notify_one();
         });
     }
     Ok(())
@@ -346,6 +343,10 @@ struct Signals {
     hang_up: Signal,
     interrupt: Signal,
     last_interrupt: Option<Instant>,
+    /// Whoever started this daemon is gone.
+    parent_gone: Arc<Notify>,
+    /// Before the head runs an interrupt means the bring-up.
+    head_runs: bool,
     _for_programs: [Signal; 2],
 }
 
@@ -357,6 +358,8 @@ impl Signals {
             hang_up: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
             last_interrupt: None,
+            parent_gone: Arc::default(),
+            head_runs: false,
             // A workload manager sends them to every process of a step; they are meant for the program.
             _for_programs: [
                 signal(SignalKind::user_defined1())?,
@@ -375,9 +378,12 @@ impl Signals {
                 _ = self.hang_up.recv() => return Some(End { code: 128 + 1, why: "SIGHUP".to_owned() }),
                 _ = self.interrupt.recv() => {
                     let before = self.last_interrupt.replace(Instant::now());
-                    if before.is_some_and(|at| at.elapsed() < TWICE) {
-                        return Some(End { code: 128 + 2, why: "SIGINT twice".to_owned() });
+                    if !self.head_runs || before.is_some_and(|at| at.elapsed() < TWICE) {
+                        return Some(End { code: 128 + 2, why: "SIGINT".to_owned() });
                     }
+                }
+                () = self.parent_gone.notified() => {
+                    return Some(End { code: RUNTIME_FAILED, why: "whoever started this daemon is gone".to_owned() });
                 }
             }
         }

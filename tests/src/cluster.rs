@@ -116,10 +116,11 @@ impl Cluster {
         run(&mut self.on("ctl", words))
     }
 
-    /// What a job left on a node: processes of users, shared memory, sockets, files.
+    /// What a job left on a node: processes of users, shared memory, sockets, files. A process that has ended and waits for
+    /// the node's PID 1 to notice is none.
     #[must_use]
     pub fn traces(&self, node: &str) -> String {
-        let look = "ps -eo user,pid,args | grep -E '^(alice|bob) ' | grep -vE 'ps -eo|grep|sh -c'; find /dev/shm /tmp -mindepth 1 \\( -user alice -o -user bob \\) 2>/dev/null; grep @dragon /proc/net/unix; true";
+        let look = "ps -eo user,pid,args | grep -E '^(alice|bob) ' | grep -vE 'ps -eo|grep|sh -c|<defunct>'; find /dev/shm /tmp -mindepth 1 \\( -user alice -o -user bob \\) 2>/dev/null; grep @dragon /proc/net/unix; true";
         run(&mut self.on(node, ["sh", "-c", look]))
             .out
             .trim()

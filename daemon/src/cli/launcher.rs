@@ -305,7 +305,7 @@ impl Signals {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return Signal::TERM,
-                _ = self.hang_up.recv() => return Signal::TERM,
+                _ = self.hang_up.recv() => return Signal::HUP,
                 _ = self.interrupt.recv() => {}
             }
         }

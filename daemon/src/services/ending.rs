@@ -5,7 +5,7 @@
 //! | nodes below told, own processes get SIGTERM | their ends | [`GRACE`] | SIGKILL |
 //! | killed processes, and what they left | their ends | [`KILLED`] | given up; the workload manager or launcher kills |
 //! | nodes below | "ended" from each | [`BELOW`] | under Slurm the step is cancelled |
-//! | output | end of every pipe | [`DRAIN`] | the rest is lost: a background process holds the pipe |
+//! | output | end of every pipe | [`DRAIN`], with a slow reader [`SLOW`] | the rest is lost: a background process holds the pipe |
 //! | agent | its threads | [`AGENT`] | the process ends under it |
 
 use std::time::Duration;
@@ -24,6 +24,10 @@ const GRACE: Duration = Duration::from_secs(2);
 const KILLED: Duration = Duration::from_secs(2);
 const BELOW: Duration = Duration::from_secs(8);
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long a slow reader of the job's output is waited for.
+const SLOW: Duration = Duration::from_secs(60);
+/// A queue that empties within this time was empty.
+const IDLE: Duration = Duration::from_millis(5);
 const AGENT: Duration = Duration::from_millis(500);
 
 impl Daemon {
@@ -47,7 +51,7 @@ impl Daemon {
         self.processes.signal_all(Signal::KILL);
         self.processes.drop_zygotes();
         // Also what user programs left behind; a killed process leaves its own children to this one, hence each time.
-        self.wait(events, signals, Instant::now() + KILLED, |_| no_children())
+        self.wait(events, signals, Instant::now() + KILLED, Self::no_children)
             .await;
         self.wait(events, signals, started + BELOW, |daemon| {
             daemon.children.is_empty()
@@ -117,17 +121,26 @@ impl Daemon {
         }
     }
 
-    /// Waits until all output has been written.
+    /// Waits until all output has been written. A reader of the job's output may be slow; a pipe that a background process
+    /// holds open says nothing any more: the first is waited for, the second is not.
     async fn drain(&mut self) {
-        let deadline = Instant::now() + DRAIN;
-        for reader in std::mem::take(&mut self.processes.readers) {
-            let abort = reader.abort_handle();
-            if timeout_at(deadline, reader).await.is_err() {
-                abort.abort();
+        let last = Instant::now() + SLOW;
+        let mut dropped = false;
+        for mut reader in std::mem::take(&mut self.processes.readers) {
+            while timeout(DRAIN, &mut reader).await.is_err() {
+                let begin = Instant::now();
+                let written = timeout_at(last, self.sink.flush()).await.is_ok();
+                // With nothing to write all the while, it is the pipe that is held open.
+                if !written || begin.elapsed() < IDLE {
+                    reader.abort();
+                    dropped |= !written;
+                    break;
+                }
             }
         }
-        if timeout_at(deadline, self.sink.flush()).await.is_err() {
-            tracing::warn!("some output was not written within {DRAIN:?}");
+        dropped |= timeout_at(last, self.sink.flush()).await.is_err();
+        if dropped {
+            eprintln!("dragon: output was lost: its reader took none of it for {SLOW:?}");
         }
     }
 
@@ -171,11 +184,14 @@ impl Daemon {
             eprintln!("dragon: scancel failed: {error}; type scancel -s KILL {step}");
         }
     }
-}
 
-/// Kills and reaps children; true when there are none left.
-fn no_children() -> bool {
-    sweep::kill_children();
-    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
-    sweep::own_children().is_empty()
+    /// Kills and reaps children; true when there are none left.
+    fn no_children(&self) -> bool {
+        sweep::kill_children();
+        let Some(_permission) = self.forker.may_reap() else {
+            return false;
+        };
+        while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+        sweep::own_children().is_empty()
+    }
 }

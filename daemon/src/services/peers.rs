@@ -19,7 +19,7 @@ impl Daemon {
             return link.post(message);
         }
         match self.others.get_mut(&node) {
-            Some(Other::Up(link)) => link.post(message),
+            Some(Other::Up(links)) => links[0].post(message),
             Some(Other::Connecting(queue)) => queue.push(message),
             None => {
                 self.others.insert(node, Other::Connecting(vec![message]));
@@ -50,15 +50,25 @@ impl Daemon {
             Ok(link) => link,
             Err(error) => return tracing::warn!(%node, "a connection was lost at once: {error}"),
         };
-        if let Some(Other::Connecting(queue)) = self.others.insert(node, Other::Up(link.clone())) {
-            for message in queue {
-                link.post(message);
+        match self.others.get_mut(&node) {
+            // A connection that stands is never dropped: answers may be on their way over it.
+            Some(Other::Up(links)) => links.push(link),
+            _ => {
+                if let Some(Other::Connecting(queue)) =
+                    self.others.insert(node, Other::Up(vec![link.clone()]))
+                {
+                    queue.into_iter().for_each(|message| link.post(message));
+                }
             }
         }
     }
 
     /// A connection that was asked for cannot be made: what waits for it fails.
     pub(super) fn unreachable(&mut self, node: NodeIndex, why: &str) {
+        if matches!(self.others.get(&node), Some(Other::Up(_))) {
+            // The other side's connection came first.
+            return;
+        }
         self.others.remove(&node);
         self.requests.fail(
             node,
@@ -78,11 +88,6 @@ impl Daemon {
     ) -> Option<End> {
         let is_it = |link: &Link| link.node == node && link.addresses == addresses;
         let host = self.job.host(node).to_owned();
-        self.requests.fail(
-            node,
-            Code::NodeDown,
-            &format!("node {node} ({host}) is down"),
-        );
         if self.parent.as_ref().is_some_and(is_it) || self.children.iter().any(is_it) {
             self.parent = self.parent.take().filter(|link| !is_it(link));
             self.children.retain(|link| !is_it(link));
@@ -94,9 +99,18 @@ impl Daemon {
                 why,
             });
         }
-        if matches!(self.others.get(&node), Some(Other::Up(link)) if is_it(link)) {
+        if let Some(Other::Up(links)) = self.others.get_mut(&node) {
+            links.retain(|link| !is_it(link));
+            if !links.is_empty() {
+                return None;
+            }
             self.others.remove(&node);
         }
+        self.requests.fail(
+            node,
+            Code::NodeDown,
+            &format!("node {node} ({host}) is down"),
+        );
         None
     }
 

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::{Daemon, End, Event};
+use crate::cli::RUNTIME_FAILED;
 use crate::forker::{Fork, null};
 use crate::program;
 use crate::zygote::{Key, Order, Zygote};
@@ -81,7 +82,7 @@ impl Processes {
 
 impl Daemon {
     /// Starts the head program: it inherits everything, the terminal included.
-    pub(super) fn start_head(&mut self, program: program::Program) {
+    pub(super) fn start_head(&mut self, program: program::Program) -> Result<(), End> {
         let name = program
             .words
             .first()
@@ -94,22 +95,24 @@ impl Daemon {
             stdio: [None, None, None],
             own_group: false,
         };
-        match self.node.create_process() {
-            Ok(object) => {
-                let started = self.forker.start_process(fork);
-                self.expect(
-                    Pending {
-                        object,
-                        notify: None,
-                        head: true,
-                        reply: None,
-                        name,
-                    },
-                    started,
-                );
+        let object = self.node.create_process().map_err(|(_, text)| {
+            let why = format!("the head program was not started: {text}");
+            eprintln!("dragon: {why}");
+            End {
+                code: RUNTIME_FAILED,
+                why,
             }
-            Err((_, text)) => tracing::error!("the head program was not started: {text}"),
-        }
+        })?;
+        let started = self.forker.start_process(fork);
+        let pending = Pending {
+            object,
+            notify: None,
+            head: true,
+            reply: None,
+            name,
+        };
+        self.expect(pending, started);
+        Ok(())
     }
 
     /// Starts a warm interpreter before anybody asks for a worker.
@@ -342,6 +345,8 @@ impl Daemon {
 
     /// Reads the statuses of all children that have ended.
     pub(super) fn reap(&mut self) -> Option<End> {
+        let forker = self.forker.clone();
+        let _permission = forker.may_reap()?;
         let mut end = None;
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             let (pid, status) = (pid.as_raw_nonzero().get().cast_unsigned(), status.as_raw());
