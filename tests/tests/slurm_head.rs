@@ -315,7 +315,7 @@ fn signal_for_the_program_reaches_it(cluster: &Cluster) {
         cluster,
         "trap 'echo signalled; exit 3' USR1; echo ready; while :; do sleep 0.05; done",
     );
-    let job = cluster.login(["squeue", "-h", "-o", "%i"]).out;
+    let job = cluster.login(["squeue", "-h", "-t", "R", "-o", "%i"]).out;
     cluster.login(["scancel", "-s", "USR1", job.trim()]);
     let mut line = String::new();
     out.read_line(&mut line).unwrap();
