@@ -41,6 +41,23 @@ pub fn count(mask: &[u8]) -> u32 {
     mask.iter().map(|byte| byte.count_ones()).sum()
 }
 
+/// Whether Slurm tracks the processes of this step by a control group of its own.
+#[must_use]
+pub fn in_step_group() -> bool {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    own.lines().any(is_step_group)
+}
+
+/// Slurm tracks by the freezer of the first hierarchy, or by the unified one.
+fn is_step_group(line: &str) -> bool {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (controllers, path) = (
+        fields.next().unwrap_or_default(),
+        fields.next().unwrap_or_default(),
+    );
+    (controllers.is_empty() || controllers == "freezer") && path.contains("/step_")
+}
+
 /// Reads what this process was granted.
 #[must_use]
 pub fn granted() -> Granted {
@@ -201,6 +218,22 @@ mod tests {
             ),
         ]);
         assert_eq!(limits("0::/job/step", &root), [(1000, 450)]);
+    }
+
+    #[test]
+    fn step_groups_of_both_hierarchies() {
+        for (line, tracked) in [
+            ("6:freezer:/slurm_n1/uid_2001/job_21/step_0", true),
+            (
+                "0::/system.slice/slurmstepd.scope/job_21/step_0/user/task_0",
+                true,
+            ),
+            ("4:memory:/slurm/uid_2001/job_21/step_0", false),
+            ("0::/user.slice", false),
+            ("", false),
+        ] {
+            assert_eq!(is_step_group(line), tracked, "{line}");
+        }
     }
 
     #[test]

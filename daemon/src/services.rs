@@ -236,7 +236,11 @@ impl Daemon {
         loop {
             let end = tokio::select! {
                 Some(event) = events.recv() => self.handle(event),
-                signalled = signals.next() => signalled.map_or_else(|| self.reap(), Some),
+                signalled = signals.next() => match signalled {
+                    Signalled::Child => self.reap(),
+                    Signalled::End(end) => Some(end),
+                    Signalled::ForHead(signal) => { self.pass_to_head(signal); None }
+                },
             };
             if let Some(end) = end {
                 return end;
@@ -336,6 +340,16 @@ fn watch_parent(job: &Job, gone: &Arc<Notify>) -> Result<()> {
     Ok(())
 }
 
+/// What a signal means.
+enum Signalled {
+    /// A child has ended.
+    Child,
+    /// The job is to end.
+    End(End),
+    /// It is meant for the head program.
+    ForHead(rustix::process::Signal),
+}
+
 /// Signals that a daemon handles.
 struct Signals {
     child: Signal,
@@ -347,7 +361,8 @@ struct Signals {
     parent_gone: Arc<Notify>,
     /// Before the head runs an interrupt means the bring-up.
     head_runs: bool,
-    _for_programs: [Signal; 2],
+    user1: Signal,
+    user2: Signal,
 }
 
 impl Signals {
@@ -360,39 +375,40 @@ impl Signals {
             last_interrupt: None,
             parent_gone: Arc::default(),
             head_runs: false,
-            // A workload manager sends them to every process of a step; they are meant for the program.
-            _for_programs: [
-                signal(SignalKind::user_defined1())?,
-                signal(SignalKind::user_defined2())?,
-            ],
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
         })
     }
 
-    /// Waits for a signal that ends the job (SIGTERM, SIGHUP, or a second SIGINT within a second; the first is the
-    /// head's), or, as `None`, for the end of a child.
-    async fn next(&mut self) -> Option<End> {
-        loop {
-            tokio::select! {
-                _ = self.child.recv() => return None,
-                _ = self.terminate.recv() => return Some(End { code: 128 + 15, why: "SIGTERM".to_owned() }),
-                _ = self.hang_up.recv() => return Some(End { code: 128 + 1, why: "SIGHUP".to_owned() }),
-                _ = self.interrupt.recv() => {
-                    let before = self.last_interrupt.replace(Instant::now());
-                    if !self.head_runs || before.is_some_and(|at| at.elapsed() < TWICE) {
-                        return Some(End { code: 128 + 2, why: "SIGINT".to_owned() });
-                    }
+    /// Waits for a signal: SIGTERM, SIGHUP and a second SIGINT within a second end the job.
+    async fn next(&mut self) -> Signalled {
+        let end = |code, why: &str| {
+            Signalled::End(End {
+                code,
+                why: why.to_owned(),
+            })
+        };
+        tokio::select! {
+            _ = self.child.recv() => Signalled::Child,
+            _ = self.terminate.recv() => end(128 + 15, "SIGTERM"),
+            _ = self.hang_up.recv() => end(128 + 1, "SIGHUP"),
+            _ = self.user1.recv() => Signalled::ForHead(rustix::process::Signal::USR1),
+            _ = self.user2.recv() => Signalled::ForHead(rustix::process::Signal::USR2),
+            _ = self.interrupt.recv() => {
+                let before = self.last_interrupt.replace(Instant::now());
+                if !self.head_runs || before.is_some_and(|at| at.elapsed() < TWICE) {
+                    return end(128 + 2, "SIGINT");
                 }
-                () = self.parent_gone.notified() => {
-                    return Some(End { code: RUNTIME_FAILED, why: "whoever started this daemon is gone".to_owned() });
-                }
+                Signalled::ForHead(rustix::process::Signal::INT)
             }
+            () = self.parent_gone.notified() => end(RUNTIME_FAILED, "whoever started this daemon is gone"),
         }
     }
 
     /// Waits for a signal that ends the job.
     async fn ending(&mut self) -> End {
         loop {
-            if let Some(end) = self.next().await {
+            if let Signalled::End(end) = self.next().await {
                 return end;
             }
         }

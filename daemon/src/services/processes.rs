@@ -15,9 +15,11 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::{Daemon, End, Event};
+use crate::adapter::Manager;
 use crate::cli::RUNTIME_FAILED;
 use crate::forker::{Fork, null};
 use crate::program;
+use crate::resources;
 use crate::zygote::{Key, Order, Zygote};
 
 /// The processes of a node.
@@ -341,6 +343,22 @@ impl Daemon {
             self.processes.early.clear();
         }
         early.and_then(|status| self.ended(pid, status))
+    }
+
+    /// Passes a signal on that is meant for the head. Most senders reach every process of the job themselves (the terminal,
+    /// Slurm without control groups); Slurm with control groups sends only to the tasks of a step, and that is the daemon.
+    pub(super) fn pass_to_head(&self, signal: Signal) {
+        if !matches!(self.job.manager, Manager::Slurm { .. }) || !resources::in_step_group() {
+            return;
+        }
+        for (pid, _) in self
+            .processes
+            .live
+            .iter()
+            .filter(|(_, process)| process.head)
+        {
+            signal_process(*pid, false, signal);
+        }
     }
 
     /// Reads the statuses of all children that have ended.
