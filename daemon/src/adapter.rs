@@ -4,6 +4,7 @@ pub mod launcher;
 pub mod slurm;
 
 use std::ffi::{OsStr, OsString};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -117,6 +118,17 @@ impl Job {
         let ours = [env::STEP_KEY, env::STEP_PROGRAM, env::STEP_MODE];
         ours.contains(&name.as_ref())
             || matches!(self.manager, Manager::Slurm { .. }) && slurm::is_task_variable(&name)
+    }
+
+    /// The address to listen on: where all nodes are on this machine, nobody else can reach it.
+    #[must_use]
+    pub fn listen_address(&self) -> IpAddr {
+        let here = self.hosts.iter().all(|host| host == "127.0.0.1");
+        IpAddr::V4(if here {
+            Ipv4Addr::LOCALHOST
+        } else {
+            Ipv4Addr::UNSPECIFIED
+        })
     }
 
     /// Host name of a node, for messages.

@@ -70,6 +70,7 @@ pub async fn serve(
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!("an attach connection was not accepted: {error}");
+                // Out of descriptors: wait for one to come free rather than spin.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }

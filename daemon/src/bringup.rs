@@ -44,7 +44,7 @@ pub async fn listen(job: &Job) -> Result<TcpListener> {
     let mut taken = Vec::new();
     for attempt in 0..PORT_TRIES {
         let port = job.key.port(job.node, attempt, first, last);
-        match TcpListener::bind(("0.0.0.0", port)).await {
+        match TcpListener::bind((job.listen_address(), port)).await {
             Ok(listener) => return Ok(listener),
             Err(error) => taken.push(format!("{port}: {error}")),
         }

@@ -176,13 +176,15 @@ async fn write_frames(mut stream: OwnedWriteHalf, mut outgoing: mpsc::Receiver<P
     let mut buffer = Vec::new();
     while let Some(message) = outgoing.recv().await {
         buffer.clear();
-        if let Err(error) = frame::encode(&message, &mut buffer) {
-            tracing::error!("a control message was not sent: {error}");
-            continue;
-        }
         // What else is queued already goes out in the same write.
-        while let Ok(next) = outgoing.try_recv() {
-            let _ = frame::encode(&next, &mut buffer);
+        let mut next = Some(message);
+        while let Some(message) = next {
+            if let Err(error) = frame::encode(&message, &mut buffer) {
+                // Whoever waits for an answer learns it by the end of the connection.
+                tracing::error!("a control connection ends: {error}");
+                return;
+            }
+            next = outgoing.try_recv().ok();
         }
         if stream.write_all(&buffer).await.is_err() {
             return;

@@ -282,10 +282,12 @@ impl Node {
 fn start_agent(job: &Job, member: &Arc<Member>, gateway: Channel) -> Result<Arc<Agent>> {
     // A node without others opens no port; its agent still serves the daemon's own messages.
     let fabric: Arc<dyn Fabric> = if job.hosts.len() > 1 {
-        Arc::new(
-            TcpFabric::bind(TcpConfig::new(job.node, job.key.clone()))
-                .context("cannot listen for other nodes")?,
-        )
+        let listen = job.listen_address();
+        let config = TcpConfig {
+            listen,
+            ..TcpConfig::new(job.node, job.key.clone())
+        };
+        Arc::new(TcpFabric::bind(config).context("cannot listen for other nodes")?)
     } else {
         Arc::new(MemHub::new().node(job.node))
     };

@@ -1,6 +1,7 @@
 //! The end of processes that nobody knows any more.
 
-use rustix::process::{Pid, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 
 /// The children of this process, read from the kernel: also those that came to it as subreaper.
 #[must_use]
@@ -27,3 +28,24 @@ pub fn kill_children() {
         let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
 }
+
+/// Kills and reaps children, and theirs, until only `spared` ones are left. A process that does not die within
+/// [`UNKILLABLE`] hangs in the kernel: it is named and left.
+pub fn kill_all_but(mut spared: Vec<Pid>) {
+    while let Some(pid) = own_children().into_iter().find(|pid| !spared.contains(pid)) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+        if let Ok(end) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            let mut ends = [PollFd::new(&end, PollFlags::IN)];
+            let _ = rustix::event::poll(&mut ends, Some(&UNKILLABLE));
+        }
+        if let Ok(None) | Err(_) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
+            eprintln!("dragon: process {pid} does not die; it is left behind");
+            spared.push(pid);
+        }
+    }
+}
+
+const UNKILLABLE: Timespec = Timespec {
+    tv_sec: 2,
+    tv_nsec: 0,
+};

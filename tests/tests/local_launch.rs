@@ -230,6 +230,63 @@ fn terminate_ends_everything_orderly() {
 }
 
 #[test]
+fn signals_for_the_program_reach_it() {
+    for signal in ["USR1", "USR2"] {
+        let program = format!(
+            "trap 'echo got {signal}; exit 3' {signal}; echo ready; while :; do sleep 0.05; done"
+        );
+        let (child, _) = start(&mut dragon(["sh", "-c", &program]));
+        let launcher = child.id();
+        kill(&format!("-{signal}"), launcher);
+        let done = finish(child);
+        assert_eq!((done.code, done.out), (Some(3), format!("got {signal}\n")));
+        Traces::assert_none(launcher);
+    }
+}
+
+#[test]
+fn children_that_were_there_before_are_spared() {
+    let program = format!(
+        "sleep 1000 >/dev/null & echo $!; exec {} true",
+        binary("dragon").display()
+    );
+    let done = run(Command::new("sh")
+        .args(["-c", &program])
+        .stdout(std::process::Stdio::piped()));
+    assert_eq!(done.code, Some(0));
+    // It lives, or kill would fail.
+    kill("-KILL", done.out.trim().parse().unwrap());
+}
+
+#[test]
+fn nodes_on_this_machine_listen_to_nobody_else() {
+    let words = [
+        "-N",
+        "2",
+        "--local-nodes",
+        "sh",
+        "-c",
+        "echo ready; read line",
+    ];
+    let (mut child, _) = start(dragon(words).stdin(std::process::Stdio::piped()));
+    let pids = daemons(child.id());
+    let listening: Vec<String> = pids
+        .iter()
+        .flat_map(|pid| listening_addresses(*pid))
+        .collect();
+    child.stdin.take();
+    let _ = finish(child);
+    assert_eq!(listening.len(), 4, "{listening:?}");
+    // 127.0.0.1, as the kernel prints it.
+    assert!(
+        listening
+            .iter()
+            .all(|address| address.starts_with("0100007F:")),
+        "{listening:?}"
+    );
+}
+
+#[test]
 fn a_killed_launcher_ends_the_job() {
     for nodes in [&["-s"][..], &["-N", "3", "--local-nodes"]] {
         let (child, _) = start(&mut dragon(nodes.iter().chain(&[
@@ -323,6 +380,13 @@ fn strangers_at_the_port_are_closed_and_change_nothing() {
 
 /// The TCP ports on which a process listens.
 fn listening_ports(pid: u32) -> Vec<u16> {
+    let port =
+        |address: String| u16::from_str_radix(address.rsplit(':').next().unwrap(), 16).unwrap();
+    listening_addresses(pid).into_iter().map(port).collect()
+}
+
+/// The TCP addresses on which a process listens, as the kernel prints them: address and port in hexadecimal digits.
+fn listening_addresses(pid: u32) -> Vec<String> {
     let sockets: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
         .filter_map(|fd| {
@@ -337,15 +401,15 @@ fn listening_ports(pid: u32) -> Vec<u16> {
     let table = ["tcp", "tcp6"]
         .map(|name| fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default())
         .concat();
-    let ports = table.lines().filter_map(|line| {
+    let addresses = table.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let listens = fields.get(3) == Some(&"0A")
             && sockets
                 .iter()
                 .any(|inode| fields.get(9) == Some(&inode.as_str()));
-        listens.then(|| u16::from_str_radix(fields[1].rsplit(':').next().unwrap(), 16).unwrap())
+        listens.then(|| fields[1].to_owned())
     });
-    ports.collect()
+    addresses.collect()
 }
 
 #[test]

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use dragon_protocol::frame;
 use dragon_protocol::key::{PORT_FIRST, PORT_LAST};
 use dragon_protocol::launch::LaunchSpec;
-use rustix::process::{Pid, Resource, Signal, WaitOptions};
+use rustix::process::{Pid, Resource, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,6 +24,7 @@ use crate::adapter::launcher::STDIN;
 use crate::parent_death::die_with_parent;
 use crate::program;
 use crate::readable::end_of;
+use crate::sweep;
 
 /// Children of a node in the tree of daemons.
 const FANOUT: u32 = 16;
@@ -60,6 +61,8 @@ pub fn launch(arguments: &Arguments) -> Result<u8, Failure> {
             code: no.code,
         })?;
     }
+    // A shell that became this command by exec may have left it children, which are none of ours.
+    let inherited = sweep::own_children();
     // Orphans of a killed daemon become children of this process, which ends them.
     rustix::process::set_child_subreaper(Pid::from_raw(1))
         .context("cannot become subreaper")
@@ -71,7 +74,7 @@ pub fn launch(arguments: &Arguments) -> Result<u8, Failure> {
         .context("cannot start the event loop")
         .map_err(failed)?;
     let code = runtime.block_on(run(arguments, &place)).map_err(failed);
-    sweep();
+    sweep::kill_all_but(inherited);
     code
 }
 
@@ -285,11 +288,14 @@ fn exit_code(status: std::process::ExitStatus) -> u8 {
         .unwrap_or(RUNTIME_FAILED)
 }
 
-/// Signals that end the job. An interrupt from the terminal reaches the head and the daemons without this process.
+/// Signals for the job: the first daemon ends it, or passes them on to the head. An interrupt from the terminal reaches
+/// the head and the daemons without this process.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     hang_up: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    user1: tokio::signal::unix::Signal,
+    user2: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -298,6 +304,8 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             hang_up: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -306,17 +314,10 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return Signal::TERM,
                 _ = self.hang_up.recv() => return Signal::HUP,
+                _ = self.user1.recv() => return Signal::USR1,
+                _ = self.user2.recv() => return Signal::USR2,
                 _ = self.interrupt.recv() => {}
             }
         }
     }
-}
-
-/// Ends every process that is left below this one: a killed daemon leaves its children to this subreaper. A child's own
-/// children come to this process when it dies, so the loop ends when there are none.
-fn sweep() {
-    while let Ok(Some(_)) | Err(rustix::io::Errno::INTR) = {
-        crate::sweep::kill_children();
-        rustix::process::wait(WaitOptions::empty())
-    } {}
 }

@@ -30,17 +30,11 @@ pub(super) struct Processes {
     early: HashMap<u32, i32>,
     /// Starts on their way.
     starting: usize,
-    zygotes: HashMap<Key, Warm>,
+    /// Warm interpreters. One that was started before anybody asked for a worker is silent about its errors; when it has
+    /// ended, the next worker gets a new one that can be heard.
+    zygotes: HashMap<Key, Zygote>,
     /// Tasks that read output; they end when the processes have closed their ends.
     pub(super) readers: Vec<JoinHandle<()>>,
-}
-
-/// A warm interpreter.
-struct Warm {
-    zygote: Zygote,
-    /// It was started before anybody asked for a worker, with its errors silenced: if it fails, it gets a second chance
-    /// in which it can be heard.
-    ahead: bool,
 }
 
 /// A live process.
@@ -129,13 +123,7 @@ impl Daemon {
         match null()
             .and_then(|errors| Zygote::start(&self.forker, interpreter, &environment, Some(errors)))
         {
-            Ok((zygote, _)) => drop(self.processes.zygotes.insert(
-                key,
-                Warm {
-                    zygote,
-                    ahead: true,
-                },
-            )),
+            Ok((zygote, _)) => drop(self.processes.zygotes.insert(key, zygote)),
             Err(error) => tracing::warn!("no warm interpreter: {error}"),
         }
     }
@@ -231,12 +219,9 @@ impl Daemon {
             stdio,
             reply,
         };
-        if let Some(warm) = self.processes.zygotes.get_mut(&key) {
-            match warm.zygote.order(order) {
-                Ok(()) => {
-                    warm.ahead = false;
-                    return Ok(started);
-                }
+        if let Some(zygote) = self.processes.zygotes.get(&key) {
+            match zygote.order(order) {
+                Ok(()) => return Ok(started),
                 Err(refused) => order = refused,
             }
         }
@@ -250,13 +235,7 @@ impl Daemon {
         zygote
             .order(order)
             .map_err(|_| "the warm interpreter ended at once".to_owned())?;
-        self.processes.zygotes.insert(
-            key,
-            Warm {
-                zygote,
-                ahead: false,
-            },
-        );
+        self.processes.zygotes.insert(key, zygote);
         Ok(started)
     }
 
@@ -348,7 +327,12 @@ impl Daemon {
     /// Passes a signal on that is meant for the head. Most senders reach every process of the job themselves (the terminal,
     /// Slurm without control groups); Slurm with control groups sends only to the tasks of a step, and that is the daemon.
     pub(super) fn pass_to_head(&self, signal: Signal) {
-        if !matches!(self.job.manager, Manager::Slurm { .. }) || !resources::in_step_group() {
+        let wanted = match self.job.manager {
+            Manager::Slurm { .. } => resources::in_step_group(),
+            // The launcher was meant; only the terminal's interrupt has reached the head too.
+            Manager::Launcher { .. } => signal != Signal::INT,
+        };
+        if !wanted {
             return;
         }
         for (pid, _) in self
