@@ -30,7 +30,7 @@ pub fn kill_children() {
 }
 
 /// Kills and reaps children, and theirs, until only `spared` ones are left. A process that does not die within
-/// [`UNKILLABLE`] hangs in the kernel: it is named and left.
+/// `UNKILLABLE` hangs in the kernel: it is named and left.
 pub fn kill_all_but(mut spared: Vec<Pid>) {
     while let Some(pid) = own_children().into_iter().find(|pid| !spared.contains(pid)) {
         let _ = rustix::process::kill_process(pid, Signal::KILL);
