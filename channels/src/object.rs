@@ -42,6 +42,7 @@ impl Object {
             ObjectKind::Event => Self::Event(Event::attach(member, descriptor, adopt)?),
             ObjectKind::Semaphore => Self::Semaphore(Semaphore::attach(member, descriptor, adopt)?),
             ObjectKind::Process => Self::Process(ProcessObject::attach(member, descriptor, adopt)?),
+            _ => return Err(dragon_shmem::Error::WrongKind(descriptor.object).into()),
         })
     }
 }
@@ -343,6 +344,7 @@ pub(crate) fn wake_everyone(member: &Arc<Member>, id: ObjectId) -> Result<()> {
         ObjectKind::Event | ObjectKind::Semaphore | ObjectKind::Process => {
             wait_word(entry).wake(u32::MAX);
         }
+        _ => {}
     }
     notify_watcher(member, entry, id);
     Ok(())

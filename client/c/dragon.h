@@ -54,12 +54,16 @@ typedef enum dragon_code {
     DRAGON_VERSION_MISMATCH = 17,    /* daemon and library are of different releases */
     DRAGON_REFUSED = 18,             /* refused by the daemon */
     DRAGON_SPAWN_FAILED = 19,        /* a program could not be started */
-    DRAGON_CORRUPT = 20,             /* shared memory holds what no correct process writes, or a defect of this library */
+    DRAGON_CORRUPT = 20,             /* shared memory holds what no correct process writes */
     DRAGON_TOO_LARGE = 21,           /* more than the limit or the buffer holds */
     DRAGON_SYSTEM = 22,              /* the operating system refused a call */
     DRAGON_CANCELLED = 23,           /* the operation was cancelled */
     DRAGON_UNSUPPORTED = 24,         /* this release does not do that yet */
-    DRAGON_INTERRUPTED = 25          /* a signal interrupted the wait; nothing happened */
+    DRAGON_INTERRUPTED = 25,         /* a signal interrupted the wait; nothing happened */
+    DRAGON_BROKEN = 26,              /* the barrier is broken */
+    DRAGON_END_OF_STREAM = 27,       /* the stream has ended: its sender closed it */
+    DRAGON_PEER_DIED = 28,           /* the process at the other end died */
+    DRAGON_INTERNAL = 29             /* a defect of this library: please report it */
 } dragon_code;
 
 typedef struct dragon_channel dragon_channel;

@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_a_code() {
-        assert_eq!(guard(|| panic!("no {}", 7)), Code::Corrupt.to_i32());
+        assert_eq!(guard(|| panic!("no {}", 7)), Code::Internal.to_i32());
         let text = last_error::dragon_last_error();
         // SAFETY: the text of this thread's last error, valid until the next one.
         let text = unsafe { CStr::from_ptr(text) }.to_str().unwrap();

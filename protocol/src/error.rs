@@ -62,6 +62,14 @@ pub enum Code {
     Unsupported = 24,
     /// A signal interrupted the wait; nothing happened.
     Interrupted = 25,
+    /// The barrier is broken: a party gave up, died, or broke it.
+    Broken = 26,
+    /// The stream has ended: its sender closed it.
+    EndOfStream = 27,
+    /// The process at the other end died.
+    PeerDied = 28,
+    /// The library met a state that it does not expect of itself.
+    Internal = 29,
 }
 
 impl Code {
@@ -94,6 +102,10 @@ impl Code {
             23 => Self::Cancelled,
             24 => Self::Unsupported,
             25 => Self::Interrupted,
+            26 => Self::Broken,
+            27 => Self::EndOfStream,
+            28 => Self::PeerDied,
+            29 => Self::Internal,
             _ => Self::Corrupt,
         }
     }
@@ -134,6 +146,10 @@ impl Code {
             Self::Cancelled => "the operation was cancelled",
             Self::Unsupported => "this release does not do that yet",
             Self::Interrupted => "a signal interrupted the wait",
+            Self::Broken => "the barrier is broken",
+            Self::EndOfStream => "the stream has ended",
+            Self::PeerDied => "the process at the other end died",
+            Self::Internal => "internal error: please report it",
         }
     }
 }

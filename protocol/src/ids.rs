@@ -89,6 +89,22 @@ pub enum ObjectKind {
     Process = 4,
     /// A counting semaphore.
     Semaphore = 5,
+    /// A pool of blocks.
+    Pool = 6,
+    /// A meeting point for a fixed number of parties.
+    Barrier = 7,
+    /// A payload that wakes one, some or all who wait for it.
+    Broadcast = 8,
+    /// A condition variable, used with a lock.
+    Condition = 9,
+    /// A queue with levels of priority.
+    PriorityQueue = 10,
+    /// A block with a name and a count of those who read it.
+    Memory = 11,
+    /// An endpoint of streams.
+    Stream = 12,
+    /// A set of objects that one waits for together.
+    Set = 13,
 }
 
 impl ObjectKind {
@@ -101,6 +117,14 @@ impl ObjectKind {
             3 => Self::Event,
             4 => Self::Process,
             5 => Self::Semaphore,
+            6 => Self::Pool,
+            7 => Self::Barrier,
+            8 => Self::Broadcast,
+            9 => Self::Condition,
+            10 => Self::PriorityQueue,
+            11 => Self::Memory,
+            12 => Self::Stream,
+            13 => Self::Set,
             _ => return None,
         })
     }
@@ -114,6 +138,14 @@ impl ObjectKind {
             Self::Event => 'e',
             Self::Process => 'p',
             Self::Semaphore => 's',
+            Self::Pool => 'm',
+            Self::Barrier => 'b',
+            Self::Broadcast => 'r',
+            Self::Condition => 'd',
+            Self::PriorityQueue => 'q',
+            Self::Memory => 'y',
+            Self::Stream => 't',
+            Self::Set => 'w',
         }
     }
 
@@ -126,6 +158,14 @@ impl ObjectKind {
             'e' => Self::Event,
             'p' => Self::Process,
             's' => Self::Semaphore,
+            'm' => Self::Pool,
+            'b' => Self::Barrier,
+            'r' => Self::Broadcast,
+            'd' => Self::Condition,
+            'q' => Self::PriorityQueue,
+            'y' => Self::Memory,
+            't' => Self::Stream,
+            'w' => Self::Set,
             _ => return None,
         })
     }

@@ -46,12 +46,66 @@ pub enum Op {
     Notify = 19,
     /// Create an object on the target's node. See `create` in `dragon-channels`. The reply's arguments: its id.
     Create = 20,
+    /// Look at the oldest message without receiving it.
+    Peek = 21,
+    /// Wait until a channel has room.
+    PollWritable = 22,
+    /// Wait until a channel is empty.
+    PollEmpty = 23,
+    /// Wait until a channel is full.
+    PollFull = 24,
+    /// Wait until a semaphore has no units.
+    SemaphoreWaitZero = 25,
+    /// Arrive at a barrier and wait for the other parties.
+    BarrierWait = 26,
+    /// Reset a barrier: who waits gets an error, and it is whole again.
+    BarrierReset = 27,
+    /// Break a barrier.
+    BarrierAbort = 28,
+    /// Parties, those waiting, and whether the barrier is broken.
+    BarrierAttributes = 29,
+    /// Wake one, some or all who wait for a broadcast.
+    BroadcastTrigger = 30,
+    /// Wait for a broadcast.
+    BroadcastWait = 31,
+    /// Give a lock up, wait for a condition, and take the lock again.
+    ConditionWait = 32,
+    /// Wake one, some or all who wait for a condition.
+    ConditionNotify = 33,
+    /// Send a message to a queue with priorities. Argument 0: the hint; argument 1: the priority.
+    Push = 34,
+    /// Receive the most urgent message of a queue with priorities.
+    Pop = 35,
+    /// Add an object to a set.
+    Subscribe = 36,
+    /// Take an object out of a set.
+    Unsubscribe = 37,
+    /// Wait for any object of a set.
+    SetWait = 38,
+    /// Open a stream to an endpoint.
+    StreamOpen = 39,
+    /// Accept a stream of an endpoint.
+    StreamAccept = 40,
+    /// Close an end of a stream.
+    StreamClose = 41,
+    /// Write into a block of another node.
+    CopyIn = 42,
+    /// Read a block of another node.
+    CopyOut = 43,
+    /// Wait until a message was received.
+    AwaitReceipt = 44,
 
     // Only in intent records:
     /// Allocate from a pool.
     Allocate = 64,
     /// Free a block of a pool.
     Free = 65,
+    /// Change the length of a block in its place.
+    Resize = 66,
+    /// Add cells to an unbounded channel.
+    Grow = 67,
+    /// Take or give a reference to an object.
+    Reference = 68,
 }
 
 impl Op {
@@ -79,8 +133,35 @@ impl Op {
             18 => Self::SemaphoreValue,
             19 => Self::Notify,
             20 => Self::Create,
+            21 => Self::Peek,
+            22 => Self::PollWritable,
+            23 => Self::PollEmpty,
+            24 => Self::PollFull,
+            25 => Self::SemaphoreWaitZero,
+            26 => Self::BarrierWait,
+            27 => Self::BarrierReset,
+            28 => Self::BarrierAbort,
+            29 => Self::BarrierAttributes,
+            30 => Self::BroadcastTrigger,
+            31 => Self::BroadcastWait,
+            32 => Self::ConditionWait,
+            33 => Self::ConditionNotify,
+            34 => Self::Push,
+            35 => Self::Pop,
+            36 => Self::Subscribe,
+            37 => Self::Unsubscribe,
+            38 => Self::SetWait,
+            39 => Self::StreamOpen,
+            40 => Self::StreamAccept,
+            41 => Self::StreamClose,
+            42 => Self::CopyIn,
+            43 => Self::CopyOut,
+            44 => Self::AwaitReceipt,
             64 => Self::Allocate,
             65 => Self::Free,
+            66 => Self::Resize,
+            67 => Self::Grow,
+            68 => Self::Reference,
             _ => return None,
         })
     }

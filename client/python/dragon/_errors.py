@@ -162,6 +162,30 @@ class InterruptedWaitError(DragonError):
     code = 25
 
 
+class BrokenError(DragonError):
+    """A barrier is broken: a party gave up, died, or broke it."""
+
+    code = 26
+
+
+class EndOfStreamError(DragonError, EOFError):
+    """A stream has ended: its sender closed it."""
+
+    code = 27
+
+
+class PeerDiedError(DragonError, ConnectionError):
+    """The process at the other end died."""
+
+    code = 28
+
+
+class InternalError(DragonError, RuntimeError):
+    """A defect of this library: please report it."""
+
+    code = 29
+
+
 class WorkerLostError(DragonError, RuntimeError):
     """The worker of a pool that ran a task ended before the task did."""
 

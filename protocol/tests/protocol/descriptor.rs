@@ -101,7 +101,7 @@ fn malformed_bytes_are_refused_by_name() {
     assert_eq!(spoiled(0, 2), DescriptorError::Version(2));
     assert_eq!(spoiled(0, 0), DescriptorError::Version(0));
     assert_eq!(spoiled(1, 0), DescriptorError::Kind(0));
-    assert_eq!(spoiled(1, 6), DescriptorError::Kind(6));
+    assert_eq!(spoiled(1, 14), DescriptorError::Kind(14));
     assert_eq!(spoiled(7, 1), DescriptorError::Node(1 << 24 | 2));
     for length in [0, 1, 31, 33, 64] {
         let bytes = vec![1; length];
