@@ -40,6 +40,20 @@ impl Default for ChannelOptions {
 }
 
 /// A handle on a channel of this or another node. Handles can be used by several threads at once.
+///
+/// ```
+/// use dragon_channels::{ChannelOptions, Deadline, Error, create_channel};
+///
+/// let member = dragon_channels::local::member()?;
+/// let options = ChannelOptions { capacity: 2, ..ChannelOptions::default() };
+/// let channel = create_channel(&member, &options)?;
+/// channel.send(b"first", 1, Deadline::Never)?;
+/// channel.send(b"second", 2, Deadline::Now)?;
+/// assert_eq!(channel.send(b"third", 3, Deadline::Now), Err(Error::Full));
+/// let message = channel.receive(Deadline::after(1_000_000_000))?;
+/// assert_eq!((message.hint(), message.into_vec()), (1, b"first".to_vec()));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Channel {
     handle: Handle,

@@ -15,6 +15,17 @@ use crate::error::Result;
 use crate::object::{Handle, alive, notify_watcher, wait_word, word};
 
 /// A handle on an event of this or another node.
+///
+/// ```
+/// use dragon_channels::{Deadline, Error, Event};
+///
+/// let event = Event::create(&dragon_channels::local::member()?, 0)?;
+/// assert_eq!(event.wait(Deadline::Now), Err(Error::Empty));
+/// event.set()?;
+/// event.wait(Deadline::Never)?;
+/// event.clear()?;
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Event {
     handle: Handle,

@@ -16,6 +16,7 @@ pub mod cell;
 pub mod channel;
 pub mod error;
 pub mod event;
+pub mod local;
 pub mod lock;
 pub mod message;
 pub mod object;

@@ -29,6 +29,18 @@ pub struct Acquired {
 }
 
 /// A handle on a lock of this or another node. The lock belongs to the process that acquires it, not to the thread.
+///
+/// ```
+/// use dragon_channels::{Deadline, Error, Lock};
+///
+/// let lock = Lock::create(&dragon_channels::local::member()?, 0)?;
+/// if lock.acquire(Deadline::Never)?.owner_died {
+///     // Mend what the lock protects.
+/// }
+/// assert_eq!(lock.acquire(Deadline::Now), Err(Error::Empty));
+/// lock.release(false)?;
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Lock {
     handle: Handle,

@@ -12,6 +12,16 @@ use crate::error::{Error, Result};
 use crate::object::{Handle, alive, notify_watcher, wait_word, word};
 
 /// A handle on a process of this or another node.
+///
+/// ```
+/// use dragon_channels::{Deadline, Error, ProcessObject};
+///
+/// let process = ProcessObject::create(&dragon_channels::local::member()?, 4711, 0)?;
+/// assert_eq!(process.wait(Deadline::Now), Err(Error::Empty));
+/// process.finish(0)?;
+/// assert_eq!(process.wait(Deadline::Never)?, 0);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug)]
 pub struct ProcessObject {
     handle: Handle,

@@ -13,6 +13,16 @@ use crate::error::{Error, Result};
 use crate::object::{Handle, alive, notify_watcher, wait_word, word};
 
 /// A handle on a semaphore of this or another node.
+///
+/// ```
+/// use dragon_channels::{Deadline, Error, Semaphore};
+///
+/// let places = Semaphore::create(&dragon_channels::local::member()?, 2, 2, 0)?;
+/// places.acquire(Deadline::Never)?;
+/// assert_eq!(places.value()?, 1);
+/// places.release(1)?;
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Semaphore {
     handle: Handle,
