@@ -386,7 +386,12 @@ impl Local<'_> {
     ) -> Result<()> {
         let writable = || cell::maybe_writable(&self.ring);
         let ready = || writable() || !is_alive(self.entry, self.id);
-        while spin.until(self.member.control().words(), &thread.intent, ready) {
+        while spin.until(
+            self.member.control().words(),
+            &thread.intent,
+            deadline,
+            ready,
+        ) {
             if let Some(sent) = attempt()? {
                 return Ok(sent);
             }
@@ -468,7 +473,12 @@ impl Local<'_> {
     ) -> Result<T> {
         let readable = || cell::maybe_readable(&self.ring);
         let ready = || readable() || !is_alive(self.entry, self.id);
-        while spin.until(self.member.control().words(), &thread.intent, ready) {
+        while spin.until(
+            self.member.control().words(),
+            &thread.intent,
+            deadline,
+            ready,
+        ) {
             if let Some(value) = attempt()? {
                 return Ok(value);
             }

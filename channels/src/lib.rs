@@ -43,3 +43,4 @@ pub use object::Object;
 pub use process::ProcessObject;
 pub use recover::{Recovered, recover};
 pub use semaphore::Semaphore;
+pub use wait::WaitMode;

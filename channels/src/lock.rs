@@ -91,7 +91,11 @@ impl Lock {
             .begin(Op::LockAcquire, id.index, id.generation, [0, 0]);
         let free = || word(entry).load(Ordering::Relaxed) & OWNER == 0 || !is_alive(entry, id);
         let words = self.handle.member().control().words();
-        while self.handle.spin.until(words, &thread.intent, free) {
+        while self
+            .handle
+            .spin
+            .until(words, &thread.intent, deadline, free)
+        {
             alive(entry, id)?;
             if let Some(acquired) = try_acquire(word(entry), slot, 0) {
                 return Ok(acquired);

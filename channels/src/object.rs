@@ -187,7 +187,7 @@ impl Handle {
         // The attempt succeeded, or failed for good, inside the spin: its result is kept for here.
         let mut result = None;
         let words = self.member.control().words();
-        self.spin.until(words, &thread.intent, || {
+        self.spin.until(words, &thread.intent, deadline, || {
             result = attempt().transpose();
             result.is_some()
         });
@@ -245,6 +245,17 @@ macro_rules! common_methods {
         #[must_use]
         pub fn descriptor(&self) -> dragon_protocol::Descriptor {
             self.handle.descriptor()
+        }
+
+        /// How this handle waits; [`crate::WaitMode::Adaptive`] unless it was set.
+        #[must_use]
+        pub fn wait_mode(&self) -> crate::WaitMode {
+            self.handle.spin.mode()
+        }
+
+        /// Sets how this handle waits on an object of its own node, from the next wait on. A wait for another node sleeps.
+        pub fn set_wait_mode(&self, mode: crate::WaitMode) {
+            self.handle.spin.set_mode(mode);
         }
 
         /// The object.

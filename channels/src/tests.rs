@@ -7,6 +7,7 @@
 
 mod death;
 mod operations;
+mod waiting;
 
 use crate::fixture::Role;
 

@@ -149,9 +149,23 @@ pub fn sleep_until<T, E: From<Ended>>(
     result
 }
 
-/// What a handle learns about spinning: how long it is worth while.
+/// How a handle waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum WaitMode {
+    /// Spin as long as that has paid lately, then sleep. Never spins while as many threads of the node spin as it has CPUs.
+    #[default]
+    Adaptive = 0,
+    /// Never sleep: the shortest time to an answer, at the price of a CPU. A signal handler does not end such a wait.
+    Spin = 1,
+    /// Sleep at once: a wait costs a system call and nothing else.
+    Sleep = 2,
+}
+
+/// How a handle waits, and what it has learnt about spinning: how long it is worth while.
 #[derive(Debug)]
 pub struct Spin {
+    mode: AtomicU32,
     /// Nanoseconds for the next wait.
     budget: AtomicU32,
     /// How often in a row spinning was in vain.
@@ -160,6 +174,10 @@ pub struct Spin {
 
 /// Rounds that cost less than telling others that one spins.
 const FREE_ROUNDS: u32 = 128;
+/// Rounds between two looks at the clock.
+const ROUNDS_PER_LOOK: u32 = 32;
+/// Rounds of [`WaitMode::Spin`] after which others get the CPU, when there are more spinners than CPUs.
+const ROUNDS_PER_TURN: u32 = 1024;
 const LEAST: u32 = 2_000;
 /// About what a wake-up across cores costs: spinning longer than that cannot pay.
 const MOST: u32 = 50_000;
@@ -171,6 +189,7 @@ const PROBE: u32 = 16;
 impl Default for Spin {
     fn default() -> Self {
         Self {
+            mode: AtomicU32::new(WaitMode::Adaptive as u32),
             budget: AtomicU32::new(LEAST),
             misses: AtomicU32::new(0),
         }
@@ -178,30 +197,58 @@ impl Default for Spin {
 }
 
 impl Spin {
-    /// Spins until `ready`, or until it is not worth while any more. True when `ready`.
+    /// How the handle waits.
+    #[inline]
+    #[must_use]
+    pub fn mode(&self) -> WaitMode {
+        match self.mode.load(Ordering::Relaxed) {
+            1 => WaitMode::Spin,
+            2 => WaitMode::Sleep,
+            _ => WaitMode::Adaptive,
+        }
+    }
+
+    /// Sets how the handle waits; it counts for waits that begin from now on.
+    pub fn set_mode(&self, mode: WaitMode) {
+        self.mode.store(mode as u32, Ordering::Relaxed);
+    }
+
+    /// Spins until `ready`, or until it is not worth while any more, but not beyond the deadline. True when `ready`.
     #[inline]
     pub fn until(
         &self,
         words: &NodeWords,
         intent: &Intent,
+        deadline: Deadline,
         mut ready: impl FnMut() -> bool,
     ) -> bool {
         let cpus = words.cpus.load(Ordering::Relaxed);
         let misses = self.misses.load(Ordering::Relaxed);
-        if cpus < 2 || misses >= PATIENCE && !misses.is_multiple_of(PROBE) {
+        match self.mode() {
+            WaitMode::Sleep => return false,
+            WaitMode::Spin => return until_deadline(words, intent, cpus, deadline, ready),
+            WaitMode::Adaptive => {}
+        }
+        if cpus < 2
+            || misses >= PATIENCE && !misses.is_multiple_of(PROBE)
+            || words.spinners.load(Ordering::Relaxed) >= cpus
+        {
             self.misses.store(misses.wrapping_add(1), Ordering::Relaxed);
             return false;
         }
-        for _ in 0..FREE_ROUNDS {
+        for round in 0..FREE_ROUNDS {
             if ready() {
                 if misses != 0 {
                     self.misses.store(0, Ordering::Relaxed);
                 }
                 return true;
             }
+            if round % ROUNDS_PER_LOOK == ROUNDS_PER_LOOK - 1 && deadline.passed() {
+                return false;
+            }
             spin_loop();
         }
-        self.longer(words, intent, cpus, ready)
+        self.longer(words, intent, cpus, deadline, ready)
     }
 
     #[cold]
@@ -210,28 +257,29 @@ impl Spin {
         words: &NodeWords,
         intent: &Intent,
         cpus: u32,
+        deadline: Deadline,
         mut ready: impl FnMut() -> bool,
     ) -> bool {
-        const ROUNDS_PER_LOOK: u32 = 32;
         let budget = self.budget.load(Ordering::Relaxed);
         let mut found = false;
-        // The mark comes before the count and goes after it, the other way round than for sleepers: who dies in between
-        // makes the count too low, which is mended when it reaches 0; a count too high would stay, and forbid spinning.
-        intent.step(mark::SPINNER);
-        if words.spinners.fetch_add(1, Ordering::AcqRel) < cpus {
-            let end = clock::now().saturating_add(budget.into());
-            while !found && clock::now() < end {
-                for _ in 0..ROUNDS_PER_LOOK {
-                    found = ready();
-                    if found {
-                        break;
-                    }
-                    spin_loop();
-                }
+        counted_as_spinner(words, intent, |spinners| {
+            if spinners >= cpus {
+                return;
             }
-        }
-        forget_spinner(words);
-        intent.step(0);
+            let mut end = clock::now().saturating_add(budget.into());
+            if let Deadline::At(time) = deadline {
+                end = end.min(time);
+            }
+            while !found && clock::now() < end {
+                found = (0..ROUNDS_PER_LOOK).any(|_| {
+                    let found = ready();
+                    if !found {
+                        spin_loop();
+                    }
+                    found
+                });
+            }
+        });
         if found {
             self.misses.store(0, Ordering::Relaxed);
             self.budget
@@ -243,6 +291,51 @@ impl Spin {
         }
         found
     }
+}
+
+/// [`WaitMode::Spin`]: until `ready` or the deadline.
+fn until_deadline(
+    words: &NodeWords,
+    intent: &Intent,
+    cpus: u32,
+    deadline: Deadline,
+    mut ready: impl FnMut() -> bool,
+) -> bool {
+    for _ in 0..FREE_ROUNDS {
+        if ready() {
+            return true;
+        }
+        spin_loop();
+    }
+    let mut found = false;
+    counted_as_spinner(words, intent, |_| {
+        let mut round = 0_u32;
+        while !found {
+            found = ready();
+            round = round.wrapping_add(1);
+            if round.is_multiple_of(ROUNDS_PER_LOOK) && deadline.passed() {
+                break;
+            }
+            if round.is_multiple_of(ROUNDS_PER_TURN)
+                && words.spinners.load(Ordering::Relaxed) >= cpus.max(1)
+            {
+                // Whoever would end this wait may need the CPU.
+                rustix::thread::sched_yield();
+            }
+            spin_loop();
+        }
+    });
+    found
+}
+
+/// Runs `spin` with the number of others that spin, while this thread is counted as one.
+fn counted_as_spinner(words: &NodeWords, intent: &Intent, spin: impl FnOnce(u32)) {
+    // The mark comes before the count and goes after it, the other way round than for sleepers: who dies in between makes
+    // the count too low, which is mended when it reaches 0; a count too high would stay, and forbid spinning.
+    intent.step(mark::SPINNER);
+    spin(words.spinners.fetch_add(1, Ordering::AcqRel));
+    forget_spinner(words);
+    intent.step(0);
 }
 
 /// A SeqCst fence right after an atomic read-modify-write. On x86 the locked instruction of that was a full fence already;
