@@ -587,7 +587,7 @@ pub(crate) fn block_of(member: &Member, parts: &[IoSlice<'_>], length: u64) -> R
     let block = member.alloc(length)?;
     let mut at = block.offset;
     for part in parts {
-        // Invariant: the block has `length` bytes, the sum of the parts; so this fails only for a pool that is not mapped.
+        // Invariant: the block, in the default pool, has `length` bytes, the sum of the parts.
         member.pool().data().copy_in(at, part)?;
         at += part.len() as u64;
     }

@@ -1,11 +1,11 @@
 //! Received messages.
 
 use std::fmt;
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use dragon_shmem::Member;
+use dragon_shmem::{Member, Pin};
 
 use crate::error::Result;
 
@@ -68,7 +68,7 @@ impl Message {
         }
     }
 
-    /// The block in the default pool that holds the bytes, for messages that came by reference.
+    /// The address of the block that holds the bytes, for messages that came by reference.
     #[must_use]
     pub fn block(&self) -> Option<u64> {
         match &self.body {
@@ -144,17 +144,22 @@ impl Message {
         offset: u64,
         length: u64,
     ) -> Result<Self> {
-        member.pool().check(offset, length)?;
-        let bytes = member.pool().data().bytes(offset, length)?;
-        let corrupt = |_| dragon_shmem::Error::Corrupt {
-            what: "length of a message",
-            value: length,
+        let pin = member.pin(offset)?;
+        let bytes = match member.bytes(offset, length) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                member.unpin(pin);
+                return Err(error.into());
+            }
         };
-        let length = usize::try_from(length).map_err(corrupt)?;
+        // It lies inside a mapping, so it fits an address.
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
         let Ok(place) = member.hold_block(offset) else {
             // SAFETY: the block has been checked to have `length` bytes.
             let copy = unsafe { copy_of(bytes.as_ptr(), length) };
-            member.free(offset)?;
+            let freed = member.free(offset);
+            member.unpin(pin);
+            freed?;
             return Ok(Self::owned(hint, copy));
         };
         let lease = Lease {
@@ -163,6 +168,7 @@ impl Message {
             bytes,
             length,
             place,
+            pin: ManuallyDrop::new(pin),
         };
         Ok(Self {
             hint,
@@ -215,6 +221,8 @@ struct Lease {
     bytes: NonNull<u8>,
     length: usize,
     place: u32,
+    /// The pool stays mapped as long as its bytes can be read.
+    pin: ManuallyDrop<Pin>,
 }
 
 // SAFETY: the pointer is to shared memory that any thread may read.
@@ -228,6 +236,9 @@ impl Drop for Lease {
         if !self.member.is_forked() {
             // It fails only on memory that was scribbled over; then there is nothing to free.
             let _ = self.member.free_held(self.place, self.offset);
+            // SAFETY: taken here once, and not used afterwards.
+            self.member
+                .unpin(unsafe { ManuallyDrop::take(&mut self.pin) });
         }
     }
 }

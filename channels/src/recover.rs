@@ -66,7 +66,7 @@ pub fn recover(member: &Arc<Member>, slot: SlotId) -> Result<Recovered> {
             recovered.blocks += 1;
         }
     }
-    dragon_shmem::recover::recover_memory(control, member.pool(), slot)?;
+    dragon_shmem::recover::recover_memory(control, &**member, slot)?;
     control
         .words()
         .counters

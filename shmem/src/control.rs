@@ -3,7 +3,7 @@
 //! ```text
 //! 0          header
 //! 4 KiB      NodeWords
-//! 8 KiB      slots            8192 × 256 B
+//! 8 KiB      slots            8192 × 1152 B
 //!            objects         65536 × 128 B
 //!            held tables      8192 × 1024 × 16 B
 //!            thread records   8192 × 128 × 512 B
@@ -98,7 +98,7 @@ const _: () = assert!(
         && std::mem::offset_of!(NodeWords, spinners) == 64
         && std::mem::offset_of!(NodeWords, object_hint) == 128
         && std::mem::offset_of!(NodeWords, counters) == 192
-        && SLOTS.is_multiple_of(256)
+        && SLOTS.is_multiple_of(align_of::<Slot>() as u64)
         && OBJECTS.is_multiple_of(128)
         && THREADS.is_multiple_of(512)
 );

@@ -2,6 +2,8 @@
 
 use dragon_protocol::{Code, ObjectId, RuntimeId};
 
+use crate::pool::tag::PoolTag;
+
 /// What can go wrong with shared memory.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -58,6 +60,11 @@ pub enum Error {
         /// Its limit.
         limit: u64,
     },
+    /// A block's address names a pool that the node does not have (any more).
+    #[error(
+        "there is no pool {0} on this node (any more); a pool goes when it was destroyed and nobody refers to it"
+    )]
+    NoSuchPool(PoolTag),
     /// The job's memory limit leaves no room.
     #[error("{0}")]
     OutOfCgroupMemory(String),
@@ -106,7 +113,7 @@ impl Error {
             Self::OutOfMemory { .. } => Code::OutOfMemory,
             Self::OutOfCgroupMemory(_) => Code::OutOfCgroupMemory,
             Self::TableFull { .. } => Code::TableFull,
-            Self::NoSuchObject(_) => Code::NoSuchObject,
+            Self::NoSuchObject(_) | Self::NoSuchPool(_) => Code::NoSuchObject,
             Self::Destroyed(_) => Code::Destroyed,
             Self::WrongKind(_) => Code::WrongKind,
             Self::NotAllocated { .. } => Code::InvalidArgument,

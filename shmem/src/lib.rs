@@ -31,7 +31,8 @@ pub mod thread;
 pub use control::Control;
 pub use error::{Error, Result};
 pub use futex::{Deadline, WaitResult};
-pub use member::{Hooks, Member, ThreadGuard};
+pub use member::{Hooks, Member, Pin, ThreadGuard};
+pub use pool::tag::PoolTag;
 pub use pool::{Block, Pool};
 pub use region::Region;
 

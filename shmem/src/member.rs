@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use dragon_protocol::{ObjectId, ObjectKind, SlotId};
 use memmap2::MmapMut;
@@ -14,9 +14,14 @@ use crate::control::{Control, MAX_HELD, MAX_THREADS};
 use crate::error::{Error, Result, io, system};
 use crate::held::State;
 use crate::object::ObjectEntry;
+use crate::pool::tag::PoolTag;
 use crate::pool::{Block, Cache, Pool, ThreadRef};
 use crate::sync::Ordering;
 use crate::thread::ThreadRecord;
+
+mod pools;
+
+pub use pools::Pin;
 
 /// What a member needs of others.
 pub trait Hooks: Send + Sync {
@@ -28,6 +33,22 @@ pub trait Hooks: Send + Sync {
 
     /// An object that an agent watches has changed.
     fn notify(&self, object: ObjectId);
+
+    /// Maps the pool with this tag; the daemon passes its regions. Also the pool's object.
+    ///
+    /// # Errors
+    /// When there is no such pool (any more).
+    fn pool(&self, tag: PoolTag) -> Result<(Pool, ObjectId)> {
+        Err(Error::NoSuchPool(tag))
+    }
+
+    /// The pool that has a number now: for recovery, by the daemon alone.
+    fn numbered_pool(&self, _number: u32) -> Option<Pool> {
+        None
+    }
+
+    /// This process has given its reference to a pool back, and only the daemon's own is left.
+    fn pool_released(&self, _object: ObjectId) {}
 }
 
 /// An attached process, or the daemon itself.
@@ -38,6 +59,8 @@ pub struct Member {
     hooks: Box<dyn Hooks>,
     held: Mutex<Registry>,
     cache: Mutex<Cache>,
+    /// The pools beside the default one that this process has mapped, by number.
+    pools: RwLock<Vec<Option<Arc<pools::Mapped>>>>,
     fork: ForkMark,
 }
 
@@ -77,6 +100,7 @@ impl Member {
             hooks,
             held: Mutex::default(),
             cache: Mutex::default(),
+            pools: RwLock::default(),
             fork,
         }))
     }
@@ -152,7 +176,7 @@ impl Member {
         Ok(guard)
     }
 
-    /// Allocates a block. It is private to this process until [`Member::share`].
+    /// Allocates a block in the default pool. It is private to this process until [`Member::share`].
     ///
     /// # Errors
     /// When the pool or the job's memory limit leaves no room.
@@ -186,7 +210,7 @@ impl Member {
     /// Frees a block: one's own private one, or any shared one.
     ///
     /// # Errors
-    /// When the offset is not that of an allocated block.
+    /// When the address is not that of an allocated block.
     #[inline]
     pub fn free(&self, offset: u64) -> Result<()> {
         self.free_then(offset, || {})
@@ -197,6 +221,9 @@ impl Member {
     /// # Errors
     /// As [`Member::free`].
     pub fn free_with(&self, thread: &ThreadGuard<'_>, offset: u64) -> Result<()> {
+        if PoolTag::of(offset) != PoolTag::DEFAULT {
+            return self.free_elsewhere(offset, Some(thread), || {});
+        }
         let thread = || Ok(ThreadRef::Callers(thread));
         self.pool.free(
             &self.cache,
@@ -213,7 +240,7 @@ impl Member {
     /// it is lost when the process dies between them.
     ///
     /// # Errors
-    /// When the offset is not that of an allocated block; the place is free then too.
+    /// When the address is not that of an allocated block; the place is free then too.
     pub fn free_held(&self, place: u32, offset: u64) -> Result<()> {
         let entry = self
             .control
@@ -231,6 +258,9 @@ impl Member {
 
     #[inline]
     fn free_then(&self, offset: u64, between: impl FnOnce()) -> Result<()> {
+        if PoolTag::of(offset) != PoolTag::DEFAULT {
+            return self.free_elsewhere(offset, None, between);
+        }
         let thread = || self.thread().map(ThreadRef::Leased);
         self.pool.free(
             &self.cache,
@@ -245,9 +275,12 @@ impl Member {
     /// Makes a private block everybody's: it outlives this process until somebody frees it.
     ///
     /// # Errors
-    /// When the offset is not that of a private block of this process.
+    /// When the address is not that of a private block of this process.
     #[inline]
     pub fn share(&self, offset: u64) -> Result<()> {
+        if PoolTag::of(offset) != PoolTag::DEFAULT {
+            return self.share_elsewhere(offset);
+        }
         self.pool
             .share(&self.cache, self.slot_entry()?, self.slot, offset)
     }

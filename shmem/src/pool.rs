@@ -20,6 +20,7 @@ pub mod extent;
 mod list;
 pub mod page;
 pub mod slab;
+pub mod tag;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,11 +30,12 @@ use dragon_protocol::{NodeIndex, RuntimeId, SlotId};
 use crate::error::{Error, Result};
 use crate::member::ThreadGuard;
 use crate::region::{Region, Shared};
-use crate::slot::Slot;
-use crate::sync::{AtomicU64, Ordering};
+use crate::slot::{MAX_POOLS, Slot};
+use crate::sync::{AtomicU64, Ordering, low};
 use crate::thread::Intent;
 use page::{PAGE, PageMeta, PageWord, Stamps, Tag};
 use slab::{CLASSES, Class, class_of, class_size};
+use tag::PoolTag;
 
 /// Kind of a pool's metadata region in its header.
 pub const META: u32 = 2;
@@ -50,7 +52,8 @@ const PAGES: u64 = 8192;
 #[repr(C, align(64))]
 struct PoolWords {
     limit: AtomicU64,
-    number: AtomicU64,
+    /// The pool's [`PoolTag`].
+    tag: AtomicU64,
     /// Bytes committed: a prefix of the data. Nobody touches what lies beyond.
     committed: AtomicU64,
     /// Where the search for free pages starts.
@@ -65,7 +68,7 @@ unsafe impl Shared for PoolWords {}
 pub struct Pool {
     meta: Region,
     data: Region,
-    number: u32,
+    tag: PoolTag,
     limit: u64,
     records: u64,
     stamps: u64,
@@ -76,7 +79,7 @@ pub struct Pool {
 /// An allocated block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// Where it lies in its pool.
+    /// Its address: pool and offset in it, see [`PoolTag`]. Of a block in the default pool that is the offset.
     pub offset: u64,
     /// Bytes asked for; the block may have room for more.
     pub length: u64,
@@ -108,23 +111,41 @@ impl Pool {
     /// # Errors
     /// When the kernel refuses.
     pub fn create(runtime: RuntimeId, node: NodeIndex, number: u32, limit: u64) -> Result<Self> {
+        let tag = PoolTag::new(number, 0).ok_or(Error::TableFull {
+            table: "pools",
+            size: low(MAX_POOLS as u64),
+        })?;
+        Self::create_tagged(runtime, node, tag, limit)
+    }
+
+    /// As [`Pool::create`], under a tag.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn create_tagged(
+        runtime: RuntimeId,
+        node: NodeIndex,
+        tag: PoolTag,
+        limit: u64,
+    ) -> Result<Self> {
         let limit = limit.max(CHUNK).next_multiple_of(CHUNK);
         let meta = Region::create(
-            &format!("dragon-pool{number}-meta"),
+            &format!("dragon-pool{}-meta", tag.number()),
             META,
             runtime,
             tables(limit).2,
         )?;
-        let data = Region::create(&format!("dragon-pool{number}"), DATA, runtime, limit)?;
+        let name = format!("dragon-pool{}", tag.number());
+        let data = Region::create(&name, DATA, runtime, limit)?;
         let _ = node;
         let words: &PoolWords = meta.view(WORDS)?;
         words.limit.store(limit, Ordering::Relaxed);
-        words.number.store(number.into(), Ordering::Relaxed);
+        words.tag.store(tag.to_u16().into(), Ordering::Relaxed);
         let (records, stamps, _) = tables(limit);
         let pool = Self {
             meta,
             data,
-            number,
+            tag,
             limit,
             records,
             stamps,
@@ -157,30 +178,37 @@ impl Pool {
         let meta = Region::map(meta.0, meta.1, META, runtime)?;
         let data = Region::map(data.0, data.1, DATA, runtime)?;
         let (records, stamps, _) = tables(limit);
-        let pool = Self {
+        let words: &PoolWords = meta.view(WORDS)?;
+        let named = words.tag.load(Ordering::Relaxed);
+        let tag = u16::try_from(named).ok().and_then(PoolTag::from_u16);
+        let Some(tag) = tag.filter(|tag| tag.number() == number) else {
+            return Err(Error::Region {
+                what: "number of the pool",
+                expected: number.into(),
+                found: named >> 8,
+            });
+        };
+        Ok(Self {
             meta,
             data,
-            number,
+            tag,
             limit,
             records,
             stamps,
             truth: None,
-        };
-        let named = pool.words()?.number.load(Ordering::Relaxed);
-        if named != u64::from(number) {
-            return Err(Error::Region {
-                what: "number of the pool",
-                expected: number.into(),
-                found: named,
-            });
-        }
-        Ok(pool)
+        })
     }
 
     /// Its number within the node.
     #[must_use]
     pub fn number(&self) -> u32 {
-        self.number
+        self.tag.number()
+    }
+
+    /// What stands for it in the addresses of its blocks.
+    #[must_use]
+    pub fn tag(&self) -> PoolTag {
+        self.tag
     }
 
     /// Its limit in bytes.
@@ -246,7 +274,7 @@ impl Pool {
     pub fn out_of_memory(&self, asked: u64) -> Error {
         let used = self.stats().map_or(self.limit, |stats| stats.used);
         Error::OutOfMemory {
-            pool: self.number,
+            pool: self.number(),
             asked,
             free: self.limit.saturating_sub(used),
             limit: self.limit,
@@ -332,6 +360,21 @@ impl Pool {
             }
             _ => Err(self.not_allocated(offset)),
         }
+    }
+
+    /// Gives up all that a living process has in the pool: frees its private blocks, and leaves its slabs to whoever frees
+    /// the last block in them. Its threads are out of the pool.
+    pub(crate) fn abandon(
+        &self,
+        cache: &Mutex<Cache>,
+        slot: &Slot,
+        owner: SlotId,
+        intent: &Intent,
+    ) -> Result<()> {
+        let mut cache = lock(cache);
+        *cache = Cache::default();
+        extent::abandon(self, slot, owner, intent)?;
+        slab::abandon(self, slot, owner, intent)
     }
 
     pub(crate) fn share(
@@ -494,7 +537,7 @@ impl Pool {
 
     pub(crate) fn not_allocated(&self, offset: u64) -> Error {
         Error::NotAllocated {
-            pool: self.number,
+            pool: self.number(),
             offset,
         }
     }

@@ -8,12 +8,12 @@ use crate::error::{Error, Result};
 use crate::region::Shared;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, high, low};
 
-/// Pools that a slot can own pages of.
-pub const MAX_POOLS: usize = 8;
+/// Pools that a node can have at once, and so a slot own pages of.
+pub const MAX_POOLS: usize = 64;
 
-/// A slot. 256 bytes.
+/// A slot. 1152 bytes.
 #[derive(Debug)]
-#[repr(C, align(256))]
+#[repr(C, align(128))]
 pub struct Slot {
     /// generation 32 bits | state 32; written by the daemon.
     word: AtomicU64,
@@ -24,6 +24,9 @@ pub struct Slot {
     /// A proxy's generation on its own node.
     remote_generation: AtomicU32,
     reserved: [AtomicU32; 3],
+    /// One bit for each pool beside the default one that the process has used: of these recovery looks at the lists.
+    /// Written by the process.
+    pub(crate) pools: AtomicU64,
     /// Per pool: the first page of the list of slabs that the process owns, plus 1. Written by the process.
     pub(crate) slabs: [AtomicU64; MAX_POOLS],
     /// Per pool: the same for its private extents.
@@ -47,7 +50,7 @@ pub struct SlotCounters {
 // SAFETY: repr(C), only atomics.
 unsafe impl Shared for Slot {}
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Slot>() == 256);
+const _: () = assert!(size_of::<Slot>() == 1152);
 
 /// Nobody's.
 pub const FREE: u32 = 0;

@@ -1,11 +1,12 @@
 //! Payloads and the memory that they lie in.
 
 use core::fmt;
+use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use std::sync::Arc;
 
 use dragon_channels::Message;
-use dragon_shmem::{Block, Member};
+use dragon_shmem::{Block, Member, Pin};
 
 /// The payload of a frame.
 #[derive(Debug)]
@@ -18,12 +19,14 @@ pub enum Body {
     Message(Box<Message>),
 }
 
-/// A block of the node's default pool that this process holds alone. It is freed when it is dropped.
+/// A block of a pool of the node that this process holds alone. It is freed when it is dropped.
 pub struct PoolBlock {
     member: Arc<Member>,
     block: Block,
     start: NonNull<u8>,
     shared: bool,
+    /// The pool stays mapped as long as the bytes are used.
+    pin: ManuallyDrop<Pin>,
 }
 
 // SAFETY: the pointer leads into a mapping that the member keeps; the block is an offset into it, and all access to the
@@ -42,13 +45,20 @@ impl PoolBlock {
     /// # Errors
     /// When offset and length do not name an allocated block of the pool.
     pub fn adopt(member: &Arc<Member>, block: Block) -> dragon_shmem::Result<Self> {
-        member.pool().check(block.offset, block.length)?;
-        let start = member.pool().data().bytes(block.offset, block.length)?;
+        let pin = member.pin(block.offset)?;
+        let start = match member.bytes(block.offset, block.length) {
+            Ok(start) => start,
+            Err(error) => {
+                member.unpin(pin);
+                return Err(error);
+            }
+        };
         Ok(Self {
             member: Arc::clone(member),
             block,
             start,
             shared: true,
+            pin: ManuallyDrop::new(pin),
         })
     }
 
@@ -58,12 +68,14 @@ impl PoolBlock {
     /// When the pool or the job's memory limit leaves no room.
     pub fn allocate(member: &Arc<Member>, length: u64) -> dragon_shmem::Result<Self> {
         let block = member.alloc(length)?;
-        let start = member.pool().data().bytes(block.offset, length)?;
+        // In the default pool, which is always there.
+        let start = member.bytes(block.offset, length)?;
         Ok(Self {
             member: Arc::clone(member),
             block,
             start,
             shared: false,
+            pin: ManuallyDrop::new(member.pin(block.offset)?),
         })
     }
 
@@ -102,7 +114,10 @@ impl PoolBlock {
     #[must_use]
     pub fn into_block(self) -> Block {
         let block = self.block;
-        let this = core::mem::ManuallyDrop::new(self);
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is never dropped, and its pin not used again.
+        let pin = unsafe { ManuallyDrop::take(&mut this.pin) };
+        this.member.unpin(pin);
         // SAFETY: `this` is never used or dropped again, so the member is moved out exactly once.
         drop(unsafe { core::ptr::read(&raw const this.member) });
         block
@@ -114,6 +129,9 @@ impl Drop for PoolBlock {
         if let Err(error) = self.member.free(self.block.offset) {
             tracing::warn!(%error, "a payload's block cannot be freed");
         }
+        // SAFETY: taken here once, and not used afterwards.
+        let pin = unsafe { ManuallyDrop::take(&mut self.pin) };
+        self.member.unpin(pin);
     }
 }
 

@@ -178,6 +178,21 @@ pub(super) fn release(pool: &Pool, first: u32, pages: u32) -> Result<()> {
     pool.lower_hint(first)
 }
 
+/// Frees the private extents of a living owner that gives them up. It may die at any step.
+pub(super) fn abandon(pool: &Pool, slot: &Slot, owner: SlotId, intent: &Intent) -> Result<()> {
+    list::drain(pool, head(pool, slot), |page, unlink| {
+        let word = pool.page(page)?.load();
+        let mine = word.tag() == Tag::Extent && word.owner() == Some(owner.index);
+        let pages = if mine { word.extra() } else { 0 };
+        // Recovery finds an extent that is in the list no more by the same intent as one that is not in it yet.
+        intent.begin(Op::Allocate, pool.number(), 0, [page.into(), pages.into()]);
+        unlink();
+        release(pool, page, pages)?;
+        intent.end();
+        Ok(())
+    })
+}
+
 /// Frees the private extents of a dead owner.
 pub(crate) fn recover(pool: &Pool, slot: &Slot, owner: SlotId) -> Result<()> {
     list::take(pool, head(pool, slot), |page| {

@@ -65,6 +65,23 @@ pub(super) fn take(
     Ok(())
 }
 
+/// Empties the list of a living owner, which may die on the way: `each` takes the page out by the function that it is given.
+pub(super) fn drain(
+    pool: &Pool,
+    head: &AtomicU64,
+    mut each: impl FnMut(u32, &dyn Fn()) -> Result<()>,
+) -> Result<()> {
+    for _ in 0..pool.committed_pages() {
+        let Some(page) = page_of(pool, head.load(Ordering::Relaxed)) else {
+            break;
+        };
+        let next = pool.page_meta(page)?.next.load(Ordering::Relaxed);
+        each(page, &|| head.store(next, Ordering::Release))?;
+    }
+    head.store(0, Ordering::Release);
+    Ok(())
+}
+
 /// The page that a link names, unless it ends the list or is nonsense.
 fn page_of(pool: &Pool, link: u64) -> Option<u32> {
     let page = u32::try_from(link.checked_sub(1)?).ok()?;

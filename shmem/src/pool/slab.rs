@@ -433,6 +433,18 @@ fn release_empty(page: &Word, in_use: impl FnOnce(usize) -> u64) -> bool {
         && page.replace(word, PageWord::FREE)
 }
 
+/// Gives up the slabs of a living owner, and frees its private blocks. It may die at any step.
+pub(super) fn abandon(pool: &Pool, slot: &Slot, owner: SlotId, intent: &Intent) -> Result<()> {
+    list::drain(pool, head(pool, slot), |page, unlink| {
+        // Recovery finds a page that is in the list no more by the same intent as one that is not in it yet.
+        intent.begin(Op::Allocate, pool.number(), 0, [page.into(), 1]);
+        unlink();
+        orphan(pool, page, owner)?;
+        intent.end();
+        Ok(())
+    })
+}
+
 /// Recovers the slabs of a dead owner.
 pub(crate) fn recover(pool: &Pool, slot: &Slot, owner: SlotId) -> Result<()> {
     list::take(pool, head(pool, slot), |page| orphan(pool, page, owner))

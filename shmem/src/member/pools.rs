@@ -1,0 +1,365 @@
+//! Blocks by their address, in the default pool and in any other of the node.
+//!
+//! The default pool is always there. Another one is mapped when the process first meets one of its blocks, and stays mapped.
+//! While the process uses it (a handle, a message in it, an operation on a block), it has one reference to the pool's
+//! object, in its held table; so the pool's number is given to no other pool meanwhile. When the last use ends, the process
+//! first gives up what is private to it in the pool, then the reference; the mapping alone keeps nothing alive.
+
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dragon_protocol::ObjectId;
+
+use super::Member;
+use crate::error::{Error, Result};
+use crate::object::State;
+use crate::pool::tag::PoolTag;
+use crate::pool::{Block, Cache, Pool, ThreadRef};
+use crate::recover::Pools;
+use crate::sync::{AtomicU32, Ordering};
+
+/// A pool beside the default one, as a process has it mapped.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    pool: Pool,
+    object: ObjectId,
+    cache: Mutex<Cache>,
+    /// Uses by this process; it has a reference to the object while there are any.
+    users: AtomicU32,
+    /// Held while the reference is taken or given back.
+    changing: Mutex<()>,
+}
+
+/// Keeps a pool in place while one of its blocks is used; given back by [`Member::unpin`].
+#[derive(Debug)]
+#[must_use = "a pin is given back by `unpin`"]
+pub struct Pin(Option<Arc<Mapped>>);
+
+impl Member {
+    /// Allocates a block in a pool that this process has attached to, as [`Member::alloc`] does in the default one.
+    ///
+    /// # Errors
+    /// When the pool or the job's memory limit leaves no room, the pool was destroyed, or this process has no handle on it.
+    pub fn alloc_in(&self, pool: PoolTag, length: u64) -> Result<Block> {
+        if pool == PoolTag::DEFAULT {
+            return self.alloc(length);
+        }
+        let mapped = self.pin_pool(pool)?;
+        // With this use alone the block would be given up at its end.
+        let allocated = if mapped.users.load(Ordering::Relaxed) > 1 {
+            self.alloc_mapped(&mapped, length)
+        } else {
+            Err(Error::NoSuchPool(pool))
+        };
+        self.unpin_pool(&mapped);
+        allocated
+    }
+
+    /// As [`Member::alloc_in`], from the memory that is committed already; `None` when that has no room.
+    ///
+    /// # Errors
+    /// As [`Member::alloc_in`].
+    pub fn try_alloc_in(&self, pool: PoolTag, length: u64) -> Result<Option<Block>> {
+        if pool == PoolTag::DEFAULT {
+            return self.try_alloc(length);
+        }
+        let mapped = self.pin_pool(pool)?;
+        let allocated = if mapped.users.load(Ordering::Relaxed) > 1 {
+            self.try_alloc_mapped(&mapped, length)
+        } else {
+            Err(Error::NoSuchPool(pool))
+        };
+        self.unpin_pool(&mapped);
+        allocated
+    }
+
+    fn alloc_mapped(&self, mapped: &Mapped, length: u64) -> Result<Block> {
+        // As in `alloc`.
+        const ROUNDS: u32 = 64;
+        for _ in 0..ROUNDS {
+            if let Some(block) = self.try_alloc_mapped(mapped, length)? {
+                return Ok(block);
+            }
+            self.hooks.commit(mapped.pool.number(), length)?;
+        }
+        Err(mapped.pool.out_of_memory(length))
+    }
+
+    fn try_alloc_mapped(&self, mapped: &Mapped, length: u64) -> Result<Option<Block>> {
+        let (state, _, generation, _) = self.control.object(mapped.object.index)?.read();
+        if state != State::Alive || generation != mapped.object.generation {
+            return Err(Error::Destroyed(mapped.object));
+        }
+        let slot = self.slot_entry()?;
+        let allocated =
+            mapped
+                .pool
+                .alloc(&mapped.cache, slot, self.slot, || self.thread(), length)?;
+        Ok(allocated.map(|block| Block {
+            offset: mapped.pool.tag().address(block.offset),
+            ..block
+        }))
+    }
+
+    /// Checks that `length` bytes at an address lie inside one allocated block.
+    ///
+    /// # Errors
+    /// When they do not, or there is no such pool (any more).
+    #[inline]
+    pub fn check(&self, address: u64, length: u64) -> Result<()> {
+        self.with_pool(address, |pool, offset| pool.check(offset, length))
+    }
+
+    /// Where `length` bytes at an address are mapped, after [`Member::check`]. Others may write them at any time: copy, never
+    /// refer. Of a block outside the default pool this stays true only while the pool is in use: see [`Member::pin`].
+    ///
+    /// # Errors
+    /// When they do not lie inside one allocated block, or there is no such pool (any more).
+    #[inline]
+    pub fn bytes(&self, address: u64, length: u64) -> Result<NonNull<u8>> {
+        self.with_pool(address, |pool, offset| {
+            pool.check(offset, length)?;
+            pool.data().bytes(offset, length)
+        })
+    }
+
+    /// Copies bytes into a block.
+    ///
+    /// # Errors
+    /// When they do not fit, or there is no such pool (any more).
+    pub fn write(&self, address: u64, at: u64, bytes: &[u8]) -> Result<()> {
+        self.with_pool(address, |pool, offset| pool.write(offset, at, bytes))
+    }
+
+    /// Copies bytes out of a block.
+    ///
+    /// # Errors
+    /// When the block is shorter, or there is no such pool (any more).
+    pub fn read(&self, address: u64, at: u64, bytes: &mut [u8]) -> Result<()> {
+        self.with_pool(address, |pool, offset| pool.read(offset, at, bytes))
+    }
+
+    /// Room of the allocated block at an address.
+    ///
+    /// # Errors
+    /// When there is none, or there is no such pool (any more).
+    pub fn block_room(&self, address: u64) -> Result<u64> {
+        self.with_pool(address, Pool::block_room)
+    }
+
+    /// Whether the allocated block at an address has been shared.
+    ///
+    /// # Errors
+    /// When there is none, or there is no such pool (any more).
+    pub fn is_shared(&self, address: u64) -> Result<bool> {
+        self.with_pool(address, Pool::is_shared)
+    }
+
+    /// Calls `act` with the pool in which an address lies, and the offset there. The pool stays in place meanwhile.
+    ///
+    /// # Errors
+    /// When there is no such pool (any more), and what `act` fails with.
+    #[inline]
+    pub fn with_pool<T>(
+        &self,
+        address: u64,
+        act: impl FnOnce(&Pool, u64) -> Result<T>,
+    ) -> Result<T> {
+        let tag = PoolTag::of(address);
+        if tag == PoolTag::DEFAULT {
+            return act(&self.pool, address);
+        }
+        let mapped = self.pin_pool(tag)?;
+        let result = act(&mapped.pool, PoolTag::offset(address));
+        self.unpin_pool(&mapped);
+        result
+    }
+
+    /// Keeps the pool in which an address lies in place until [`Member::unpin`].
+    ///
+    /// # Errors
+    /// When there is no such pool (any more).
+    #[inline]
+    pub fn pin(&self, address: u64) -> Result<Pin> {
+        let tag = PoolTag::of(address);
+        if tag == PoolTag::DEFAULT {
+            return Ok(Pin(None));
+        }
+        self.pin_pool(tag).map(|mapped| Pin(Some(mapped)))
+    }
+
+    /// Ends what [`Member::pin`] began.
+    #[inline]
+    pub fn unpin(&self, pin: Pin) {
+        if let Some(mapped) = pin.0 {
+            self.unpin_pool(&mapped);
+        }
+    }
+
+    #[cold]
+    pub(super) fn free_elsewhere(
+        &self,
+        address: u64,
+        thread: Option<&super::ThreadGuard<'_>>,
+        between: impl FnOnce(),
+    ) -> Result<()> {
+        let mapped = self.pin_pool(PoolTag::of(address))?;
+        let lease = || match thread {
+            Some(thread) => Ok(ThreadRef::Callers(thread)),
+            None => self.thread().map(ThreadRef::Leased),
+        };
+        let freed = self.slot_entry().and_then(|slot| {
+            let offset = PoolTag::offset(address);
+            let (pool, cache) = (&mapped.pool, &mapped.cache);
+            pool.free(cache, slot, self.slot, lease, offset, between)
+        });
+        self.unpin_pool(&mapped);
+        freed
+    }
+
+    #[cold]
+    pub(super) fn share_elsewhere(&self, address: u64) -> Result<()> {
+        let mapped = self.pin_pool(PoolTag::of(address))?;
+        let shared = self.slot_entry().and_then(|slot| {
+            let offset = PoolTag::offset(address);
+            mapped.pool.share(&mapped.cache, slot, self.slot, offset)
+        });
+        self.unpin_pool(&mapped);
+        shared
+    }
+
+    /// One more use of a pool beside the default one, which is mapped for the first one.
+    fn pin_pool(&self, tag: PoolTag) -> Result<Arc<Mapped>> {
+        let mapped = match self.mapped(tag) {
+            Some(mapped) => mapped,
+            None => self.map_pool(tag)?,
+        };
+        if more(&mapped.users) {
+            return Ok(mapped);
+        }
+        let changing = mapped
+            .changing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !more(&mapped.users) {
+            let id = mapped.object;
+            let take = |first: bool| match first {
+                true => self.control.take_reference(id, false),
+                false => Ok(()),
+            };
+            self.hold(id, take, || self.give_pool_back(id))?;
+            let slot = self.slot_entry()?;
+            let number = tag.number() as usize;
+            // The lists are empty, whoever had the slot before; and recovery looks at them from now on.
+            slot.slabs[number].store(0, Ordering::Relaxed);
+            slot.extents[number].store(0, Ordering::Relaxed);
+            slot.pools.fetch_or(1 << number, Ordering::AcqRel);
+            mapped.users.store(1, Ordering::Release);
+        }
+        drop(changing);
+        Ok(mapped)
+    }
+
+    fn mapped(&self, tag: PoolTag) -> Option<Arc<Mapped>> {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let found = pools.get(tag.number() as usize)?.as_ref();
+        found.filter(|mapped| mapped.pool.tag() == tag).cloned()
+    }
+
+    fn map_pool(&self, tag: PoolTag) -> Result<Arc<Mapped>> {
+        let tag = PoolTag::from_u16(tag.to_u16()).ok_or(Error::NoSuchPool(tag))?;
+        let (pool, object) = self.hooks.pool(tag)?;
+        if pool.tag() != tag {
+            return Err(Error::NoSuchPool(tag));
+        }
+        Ok(self.keep_mapped(pool, object))
+    }
+
+    /// Notes a pool that was mapped. Another thread may have been quicker.
+    fn keep_mapped(&self, pool: Pool, object: ObjectId) -> Arc<Mapped> {
+        let number = pool.number() as usize;
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        if pools.len() <= number {
+            pools.resize_with(number + 1, || None);
+        }
+        match &pools[number] {
+            Some(known) if known.pool.tag() == pool.tag() => Arc::clone(known),
+            _ => {
+                let mapped = Arc::new(Mapped {
+                    pool,
+                    object,
+                    cache: Mutex::default(),
+                    users: AtomicU32::new(0),
+                    changing: Mutex::default(),
+                });
+                pools[number] = Some(Arc::clone(&mapped));
+                mapped
+            }
+        }
+    }
+
+    fn unpin_pool(&self, mapped: &Mapped) {
+        let fewer = |users: u32| (users > 1).then(|| users - 1);
+        let counted = |_| ();
+        if mapped
+            .users
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, fewer)
+            .map(counted)
+            .is_ok()
+        {
+            return;
+        }
+        let _changing = mapped
+            .changing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if mapped.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // It fails only on memory that was scribbled over: then recovery, which looks twice, does what it can.
+            let _ = self.leave_pool(mapped);
+        }
+    }
+
+    /// The last use of a pool ends.
+    fn leave_pool(&self, mapped: &Mapped) -> Result<()> {
+        let slot = self.slot_entry()?;
+        let thread = self.thread()?;
+        mapped
+            .pool
+            .abandon(&mapped.cache, slot, self.slot, &thread.intent)?;
+        drop(thread);
+        slot.pools
+            .fetch_and(!(1 << mapped.pool.number()), Ordering::AcqRel);
+        self.unhold(mapped.object, || self.give_pool_back(mapped.object))
+    }
+
+    /// Gives a reference to a pool back. One is the daemon's: it is told when no other is left.
+    fn give_pool_back(&self, id: ObjectId) -> Result<()> {
+        self.control.give_reference(id)?;
+        if self.control.object(id.index)?.references() <= 1 {
+            self.hooks.pool_released(id);
+        }
+        Ok(())
+    }
+}
+
+/// Counts one more user unless there is none.
+fn more(users: &AtomicU32) -> bool {
+    let more = |users: u32| (users > 0).then(|| users + 1);
+    users
+        .fetch_update(Ordering::AcqRel, Ordering::Relaxed, more)
+        .is_ok()
+}
+
+impl Pools for Member {
+    /// The default pool, one that this member has mapped, or one that it can map.
+    fn numbered(&self, number: u32) -> Option<Pool> {
+        if number == self.pool.number() {
+            return Some(self.pool.clone());
+        }
+        self.hooks.numbered_pool(number)
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
