@@ -108,6 +108,10 @@ pub trait Link: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Gives the frame back when the link is closed.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the frame comes back to be sent again, and boxes cost every frame an allocation"
+    )]
     fn submit(&self, frame: Frame) -> Result<(), Frame>;
     /// Bytes that were submitted and have not left this node.
     fn queued(&self) -> u64;

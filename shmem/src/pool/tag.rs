@@ -45,10 +45,6 @@ impl PoolTag {
     /// The pool in which an address lies.
     #[inline]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "16 bits are left after the shift"
-    )]
     pub const fn of(address: u64) -> Self {
         Self((address >> SHIFT) as u16)
     }

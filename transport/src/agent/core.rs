@@ -151,6 +151,10 @@ impl Core {
         }
     }
 
+    #[expect(
+        clippy::result_large_err,
+        reason = "the frame comes back to be sent again, and boxes cost every frame an allocation"
+    )]
     pub(super) fn submit(&self, link: &dyn Link, frame: Frame) -> Result<(), Frame> {
         let header = frame.header;
         let node = &self.member.control().words().counters;

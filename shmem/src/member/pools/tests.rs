@@ -223,10 +223,10 @@ fn recovery_looks_at_the_pools_that_the_process_used() {
     let pools: Vec<_> = [1, 2, 7, 63].map(|number| node.pool(number)).to_vec();
     let (dead, dying) = node.member();
     let (_, living) = node.member();
-    let mut shared = Vec::new();
+    let (mut shared, mut handles) = (Vec::new(), Vec::new());
     for pool in &pools[..3] {
-        let handle = dying.pin(pool.tag().address(0)).unwrap();
-        std::mem::forget(handle);
+        // Never given back: it dies.
+        handles.push(dying.pin(pool.tag().address(0)).unwrap());
         for length in SIZES {
             let block = dying.alloc_in(pool.tag(), length).unwrap();
             dying.share(block.offset).unwrap();
