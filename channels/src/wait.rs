@@ -185,6 +185,11 @@ const MOST: u32 = 50_000;
 const PATIENCE: u32 = 4;
 /// One in so many of them tries again.
 const PROBE: u32 = 16;
+/// Nanoseconds for such a try: the other side may be asleep as well, and answers only after a wake-up across cores and its
+/// work. A shorter try would always fail, and two that could spin for each other would go on waking each other.
+const PROBE_BUDGET: u32 = 2 * MOST;
+/// Nanoseconds after which a spinner lets others have the CPU now and then: the one it waits for may need this very one.
+const BEFORE_YIELD: u64 = 4_000;
 
 impl Default for Spin {
     fn default() -> Self {
@@ -261,16 +266,28 @@ impl Spin {
         mut ready: impl FnMut() -> bool,
     ) -> bool {
         let budget = self.budget.load(Ordering::Relaxed);
+        let probing = self.misses.load(Ordering::Relaxed) >= PATIENCE;
+        let limit = if probing { PROBE_BUDGET } else { budget };
         let mut found = false;
         counted_as_spinner(words, intent, |spinners| {
             if spinners >= cpus {
                 return;
             }
-            let mut end = clock::now().saturating_add(budget.into());
+            let start = clock::now();
+            let mut end = start.saturating_add(limit.into());
+            let mut turn = start + BEFORE_YIELD;
             if let Deadline::At(time) = deadline {
                 end = end.min(time);
             }
-            while !found && clock::now() < end {
+            loop {
+                let now = clock::now();
+                if found || now >= end {
+                    break;
+                }
+                if now >= turn {
+                    rustix::thread::sched_yield();
+                    turn = now + BEFORE_YIELD;
+                }
                 found = (0..ROUNDS_PER_LOOK).any(|_| {
                     let found = ready();
                     if !found {
