@@ -15,6 +15,7 @@ use crate::channel::{Local, Outgoing, block_of, open};
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::object::{alive, destroy, drop_transit, give_back, word};
+use crate::set::subscribers::AGENT;
 use crate::wait::Spin;
 use crate::{event, lock, process, semaphore};
 
@@ -116,7 +117,7 @@ pub fn watch(member: &Member, object: ObjectId) -> Result<()> {
         .control()
         .entry(object)?
         .watch
-        .store(1, Ordering::Relaxed);
+        .fetch_or(AGENT, Ordering::Relaxed);
     // Pairs with the fence between a change and the look at the watch.
     fence(Ordering::SeqCst);
     Ok(())

@@ -299,6 +299,39 @@ pub fn maybe_writable(cells: &impl Cells) -> bool {
     )
 }
 
+/// Whether a message can be received. Only reads, so it may be asked about a queue that is about to go; the answer is
+/// worth nothing then.
+#[must_use]
+pub fn is_readable(cells: &impl Cells) -> bool {
+    let head = cells.head().load(Ordering::Acquire);
+    for step in 0..cells.capacity().cells() {
+        let (lap, index) = cells.capacity().place(head.wrapping_add(step));
+        let state = State(cells.state(index).load(Ordering::Acquire));
+        match (state.ahead_of(lap), state.tag()) {
+            (0, Some(Tag::Full)) => return true,
+            (0, Some(Tag::Dead | Tag::Reading)) | (1.., Some(_)) => {}
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// Whether there is room for a message. Only reads, like [`is_readable`].
+#[must_use]
+pub fn is_writable(cells: &impl Cells) -> bool {
+    let tail = cells.tail().load(Ordering::Acquire);
+    for step in 0..cells.capacity().cells() {
+        let (lap, index) = cells.capacity().place(tail.wrapping_add(step));
+        let state = State(cells.state(index).load(Ordering::Acquire));
+        match (state.ahead_of(lap), state.tag()) {
+            (0, Some(Tag::Free)) | (-1, Some(Tag::Dead)) => return true,
+            (0.., Some(_)) => {}
+            _ => return false,
+        }
+    }
+    false
+}
+
 /// Gives the cell of a received message back to the senders.
 #[inline]
 pub fn release(cells: &impl Cells, position: u64) {

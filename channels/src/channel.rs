@@ -12,9 +12,10 @@ use dragon_shmem::{Block, Deadline, Member, ThreadGuard};
 use crate::cell;
 use crate::error::{Error, Result};
 use crate::message::Message;
-use crate::object::{Handle, alive, is_alive, notify_watcher};
+use crate::object::{Handle, alive, is_alive, notify_watcher_of};
 use crate::remote;
 use crate::ring::{MAX_CAPACITY, MAX_INLINE, Ring};
+use crate::set::Interest;
 use crate::wait::{self, Spin, fence_after_rmw, mark};
 
 /// How a channel is to be made.
@@ -259,6 +260,12 @@ pub(crate) fn discard(member: &Member, block: u64) -> Result<()> {
         }
     }
     Ok(member.free(block)?)
+}
+
+/// Whether a channel is readable, and whether it is writable, found out by reading alone.
+pub(crate) fn readiness(member: &Member, entry: &ObjectEntry) -> Result<(bool, bool)> {
+    let ring = open(member, entry)?;
+    Ok((cell::is_readable(&ring), cell::is_writable(&ring)))
 }
 
 /// Makes all senders and receivers that sleep look again.
@@ -569,7 +576,7 @@ impl Local<'_> {
         // Pairs with the fences of `sleep_until` and of `watch`. Publishing ends with the compare-and-swap of the hint.
         fence_after_rmw();
         self.ring.readable().wake_sleepers(1);
-        notify_watcher(self.member, self.entry, self.id);
+        notify_watcher_of(self.member, self.entry, self.id, Interest::READABLE);
     }
 
     /// Wakes whom free cells concern.
@@ -578,7 +585,7 @@ impl Local<'_> {
         // As above; so does releasing.
         fence_after_rmw();
         self.ring.writable().wake_sleepers(count);
-        notify_watcher(self.member, self.entry, self.id);
+        notify_watcher_of(self.member, self.entry, self.id, Interest::WRITABLE);
     }
 }
 
@@ -623,11 +630,19 @@ pub(crate) enum TestPoint {
     Sending,
     /// A message is claimed and taken, its cell not released.
     Receiving,
+    /// A place in a set is claimed.
+    Subscribing,
+    /// A member is in its set, and not yet in its object's list.
+    Subscribed,
+    /// A member is on its way out of a set.
+    Unsubscribing,
+    /// A waiter has lowered a member's flag, and not yet looked again.
+    Lowered,
 }
 
 #[cfg(any(not(test), loom))]
 #[inline]
-fn test_point(_: TestPoint) {}
+pub(crate) fn test_point(_: TestPoint) {}
 
 #[cfg(all(test, not(loom)))]
-use crate::fixture::test_point;
+pub(crate) use crate::fixture::test_point;

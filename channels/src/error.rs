@@ -2,6 +2,8 @@
 
 use dragon_protocol::{Code, NodeIndex, ObjectId, RuntimeId};
 
+use crate::set::Membership;
+
 /// Why an operation on an object failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -65,6 +67,32 @@ pub enum Error {
     /// The process forked, and the child used a handle of its parent.
     #[error("this process was forked from one that is attached; it must attach by itself")]
     Forked,
+    /// This release does not do that with the object.
+    #[error("{what} (object {object})")]
+    Unsupported {
+        /// What is not done, and the way out.
+        what: &'static str,
+        /// The object.
+        object: ObjectId,
+    },
+    /// A set has as many members as it can have.
+    #[error(
+        "set {set} has {capacity} members, as many as it can have; remove some, or create it with a larger capacity"
+    )]
+    SetFull {
+        /// The set.
+        set: ObjectId,
+        /// Its capacity.
+        capacity: u32,
+    },
+    /// What was to be removed from a set is not in it.
+    #[error("{membership:?} is not in set {set} (any more)")]
+    NoSuchMember {
+        /// The set.
+        set: ObjectId,
+        /// The place.
+        membership: Membership,
+    },
     /// The operation on an object of another node failed.
     #[error("object {1}: {0}")]
     Remote(Code, ObjectId),
@@ -93,6 +121,9 @@ impl Error {
             Self::NodeDown(_) => Code::NodeDown,
             Self::NoGateway(..) => Code::Unreachable,
             Self::Forked => Code::RuntimeGone,
+            Self::Unsupported { .. } => Code::Unsupported,
+            Self::SetFull { .. } => Code::TableFull,
+            Self::NoSuchMember { .. } => Code::InvalidArgument,
             Self::Remote(code, _) => *code,
             Self::Memory(error) => error.code(),
         }

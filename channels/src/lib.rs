@@ -25,6 +25,7 @@ pub mod recover;
 pub mod remote;
 mod ring;
 pub mod semaphore;
+pub mod set;
 pub mod wait;
 
 #[cfg(all(test, not(loom)))]
@@ -43,4 +44,5 @@ pub use object::Object;
 pub use process::ProcessObject;
 pub use recover::{Recovered, recover};
 pub use semaphore::Semaphore;
+pub use set::{Interest, Membership, Ready, Set};
 pub use wait::WaitMode;

@@ -11,6 +11,8 @@ use dragon_shmem::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::error::{Error, Result};
 use crate::remote;
+use crate::set::subscribers::{self, AGENT, SUBSCRIBED, Subscriber};
+use crate::set::{Interest, Set};
 use crate::wait::{self, Spin, WaitWord};
 use crate::{Channel, Deadline, Event, Lock, ProcessObject, Semaphore};
 
@@ -28,6 +30,8 @@ pub enum Object {
     Semaphore(Semaphore),
     /// A process.
     Process(ProcessObject),
+    /// A set.
+    Set(Set),
 }
 
 impl Object {
@@ -42,6 +46,7 @@ impl Object {
             ObjectKind::Event => Self::Event(Event::attach(member, descriptor, adopt)?),
             ObjectKind::Semaphore => Self::Semaphore(Semaphore::attach(member, descriptor, adopt)?),
             ObjectKind::Process => Self::Process(ProcessObject::attach(member, descriptor, adopt)?),
+            ObjectKind::Set => Self::Set(Set::attach(member, descriptor, adopt)?),
             _ => return Err(dragon_shmem::Error::WrongKind(descriptor.object).into()),
         })
     }
@@ -310,14 +315,37 @@ pub(crate) fn is_alive(entry: &ObjectEntry, id: ObjectId) -> bool {
 /// this look; the agent has one between arming the watch and looking at the object again.
 #[inline]
 pub(crate) fn notify_watcher(member: &Arc<Member>, entry: &ObjectEntry, id: ObjectId) {
+    notify_watcher_of(member, entry, id, Interest::READABLE | Interest::WRITABLE);
+}
+
+/// As [`notify_watcher`], for changes that concern only some of the sets that the object is in.
+#[inline]
+pub(crate) fn notify_watcher_of(
+    member: &Arc<Member>,
+    entry: &ObjectEntry,
+    id: ObjectId,
+    change: Interest,
+) {
     if entry.watch.load(Ordering::Relaxed) != 0 {
-        notify(member, entry, id);
+        notify(member, entry, id, change, false);
     }
 }
 
 #[cold]
-fn notify(member: &Arc<Member>, entry: &ObjectEntry, id: ObjectId) {
-    let watched = entry.watch.swap(0, Ordering::AcqRel) != 0;
+fn notify(
+    member: &Arc<Member>,
+    entry: &ObjectEntry,
+    id: ObjectId,
+    change: Interest,
+    thorough: bool,
+) {
+    let watch = entry.watch.load(Ordering::Acquire);
+    if watch & SUBSCRIBED != 0 {
+        subscribers::changed(member.control(), entry, id, change, thorough);
+    }
+    // Whoever takes the agent's mark away tells it.
+    let watched =
+        watch & AGENT != 0 && entry.watch.fetch_and(!AGENT, Ordering::AcqRel) & AGENT != 0;
     if watched && (member.slot() == slot::DAEMON || remote::notify(member, id).is_err()) {
         member.hooks().notify(id);
     }
@@ -331,18 +359,44 @@ pub(crate) fn destroy(member: &Arc<Member>, id: ObjectId) -> Result<()> {
 
 /// Gives a reference to an object of this node back; with the last one its memory goes, and that of the messages in it.
 pub(crate) fn give_back(member: &Member, id: ObjectId) -> Result<()> {
-    match member.control().give_reference(id)? {
-        Some(block) if block != 0 => crate::channel::discard(member, block),
-        _ => Ok(()),
+    let subscribers = farewell(member, id);
+    let given = member.control().give_reference(id)?;
+    gone(member, id, given, &subscribers)
+}
+
+/// The sets that hear of it if an object goes.
+fn farewell(member: &Member, id: ObjectId) -> Vec<Subscriber> {
+    let control = member.control();
+    let entry = control.entry(id);
+    entry.map_or_else(
+        |_| Vec::new(),
+        |entry| subscribers::farewell(control, entry, id),
+    )
+}
+
+/// What is to be done after the last reference, if it was that: `given` is the object's block then.
+fn gone(
+    member: &Member,
+    id: ObjectId,
+    given: Option<u64>,
+    subscribers: &[Subscriber],
+) -> Result<()> {
+    let Some(block) = given else { return Ok(()) };
+    for subscriber in subscribers {
+        subscribers::tell(member.control(), subscriber, true);
+    }
+    match block {
+        0 => Ok(()),
+        block if id.kind == ObjectKind::Set => Ok(member.free(block)?),
+        block => crate::channel::discard(member, block),
     }
 }
 
 /// Drops a reference that is in transit, like [`give_back`].
 pub(crate) fn drop_transit(member: &Member, id: ObjectId) -> Result<()> {
-    match member.control().drop_transit(id)? {
-        Some(block) if block != 0 => crate::channel::discard(member, block),
-        _ => Ok(()),
-    }
+    let subscribers = farewell(member, id);
+    let given = member.control().drop_transit(id)?;
+    gone(member, id, given, &subscribers)
 }
 
 /// Makes everyone who waits on an object of this node look again.
@@ -355,9 +409,18 @@ pub(crate) fn wake_everyone(member: &Arc<Member>, id: ObjectId) -> Result<()> {
         ObjectKind::Event | ObjectKind::Semaphore | ObjectKind::Process => {
             wait_word(entry).wake(u32::MAX);
         }
+        ObjectKind::Set => crate::set::wake_everyone(member, entry)?,
         _ => {}
     }
-    notify_watcher(member, entry, id);
+    if entry.watch.load(Ordering::Relaxed) != 0 {
+        notify(
+            member,
+            entry,
+            id,
+            Interest::READABLE | Interest::WRITABLE,
+            true,
+        );
+    }
     Ok(())
 }
 

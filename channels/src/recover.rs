@@ -15,7 +15,7 @@ use crate::cell;
 use crate::channel::{Local, NO_POSITION, open};
 use crate::error::Result;
 use crate::lock;
-use crate::object::{give_back, is_alive, is_local, wait_word, wake_everyone};
+use crate::object::{give_back, is_local, wait_word, wake_everyone};
 use crate::wait::{forget_spinner, mark};
 
 /// What recovery found.
@@ -125,6 +125,10 @@ fn finish(
         {
             wait_word(entry).forget_waiter();
         }
+        Op::Subscribe | Op::Unsubscribe | Op::SetWait if id.kind == ObjectKind::Set => {
+            // It fails only on memory that was scribbled over.
+            let _ = crate::set::finish(member, slot.index, id, entry, intended);
+        }
         _ => {}
     }
     // It may have taken a wake-up that was another's.
@@ -216,7 +220,8 @@ fn give_up(
     if object.kind == ObjectKind::Lock && lock::hand_on(entry, slot.index) {
         recovered.locks += 1;
     }
-    if is_alive(entry, object) {
+    // Also a destroyed one: the process may have died between ending it and waking those who wait.
+    if member.control().entry(object).is_ok() {
         fence(Ordering::SeqCst);
         // It may have taken a wake-up that was another's, or held what others wait for.
         let _ = wake_everyone(member, object);

@@ -7,11 +7,14 @@
 
 mod death;
 mod operations;
+mod sets;
 mod waiting;
 
 use crate::fixture::Role;
 
 /// What a child process does.
 pub(crate) fn play(name: &str, role: &Role) {
-    death::play(name, role);
+    if !sets::play(name, role) {
+        death::play(name, role);
+    }
 }

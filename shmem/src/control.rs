@@ -7,6 +7,8 @@
 //!            objects         65536 × 128 B
 //!            held tables      8192 × 1024 × 16 B
 //!            thread records   8192 × 128 × 512 B
+//!            set records      8192 × 8576 B
+//!            subscriber nodes 65536 × 128 B
 //! ```
 //! All of it is sparse: a page costs memory when it is first written.
 
@@ -19,6 +21,7 @@ use crate::held::Entry;
 use crate::object::ObjectEntry;
 use crate::region::{Region, Shared};
 use crate::slot::{Slot, SlotCounters};
+use crate::subscription::{MAX_NODES, MAX_SETS, SetRecord, SubscriberNode};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::thread::ThreadRecord;
 
@@ -38,8 +41,10 @@ const SLOTS: u64 = 8192;
 const OBJECTS: u64 = SLOTS + MAX_SLOTS as u64 * size_of::<Slot>() as u64;
 const HELD: u64 = OBJECTS + MAX_OBJECTS as u64 * size_of::<ObjectEntry>() as u64;
 const THREADS: u64 = HELD + MAX_SLOTS as u64 * MAX_HELD as u64 * size_of::<Entry>() as u64;
-const SIZE: u64 =
+const SETS: u64 =
     THREADS + MAX_SLOTS as u64 * MAX_THREADS as u64 * size_of::<ThreadRecord>() as u64;
+const NODES: u64 = SETS + MAX_SETS as u64 * size_of::<SetRecord>() as u64;
+const SIZE: u64 = NODES + MAX_NODES as u64 * size_of::<SubscriberNode>() as u64;
 
 /// Words of the node as a whole. Groups that different processes write lie on cache lines of their own.
 #[derive(Debug)]
@@ -61,7 +66,11 @@ pub struct NodeWords {
     pad: [AtomicU32; 15],
     /// The lowest object entry that may be free.
     pub object_hint: AtomicU32,
-    pad2: [AtomicU32; 15],
+    /// The lowest set record that may be free.
+    pub(crate) set_hint: AtomicU32,
+    /// The lowest subscriber node that may be free.
+    pub(crate) node_hint: AtomicU32,
+    pad2: [AtomicU32; 13],
     /// What happened on this node.
     pub counters: Counters,
     /// What processes counted whose slots were given back.
@@ -101,6 +110,8 @@ const _: () = assert!(
         && SLOTS.is_multiple_of(align_of::<Slot>() as u64)
         && OBJECTS.is_multiple_of(128)
         && THREADS.is_multiple_of(512)
+        && SETS.is_multiple_of(128)
+        && NODES.is_multiple_of(128)
 );
 
 /// The mapped control region; clones share the mapping.
@@ -263,6 +274,27 @@ impl Control {
         let table = u64::from(MAX_THREADS) * size_of::<ThreadRecord>() as u64;
         self.region
             .slice(THREADS + u64::from(slot) * table, MAX_THREADS as usize)
+    }
+
+    /// The record of a set.
+    ///
+    /// # Errors
+    /// When the number is beyond the table.
+    #[inline]
+    pub fn set_record(&self, number: u32) -> Result<&SetRecord> {
+        let number = within(number, MAX_SETS, "number of a set record")?;
+        self.region
+            .view(SETS + u64::from(number) * size_of::<SetRecord>() as u64)
+    }
+
+    /// A node of subscribers.
+    ///
+    /// # Errors
+    /// When the number is beyond the table.
+    pub fn subscriber_node(&self, number: u32) -> Result<&SubscriberNode> {
+        let number = within(number, MAX_NODES, "number of a subscriber node")?;
+        self.region
+            .view(NODES + u64::from(number) * size_of::<SubscriberNode>() as u64)
     }
 
     fn fixed<T: Shared>(&self, offset: u64) -> &T {

@@ -25,6 +25,7 @@ pub mod pool;
 pub mod recover;
 pub mod region;
 pub mod slot;
+pub mod subscription;
 pub mod sync;
 pub mod thread;
 

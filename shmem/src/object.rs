@@ -20,14 +20,17 @@ pub struct ObjectEntry {
     /// low bits of the generation 16 | in transit 24 | references 24, from the high end; what is in transit is among the
     /// references. The generation makes each change exact: one that comes late never meets the entry's next object.
     references: AtomicU64,
-    /// 1: an agent has requests parked on this object and must hear of its next change.
+    /// Bit 0: an agent has requests parked on this object and must hear of its next change. Bit 1: the object is in sets.
     pub watch: AtomicU32,
-    reserved: AtomicU32,
+    /// Where further subscribers are: number of a node plus 1; 0 for none.
+    pub more_subscribers: AtomicU32,
     /// The number that the user chose.
     pub user: AtomicU64,
     /// The object's block in the default pool, 0 when it has none.
     pub block: AtomicU64,
-    reserved2: [AtomicU64; 3],
+    /// The first sets that the object is in; 0 for none.
+    pub subscribers: [AtomicU64; 2],
+    reserved: AtomicU64,
     /// The object's own words.
     pub body: [AtomicU64; 8],
 }
@@ -185,6 +188,10 @@ impl Control {
                     .references
                     .store(first_reference(generation), Ordering::Relaxed);
                 entry.watch.store(0, Ordering::Relaxed);
+                entry.more_subscribers.store(0, Ordering::Relaxed);
+                for subscriber in &entry.subscribers {
+                    subscriber.store(0, Ordering::Relaxed);
+                }
                 entry.user.store(0, Ordering::Relaxed);
                 entry.block.store(0, Ordering::Relaxed);
                 for word in &entry.body {
