@@ -2,7 +2,7 @@
 //!
 //! A set consists of a table of members in a block of the pool, and a record in the control region: a bitmap that says
 //! which members may have changed since somebody looked, and the word on which waiters sleep. Each object in a set names
-//! the member in its own list of subscribers ([`subscribers`]); whoever changes it looks at the object's watch word, behind
+//! the member in its own list of subscribers (`subscribers`); whoever changes it looks at the object's watch word, behind
 //! the fence that every change has, and flags the member there. A waiter looks at flagged members only: what a wait costs
 //! depends on how many have changed, not on how many there are.
 //!
