@@ -77,8 +77,8 @@ impl Node {
         let mut text = format!("{role} {} {}", slot.index, slot.generation);
         for region in [self.control.region(), self.pool.meta(), self.pool.data()] {
             // Another test's child may inherit the descriptors too, which harms nobody.
-            fcntl_setfd(region.fd(), FdFlags::empty()).unwrap();
-            text += &format!(" {} {}", region.fd().as_raw_fd(), region.size());
+            fcntl_setfd(region.fd().unwrap(), FdFlags::empty()).unwrap();
+            text += &format!(" {} {}", region.fd().unwrap().as_raw_fd(), region.size());
         }
         for word in words {
             text += &format!(" {word}");

@@ -104,8 +104,8 @@ impl Node {
     pub fn shared(&self) -> Result<Shared> {
         let (control, pool) = (self.member.control(), self.member.pool());
         let region = |kind, region: &Region| {
-            let fd: BorrowedFd<'_> = region.fd();
-            Ok::<_, std::io::Error>((
+            let fd: BorrowedFd<'_> = region.fd()?;
+            Ok::<_, anyhow::Error>((
                 RegionInfo {
                     kind,
                     size: region.size(),

@@ -28,13 +28,13 @@ use crate::thread::ThreadRecord;
 /// Kind of the control region in its header.
 pub const KIND: u32 = 1;
 /// Slots of a node; slot 0 is the daemon's.
-pub const MAX_SLOTS: u32 = 8192;
+pub const MAX_SLOTS: u32 = if cfg!(miri) { 16 } else { 8192 };
 /// Objects of a node.
-pub const MAX_OBJECTS: u32 = 65536;
+pub const MAX_OBJECTS: u32 = if cfg!(miri) { 128 } else { 65536 };
 /// Objects that one process can hold at once.
-pub const MAX_HELD: u32 = 1024;
+pub const MAX_HELD: u32 = if cfg!(miri) { 64 } else { 1024 };
 /// Threads of one process that can be inside an operation at once.
-pub const MAX_THREADS: u32 = 128;
+pub const MAX_THREADS: u32 = if cfg!(miri) { 8 } else { 128 };
 
 const WORDS: u64 = 4096;
 const SLOTS: u64 = 8192;

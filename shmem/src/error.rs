@@ -16,6 +16,25 @@ pub enum Error {
         /// The kernel's error.
         errno: rustix::io::Errno,
     },
+    /// A file for a region cannot be made.
+    #[error("{path}: {errno}; name a path in a folder of yours at which nothing is yet", path = path.display())]
+    File {
+        /// The path.
+        path: Box<std::path::Path>,
+        /// The kernel's error.
+        errno: rustix::io::Errno,
+    },
+    /// Memory of one process alone cannot be passed to another.
+    #[error("this region is private to its process, so it has no descriptor to pass on")]
+    PrivateRegion,
+    /// There is no such NUMA node.
+    #[error("there is no NUMA node {node} on this machine; there are {online}")]
+    NoSuchNumaNode {
+        /// The node that was asked for.
+        node: u32,
+        /// Those that there are.
+        online: Box<str>,
+    },
     /// A region is not what it should be.
     #[error(
         "region '{what}': expected {expected:#x}, found {found:#x}; daemon and client must be of one release"
@@ -106,7 +125,9 @@ impl Error {
     #[must_use]
     pub const fn code(&self) -> Code {
         match self {
-            Self::System { .. } => Code::System,
+            Self::System { .. } | Self::File { .. } => Code::System,
+            Self::PrivateRegion => Code::Unsupported,
+            Self::NoSuchNumaNode { .. } => Code::InvalidArgument,
             Self::Region { .. } => Code::VersionMismatch,
             Self::OtherRuntime { .. } => Code::Refused,
             Self::Corrupt { .. } => Code::Corrupt,

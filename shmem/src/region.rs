@@ -1,16 +1,28 @@
-//! Regions: sealed memory that processes map.
+//! Regions: memory that processes map, of one of three kinds.
+//!
+//! | backing | made by | for |
+//! |---|---|---|
+//! | memfd, sealed | [`Region::create`] | what a node shares, as a rule |
+//! | file | [`Region::create_in_file`] | a pool on a file system of the user's choice (tmpfs, DAX, a disk) |
+//! | heap | [`Region::create_private`] | one process alone: examples, tests, models, and Miri, which knows no mappings |
+//!
+//! Everything above a region is the same code for all of them.
 
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+mod memory;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use dragon_protocol::RuntimeId;
-use memmap2::{Advice, MmapOptions, MmapRaw};
-use rustix::fs::{MemfdFlags, SealFlags};
 
-use crate::error::{Error, Result, io, system};
+use crate::error::{Error, Result, system};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use memory::Memory;
 
 /// `DRGNREG1` in ASCII.
 const MAGIC: u64 = u64::from_le_bytes(*b"DRGNREG1");
@@ -44,64 +56,94 @@ unsafe impl Shared for AtomicU64 {}
 // SAFETY: only atomics, repr(C).
 unsafe impl Shared for Header {}
 
+/// What memory a region consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// A memfd, sealed at its size.
+    Memfd,
+    /// A file.
+    File,
+    /// Memory of this process alone.
+    Heap,
+}
+
 /// A mapped region; clones share the mapping.
 #[derive(Clone, Debug)]
 pub struct Region {
-    inner: Arc<Mapping>,
-}
-
-#[derive(Debug)]
-struct Mapping {
-    map: MmapRaw,
-    fd: OwnedFd,
-    size: u64,
+    inner: Arc<Memory>,
 }
 
 impl Region {
     /// Creates a region of zeros. It is sealed at its size: nobody can truncate it under the others. Only touched pages
-    /// cost memory.
+    /// cost memory. Under Miri it is a private one.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn create(name: &str, kind: u32, runtime: RuntimeId, size: u64) -> Result<Self> {
-        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-            .map_err(system("memfd_create"))?;
-        rustix::fs::ftruncate(&fd, size).map_err(system("ftruncate"))?;
-        rustix::fs::fcntl_add_seals(&fd, SEALS).map_err(system("fcntl(F_ADD_SEALS)"))?;
-        let region = Self::of(fd, size)?;
-        let header: &Header = region.view(0)?;
-        header.layout.store(LAYOUT, Ordering::Relaxed);
-        header.kind.store(kind, Ordering::Relaxed);
-        header.size.store(size, Ordering::Relaxed);
-        header.runtime.store(runtime.0, Ordering::Relaxed);
-        header.magic.store(MAGIC, Ordering::Release);
-        Ok(region)
+        if cfg!(miri) {
+            return Self::create_private(kind, runtime, size);
+        }
+        Ok(Self::of(Memory::memfd(name, size)?, kind, runtime))
     }
 
-    /// Maps a region that another process created.
+    /// Creates a region in a new file, which nobody may have made before. Whoever can open the file can cut it off: then
+    /// those who touch it are killed by the kernel.
+    ///
+    /// # Errors
+    /// When the file exists, or the kernel refuses.
+    pub fn create_in_file(path: &Path, kind: u32, runtime: RuntimeId, size: u64) -> Result<Self> {
+        Ok(Self::of(Memory::new_file(path, size)?, kind, runtime))
+    }
+
+    /// Creates a region in memory of this process alone; its clones are its only users.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn create_private(kind: u32, runtime: RuntimeId, size: u64) -> Result<Self> {
+        Ok(Self::of(Memory::heap(size)?, kind, runtime))
+    }
+
+    fn of(memory: Memory, kind: u32, runtime: RuntimeId) -> Self {
+        let size = memory.size();
+        let region = Self {
+            inner: Arc::new(memory),
+        };
+        if let Ok(header) = region.view::<Header>(0) {
+            header.layout.store(LAYOUT, Ordering::Relaxed);
+            header.kind.store(kind, Ordering::Relaxed);
+            header.size.store(size, Ordering::Relaxed);
+            header.runtime.store(runtime.0, Ordering::Relaxed);
+            header.magic.store(MAGIC, Ordering::Release);
+        }
+        region
+    }
+
+    /// Maps a region that another process created as a memfd.
     ///
     /// # Errors
     /// When size, seals, magic, layout, kind or runtime are not as expected; the error names both values.
     pub fn map(fd: OwnedFd, size: u64, kind: u32, runtime: RuntimeId) -> Result<Self> {
-        let differs = |what, expected, found| {
-            Err(Error::Region {
-                what,
-                expected,
-                found,
-            })
-        };
-        let real = rustix::fs::fstat(&fd)
-            .map_err(system("fstat"))?
-            .st_size
-            .cast_unsigned();
-        if real != size || size < HEADER {
-            return differs("size", size, real);
-        }
+        check_size(&fd, size)?;
         let seals = rustix::fs::fcntl_get_seals(&fd).map_err(system("fcntl(F_GET_SEALS)"))?;
-        if !seals.contains(SEALS) {
-            return differs("seals", SEALS.bits().into(), seals.bits().into());
+        if !seals.contains(memory::SEALS) {
+            return differs("seals", memory::SEALS.bits().into(), seals.bits().into());
         }
-        let region = Self::of(fd, size)?;
+        Self::checked(Memory::map(fd, size, Backing::Memfd)?, kind, runtime)
+    }
+
+    /// Maps a region that another process created in a file.
+    ///
+    /// # Errors
+    /// When size, magic, layout, kind or runtime are not as expected; the error names both values.
+    pub fn map_file(fd: OwnedFd, size: u64, kind: u32, runtime: RuntimeId) -> Result<Self> {
+        check_size(&fd, size)?;
+        Self::checked(Memory::map(fd, size, Backing::File)?, kind, runtime)
+    }
+
+    fn checked(memory: Memory, kind: u32, runtime: RuntimeId) -> Result<Self> {
+        let region = Self {
+            inner: Arc::new(memory),
+        };
         let header: &Header = region.view(0)?;
         let magic = header.magic.load(Ordering::Acquire);
         if magic != MAGIC {
@@ -125,44 +167,31 @@ impl Region {
         Ok(region)
     }
 
-    fn of(fd: OwnedFd, size: u64) -> Result<Self> {
-        let length = usize::try_from(size).map_err(|_| Error::Corrupt {
-            what: "region size",
-            value: size,
-        })?;
-        let file = File::from(fd);
-        let map = MmapOptions::new()
-            .len(length)
-            .map_raw(&file)
-            .map_err(io("mmap"))?;
-        // A crashing program with core dumps on would otherwise fill the whole sparse region.
-        map.advise(Advice::DontDump)
-            .map_err(io("madvise(MADV_DONTDUMP)"))?;
-        Ok(Self {
-            inner: Arc::new(Mapping {
-                map,
-                fd: file.into(),
-                size,
-            }),
-        })
-    }
-
     /// Its size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.inner.size
+        self.inner.size()
+    }
+
+    /// What memory it consists of.
+    #[must_use]
+    pub fn backing(&self) -> Backing {
+        self.inner.backing()
     }
 
     /// Its descriptor, to be sent to another process.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.inner.fd.as_fd()
+    ///
+    /// # Errors
+    /// [`Error::PrivateRegion`] for memory of this process alone.
+    pub fn fd(&self) -> Result<BorrowedFd<'_>> {
+        self.inner.fd().ok_or(Error::PrivateRegion)
     }
 
     /// The structure at `offset`.
     ///
     /// # Errors
     /// When it does not lie inside the region, or is not aligned.
+    #[inline]
     pub fn view<T: Shared>(&self, offset: u64) -> Result<&T> {
         let pointer = self.aligned::<T>(offset, 1)?;
         // SAFETY: `aligned` checked bounds and alignment; T accepts every bit pattern and concurrent writes; the mapping
@@ -174,12 +203,14 @@ impl Region {
     ///
     /// # Errors
     /// When they do not lie inside the region, or are not aligned.
+    #[inline]
     pub fn slice<T: Shared>(&self, offset: u64, count: usize) -> Result<&[T]> {
         let pointer = self.aligned::<T>(offset, count)?;
         // SAFETY: as in `view`, for all of them.
         Ok(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), count) })
     }
 
+    #[inline]
     fn aligned<T>(&self, offset: u64, count: usize) -> Result<NonNull<T>> {
         let length = (size_of::<T>() as u64).checked_mul(count as u64);
         let pointer = self.bytes(
@@ -206,7 +237,7 @@ impl Region {
     pub fn bytes(&self, offset: u64, length: u64) -> Result<NonNull<u8>> {
         let inside = offset
             .checked_add(length)
-            .is_some_and(|end| end <= self.inner.size);
+            .is_some_and(|end| end <= self.inner.size());
         let at = usize::try_from(offset)
             .ok()
             .filter(|_| inside)
@@ -214,12 +245,8 @@ impl Region {
                 what: "offset",
                 value: offset,
             })?;
-        // SAFETY: the offset lies inside the mapping, whose size was checked against the file's and is sealed.
-        let pointer = unsafe { self.inner.map.as_mut_ptr().add(at) };
-        NonNull::new(pointer).ok_or(Error::Corrupt {
-            what: "mapping",
-            value: 0,
-        })
+        // SAFETY: the offset lies inside the mapping, whose size was checked against the file's.
+        Ok(unsafe { self.inner.start().add(at) })
     }
 
     /// Copies bytes into the region.
@@ -251,21 +278,76 @@ impl Region {
     /// # Errors
     /// When there is no memory.
     pub fn commit(&self, offset: u64, length: u64) -> Result<()> {
-        rustix::fs::fallocate(
-            &self.inner.fd,
-            rustix::fs::FallocateFlags::empty(),
-            offset,
-            length,
-        )
-        .map_err(system("fallocate"))
+        self.bytes(offset, length)?;
+        self.inner.commit(offset, length)
+    }
+
+    /// Gives the memory behind a range back to the system; it reads as zeros from now on. For the daemon only.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn release(&self, offset: u64, length: u64) -> Result<()> {
+        self.bytes(offset, length)?;
+        self.inner.release(offset, length)
+    }
+
+    /// Touches every page of a range that is committed, so that no later access stops for a fault of this process.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn populate(&self, offset: u64, length: u64) -> Result<()> {
+        self.bytes(offset, length)?;
+        self.inner.populate(offset, length)
+    }
+
+    /// Asks for huge pages. What was obtained is told by [`Region::huge_bytes`].
+    ///
+    /// # Errors
+    /// When this kernel knows none.
+    pub fn advise_huge(&self) -> Result<()> {
+        self.inner.advise_huge()
+    }
+
+    /// Bytes of this process's mapping that lie in huge pages. The kernel's answer takes time: not for hot paths.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn huge_bytes(&self) -> Result<u64> {
+        self.inner.huge_bytes()
+    }
+
+    /// Takes memory that is committed from now on from one NUMA node alone.
+    ///
+    /// # Errors
+    /// When there is no such node, or the kernel refuses.
+    pub fn bind(&self, node: u32) -> Result<()> {
+        self.inner.bind(node)
+    }
+
+    /// Bytes of memory that the region takes at the moment, whoever touched them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn resident(&self) -> Result<u64> {
+        self.inner.resident()
     }
 }
 
-const SEALS: SealFlags = SealFlags::SHRINK
-    .union(SealFlags::GROW)
-    .union(SealFlags::SEAL);
+fn check_size(fd: &OwnedFd, size: u64) -> Result<()> {
+    let real = rustix::fs::fstat(fd)
+        .map_err(system("fstat"))?
+        .st_size
+        .cast_unsigned();
+    if real != size || size < HEADER {
+        return differs("size", size, real);
+    }
+    Ok(())
+}
 
-// SAFETY: the mapping is plain memory; all access to it goes through atomics or raw copies.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
+fn differs<T>(what: &'static str, expected: u64, found: u64) -> Result<T> {
+    Err(Error::Region {
+        what,
+        expected,
+        found,
+    })
+}

@@ -204,7 +204,7 @@ impl Node {
         let mut passed = Vec::new();
         for region in [self.control.region(), pool.meta(), pool.data()] {
             // A duplicate stays open over exec.
-            let fd = rustix::io::dup(region.fd()).unwrap().into_raw_fd();
+            let fd = rustix::io::dup(region.fd().unwrap()).unwrap().into_raw_fd();
             role += &format!(" {fd} {}", region.size());
             passed.push(fd);
         }

@@ -76,8 +76,8 @@ fn measure(options: &Options, [first, second]: [usize; 2]) -> Result<()> {
     let slot = control.claim_slot(0)?;
     let mut fds = Vec::new();
     for region in [control.region(), pool.meta(), pool.data()] {
-        fcntl_setfd(region.fd(), FdFlags::empty())?;
-        fds.push((region.fd().as_raw_fd(), region.size()));
+        fcntl_setfd(region.fd()?, FdFlags::empty())?;
+        fds.push((region.fd()?.as_raw_fd(), region.size()));
     }
     let link = Link {
         fds,

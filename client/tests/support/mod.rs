@@ -196,7 +196,7 @@ impl Node {
                 region(RegionKind::PoolData { pool: 0 }, pool.data()),
             ],
         };
-        let fds = [control.fd(), pool.meta().fd(), pool.data().fd()];
+        let fds = [control, pool.meta(), pool.data()].map(|region| region.fd().unwrap());
         let mut body = Vec::new();
         frame::encode(&attached, &mut body).unwrap();
         let body = &body[4..];

@@ -38,7 +38,7 @@ impl Hooks for Local {
         let (pool, object) = found.ok_or(Error::NoSuchPool(tag))?;
         // As another process has it: mapped anew.
         let fd = |region: &crate::Region| {
-            let fd = region.fd().try_clone_to_owned().unwrap();
+            let fd = region.fd().unwrap().try_clone_to_owned().unwrap();
             (fd, region.size())
         };
         let mapped = Pool::map(RUNTIME, pool.number(), fd(pool.meta()), fd(pool.data()))?;
