@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use dragon_protocol::op::Op;
 use dragon_protocol::{Code, ObjectId, ObjectKind, SlotId};
-use dragon_shmem::held::State;
 use dragon_shmem::object::ObjectEntry;
+use dragon_shmem::reference::Change;
 use dragon_shmem::sync::{Ordering, fence, low};
 use dragon_shmem::{Block, Deadline, Member};
 
 use crate::channel::{Local, Outgoing, block_of, open};
 use crate::error::{Error, Result};
 use crate::message::Message;
-use crate::object::{alive, destroy, drop_transit, give_back, word};
+use crate::object::{alive, destroy, discard, drop_transit, word};
 use crate::set::subscribers::AGENT;
 use crate::wait::Spin;
 use crate::{event, lock, process, semaphore};
@@ -130,12 +130,12 @@ fn with_reference(
     work: impl FnOnce(&ObjectEntry) -> Result<Attempt>,
 ) -> Result<Attempt> {
     let control = member.control();
-    control.take_reference(object, false)?;
+    member.take_directly(object)?;
     let result = control
         .object(object.index)
         .map_err(Error::from)
         .and_then(work);
-    give_back(member, object)?;
+    member.give_directly(object, |entry| discard(member, object, entry))?;
     result
 }
 
@@ -193,7 +193,7 @@ fn execute(
             Attempt::done(0, 0)
         }
         Op::Export => {
-            member.control().export_reference(id)?;
+            member.control().change_directly(id, Change::Export)?;
             Attempt::done(0, 0)
         }
         Op::LockAcquire => {
@@ -294,21 +294,7 @@ fn take_reference(
     on_behalf: SlotId,
     adopt: bool,
 ) -> Result<Attempt> {
-    let table = member.control().held(on_behalf.index)?;
-    let size = u32::try_from(table.len()).unwrap_or(u32::MAX);
-    let entry = table
-        .iter()
-        .find(|entry| entry.get().is_none() && entry.block().is_none())
-        .ok_or(dragon_shmem::Error::TableFull {
-            table: "places for objects that one process holds",
-            size,
-        })?;
-    entry.set(object, State::Taking);
-    if let Err(error) = member.control().take_reference(object, adopt) {
-        entry.clear();
-        return Err(error.into());
-    }
-    entry.set(object, State::Held);
+    member.hold_for(on_behalf, object, adopt)?;
     Ok(Attempt::done(0, 0))
 }
 
@@ -323,15 +309,7 @@ fn give_reference(
         drop_transit(member, object)?;
         return Ok(Attempt::done(0, 0));
     }
-    let table = member.control().held(on_behalf.index)?;
-    let entry = table
-        .iter()
-        .find(|entry| entry.get() == Some((object, State::Held)))
-        .ok_or(dragon_shmem::Error::NoSuchObject(object))?;
-    entry.set(object, State::Giving);
-    let given = give_back(member, object);
-    entry.clear();
-    given?;
+    member.give_for(on_behalf, object, |entry| discard(member, object, entry))?;
     Ok(Attempt::done(0, 0))
 }
 

@@ -243,23 +243,30 @@ pub(crate) fn open(member: &Member, entry: &ObjectEntry) -> Result<Ring> {
     Ring::open(member.pool(), entry.block.load(Ordering::Acquire))
 }
 
-/// Frees the block of a channel to which nobody refers any more, and the blocks of the messages that nobody received.
-pub(crate) fn discard(member: &Member, block: u64) -> Result<()> {
-    if let Ok(ring) = Ring::open(member.pool(), block) {
-        // Nobody else is left, so each claim succeeds, and the loop ends after at most one round of the cells.
-        while let Ok(cell::Found {
-            position: Some(position),
-            ..
-        }) = cell::claim_to_receive(&ring, member.slot().index, |_| {})
-        {
-            if let Some(message) = ring.content(position).block {
-                // It fails only for what was scribbled over.
-                let _ = member.free(message);
-            }
-            cell::release(&ring, position);
+/// Frees the blocks of the messages in a channel to which nobody refers any more. Each is received like any other, so a
+/// death in the middle leaves nothing that recovery of a receiver does not know.
+pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
+    let (Ok(ring), Ok(thread)) = (open(member, entry), member.thread()) else {
+        return;
+    };
+    let (index, generation) = (id.index, id.generation);
+    thread
+        .intent
+        .begin(Op::Receive, index, generation, [NO_POSITION, 0]);
+    let announce = |position| thread.intent.set(0, position);
+    // Nobody else is left, so each claim succeeds, and the loop ends after at most one round of the cells.
+    while let Ok(cell::Found {
+        position: Some(position),
+        ..
+    }) = cell::claim_to_receive(&ring, member.slot().index, announce)
+    {
+        let released = || cell::release(&ring, position);
+        match ring.content(position).block {
+            // It fails only for what was scribbled over.
+            Some(block) if member.free_then(block, released).is_ok() => {}
+            _ => released(),
         }
     }
-    Ok(member.free(block)?)
 }
 
 /// Whether a channel is readable, and whether it is writable, found out by reading alone.
@@ -517,6 +524,7 @@ impl Local<'_> {
     #[inline]
     fn take(&self, Claimed { position, skipped }: Claimed) -> Result<Message> {
         let content = self.ring.content(position);
+        let released = std::cell::Cell::new(false);
         let message = match content.block {
             None => {
                 #[expect(
@@ -528,10 +536,18 @@ impl Local<'_> {
                 // SAFETY: the cell has at least so many bytes, and the claim keeps senders away from it.
                 Ok(unsafe { Message::copied(content.hint, bytes, length) })
             }
-            Some(block) => Message::leased(self.member, content.hint, block, content.length),
+            Some(block) => {
+                let release = || {
+                    cell::release(&self.ring, position);
+                    released.set(true);
+                };
+                Message::leased(self.member, content.hint, block, content.length, release)
+            }
         };
         test_point(TestPoint::Receiving);
-        cell::release(&self.ring, position);
+        if !released.get() {
+            cell::release(&self.ring, position);
+        }
         self.writable_changed(if skipped { u32::MAX } else { 1 });
         message
     }

@@ -137,31 +137,52 @@ impl Message {
     }
 
     /// Takes over a shared block. Recorded in the held table, so that it is freed if this process dies; when that table is
-    /// full, the message is copied.
+    /// full, the message is copied. `release` is called when the place that named the block before may forget it: once or
+    /// not at all.
     pub(crate) fn leased(
         member: &Arc<Member>,
         hint: u64,
         offset: u64,
         length: u64,
+        release: impl FnOnce(),
     ) -> Result<Self> {
-        let pin = member.pin(offset)?;
+        let Ok(place) = member.hold_block(offset) else {
+            let room = usize::try_from(length).unwrap_or(usize::MAX);
+            member.check(offset, length)?;
+            let mut copy = vec![0; room];
+            member.read(offset, 0, &mut copy)?;
+            member.free_then(offset, release)?;
+            return Ok(Self::owned(hint, copy));
+        };
+        Self::held(member, hint, offset, length, place)
+    }
+
+    /// Takes over a shared block that the held table names at `place` already.
+    pub(crate) fn held(
+        member: &Arc<Member>,
+        hint: u64,
+        offset: u64,
+        length: u64,
+        place: u32,
+    ) -> Result<Self> {
+        // What was scribbled over is nobody's, and so is what lies in a pool that is gone.
+        let pin = match member.pin(offset) {
+            Ok(pin) => pin,
+            Err(error) => {
+                member.release_block(place);
+                return Err(error.into());
+            }
+        };
         let bytes = match member.bytes(offset, length) {
             Ok(bytes) => bytes,
             Err(error) => {
+                member.release_block(place);
                 member.unpin(pin);
                 return Err(error.into());
             }
         };
         // It lies inside a mapping, so it fits an address.
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let Ok(place) = member.hold_block(offset) else {
-            // SAFETY: the block has been checked to have `length` bytes.
-            let copy = unsafe { copy_of(bytes.as_ptr(), length) };
-            let freed = member.free(offset);
-            member.unpin(pin);
-            freed?;
-            return Ok(Self::owned(hint, copy));
-        };
         let lease = Lease {
             member: Arc::clone(member),
             offset,

@@ -11,7 +11,7 @@ use dragon_shmem::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::error::{Error, Result};
 use crate::remote;
-use crate::set::subscribers::{self, AGENT, SUBSCRIBED, Subscriber};
+use crate::set::subscribers::{self, AGENT, SUBSCRIBED};
 use crate::set::{Interest, Set};
 use crate::wait::{self, Spin, WaitWord};
 use crate::{Channel, Deadline, Event, Lock, ProcessObject, Semaphore};
@@ -96,12 +96,7 @@ impl Handle {
             return Err(dragon_shmem::Error::WrongKind(id).into());
         }
         if is_local(member, id) {
-            let take = |first| match (first, adopt) {
-                (true, _) => Ok(member.control().take_reference(id, adopt)?),
-                (false, true) => drop_transit(member, id),
-                (false, false) => Ok(()),
-            };
-            member.hold(id, take, || give_back(member, id))?;
+            member.attach(id, adopt)?;
         } else {
             let give = || remote::detach(member, id, false);
             let take = |first| match (first, adopt) {
@@ -154,7 +149,7 @@ impl Handle {
 
     pub(crate) fn export(&self) -> Result<Descriptor> {
         if self.local()?.is_some() {
-            self.member.control().export_reference(self.id)?;
+            self.member.export(self.id)?;
         } else {
             self.call(Op::Export, [0, 0], Deadline::Never)?;
         }
@@ -280,8 +275,7 @@ impl Drop for Handle {
         }
         // Both fail only when the object or its node is gone already, or memory was scribbled over: nothing to give back.
         let _ = if is_local(&self.member, self.id) {
-            self.member
-                .unhold(self.id, || give_back(&self.member, self.id))
+            detach(&self.member, self.id)
         } else {
             self.member
                 .unhold(self.id, || remote::detach(&self.member, self.id, false))
@@ -357,46 +351,31 @@ pub(crate) fn destroy(member: &Arc<Member>, id: ObjectId) -> Result<()> {
     wake_everyone(member, id)
 }
 
-/// Gives a reference to an object of this node back; with the last one its memory goes, and that of the messages in it.
-pub(crate) fn give_back(member: &Member, id: ObjectId) -> Result<()> {
-    let subscribers = farewell(member, id);
-    let given = member.control().give_reference(id)?;
-    gone(member, id, given, &subscribers)
+/// Gives the reference of one handle back; with the last one the object's memory goes, and that of the messages in it.
+fn detach(member: &Member, id: ObjectId) -> Result<()> {
+    Ok(member.detach_with(id, |entry| discard(member, id, entry))?)
 }
 
-/// The sets that hear of it if an object goes.
-fn farewell(member: &Member, id: ObjectId) -> Vec<Subscriber> {
+/// Frees what the memory of an object names, before that memory itself goes: nobody refers to the object any more. If the
+/// process dies in here, the daemon does it once more.
+pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
     let control = member.control();
-    let entry = control.entry(id);
-    entry.map_or_else(
-        |_| Vec::new(),
-        |entry| subscribers::farewell(control, entry, id),
-    )
-}
-
-/// What is to be done after the last reference, if it was that: `given` is the object's block then.
-fn gone(
-    member: &Member,
-    id: ObjectId,
-    given: Option<u64>,
-    subscribers: &[Subscriber],
-) -> Result<()> {
-    let Some(block) = given else { return Ok(()) };
-    for subscriber in subscribers {
-        subscribers::tell(member.control(), subscriber, true);
+    let subscribers = subscribers::farewell(control, entry, id);
+    if !subscribers.is_empty() {
+        // The sets that it is in must see that it has ended. It fails for one that was destroyed before.
+        let _ = control.mark_destroyed(id);
+        for subscriber in &subscribers {
+            subscribers::tell(control, subscriber, true);
+        }
     }
-    match block {
-        0 => Ok(()),
-        block if id.kind == ObjectKind::Set => Ok(member.free(block)?),
-        block => crate::channel::discard(member, block),
+    if id.kind == ObjectKind::Channel {
+        crate::channel::discard(member, id, entry);
     }
 }
 
-/// Drops a reference that is in transit, like [`give_back`].
+/// Drops a reference that is in transit, for the daemon.
 pub(crate) fn drop_transit(member: &Member, id: ObjectId) -> Result<()> {
-    let subscribers = farewell(member, id);
-    let given = member.control().drop_transit(id)?;
-    gone(member, id, given, &subscribers)
+    Ok(member.drop_directly(id, |entry| discard(member, id, entry))?)
 }
 
 /// Makes everyone who waits on an object of this node look again.

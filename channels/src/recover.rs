@@ -6,8 +6,8 @@ use std::sync::Arc;
 use dragon_protocol::op::Op;
 use dragon_protocol::{ObjectId, ObjectKind, SlotId};
 use dragon_shmem::Member;
-use dragon_shmem::held::State;
 use dragon_shmem::object::State as ObjectState;
+use dragon_shmem::recover::{Found, forget_held, held, recover_memory, reset_threads};
 use dragon_shmem::sync::{Ordering, fence};
 use dragon_shmem::thread::Intended;
 
@@ -15,7 +15,7 @@ use crate::cell;
 use crate::channel::{Local, NO_POSITION, open};
 use crate::error::Result;
 use crate::lock;
-use crate::object::{give_back, is_local, wait_word, wake_everyone};
+use crate::object::{discard, wait_word, wake_everyone};
 use crate::wait::{forget_spinner, mark};
 
 /// What recovery found.
@@ -40,10 +40,13 @@ pub struct Recovered {
 pub fn recover(member: &Arc<Member>, slot: SlotId) -> Result<Recovered> {
     let control = member.control();
     let mut recovered = Recovered::default();
-    let mut leases: Vec<u64> = control
-        .held(slot.index)?
+    let held = held(control, slot)?;
+    let mut leases: Vec<u64> = held
         .iter()
-        .filter_map(dragon_shmem::held::Entry::block)
+        .filter_map(|found| match found {
+            Found::Block(block) => Some(*block),
+            _ => None,
+        })
         .collect();
     let records = control.threads(slot.index)?.iter();
     for record in records.take_while(|record| record.is_touched()) {
@@ -51,22 +54,37 @@ pub fn recover(member: &Arc<Member>, slot: SlotId) -> Result<Recovered> {
             finish(member, slot, &intended, &mut leases, &mut recovered);
         }
     }
-    for entry in control.held(slot.index)? {
-        if let Some((object, state)) = entry.get() {
-            give_up(member, slot, object, state, &mut recovered);
-            entry.clear();
-        } else if entry.block().is_some() {
-            entry.clear();
+    let mut pools = Vec::new();
+    for found in held {
+        match found {
+            // Needed until what the process had in it is recovered.
+            Found::Object(id) if id.kind == ObjectKind::Pool => pools.push(id),
+            found => give_up(member, slot, found, &mut recovered),
         }
     }
-    leases.extend(dragon_shmem::recover::reset_threads(control, slot)?);
+    // A block that came with a reply may stand in the reply's cell and in the held table: it is one block.
+    for block in reset_threads(control, slot)? {
+        if !leases.contains(&block) {
+            leases.push(block);
+        }
+    }
     for block in leases {
         // It fails when the process died between recording the block and taking it, or scribbled; then it is not ours.
         if member.free(block).is_ok() {
             recovered.blocks += 1;
         }
     }
-    dragon_shmem::recover::recover_memory(control, &**member, slot)?;
+    recover_memory(control, &**member, slot)?;
+    for pool in pools {
+        // The last process that used a destroyed pool: the daemon is told, and takes it back.
+        let left = member.give_directly(pool, |_| {}).is_ok()
+            && control.object(pool.index)?.references() <= 1;
+        if left {
+            member.hooks().pool_released(pool);
+        }
+    }
+    forget_held(control, slot)?;
+    member.forget_proxy(slot);
     control
         .words()
         .counters
@@ -189,45 +207,33 @@ fn finish_receive(
     channel.writable_changed(u32::MAX);
 }
 
-/// Gives a reference up, and with it what the process could hold only through it.
-fn give_up(
-    member: &Arc<Member>,
-    slot: SlotId,
-    object: ObjectId,
-    state: State,
-    recovered: &mut Recovered,
-) {
-    if !is_local(member, object) {
-        recovered.remote.push(object);
-        return;
-    }
-    let Ok(entry) = member.control().object(object.index) else {
-        return;
-    };
-    if state == State::Taking {
-        // An object that it was creating. A reference that it was taking may be taken or not: it is left alone.
-        let block = entry.block.load(Ordering::Acquire);
-        if member
-            .control()
-            .unclaim_object(object, slot)
-            .unwrap_or(false)
-            && block != 0
-        {
-            let _ = member.free(block);
+/// Gives a reference up, and with it what the process could hold only through it. What fails here was scribbled over.
+fn give_up(member: &Arc<Member>, slot: SlotId, found: Found, recovered: &mut Recovered) {
+    let _ = match found {
+        Found::Remote(object) => {
+            recovered.remote.push(object);
+            return;
         }
-        return;
-    }
-    if object.kind == ObjectKind::Lock && lock::hand_on(entry, slot.index) {
-        recovered.locks += 1;
-    }
-    // Also a destroyed one: the process may have died between ending it and waking those who wait.
-    if member.control().entry(object).is_ok() {
-        fence(Ordering::SeqCst);
-        // It may have taken a wake-up that was another's, or held what others wait for.
-        let _ = wake_everyone(member, object);
-    }
-    if state == State::Held {
-        // Fails only on scribbled memory.
-        let _ = give_back(member, object);
-    }
+        // Those with the leases.
+        Found::Block(_) => return,
+        // One that is still private goes with the others.
+        Found::Made(block) => member.free(block),
+        Found::Exported(object) => {
+            member.drop_directly(object, |entry| discard(member, object, entry))
+        }
+        Found::Last(object) => member.dispose(object, |entry| discard(member, object, entry)),
+        Found::Object(object) => {
+            let Ok(entry) = member.control().entry(object) else {
+                return;
+            };
+            if object.kind == ObjectKind::Lock && lock::hand_on(entry, slot.index) {
+                recovered.locks += 1;
+            }
+            fence(Ordering::SeqCst);
+            // It may have taken a wake-up that was another's, or held what others wait for; or it ended the object, and died
+            // before it woke those who wait.
+            let _ = wake_everyone(member, object);
+            member.give_directly(object, |entry| discard(member, object, entry))
+        }
+    };
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{self, NO_REPLY, Request};
 use dragon_protocol::{Code, ObjectId};
+use dragon_shmem::member::Reserved;
 use dragon_shmem::thread::{Reply, ReplyPayload};
 use dragon_shmem::{Block, Deadline, Member, ThreadGuard, WaitResult};
 use zerocopy::IntoBytes as _;
@@ -41,7 +42,8 @@ pub fn call(
     arguments: [u64; 2],
     deadline: Deadline,
 ) -> Result<Reply> {
-    ask(member, op, object, arguments, &What::Nothing, deadline)
+    let answer = ask(member, op, object, arguments, &What::Nothing, deadline)?;
+    answer.discard(member)
 }
 
 /// Sends a message to a channel of another node.
@@ -74,11 +76,12 @@ pub(crate) fn receive(
     object: ObjectId,
     deadline: Deadline,
 ) -> Result<Message> {
-    let reply = call(member, Op::Receive, object, [0, 0], deadline)?;
+    let nothing = What::Nothing;
+    let Answer { reply, place } = ask(member, Op::Receive, object, [0, 0], &nothing, deadline)?;
     match reply.payload {
         ReplyPayload::Inline(bytes) => Ok(Message::owned(reply.arg0, bytes)),
         ReplyPayload::Block { offset, length } => {
-            Message::leased(member, reply.arg0, offset, length)
+            Message::held(member, reply.arg0, offset, length, place.keep())
         }
     }
 }
@@ -111,14 +114,33 @@ enum What<'a> {
     Block(Block),
 }
 
-fn ask(
-    member: &Arc<Member>,
+/// A reply, and the place in the held table where its block stands if it has one.
+struct Answer<'a> {
+    reply: Reply,
+    place: Reserved<'a>,
+}
+
+impl Answer<'_> {
+    /// The reply without its block, which is freed.
+    fn discard(mut self, member: &Member) -> Result<Reply> {
+        if let ReplyPayload::Block { offset, .. } = self.reply.payload {
+            member.free_held(self.place.keep(), offset)?;
+            self.reply.payload = ReplyPayload::Inline(Vec::new());
+        }
+        Ok(self.reply)
+    }
+}
+
+fn ask<'a>(
+    member: &'a Arc<Member>,
     op: Op,
     object: ObjectId,
     arguments: [u64; 2],
     what: &What<'_>,
     deadline: Deadline,
-) -> Result<Reply> {
+) -> Result<Answer<'a>> {
+    // Before the request leaves: a block that comes with the reply must find a place.
+    let place = member.reserve()?;
     let thread = member.thread()?;
     let ticket = thread.reply.begin();
     let mut request = request(member, &thread, op as u8, object);
@@ -133,21 +155,18 @@ fn ask(
     }
     channel::count(&member.control().slot(member.slot().index)?.counters.remote);
     let spins = reply_spins(member);
-    let reply = match thread.reply.wait(Deadline::Never, spins) {
+    let record = |block| place.set(block);
+    let reply = match thread.reply.wait(Deadline::Never, spins, record) {
         Ok(reply) => reply,
-        Err(_) => cancel(member, &thread, object, ticket)?,
+        Err(_) => cancel(member, &thread, object, ticket, record)?,
     };
-    let code = Code::from_i32(reply.status);
+    drop(thread);
+    let answer = Answer { reply, place };
+    let code = Code::from_i32(answer.reply.status);
     match Error::of_reply(code, object) {
-        None => Ok(reply),
+        None => Ok(answer),
         Some(Error::Remote(Code::Cancelled, _)) => Err(Error::Interrupted),
-        Some(error) => {
-            if let ReplyPayload::Block { offset, .. } = reply.payload {
-                drop(thread);
-                member.free(offset)?;
-            }
-            Err(error)
-        }
+        Some(error) => answer.discard(member).and(Err(error)),
     }
 }
 
@@ -157,6 +176,7 @@ fn cancel(
     thread: &ThreadGuard<'_>,
     object: ObjectId,
     ticket: u64,
+    record: impl Fn(u64),
 ) -> Result<Reply> {
     let mut request = request(member, thread, CANCEL, object);
     request.ticket = ticket.into();
@@ -170,7 +190,7 @@ fn cancel(
         return Err(Error::Interrupted);
     }
     loop {
-        match thread.reply.wait(Deadline::Never, 0) {
+        match thread.reply.wait(Deadline::Never, 0, &record) {
             Ok(reply) => return Ok(reply),
             Err(WaitResult::Interrupted) => {}
             Err(_) => return Err(Error::Interrupted),

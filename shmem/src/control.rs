@@ -5,7 +5,7 @@
 //! 4 KiB      NodeWords
 //! 8 KiB      slots            8192 × 1152 B
 //!            objects         65536 × 128 B
-//!            held tables      8192 × 1024 × 16 B
+//!            held tables      8192 × 65536 × 16 B
 //!            thread records   8192 × 128 × 512 B
 //!            set records      8192 × 8576 B
 //!            subscriber nodes 65536 × 128 B
@@ -31,8 +31,8 @@ pub const KIND: u32 = 1;
 pub const MAX_SLOTS: u32 = if cfg!(miri) { 16 } else { 8192 };
 /// Objects of a node.
 pub const MAX_OBJECTS: u32 = if cfg!(miri) { 128 } else { 65536 };
-/// Objects that one process can hold at once.
-pub const MAX_HELD: u32 = if cfg!(miri) { 64 } else { 1024 };
+/// Objects, and blocks of messages, that one process can hold at once.
+pub const MAX_HELD: u32 = if cfg!(miri) { 64 } else { 65536 };
 /// Threads of one process that can be inside an operation at once.
 pub const MAX_THREADS: u32 = if cfg!(miri) { 8 } else { 128 };
 
@@ -253,15 +253,28 @@ impl Control {
             .view(OBJECTS + u64::from(index) * size_of::<ObjectEntry>() as u64)
     }
 
-    /// The held table of a slot.
+    /// The entry at `place` of a slot's held table.
+    ///
+    /// # Errors
+    /// When there is none.
+    #[inline]
+    pub fn held_entry(&self, slot: u32, place: u32) -> Result<&Entry> {
+        let slot = within(slot, MAX_SLOTS, "slot")?;
+        let place = within(place, MAX_HELD, "place in a held table")?;
+        let at = u64::from(slot) * u64::from(MAX_HELD) + u64::from(place);
+        self.region.view(HELD + at * size_of::<Entry>() as u64)
+    }
+
+    /// What a slot's process has used of its held table: the first entries. The rest was never touched and costs no memory,
+    /// not even to look at it.
     ///
     /// # Errors
     /// When the number is beyond the table.
     pub fn held(&self, slot: u32) -> Result<&[Entry]> {
-        let slot = within(slot, MAX_SLOTS, "slot")?;
+        let used = self.slot(slot)?.held_top.load(Ordering::Acquire);
         let table = u64::from(MAX_HELD) * size_of::<Entry>() as u64;
         self.region
-            .slice(HELD + u64::from(slot) * table, MAX_HELD as usize)
+            .slice(HELD + u64::from(slot) * table, used.min(MAX_HELD) as usize)
     }
 
     /// The thread records of a slot.

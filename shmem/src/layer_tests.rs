@@ -8,6 +8,7 @@ use crate::control::{self, MAX_HELD, MAX_SLOTS};
 use crate::error::{Error, Result};
 use crate::held::State;
 use crate::pool::CHUNK;
+use crate::reference::{Change, Outcome};
 use crate::region::Region;
 use crate::sync::{AtomicU32, Ordering};
 use crate::{Control, Deadline, Hooks, Member, Pool, WaitResult, futex, slot};
@@ -132,6 +133,7 @@ fn slots_are_given_out_lowest_first_under_a_new_generation() {
     );
     assert!(control.slot(MAX_SLOTS).is_err());
     assert!(control.object(control::MAX_OBJECTS).is_err());
+    assert!(control.held_entry(u32::MAX, 0).is_err() && control.held_entry(0, MAX_HELD).is_err());
     assert!(control.held(u32::MAX).is_err() && control.threads(MAX_SLOTS).is_err());
 }
 
@@ -160,7 +162,7 @@ fn an_object_lives_as_long_as_somebody_refers_to_it() {
         })
         .unwrap();
     let entry = control.entry(id).unwrap();
-    control.export_reference(id).unwrap();
+    a.export(id).unwrap();
     assert_eq!((entry.references(), entry.in_transit()), (2, 1));
     b.attach(id, true).unwrap();
     assert_eq!((entry.references(), entry.in_transit()), (2, 0));
@@ -188,10 +190,12 @@ fn a_late_change_never_meets_the_next_object_of_an_entry() {
     member.detach(old).unwrap();
     let new = member.create(ObjectKind::Lock, |_, _| Ok(())).unwrap();
     assert_eq!(new.index, old.index, "the case that is meant");
-    assert!(control.take_reference(old, false).is_err());
-    assert!(control.export_reference(old).is_err());
-    assert!(control.give_reference(old).is_err());
-    assert!(control.drop_transit(old).is_err());
+    assert!(member.attach(old, false).is_err());
+    assert!(member.export(old).is_err());
+    assert!(member.drop_transit(old).is_err());
+    for change in [Change::Take, Change::Export, Change::Give, Change::Drop] {
+        assert!(control.change_directly(old, change).is_err(), "{change:?}");
+    }
     assert!(control.mark_destroyed(old).is_err());
     assert_eq!(control.entry(new).unwrap().references(), 1);
     let other = ObjectId {
@@ -211,7 +215,7 @@ fn a_creation_that_fails_leaves_nothing() {
     };
     assert!(control.entry(id).is_err());
     let held = control.held(member.slot().index).unwrap();
-    assert!(held.iter().all(|entry| entry.get().is_none()));
+    assert!(held.iter().all(|entry| entry.is_empty()));
 }
 
 #[test]
@@ -234,19 +238,29 @@ fn a_full_held_table_says_so_and_recovers() {
 #[test]
 fn held_entries_that_were_scribbled_over_say_nothing() {
     let (control, _) = node();
-    let entry = &control.held(3).unwrap()[5];
+    let entry = control.held_entry(3, 5).unwrap();
+    let here = NodeIndex::FIRST;
     let id = ObjectId {
         node: NodeIndex::new(NodeIndex::MAX).unwrap(),
         kind: ObjectKind::Semaphore,
         index: 77,
         generation: u32::MAX,
     };
-    entry.set(id, State::Giving);
-    assert_eq!(entry.get(), Some((id, State::Giving)));
+    entry.set_remote(id);
+    assert_eq!(entry.get(here), Some((id, State::Remote)));
+    let id = ObjectId { node: here, ..id };
+    entry.set(id, 8, State::Giving);
+    assert_eq!(entry.get(here), Some((id, State::Giving)));
+    entry.mark(id.index, 7, Change::Give, Outcome::Done);
+    entry.mark(id.index, 8, Change::Take, Outcome::Done);
+    entry.mark(id.index + 1, 8, Change::Give, Outcome::Done);
+    assert_eq!(entry.get(here), Some((id, State::Giving)), "not meant");
+    entry.mark(id.index, 8, Change::Give, Outcome::Last);
+    assert_eq!(entry.get(here), Some((id, State::Last)));
     entry.set_block(4096);
-    assert_eq!((entry.get(), entry.block()), (None, Some(4096)));
+    assert_eq!((entry.get(here), entry.block()), (None, Some(4096)));
     entry.clear();
-    assert_eq!((entry.get(), entry.block()), (None, None));
+    assert_eq!((entry.get(here), entry.block()), (None, None));
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub mod member;
 pub mod object;
 pub mod pool;
 pub mod recover;
+pub mod reference;
 pub mod region;
 pub mod slot;
 pub mod subscription;

@@ -16,6 +16,8 @@ use crate::held::State;
 use crate::object::ObjectEntry;
 use crate::pool::tag::PoolTag;
 use crate::pool::{Block, Cache, Pool, ThreadRef};
+use crate::reference::{Change, Outcome};
+use crate::slot::Slot;
 use crate::sync::Ordering;
 use crate::thread::ThreadRecord;
 
@@ -58,6 +60,8 @@ pub struct Member {
     slot: SlotId,
     hooks: Box<dyn Hooks>,
     held: Mutex<Registry>,
+    /// For the daemon: what the processes of other nodes hold, by their proxy slots.
+    proxies: Mutex<HashMap<u32, Registry>>,
     cache: Mutex<Cache>,
     /// The pools beside the default one that this process has mapped, by number.
     pools: RwLock<Vec<Option<Arc<pools::Mapped>>>>,
@@ -77,6 +81,8 @@ impl fmt::Debug for Member {
 #[derive(Debug, Default)]
 struct Registry {
     objects: HashMap<ObjectId, (u32, u32)>,
+    /// For proxies: each reference at a place of its own.
+    further: HashMap<ObjectId, Vec<u32>>,
     free: Vec<u32>,
     used: u32,
 }
@@ -99,6 +105,7 @@ impl Member {
             slot,
             hooks,
             held: Mutex::default(),
+            proxies: Mutex::default(),
             cache: Mutex::default(),
             pools: RwLock::default(),
             fork,
@@ -236,28 +243,25 @@ impl Member {
     }
 
     /// Frees a block that [`Member::hold_block`] recorded at `place`, and forgets it there. If the process dies anywhere in
-    /// here, recovery frees the block exactly once; with [`Member::release_block`] and [`Member::free`] one after the other
-    /// it is lost when the process dies between them.
+    /// here, recovery frees the block exactly once.
     ///
     /// # Errors
     /// When the address is not that of an allocated block; the place is free then too.
     pub fn free_held(&self, place: u32, offset: u64) -> Result<()> {
-        let entry = self
-            .control
-            .held(self.slot.index)?
-            .get(place as usize)
-            .ok_or(Error::Corrupt {
-                what: "place in the held table",
-                value: place.into(),
-            })?;
+        let entry = self.control.held_entry(self.slot.index, place)?;
         let freed = self.free_then(offset, || entry.clear());
         entry.clear();
         self.held().free.push(place);
         freed
     }
 
+    /// As [`Member::free`]; `between` is called when recovery would finish the free if this process died: whatever else
+    /// names the block may forget it then.
+    ///
+    /// # Errors
+    /// As [`Member::free`]; `between` may not have been called then.
     #[inline]
-    fn free_then(&self, offset: u64, between: impl FnOnce()) -> Result<()> {
+    pub fn free_then(&self, offset: u64, between: impl FnOnce()) -> Result<()> {
         if PoolTag::of(offset) != PoolTag::DEFAULT {
             return self.free_elsewhere(offset, None, between);
         }
@@ -294,17 +298,18 @@ impl Member {
         kind: ObjectKind,
         init: impl FnOnce(&ObjectEntry, ObjectId) -> Result<()>,
     ) -> Result<ObjectId> {
-        let place = self.held().place()?;
-        let table = self.control.held(self.slot.index)?;
-        let entry = &table[place as usize];
+        let place = self.place()?;
+        let entry = self.control.held_entry(self.slot.index, place)?;
         let made = self
             .control
-            .claim_object(kind, self.slot, |id| entry.set(id, State::Taking))
+            .claim_object(kind, self.slot, |id| {
+                entry.set(id, 0, State::Creating);
+            })
             .and_then(|id| {
                 let made = self
                     .control
-                    .object(id.index)
-                    .and_then(|object| init(object, id))
+                    .change(self.slot, place, id, Change::Create)
+                    .and_then(|_| init(self.control.object(id.index)?, id))
                     .and_then(|()| self.control.publish(id, self.slot));
                 if made.is_err() {
                     self.control.unclaim_object(id, self.slot)?;
@@ -313,20 +318,19 @@ impl Member {
             });
         match made {
             Ok(id) => {
-                entry.set(id, State::Held);
+                entry.set(id, 0, State::Held);
                 self.held().objects.insert(id, (1, place));
                 Ok(id)
             }
             Err(error) => {
-                entry.clear();
-                self.held().free.push(place);
+                self.forget_place(place);
                 Err(error)
             }
         }
     }
 
-    /// Counts one more handle of this process on an object. For the first one `take` gets the reference; for a further one
-    /// it is called with `false`, so that it can drop one that was in transit.
+    /// Counts one more handle of this process on an object of another node. For the first one `take` gets the reference; for
+    /// a further one it is called with `false`, so that it can drop one that was in transit.
     ///
     /// # Errors
     /// When the held table is full, or `take` fails.
@@ -336,37 +340,30 @@ impl Member {
         take: impl FnOnce(bool) -> Result<(), E>,
         give: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut held = self.held();
-        if let Some((count, _)) = held.objects.get_mut(&id) {
-            *count += 1;
-            drop(held);
+        if self.is_held_once_more(id) {
             return take(false).or_else(|error| self.unhold(id, give).and(Err(error)));
         }
-        let place = held.place()?;
-        drop(held);
-        let entry = &self.control.held(self.slot.index)?[place as usize];
-        entry.set(id, State::Taking);
-        let taken = take(true);
-        let mut held = self.held();
-        if let Err(error) = taken {
-            entry.clear();
-            held.free.push(place);
+        let place = self.place()?;
+        self.control
+            .held_entry(self.slot.index, place)?
+            .set_remote(id);
+        if let Err(error) = take(true) {
+            self.forget_place(place);
             return Err(error);
         }
+        let mut held = self.held();
         if let Some((count, _)) = held.objects.get_mut(&id) {
             // Another thread was quicker: one reference is enough.
             *count += 1;
-            entry.clear();
-            held.free.push(place);
             drop(held);
+            self.forget_place(place);
             return give();
         }
-        entry.set(id, State::Held);
         held.objects.insert(id, (1, place));
         Ok(())
     }
 
-    /// Counts one handle less; `give` gives the reference back after the last one.
+    /// Counts one handle less on an object of another node; `give` gives the reference back after the last one.
     ///
     /// # Errors
     /// What `give` fails with.
@@ -375,90 +372,277 @@ impl Member {
         id: ObjectId,
         give: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut held = self.held();
-        let Some((count, place)) = held.objects.get_mut(&id) else {
+        let Some(place) = self.held().one_less(id) else {
             return Ok(());
         };
-        *count -= 1;
-        if *count > 0 {
-            return Ok(());
-        }
-        let place = *place;
-        held.objects.remove(&id);
-        drop(held);
-        let entry = &self.control.held(self.slot.index)?[place as usize];
-        entry.set(id, State::Giving);
         let given = give();
-        entry.clear();
-        self.held().free.push(place);
+        self.forget_place(place);
         given
     }
 
-    /// Takes a reference to an object of this node for one more handle.
+    /// Takes a reference to an object of this node for one more handle; with `adopt` the one that came with a descriptor.
+    /// If the process dies anywhere in here, recovery knows whether it has the reference.
     ///
     /// # Errors
-    /// When there is no such object (any more).
+    /// When there is no such object (any more), or the held table is full.
     pub fn attach(&self, id: ObjectId, adopt: bool) -> Result<()> {
-        let take = |first: bool| match (first, adopt) {
-            (true, _) => self.control.take_reference(id, adopt),
-            (false, true) => self.control.drop_transit(id).map(drop),
-            (false, false) => Ok(()),
-        };
-        self.hold(id, take, || self.give_back(id))
+        if self.is_held_once_more(id) {
+            return match adopt.then(|| self.drop_transit(id)) {
+                // There was none in transit: the descriptor was attached before, or never exported.
+                None | Some(Ok(()) | Err(Error::NoSuchObject(_))) => Ok(()),
+                Some(Err(error)) => self.detach(id).and(Err(error)),
+            };
+        }
+        let place = self.place()?;
+        let change = if adopt { Change::Adopt } else { Change::Take };
+        if let Err(error) = self.control.change(self.slot, place, id, change) {
+            self.forget_place(place);
+            return Err(error);
+        }
+        let mut held = self.held();
+        if let Some((count, _)) = held.objects.get_mut(&id) {
+            // Another thread was quicker: one reference is enough.
+            *count += 1;
+            drop(held);
+            return self.give(place, id, |_| {});
+        }
+        held.objects.insert(id, (1, place));
+        Ok(())
     }
 
-    /// Gives one handle on an object of this node back.
+    /// Gives one handle on an object of this node back, as [`Member::detach_with`] for one without contents.
+    ///
+    /// # Errors
+    /// As [`Member::detach_with`].
+    pub fn detach(&self, id: ObjectId) -> Result<()> {
+        self.detach_with(id, |_| {})
+    }
+
+    /// Gives one handle on an object of this node back. With the last reference of all processes the object goes: `contents`
+    /// frees what its block names, then the block is freed. If the process dies in the middle, recovery calls the like of
+    /// `contents` once more: each of its steps must bear that.
     ///
     /// # Errors
     /// When shared memory is corrupt.
-    pub fn detach(&self, id: ObjectId) -> Result<()> {
-        self.unhold(id, || self.give_back(id))
+    pub fn detach_with(&self, id: ObjectId, contents: impl FnOnce(&ObjectEntry)) -> Result<()> {
+        let Some(place) = self.held().one_less(id) else {
+            return Ok(());
+        };
+        self.give(place, id, contents)
     }
 
-    /// Gives a reference back, and frees the object's block with the last one.
-    ///
-    /// # Errors
-    /// When there is no such object (any more).
-    pub fn give_back(&self, id: ObjectId) -> Result<()> {
-        match self.control.give_reference(id)? {
-            Some(block) if block != 0 => self.free(block),
-            _ => Ok(()),
-        }
+    fn give(&self, place: u32, id: ObjectId, contents: impl FnOnce(&ObjectEntry)) -> Result<()> {
+        self.change_and_dispose(place, id, Change::Give, contents)
     }
 
-    /// Drops a reference that is in transit, and frees the object's block if it was the last one.
+    fn change_and_dispose(
+        &self,
+        place: u32,
+        id: ObjectId,
+        change: Change,
+        contents: impl FnOnce(&ObjectEntry),
+    ) -> Result<()> {
+        let changed = self.control.change(self.slot, place, id, change);
+        let disposed = match changed {
+            Ok(State::Last) => self.dispose(id, contents),
+            other => other.map(drop),
+        };
+        self.forget_place(place);
+        disposed
+    }
+
+    /// Counts a reference in transit: for a descriptor that is about to be sent.
     ///
     /// # Errors
-    /// When there is no such object (any more).
+    /// When there is no such object (any more), or the held table is full.
+    pub fn export(&self, id: ObjectId) -> Result<()> {
+        let place = self.place()?;
+        let exported = self.control.change(self.slot, place, id, Change::Export);
+        self.forget_place(place);
+        exported.map(drop)
+    }
+
+    /// Drops a reference that is in transit, as [`Member::drop_transit_with`] for an object without contents.
+    ///
+    /// # Errors
+    /// As [`Member::drop_transit_with`].
     pub fn drop_transit(&self, id: ObjectId) -> Result<()> {
-        match self.control.drop_transit(id)? {
-            Some(block) if block != 0 => self.free(block),
+        self.drop_transit_with(id, |_| {})
+    }
+
+    /// Drops a reference that is in transit: for a descriptor that was received and is not attached. As
+    /// [`Member::detach_with`] when it was the last one.
+    ///
+    /// # Errors
+    /// When there is no such object (any more), or none of its references is in transit.
+    pub fn drop_transit_with(
+        &self,
+        id: ObjectId,
+        contents: impl FnOnce(&ObjectEntry),
+    ) -> Result<()> {
+        let place = self.place()?;
+        self.change_and_dispose(place, id, Change::Drop, contents)
+    }
+
+    /// Frees the memory of an object to which nobody refers any more: the contents, the block, the entry. Each step can be
+    /// repeated: for the daemon, when a process died between them.
+    ///
+    /// # Errors
+    /// When shared memory is corrupt.
+    pub fn dispose(&self, id: ObjectId, contents: impl FnOnce(&ObjectEntry)) -> Result<()> {
+        let Ok(entry) = self.control.entry(id) else {
+            return Ok(());
+        };
+        contents(entry);
+        let block = entry.block.load(Ordering::Acquire);
+        if block != 0 {
+            // When the rest of the free is recovery's, the entry names the block no more. A free that fails met memory that
+            // was scribbled over: the entry goes all the same.
+            let forget = || entry.block.store(0, Ordering::Release);
+            let _ = self.free_then(block, forget);
+            forget();
+        }
+        self.control.free_entry(id)
+    }
+
+    /// Takes a reference for the process of another node: recorded in its proxy slot. For the daemon only.
+    ///
+    /// # Errors
+    /// When there is no such object (any more), or the slot's held table is full.
+    pub fn hold_for(&self, slot: SlotId, id: ObjectId, adopt: bool) -> Result<()> {
+        let mut proxies = self.proxies();
+        let registry = proxies.entry(slot.index).or_default();
+        let place = registry.place(self.control.slot(slot.index)?)?;
+        let change = if adopt { Change::Adopt } else { Change::Take };
+        if let Err(error) = self.control.change(slot, place, id, change) {
+            registry.free.push(place);
+            return Err(error);
+        }
+        registry.further.entry(id).or_default().push(place);
+        Ok(())
+    }
+
+    /// Gives a reference of [`Member::hold_for`] back, as [`Member::detach_with`].
+    ///
+    /// # Errors
+    /// When the slot has no such reference.
+    pub fn give_for(
+        &self,
+        slot: SlotId,
+        id: ObjectId,
+        contents: impl FnOnce(&ObjectEntry),
+    ) -> Result<()> {
+        let mut proxies = self.proxies();
+        let registry = proxies.entry(slot.index).or_default();
+        let places = registry
+            .further
+            .get_mut(&id)
+            .ok_or(Error::NoSuchObject(id))?;
+        let place = places.pop().ok_or(Error::NoSuchObject(id))?;
+        if places.is_empty() {
+            registry.further.remove(&id);
+        }
+        drop(proxies);
+        let outcome = self.control.change(slot, place, id, Change::Give);
+        let disposed = match outcome {
+            Ok(State::Last) => self.dispose(id, contents),
+            other => other.map(drop),
+        };
+        self.control.held_entry(slot.index, place)?.clear();
+        if let Some(registry) = self.proxies().get_mut(&slot.index) {
+            registry.free.push(place);
+        }
+        disposed
+    }
+
+    /// Forgets what the daemon knows of a proxy slot whose process is gone. Its held table is recovered apart from that.
+    pub fn forget_proxy(&self, slot: SlotId) {
+        self.proxies().remove(&slot.index);
+    }
+
+    /// Keeps an object of this node while the daemon works on it; ended by [`Member::give_directly`].
+    ///
+    /// # Errors
+    /// When there is no such object (any more).
+    pub fn take_directly(&self, id: ObjectId) -> Result<()> {
+        self.control.change_directly(id, Change::Take).map(drop)
+    }
+
+    /// Gives a reference back without a trace: one of [`Member::take_directly`], or that of a dead process. For the daemon
+    /// only. As [`Member::detach_with`] when it was the last one.
+    ///
+    /// # Errors
+    /// When there is no such object (any more).
+    pub fn give_directly(&self, id: ObjectId, contents: impl FnOnce(&ObjectEntry)) -> Result<()> {
+        match self.control.change_directly(id, Change::Give)? {
+            Outcome::Last => self.dispose(id, contents),
             _ => Ok(()),
         }
     }
 
-    /// Records a shared block that this process now reads and will free; recovery frees it otherwise.
+    /// As [`Member::give_directly`], for a reference in transit.
+    ///
+    /// # Errors
+    /// As [`Member::give_directly`].
+    pub fn drop_directly(&self, id: ObjectId, contents: impl FnOnce(&ObjectEntry)) -> Result<()> {
+        match self.control.change_directly(id, Change::Drop)? {
+            Outcome::Last => self.dispose(id, contents),
+            _ => Ok(()),
+        }
+    }
+
+    /// Records a shared block that this process now reads and will free with [`Member::free_held`]; recovery frees it
+    /// otherwise.
     ///
     /// # Errors
     /// When the held table is full.
-    pub fn hold_block(&self, offset: u64) -> Result<u32> {
-        let place = self.held().place()?;
-        self.control.held(self.slot.index)?[place as usize].set_block(offset);
+    pub fn hold_block(&self, address: u64) -> Result<u32> {
+        let place = self.place()?;
+        self.control
+            .held_entry(self.slot.index, place)?
+            .set_block(address);
         Ok(place)
     }
 
-    /// Forgets a block that [`Member::hold_block`] recorded at `place`.
+    /// Makes sure that there will be a place in the held table for a block that may come.
+    ///
+    /// # Errors
+    /// When the held table is full.
+    pub fn reserve(&self) -> Result<Reserved<'_>> {
+        Ok(Reserved {
+            member: self,
+            place: self.place()?,
+        })
+    }
+
+    /// Forgets a block that [`Member::hold_block`] recorded at `place`, and that is somebody else's by now: the caller has
+    /// handed it on, and from there recovery knows whose it is.
     pub fn release_block(&self, place: u32) {
-        if let Ok(table) = self.control.held(self.slot.index)
-            && let Some(entry) = table.get(place as usize)
-        {
+        self.forget_place(place);
+    }
+
+    fn place(&self) -> Result<u32> {
+        self.held().place(self.slot_entry()?)
+    }
+
+    fn forget_place(&self, place: u32) {
+        if let Ok(entry) = self.control.held_entry(self.slot.index, place) {
             entry.clear();
             self.held().free.push(place);
         }
     }
 
+    fn is_held_once_more(&self, id: ObjectId) -> bool {
+        let mut held = self.held();
+        let Some((count, _)) = held.objects.get_mut(&id) else {
+            return false;
+        };
+        *count += 1;
+        true
+    }
+
     #[inline]
-    fn slot_entry(&self) -> Result<&crate::slot::Slot> {
+    fn slot_entry(&self) -> Result<&Slot> {
         self.control.slot(self.slot.index)
     }
 
@@ -466,21 +650,70 @@ impl Member {
     fn held(&self) -> MutexGuard<'_, Registry> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn proxies(&self) -> MutexGuard<'_, HashMap<u32, Registry>> {
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Registry {
-    fn place(&mut self) -> Result<u32> {
+    fn place(&mut self, slot: &Slot) -> Result<u32> {
         if let Some(place) = self.free.pop() {
             return Ok(place);
         }
         if self.used == MAX_HELD {
             return Err(Error::TableFull {
-                table: "places for objects that one process holds",
+                table: "places for what one process holds (handles on objects, received messages)",
                 size: MAX_HELD,
             });
         }
         self.used += 1;
+        // Before the place is used: recovery reads so many.
+        slot.held_top.store(self.used, Ordering::Release);
         Ok(self.used - 1)
+    }
+
+    /// Counts a handle less; the place of the object when it was the last.
+    fn one_less(&mut self, id: ObjectId) -> Option<u32> {
+        let (count, place) = self.objects.get_mut(&id)?;
+        *count -= 1;
+        let place = *place;
+        (*count == 0).then(|| {
+            self.objects.remove(&id);
+            place
+        })
+    }
+}
+
+/// A place in the held table for a block that may come.
+#[derive(Debug)]
+pub struct Reserved<'a> {
+    member: &'a Member,
+    place: u32,
+}
+
+impl Reserved<'_> {
+    /// Records the block.
+    pub fn set(&self, address: u64) {
+        if let Ok(entry) = self
+            .member
+            .control
+            .held_entry(self.member.slot.index, self.place)
+        {
+            entry.set_block(address);
+        }
+    }
+
+    /// The place, for [`Member::free_held`].
+    #[must_use]
+    pub fn keep(self) -> u32 {
+        std::mem::ManuallyDrop::new(self).place
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.member.forget_place(self.place);
     }
 }
 

@@ -1,13 +1,16 @@
 //! The object table: channels, locks, events, semaphores and processes of a node, and who refers to them.
 //!
 //! An object lives as long as somebody refers to it: an attached process (recorded in its held table), or a descriptor in
-//! transit (one that was put into a message and not attached yet). `destroy` only ends its operations; its memory goes with
-//! the last reference, so no operation ever runs on memory that was given away.
+//! transit (one that was put into a message and not attached yet). `destroy` only ends its operations; its memory goes when
+//! the last process has given its reference back, so no operation ever runs on memory that was given away. Descriptors in
+//! transit keep an object until it is destroyed: they may be lost, with the process that had them in its hands.
 
 use dragon_protocol::{ObjectId, ObjectKind, SlotId};
 
 use crate::control::{Control, MAX_OBJECTS};
 use crate::error::{Error, Result};
+use crate::held;
+use crate::reference::{Change, Counts, Outcome, Pending};
 use crate::region::Shared;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, high, low};
 
@@ -17,20 +20,18 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, high, low};
 pub struct ObjectEntry {
     /// generation 32 bits | creator's slot 20 | unused 4 | kind 4 | state 4, from the high end.
     word: AtomicU64,
-    /// low bits of the generation 16 | in transit 24 | references 24, from the high end; what is in transit is among the
-    /// references. The generation makes each change exact: one that comes late never meets the entry's next object.
-    references: AtomicU64,
+    /// Who refers to the object. One that comes late with a change never meets the entry's next object.
+    pub(crate) counts: Counts,
     /// Bit 0: an agent has requests parked on this object and must hear of its next change. Bit 1: the object is in sets.
     pub watch: AtomicU32,
     /// Where further subscribers are: number of a node plus 1; 0 for none.
     pub more_subscribers: AtomicU32,
     /// The number that the user chose.
     pub user: AtomicU64,
-    /// The object's block in the default pool, 0 when it has none.
+    /// The address of the object's block, 0 when it has none; always 0 in a free entry.
     pub block: AtomicU64,
     /// The first sets that the object is in; 0 for none.
     pub subscribers: [AtomicU64; 2],
-    reserved: AtomicU64,
     /// The object's own words.
     pub body: [AtomicU64; 8],
 }
@@ -52,14 +53,6 @@ pub enum State {
     Alive = 2,
     /// Ended by `destroy`; its memory waits for the last reference.
     Destroyed = 3,
-}
-
-const COUNT: u64 = (1 << 24) - 1;
-const TRANSIT: u64 = 1 << 24;
-
-/// The references word of a new object: its creator's one.
-fn first_reference(generation: u32) -> u64 {
-    u64::from(generation & 0xffff) << 48 | 1
 }
 
 fn encode(generation: u32, slot: u32, kind: u8, state: State) -> u64 {
@@ -91,43 +84,23 @@ impl ObjectEntry {
     /// References, those in transit among them.
     #[must_use]
     pub fn references(&self) -> u32 {
-        low(self.references.load(Ordering::Acquire) & COUNT)
+        let (transit, attached) = self.counts.read();
+        transit + attached
     }
 
     /// References in transit.
     #[must_use]
     pub fn in_transit(&self) -> u32 {
-        low((self.references.load(Ordering::Acquire) / TRANSIT) & COUNT)
+        self.counts.read().0
     }
 
-    /// Changes the counts (in transit, references) of the object of this generation, as long as it has references. Returns
-    /// the number of references after the change.
-    fn change(
-        &self,
-        generation: u32,
-        change: impl Fn(u64, u64) -> Option<(u64, u64)>,
-    ) -> Option<u64> {
-        let mut word = self.references.load(Ordering::Acquire);
-        loop {
-            let (transit, references) = ((word / TRANSIT) & COUNT, word & COUNT);
-            if word >> 48 != u64::from(generation & 0xffff) || references == 0 {
-                return None;
-            }
-            let (transit, references) = change(transit, references)?;
-            if transit > COUNT || references > COUNT {
-                return None;
-            }
-            let to = (word >> 48 << 48) | (transit * TRANSIT) | references;
-            match self.references.compare_exchange_weak(
-                word,
-                to,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                Ok(_) => return Some(references),
-                Err(other) => word = other,
-            }
-        }
+    fn is_destroyed(&self) -> bool {
+        self.read().0 == State::Destroyed
+    }
+
+    fn is(&self, id: ObjectId) -> bool {
+        let (state, _, generation, _) = self.read();
+        generation == id.generation && matches!(state, State::Alive | State::Destroyed)
     }
 }
 
@@ -151,7 +124,7 @@ impl Control {
 
     /// Claims an entry for a new object. It is invisible until [`Control::publish`]; recovery frees it if the creator dies
     /// before that. `record` is called with the id before the entry is claimed, to put it into the held table; it may be
-    /// called several times.
+    /// called several times. The creator's reference is taken with [`Change::Create`].
     ///
     /// # Errors
     /// When the table is full.
@@ -184,16 +157,12 @@ impl Control {
                 .compare_exchange(word, claimed, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
             {
-                entry
-                    .references
-                    .store(first_reference(generation), Ordering::Relaxed);
                 entry.watch.store(0, Ordering::Relaxed);
                 entry.more_subscribers.store(0, Ordering::Relaxed);
                 for subscriber in &entry.subscribers {
                     subscriber.store(0, Ordering::Relaxed);
                 }
                 entry.user.store(0, Ordering::Relaxed);
-                entry.block.store(0, Ordering::Relaxed);
                 for word in &entry.body {
                     word.store(0, Ordering::Relaxed);
                 }
@@ -226,76 +195,123 @@ impl Control {
         Ok(())
     }
 
-    /// Takes a reference, or adopts one that is in transit when `adopt` is set and there is one.
+    /// Makes a change of who refers to an object, recorded at `place` of the slot's held table: if the process dies in here,
+    /// recovery finds there whether the change was made. Returns what the entry says in the end.
     ///
     /// # Errors
-    /// When there is no such object (any more).
-    pub fn take_reference(&self, id: ObjectId, adopt: bool) -> Result<()> {
-        let entry = self.entry(id)?;
-        entry
-            .change(id.generation, |transit, references| {
-                if adopt && transit > 0 {
-                    Some((transit - 1, references))
-                } else {
-                    Some((transit, references + 1))
+    /// When there is no such object (any more); the entry is cleared then.
+    pub fn change(
+        &self,
+        slot: SlotId,
+        place: u32,
+        id: ObjectId,
+        change: Change,
+    ) -> Result<held::State> {
+        // More rounds than contention can cause: the entry was scribbled over.
+        const ROUNDS: u32 = 1 << 20;
+        let entry = self.object(id.index)?;
+        let held = self.held_entry(slot.index, place)?;
+        for _ in 0..ROUNDS {
+            let number = match entry.counts.next_number() {
+                Ok(number) => number,
+                Err(pending) => {
+                    self.help(entry, id.index, pending);
+                    continue;
                 }
-            })
-            .map(drop)
-            .ok_or(Error::NoSuchObject(id))
+            };
+            // After the number was read: so the change meets this object or none.
+            if !entry.is(id) && change != Change::Create {
+                held.clear();
+                return Err(Error::NoSuchObject(id));
+            }
+            held.set(id, number, held::State::before(change));
+            let pending = Pending {
+                number,
+                slot: slot.index,
+                place,
+                change,
+            };
+            if entry.counts.announce(pending) {
+                self.help(entry, id.index, pending);
+                return match held.get(id.node) {
+                    Some((_, held::State::Refused)) => {
+                        held.clear();
+                        Err(Error::NoSuchObject(id))
+                    }
+                    Some((_, state)) => Ok(state),
+                    None => Err(Error::Corrupt {
+                        what: "entry of a held table",
+                        value: place.into(),
+                    }),
+                };
+            }
+        }
+        held.clear();
+        Err(Error::Corrupt {
+            what: "references of an object",
+            value: id.index.into(),
+        })
     }
 
-    /// Counts one more reference in transit.
+    /// Brings a change to its end that somebody announced, perhaps before he died.
+    fn help(&self, entry: &ObjectEntry, index: u32, pending: Pending) {
+        entry.counts.help(
+            pending,
+            || entry.is_destroyed(),
+            |outcome| {
+                // A place beyond the table was scribbled there: nobody waits for the mark.
+                if let Ok(held) = self.held_entry(pending.slot, pending.place) {
+                    held.mark(index, pending.number, pending.change, outcome);
+                }
+            },
+        );
+    }
+
+    /// As [`Control::change`], without a trace: for the daemon, whose death nobody survives.
     ///
     /// # Errors
-    /// When there is no such object (any more).
-    pub fn export_reference(&self, id: ObjectId) -> Result<()> {
-        self.entry(id)?
-            .change(id.generation, |transit, references| {
-                Some((transit + 1, references + 1))
-            })
-            .map(drop)
-            .ok_or(Error::NoSuchObject(id))
+    /// When there is no such object (any more), or no such reference.
+    pub fn change_directly(&self, id: ObjectId, change: Change) -> Result<Outcome> {
+        let entry = self.object(id.index)?;
+        let outcome = entry
+            .counts
+            .direct(change, || entry.is(id), || entry.is_destroyed());
+        match outcome {
+            Outcome::Refused => Err(Error::NoSuchObject(id)),
+            outcome => Ok(outcome),
+        }
     }
 
-    /// Drops a reference in transit, when there is one. Returns the block to free when it was the last reference.
+    /// Brings whatever is pending on an entry to its end: for recovery, before it believes the held table.
+    pub(crate) fn settle(&self, index: u32) {
+        if let Ok(entry) = self.object(index)
+            && let Err(pending) = entry.counts.next_number()
+        {
+            self.help(entry, index, pending);
+        }
+    }
+
+    /// Gives the entry of an object back to which nobody refers, and whose block is freed.
     ///
     /// # Errors
-    /// When there is no such object (any more).
-    pub fn drop_transit(&self, id: ObjectId) -> Result<Option<u64>> {
-        let entry = self.entry(id)?;
-        let left = entry.change(id.generation, |transit, references| {
-            Some((transit.checked_sub(1)?, references - 1))
-        });
-        Ok(left
-            .filter(|left| *left == 0)
-            .map(|_| self.free_entry(entry, id)))
-    }
-
-    /// Gives a reference back. Returns the block to free when it was the last one (0: it had none).
-    ///
-    /// # Errors
-    /// When there is no such object (any more).
-    pub fn give_reference(&self, id: ObjectId) -> Result<Option<u64>> {
-        let entry = self.entry(id)?;
-        // One that is in transit is not anybody's to give back.
-        let left = entry.change(id.generation, |transit, references| {
-            (references > transit).then_some((transit, references - 1))
-        });
-        Ok(left
-            .filter(|left| *left == 0)
-            .map(|_| self.free_entry(entry, id)))
-    }
-
-    fn free_entry(&self, entry: &ObjectEntry, id: ObjectId) -> u64 {
-        let block = entry.block.swap(0, Ordering::AcqRel);
-        entry
+    /// When the index is beyond the table.
+    pub(crate) fn free_entry(&self, id: ObjectId) -> Result<()> {
+        let entry = self.object(id.index)?;
+        let word = entry.word.load(Ordering::Acquire);
+        if high(word) != id.generation {
+            return Ok(());
+        }
+        let to = encode(id.generation, 0, 0, State::Free);
+        let freed = entry
             .word
-            .store(encode(id.generation, 0, 0, State::Free), Ordering::Release);
-        // The lowest free entry is used next: the table is sparse, and pages that were never touched cost nothing.
-        self.words()
-            .object_hint
-            .fetch_min(id.index, Ordering::Relaxed);
-        block
+            .compare_exchange(word, to, Ordering::AcqRel, Ordering::Relaxed);
+        if freed.is_ok() {
+            // The lowest free entry is used next: the table is sparse, and pages that were never touched cost nothing.
+            self.words()
+                .object_hint
+                .fetch_min(id.index, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Ends an object: its operations fail from now on. False when somebody else did.
@@ -314,17 +330,23 @@ impl Control {
         Ok(won && state == State::Alive)
     }
 
-    /// Undoes the claim of a creator that died, or gave up, before it published.
+    /// Undoes the claim of a creator that died, or gave up, before it published. Returns the block that the entry named (0:
+    /// none); `None` when it was published, or is not the creator's.
     ///
     /// # Errors
     /// When the index is beyond the table.
-    pub fn unclaim_object(&self, id: ObjectId, creator: SlotId) -> Result<bool> {
+    pub fn unclaim_object(&self, id: ObjectId, creator: SlotId) -> Result<Option<u64>> {
         let entry = self.object(id.index)?;
         let from = encode(id.generation, creator.index, id.kind as u8, State::Creating);
         let to = encode(id.generation, 0, 0, State::Free);
-        Ok(entry
+        if entry.word.load(Ordering::Acquire) != from {
+            return Ok(None);
+        }
+        // Nobody else touches an entry that is being created.
+        let block = entry.block.swap(0, Ordering::AcqRel);
+        let undone = entry
             .word
-            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok())
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+        Ok(undone.ok().map(|_| block))
     }
 }

@@ -1,10 +1,12 @@
 //! Recovery of a dead process's memory. Locks, cells and references are recovered before, by the crates that own them.
 
-use dragon_protocol::SlotId;
 use dragon_protocol::op::Op;
+use dragon_protocol::{ObjectId, SlotId};
 
 use crate::control::Control;
 use crate::error::Result;
+use crate::held::{Entry, State};
+use crate::object;
 use crate::pool::{Pool, extent, slab};
 use crate::slot::Slot;
 use crate::sync::Ordering;
@@ -20,6 +22,72 @@ impl Pools for Pool {
     fn numbered(&self, number: u32) -> Option<Pool> {
         (self.number() == number).then(|| self.clone())
     }
+}
+
+/// What an entry of a dead process's held table says, after a change that it was making was brought to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It had a reference to an object of this node: to be given back.
+    Object(ObjectId),
+    /// It gave the last reference back, and the object is to be disposed of.
+    Last(ObjectId),
+    /// It counted a reference in transit and told nobody: to be dropped.
+    Exported(ObjectId),
+    /// It had, took or gave a reference to an object of another node.
+    Remote(ObjectId),
+    /// It was reading a shared block: to be freed.
+    Block(u64),
+    /// It was creating an object; the entry is free again, and this is its block: to be freed if it was shared already.
+    Made(u64),
+}
+
+/// Reads what a dead process used of its held table, and clears nothing: [`forget_held`] does.
+///
+/// # Errors
+/// When the slot is beyond the table.
+pub fn held(control: &Control, slot: SlotId) -> Result<Vec<Found>> {
+    let entries = control.held(slot.index)?.iter();
+    Ok(entries
+        .filter_map(|entry| found(control, slot, entry))
+        .collect())
+}
+
+fn found(control: &Control, slot: SlotId, entry: &Entry) -> Option<Found> {
+    if let Some(block) = entry.block() {
+        return Some(Found::Block(block));
+    }
+    let (id, state) = entry.get(control.node())?;
+    if state == State::Remote {
+        return Some(Found::Remote(id));
+    }
+    control.settle(id.index);
+    let (id, state) = entry.get(control.node())?;
+    match state {
+        State::Held | State::Giving => Some(Found::Object(id)),
+        State::Last => Some(Found::Last(id)),
+        State::Exported => Some(Found::Exported(id)),
+        State::Creating => {
+            let (state, _, generation, _) = control.object(id.index).ok()?.read();
+            let published = matches!(state, object::State::Alive | object::State::Destroyed)
+                && generation == id.generation;
+            if published {
+                return Some(Found::Object(id));
+            }
+            let block = control.unclaim_object(id, slot).ok()??;
+            (block != 0).then_some(Found::Made(block))
+        }
+        // Nothing was done, or nothing is left of it.
+        _ => None,
+    }
+}
+
+/// Clears the held table of a dead process.
+///
+/// # Errors
+/// When the slot is beyond the table.
+pub fn forget_held(control: &Control, slot: SlotId) -> Result<()> {
+    control.held(slot.index)?.iter().for_each(Entry::clear);
+    Ok(())
 }
 
 /// Frees what the dead process of `slot` had allocated and not shared, finishes or undoes what its threads were doing to

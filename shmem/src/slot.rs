@@ -23,7 +23,9 @@ pub struct Slot {
     node: AtomicU32,
     /// A proxy's generation on its own node.
     remote_generation: AtomicU32,
-    reserved: [AtomicU32; 3],
+    /// Entries of the held table that have been used: the first ones. Written by the process.
+    pub(crate) held_top: AtomicU32,
+    reserved: [AtomicU32; 2],
     /// One bit for each pool beside the default one that the process has used: of these recovery looks at the lists.
     /// Written by the process.
     pub(crate) pools: AtomicU64,
@@ -179,6 +181,7 @@ impl Control {
                 value: now,
             });
         }
+        slot.held_top.store(0, Ordering::Relaxed);
         // What the process counted stays in the node's totals.
         let (gone, all) = (&slot.counters, &self.words().departed);
         for (from, to) in [

@@ -85,11 +85,13 @@ impl Intent {
     /// Announces an operation on an object of this node.
     #[inline]
     pub fn begin(&self, op: Op, index: u32, generation: u32, arguments: [u64; 2]) {
-        self.step.store(0, Ordering::Relaxed);
-        self.index.store(index, Ordering::Relaxed);
-        self.generation.store(generation, Ordering::Relaxed);
-        self.arguments[0].store(arguments[0], Ordering::Relaxed);
-        self.arguments[1].store(arguments[1], Ordering::Relaxed);
+        // An operation inside another writes over its intent: never are the arguments of one seen with the name of the other.
+        self.op.store(0, Ordering::Relaxed);
+        self.step.store(0, Ordering::Release);
+        self.index.store(index, Ordering::Release);
+        self.generation.store(generation, Ordering::Release);
+        self.arguments[0].store(arguments[0], Ordering::Release);
+        self.arguments[1].store(arguments[1], Ordering::Release);
         // Release: whoever reads the operation after this process died reads its arguments too. A process's stores reach
         // the others in program order on x86; the Release says so on every machine.
         self.op.store(op as u32, Ordering::Release);
@@ -134,6 +136,7 @@ impl Intent {
 /// ```text
 /// IDLE ─begin→ WAITING ─agent: CAS→ FILLING ─agent: CAS→ READY ─take→ IDLE
 ///                 └──────thread: CAS (abandon)→ IDLE
+///                             FILLING ─recovery: CAS→ ORPHAN ─agent: CAS→ IDLE
 /// ```
 ///
 /// It is `low bits of the ticket 29 | state 3`: the agent's compare-and-swap out of WAITING is at once the check that the
@@ -155,6 +158,8 @@ const IDLE: u32 = 0;
 const WAITING: u32 = 1;
 const FILLING: u32 = 2;
 const READY: u32 = 3;
+/// The thread died while the agent was filling the cell.
+const ORPHAN: u32 = 4;
 const STATE: u32 = 7;
 
 #[inline]
@@ -199,12 +204,18 @@ impl ReplyCell {
         ticket
     }
 
-    /// Waits for the reply.
+    /// Waits for the reply. `record` is told of a block that comes with it before the cell is given back: it puts it into the
+    /// held table, so that at every moment recovery finds the block in one of the two (or in both, and it is one block).
     ///
     /// # Errors
     /// [`WaitResult::TimedOut`] or [`WaitResult::Interrupted`]: the cell stays open.
     #[inline]
-    pub fn wait(&self, deadline: Deadline, spins: u32) -> Result<Reply, WaitResult> {
+    pub fn wait(
+        &self,
+        deadline: Deadline,
+        spins: u32,
+        record: impl FnOnce(u64),
+    ) -> Result<Reply, WaitResult> {
         for _ in 0..spins {
             if self.state.load(Ordering::Acquire) & STATE == READY {
                 break;
@@ -213,7 +224,7 @@ impl ReplyCell {
         }
         loop {
             match self.state.load(Ordering::Acquire) {
-                state if state & STATE == READY => return Ok(self.take()),
+                state if state & STATE == READY => return Ok(self.take(record)),
                 state => match sleep(&self.state, state, deadline) {
                     WaitResult::Woken | WaitResult::Changed => {}
                     other => return Err(other),
@@ -244,7 +255,7 @@ impl ReplyCell {
         self.state.load(Ordering::Acquire) & STATE == IDLE
     }
 
-    fn take(&self) -> Reply {
+    fn take(&self, record: impl FnOnce(u64)) -> Reply {
         let length = self.length.load(Ordering::Relaxed);
         let block = self.block.load(Ordering::Relaxed);
         let payload = if block == 0 {
@@ -259,6 +270,7 @@ impl ReplyCell {
             bytes.truncate(length);
             ReplyPayload::Inline(bytes)
         } else {
+            record(block);
             ReplyPayload::Block {
                 offset: block,
                 length,
@@ -311,31 +323,36 @@ impl ReplyCell {
                 self.length.store(*length, Ordering::Relaxed);
             }
         }
-        // Fails when the word was overwritten by somebody who has no business here; then nobody waits.
         let done = self.change(ticket, FILLING, READY);
+        if !done {
+            // The thread is dead: nobody waits, and what came with the reply stays the caller's.
+            let _ = self.change(ticket, ORPHAN, IDLE);
+        }
         notify(&self.state);
         Ok(done)
     }
 
     /// Empties the cell of a dead thread; returns the block of a reply that nobody took. A cell that is being filled at
-    /// this moment stays as it is; its reply is taken by nobody, and returned here at the slot's next recovery.
+    /// this moment becomes an orphan: the agent will find that nobody waits.
     pub(crate) fn reset(&self) -> Option<u64> {
-        let before = self.state.load(Ordering::Acquire);
-        if before & STATE == FILLING {
-            return None;
-        }
-        let ready = before & STATE == READY;
-        let emptied = self
-            .state
-            .compare_exchange(
+        loop {
+            let before = self.state.load(Ordering::Acquire);
+            let to = match before & STATE {
+                FILLING => ORPHAN,
+                ORPHAN => return None,
+                _ => IDLE,
+            };
+            let changed = self.state.compare_exchange(
                 before,
-                before & !STATE | IDLE,
+                before & !STATE | to,
                 Ordering::AcqRel,
                 Ordering::Acquire,
-            )
-            .is_ok();
-        let block = self.block.load(Ordering::Relaxed);
-        (ready && emptied && block != 0).then_some(block)
+            );
+            if changed.is_ok() {
+                let block = self.block.load(Ordering::Relaxed);
+                return (before & STATE == READY && block != 0).then_some(block);
+            }
+        }
     }
 }
 

@@ -60,11 +60,14 @@ mod plain {
         assert!(!cell.complete(first, &inline(1)).unwrap(), "given up");
         let second = cell.begin();
         assert!(!cell.complete(first, &inline(1)).unwrap(), "too late");
-        assert_eq!(cell.wait(Deadline::Now, 0), Err(WaitResult::TimedOut));
+        assert_eq!(
+            cell.wait(Deadline::Now, 0, |_| {}),
+            Err(WaitResult::TimedOut)
+        );
         assert!(cell.complete(second, &inline(2)).unwrap());
         assert!(!cell.complete(second, &inline(3)).unwrap(), "once");
         assert!(!cell.abandon(), "the reply has won");
-        assert_eq!(cell.wait(Deadline::Never, 0), Ok(inline(2)));
+        assert_eq!(cell.wait(Deadline::Never, 0, |_| {}), Ok(inline(2)));
         assert!(cell.complete(second, &inline(4)).is_ok_and(|done| !done));
     }
 
@@ -86,7 +89,7 @@ mod plain {
         let ticket = record.reply.begin();
         let theirs = record.clone();
         let agent = std::thread::spawn(move || theirs.reply.complete(ticket, &inline(9)).unwrap());
-        let wait = || record.reply.wait(Deadline::Never, 0);
+        let wait = || record.reply.wait(Deadline::Never, 0, |_| {});
         let got = loop {
             if let Ok(reply) = wait() {
                 break reply;
@@ -132,7 +135,7 @@ mod plain {
         let cell = ThreadRecord::empty().reply;
         cell.length.store(u64::MAX, Ordering::Relaxed);
         cell.state.store(READY, Ordering::Relaxed);
-        let reply = cell.wait(Deadline::Now, 0).unwrap();
+        let reply = cell.wait(Deadline::Now, 0, |_| {}).unwrap();
         assert_eq!(
             reply.payload,
             ReplyPayload::Inline(vec![0; super::super::REPLY_INLINE])
@@ -173,7 +176,7 @@ mod model {
             let agent = thread::spawn(move || theirs.reply.complete(ticket, &inline(1)).unwrap());
             let given_up = cell.reply.abandon();
             let taken = !given_up && {
-                let got = cell.reply.wait(Deadline::Never, 0).unwrap();
+                let got = cell.reply.wait(Deadline::Never, 0, |_| {}).unwrap();
                 got == inline(1)
             };
             let delivered = agent.join().unwrap();
@@ -196,7 +199,10 @@ mod model {
             let second = cell.reply.begin();
             let agent = cell.clone();
             let agent = thread::spawn(move || agent.reply.complete(second, &inline(2)).unwrap());
-            assert_eq!(cell.reply.wait(Deadline::Never, 0).unwrap(), inline(2));
+            assert_eq!(
+                cell.reply.wait(Deadline::Never, 0, |_| {}).unwrap(),
+                inline(2)
+            );
             assert!(agent.join().unwrap() && !late.join().unwrap());
         });
     }

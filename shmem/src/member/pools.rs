@@ -242,12 +242,7 @@ impl Member {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if !more(&mapped.users) {
-            let id = mapped.object;
-            let take = |first: bool| match first {
-                true => self.control.take_reference(id, false),
-                false => Ok(()),
-            };
-            self.hold(id, take, || self.give_pool_back(id))?;
+            self.attach(mapped.object, false)?;
             let slot = self.slot_entry()?;
             let number = tag.number() as usize;
             // The lists are empty, whoever had the slot before; and recovery looks at them from now on.
@@ -329,12 +324,9 @@ impl Member {
         drop(thread);
         slot.pools
             .fetch_and(!(1 << mapped.pool.number()), Ordering::AcqRel);
-        self.unhold(mapped.object, || self.give_pool_back(mapped.object))
-    }
-
-    /// Gives a reference to a pool back. One is the daemon's: it is told when no other is left.
-    fn give_pool_back(&self, id: ObjectId) -> Result<()> {
-        self.control.give_reference(id)?;
+        let id = mapped.object;
+        self.detach(id)?;
+        // One reference is the daemon's: it is told when no other is left.
         if self.control.object(id.index)?.references() <= 1 {
             self.hooks.pool_released(id);
         }

@@ -275,5 +275,5 @@ fn threads_that_begin_and_end_uses_at_once_agree() {
     assert_eq!(used(&pool), 0);
     assert_eq!(node.references(&pool), 1);
     let held = node.control.held(member.slot().index).unwrap();
-    assert!(held.iter().all(|entry| entry.get().is_none()));
+    assert!(held.iter().all(|entry| entry.is_empty()));
 }
