@@ -1,4 +1,4 @@
-use super::{Change, Counts, Outcome, Pending, apply};
+use super::{Change, Counts, Outcome, Pending};
 use crate::sync::AtomicU64;
 
 impl Counts {
@@ -12,6 +12,7 @@ impl Counts {
 
 #[cfg(not(loom))]
 mod plain {
+    use super::super::apply;
     use super::*;
 
     fn change(counts: &Counts, what: Change, destroyed: bool) -> Outcome {
