@@ -7,6 +7,7 @@
 
 mod death;
 mod operations;
+mod references;
 mod sets;
 mod waiting;
 
@@ -14,7 +15,9 @@ use crate::fixture::Role;
 
 /// What a child process does.
 pub(crate) fn play(name: &str, role: &Role) {
-    if !sets::play(name, role) {
-        death::play(name, role);
+    match name {
+        "references" => references::play(role),
+        other if sets::play(other, role) => {}
+        other => death::play(other, role),
     }
 }
