@@ -13,8 +13,9 @@ use dragon_shmem::{Block, Deadline, Member};
 
 use crate::channel::{Local, Outgoing, block_of, open};
 use crate::error::{Error, Result};
+use crate::lock::Who;
 use crate::message::Message;
-use crate::object::{alive, destroy, discard, drop_transit, word};
+use crate::object::{alive, destroy, discard, drop_transit};
 use crate::set::subscribers::AGENT;
 use crate::wait::Spin;
 use crate::{event, lock, process, semaphore};
@@ -64,6 +65,15 @@ impl Attempt {
         }
     }
 
+    fn failed(status: Code) -> Self {
+        Self::Done {
+            status,
+            arg0: 0,
+            arg1: 0,
+            message: None,
+        }
+    }
+
     fn when(ready: bool) -> Self {
         if ready {
             Self::done(0, 0)
@@ -73,9 +83,16 @@ impl Attempt {
     }
 }
 
+/// What an agent keeps with a request that waits, from one attempt to the next: since when it waits, and where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// What a counter of the object was at the first attempt.
+    start: Option<u32>,
+}
+
 /// Tries an operation on an object of this node, for `on_behalf`: the slot, or proxy slot, that owns the locks and
 /// references that it takes. [`Attempt::NotYet`] is only given for operations that can wait: what to do with it when the
-/// caller does not want to wait is the agent's affair.
+/// caller does not want to wait is the agent's affair. Who tries again hands in the same `waiting`.
 pub fn attempt(
     member: &Arc<Member>,
     op: Op,
@@ -83,20 +100,23 @@ pub fn attempt(
     on_behalf: SlotId,
     arguments: [u64; 2],
     payload: Payload<'_>,
+    waiting: &mut Waiting,
 ) -> Attempt {
     let attempt = match op {
         Op::Attach => take_reference(member, object, on_behalf, arguments[0] != 0),
         Op::Detach => give_reference(member, object, on_behalf, arguments[0] != 0),
         _ => with_reference(member, object, |entry| {
-            execute(member, op, object, entry, on_behalf, arguments, payload)
+            let call = Call {
+                member,
+                id: object,
+                entry,
+                on_behalf,
+                arguments,
+            };
+            execute(&call, op, payload, waiting)
         }),
     };
-    let attempt = attempt.unwrap_or_else(|error| Attempt::Done {
-        status: error.code(),
-        arg0: 0,
-        arg1: 0,
-        message: None,
-    });
+    let attempt = attempt.unwrap_or_else(|error| Attempt::failed(error.code()));
     if let (Attempt::Done { status, .. }, Payload::Block(block) | Payload::Shared(block)) =
         (&attempt, payload)
         && (*status != Code::Ok || op != Op::Send)
@@ -139,15 +159,33 @@ fn with_reference(
     result
 }
 
-fn execute(
-    member: &Arc<Member>,
-    op: Op,
+/// An operation on an object that is kept.
+struct Call<'a> {
+    member: &'a Arc<Member>,
     id: ObjectId,
-    entry: &ObjectEntry,
+    entry: &'a ObjectEntry,
     on_behalf: SlotId,
-    [arg0, _]: [u64; 2],
+    arguments: [u64; 2],
+}
+
+fn execute(
+    call: &Call<'_>,
+    op: Op,
     payload: Payload<'_>,
+    waiting: &mut Waiting,
 ) -> Result<Attempt> {
+    let &Call {
+        member,
+        id,
+        entry,
+        on_behalf,
+        arguments: [arg0, arg1],
+    } = call;
+    let slot = on_behalf.index;
+    let who = |thread| Who {
+        slot,
+        thread: low(thread),
+    };
     let is = |kind| {
         if id.kind == kind {
             Ok(())
@@ -199,14 +237,14 @@ fn execute(
         Op::LockAcquire => {
             is(ObjectKind::Lock)?;
             alive(entry, id)?;
-            match lock::try_acquire(word(entry), on_behalf.index, 0) {
-                Some(acquired) => Attempt::done(acquired.owner_died.into(), 0),
+            match lock::words(entry).try_acquire(who(arg0), 0) {
+                Some(acquired) => Attempt::done(acquired.owner_died.into(), arg0),
                 None => Attempt::NotYet,
             }
         }
         Op::LockRelease => {
             is(ObjectKind::Lock)?;
-            lock::release(member, entry, id, on_behalf.index, arg0 != 0)?;
+            lock::release(member, entry, id, who(arg1), arg0 != 0)?;
             Attempt::done(0, 0)
         }
         Op::EventSet => {
@@ -221,7 +259,7 @@ fn execute(
         }
         Op::EventWait => {
             is(ObjectKind::Event)?;
-            Attempt::when(event::is_set(entry, id)?)
+            Attempt::when(event::has_happened(entry, id, &mut waiting.start)?)
         }
         Op::EventIsSet => {
             is(ObjectKind::Event)?;
@@ -236,24 +274,30 @@ fn execute(
         }
         Op::SemaphoreAcquire => {
             is(ObjectKind::Semaphore)?;
-            Attempt::when(semaphore::try_acquire(entry, id)?)
+            // A request of an earlier release names no units.
+            let units = low(arg0).max(1);
+            match semaphore::try_acquire(member, entry, id, slot, units)? {
+                true => Attempt::done(units.into(), 0),
+                false => Attempt::NotYet,
+            }
+        }
+        Op::SemaphoreWaitZero => {
+            is(ObjectKind::Semaphore)?;
+            let start = &mut waiting.start;
+            Attempt::when(semaphore::is_zero(member, entry, id, start)?)
         }
         Op::SemaphoreRelease => {
             is(ObjectKind::Semaphore)?;
             let units = u32::try_from(arg0).unwrap_or(u32::MAX);
-            semaphore::release(member, entry, id, units)?;
+            semaphore::release(member, entry, id, slot, units)?;
             Attempt::done(0, 0)
         }
         Op::SemaphoreValue => {
             is(ObjectKind::Semaphore)?;
-            Attempt::done(semaphore::value(entry, id)?.into(), 0)
+            let (value, most) = semaphore::value(member, entry, id)?;
+            Attempt::done(value.into(), most.into())
         }
-        _ => Attempt::Done {
-            status: Code::Unsupported,
-            arg0: 0,
-            arg1: 0,
-            message: None,
-        },
+        _ => Attempt::failed(Code::Unsupported),
     })
 }
 

@@ -10,7 +10,7 @@ use dragon_shmem::sync::Ordering;
 use dragon_shmem::{Block, Deadline, Member, ThreadGuard};
 
 use crate::cell;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, within};
 use crate::message::Message;
 use crate::object::{Handle, alive, is_alive, notify_watcher_of};
 use crate::remote;
@@ -99,19 +99,6 @@ pub fn create_channel(member: &Arc<Member>, options: &ChannelOptions) -> Result<
         handle: Handle::created(member, id, user),
         ring: Some(ring),
     })
-}
-
-fn within(what: &'static str, value: u32, least: u32, most: u32) -> Result<()> {
-    if (least..=most).contains(&value) {
-        Ok(())
-    } else {
-        Err(Error::InvalidArgument {
-            what,
-            value: value.into(),
-            least: least.into(),
-            most: most.into(),
-        })
-    }
 }
 
 impl Channel {

@@ -26,6 +26,20 @@ pub enum Error {
     /// The lock is not held by the caller, or by nobody.
     #[error("lock {0} is not held by this process")]
     NotOwner(ObjectId),
+    /// A semaphore would have more units than it can.
+    #[error(
+        "semaphore {semaphore} has {value} of at most {most} units: {units} more cannot be given"
+    )]
+    TooManyUnits {
+        /// Which semaphore.
+        semaphore: ObjectId,
+        /// The units that it has.
+        value: u32,
+        /// The most that it can have.
+        most: u32,
+        /// The units that were to be given.
+        units: u32,
+    },
     /// The descriptor is of another runtime.
     #[error(
         "the descriptor is of runtime {found}, this process is attached to {expected}; objects cannot be used across runtimes"
@@ -101,6 +115,20 @@ pub enum Error {
     Memory(#[from] dragon_shmem::Error),
 }
 
+/// Fails unless a value is in its range.
+pub(crate) fn within(what: &'static str, value: u32, least: u32, most: u32) -> Result<()> {
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(Error::InvalidArgument {
+            what,
+            value: value.into(),
+            least: least.into(),
+            most: most.into(),
+        })
+    }
+}
+
 /// The result of an operation on an object.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -116,7 +144,7 @@ impl Error {
             Self::Destroyed(_) => Code::Destroyed,
             Self::NotOwner(_) => Code::NotOwner,
             Self::OtherRuntime { .. } => Code::Refused,
-            Self::InvalidArgument { .. } => Code::InvalidArgument,
+            Self::InvalidArgument { .. } | Self::TooManyUnits { .. } => Code::InvalidArgument,
             Self::TooLarge { .. } => Code::TooLarge,
             Self::NodeDown(_) => Code::NodeDown,
             Self::NoGateway(..) => Code::Unreachable,

@@ -1,7 +1,7 @@
 //! Events: a flag that processes wait for.
 //!
-//! The word is `how often it was set 31 bits | set 1 bit`, so that a waiter of this node also notices an event that was set
-//! and cleared again while it slept.
+//! The word is `how often it was set 31 bits | set 1 bit`, so that a waiter also notices an event that was set and cleared
+//! again before it looked.
 
 use std::sync::Arc;
 
@@ -100,12 +100,8 @@ impl Event {
             return self.handle.call(Op::EventWait, [0, 0], deadline).map(drop);
         };
         let id = self.handle.id();
-        let start = word(entry).load(Ordering::Acquire) >> 1;
-        let happened = || {
-            alive(entry, id)?;
-            let now = word(entry).load(Ordering::Acquire);
-            Ok((now & 1 != 0 || now >> 1 != start).then_some(()))
-        };
+        let start = Some(word(entry).load(Ordering::Acquire) >> 1);
+        let happened = || Ok(has_happened(entry, id, &mut { start })?.then_some(()));
         // An event is for all who wait, and `set` wakes them all: nothing is left to pass on.
         self.handle
             .wait(entry, Op::EventWait, deadline, happened, || false)
@@ -133,6 +129,18 @@ pub(crate) fn clear(entry: &ObjectEntry, id: ObjectId) -> Result<()> {
     alive(entry, id)?;
     word(entry).fetch_and(!1, Ordering::AcqRel);
     Ok(())
+}
+
+/// Whether the event is set, or was at some time since `start`, which is set at the first call.
+pub(crate) fn has_happened(
+    entry: &ObjectEntry,
+    id: ObjectId,
+    start: &mut Option<u32>,
+) -> Result<bool> {
+    alive(entry, id)?;
+    // Acquire pairs with the Release of `set`.
+    let now = word(entry).load(Ordering::Acquire);
+    Ok(now & 1 != 0 || *start.get_or_insert(now >> 1) != now >> 1)
 }
 
 pub(crate) fn is_set(entry: &ObjectEntry, id: ObjectId) -> Result<bool> {

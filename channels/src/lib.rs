@@ -18,6 +18,7 @@ pub mod error;
 pub mod event;
 pub mod local;
 pub mod lock;
+mod memory;
 pub mod message;
 pub mod object;
 pub mod process;
@@ -26,6 +27,7 @@ pub mod remote;
 mod ring;
 pub mod semaphore;
 pub mod set;
+mod sleep;
 pub mod wait;
 
 #[cfg(all(test, not(loom)))]
@@ -33,7 +35,7 @@ mod fixture;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use attempt::{Attempt, Payload, attempt, watch};
+pub use attempt::{Attempt, Payload, Waiting, attempt, watch};
 pub use channel::{Channel, ChannelOptions, create_channel};
 pub use dragon_shmem::Deadline;
 pub use error::{Error, Result};
@@ -43,6 +45,6 @@ pub use message::Message;
 pub use object::Object;
 pub use process::ProcessObject;
 pub use recover::{Recovered, recover};
-pub use semaphore::Semaphore;
+pub use semaphore::{Semaphore, SemaphoreOptions};
 pub use set::{Interest, Membership, Ready, Set};
 pub use wait::WaitMode;

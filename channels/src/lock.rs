@@ -4,17 +4,22 @@
 //! Tricky", 2011): who cannot have the lock sets the waiters bit and sleeps; who was asleep takes the lock with the bit set,
 //! since others may still sleep. The owner's slot stands in the word itself, so taking the lock and recording who has it is
 //! one step. Recovery finds the lock through the dead process's reference to it.
+//!
+//! A recursive lock belongs to a thread. A second word, `thread 32 bits | depth 32`, is written by the owner alone: after it
+//! took the lock, and before it gives it back. So whoever finds its own process in the first word and its own number in the
+//! second is the owner.
 
 use std::sync::Arc;
 
 use dragon_protocol::op::Op;
 use dragon_protocol::{Descriptor, ObjectId, ObjectKind};
 use dragon_shmem::object::ObjectEntry;
-use dragon_shmem::sync::{AtomicU32, Ordering, fence};
+use dragon_shmem::sync::{AtomicU64, Ordering, fence, high, low};
 use dragon_shmem::{Deadline, Member, WaitResult};
 
 use crate::error::{Error, Result};
-use crate::object::{Handle, alive, is_alive, notify_watcher, word};
+use crate::object::{Handle, alive, is_alive, notify_watcher};
+use crate::sleep::FutexWord;
 
 const WAITERS: u32 = 1 << 31;
 const DIED: u32 = 1 << 30;
@@ -28,7 +33,9 @@ pub struct Acquired {
     pub owner_died: bool,
 }
 
-/// A handle on a lock of this or another node. The lock belongs to the process that acquires it, not to the thread.
+/// A handle on a lock of this or another node.
+///
+/// A plain lock belongs to the process that acquires it, not to the thread.
 ///
 /// ```
 /// use dragon_channels::{Deadline, Error, Lock};
@@ -38,6 +45,25 @@ pub struct Acquired {
 ///     // Mend what the lock protects.
 /// }
 /// assert_eq!(lock.acquire(Deadline::Now), Err(Error::Empty));
+/// lock.release(false)?;
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// A recursive lock belongs to the thread, which may acquire it again and releases it as often.
+///
+/// ```
+/// use dragon_channels::{Deadline, Error, Lock};
+///
+/// let lock = Lock::create_recursive(&dragon_channels::local::member()?, 0)?;
+/// lock.acquire(Deadline::Never)?;
+/// lock.acquire(Deadline::Never)?;
+/// std::thread::scope(|scope| {
+///     let other = || (lock.acquire(Deadline::Now), lock.release(false));
+///     let (acquired, released) = scope.spawn(other).join().expect("it does not panic");
+///     assert_eq!(acquired, Err(Error::Empty));
+///     assert_eq!(released, Err(Error::NotOwner(lock.id())));
+/// });
+/// lock.release(false)?;
 /// lock.release(false)?;
 /// # Ok::<(), Error>(())
 /// ```
@@ -57,6 +83,17 @@ impl Lock {
         Ok(Self { handle })
     }
 
+    /// Creates a lock on this node that its owner may acquire again. It belongs to a thread, not to the process.
+    ///
+    /// # Errors
+    /// When a table is full.
+    pub fn create_recursive(member: &Arc<Member>, user: u64) -> Result<Self> {
+        let init = |entry: &ObjectEntry| entry.body[RECURSIVE].store(1, Ordering::Relaxed);
+        let id = crate::object::create(member, ObjectKind::Lock, user, init)?;
+        let handle = Handle::created(member, id, user);
+        Ok(Self { handle })
+    }
+
     /// Attaches to the lock that a descriptor names; see [`crate::Channel::attach`].
     ///
     /// # Errors
@@ -66,20 +103,24 @@ impl Lock {
         Ok(Self { handle })
     }
 
-    /// Acquires the lock.
+    /// Acquires the lock; a recursive one that this thread has already, once more.
     ///
     /// # Errors
     /// [`Error::Empty`] (try form: somebody has it), [`Error::Timeout`], [`Error::Interrupted`], [`Error::Destroyed`].
     pub fn acquire(&self, deadline: Deadline) -> Result<Acquired> {
+        let thread = thread_number();
         let Some(entry) = self.handle.local()? else {
-            let [died, _] = self.handle.call(Op::LockAcquire, [0, 0], deadline)?;
+            let arguments = [thread.into(), 0];
+            let [died, _] = self.handle.call(Op::LockAcquire, arguments, deadline)?;
             return Ok(Acquired {
                 owner_died: died != 0,
             });
         };
-        let (id, slot) = (self.handle.id(), self.handle.member().slot().index);
+        let (id, words) = (self.handle.id(), words(entry));
+        let slot = self.handle.member().slot().index;
+        let who = Who { slot, thread };
         alive(entry, id)?;
-        if let Some(acquired) = try_acquire(word(entry), slot, 0) {
+        if let Some(acquired) = words.try_acquire(who, 0) {
             return Ok(acquired);
         }
         if deadline == Deadline::Now {
@@ -89,36 +130,36 @@ impl Lock {
         thread
             .intent
             .begin(Op::LockAcquire, id.index, id.generation, [0, 0]);
-        let free = || word(entry).load(Ordering::Relaxed) & OWNER == 0 || !is_alive(entry, id);
-        let words = self.handle.member().control().words();
-        while self
-            .handle
-            .spin
-            .until(words, &thread.intent, deadline, free)
-        {
+        let free = || words.is_free() || !is_alive(entry, id);
+        let node = self.handle.member().control().words();
+        while self.handle.spin.until(node, &thread.intent, deadline, free) {
             alive(entry, id)?;
-            if let Some(acquired) = try_acquire(word(entry), slot, 0) {
+            if let Some(acquired) = words.try_acquire(who, 0) {
                 return Ok(acquired);
             }
             if deadline.passed() {
                 return Err(Error::Timeout);
             }
         }
-        sleep_for(entry, id, slot, deadline)
+        words.sleep_for(who, deadline, || alive(entry, id))
     }
 
-    /// Releases the lock. `any`: whoever holds it; otherwise this process must.
+    /// Releases the lock. `any`: whoever holds it; otherwise this process must. A recursive lock must be held by this
+    /// thread, whatever `any` says, and is free when it was released as often as acquired.
     ///
     /// # Errors
     /// [`Error::NotOwner`], [`Error::Destroyed`].
     pub fn release(&self, any: bool) -> Result<()> {
+        let thread = thread_number();
         match self.handle.local()? {
             Some(entry) => {
                 let member = self.handle.member();
-                release(member, entry, self.handle.id(), member.slot().index, any)
+                let slot = member.slot().index;
+                let who = Who { slot, thread };
+                release(member, entry, self.handle.id(), who, any)
             }
             None => {
-                let arguments = [any.into(), 0];
+                let arguments = [any.into(), thread.into()];
                 self.handle
                     .call(Op::LockRelease, arguments, Deadline::Now)
                     .map(drop)
@@ -131,9 +172,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let held = |entry| {
-            word(entry).load(Ordering::Relaxed) & OWNER == self.handle.member().slot().index + 1
-        };
+        let slot = self.handle.member().slot().index;
+        let held = |entry| words(entry).owner() == Some(slot);
         if self
             .handle
             .local()
@@ -146,121 +186,237 @@ impl Drop for Lock {
     }
 }
 
-/// One try. `waiters` is set in the word when others may sleep.
-pub(crate) fn try_acquire(word: &AtomicU32, slot: u32, waiters: u32) -> Option<Acquired> {
-    let mut seen = word.load(Ordering::Relaxed);
-    while seen & OWNER == 0 {
-        let mine = seen & (WAITERS | DESTROYED) | waiters | (slot + 1);
-        // Acquire pairs with the Release of `release`: the last owner's writes are seen.
-        match word.compare_exchange_weak(seen, mine, Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => {
-                return Some(Acquired {
-                    owner_died: seen & DIED != 0,
-                });
-            }
-            Err(now) => seen = now,
-        }
-    }
-    None
+/// Body word that names the thread that holds a recursive lock, and how often.
+const HOLDER: usize = 2;
+/// Body word that is 1 in a recursive lock.
+const RECURSIVE: usize = 3;
+
+/// A thread as locks know it: its process's slot, and its number in the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Who {
+    pub(crate) slot: u32,
+    pub(crate) thread: u32,
 }
 
-fn sleep_for(entry: &ObjectEntry, id: ObjectId, slot: u32, deadline: Deadline) -> Result<Acquired> {
-    let word = word(entry);
-    let ended = loop {
-        alive(entry, id)?;
-        if let Some(acquired) = try_acquire(word, slot, WAITERS) {
-            return Ok(acquired);
-        }
-        let seen = word.load(Ordering::Relaxed);
-        if seen & OWNER == 0 || seen & DESTROYED != 0 {
-            continue;
-        }
-        let marked = seen | WAITERS;
-        if seen != marked
-            && word
-                .compare_exchange(seen, marked, Ordering::Relaxed, Ordering::Relaxed)
-                .is_err()
-        {
-            continue;
-        }
-        match futex_wait(word, marked, deadline) {
-            WaitResult::Woken | WaitResult::Changed => {}
-            WaitResult::TimedOut => break Error::Timeout,
-            WaitResult::Interrupted => break Error::Interrupted,
-        }
-    };
-    // This thread may have been woken before, and somebody else took the lock without knowing of those who still sleep.
-    if word.fetch_or(WAITERS, Ordering::Relaxed) & OWNER == 0 {
-        futex_wake(word, 1);
+/// The calling thread's number, which no other thread of this process ever has. (The kernel's numbers are used again.)
+#[cfg(not(loom))]
+pub(crate) fn thread_number() -> u32 {
+    use dragon_shmem::sync::AtomicU32;
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    thread_local!(static MINE: u32 = NEXT.fetch_add(1, Ordering::Relaxed));
+    MINE.with(|mine| *mine)
+}
+
+#[cfg(loom)]
+pub(crate) fn thread_number() -> u32 {
+    0
+}
+
+/// Where a lock lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Words<'a> {
+    pub(crate) word: &'a FutexWord,
+    pub(crate) holder: &'a AtomicU64,
+    pub(crate) recursive: bool,
+}
+
+/// The words of a lock of this node.
+pub(crate) fn words(entry: &ObjectEntry) -> Words<'_> {
+    Words {
+        // SAFETY: an AtomicU64 is as large and aligned as needed for the AtomicU32 in its lower half (little-endian
+        // machines); after the object was published nobody uses the whole. (In a model it is larger; models have no entries.)
+        word: unsafe { &*std::ptr::from_ref::<AtomicU64>(&entry.body[0]).cast::<FutexWord>() },
+        holder: &entry.body[HOLDER],
+        recursive: entry.body[RECURSIVE].load(Ordering::Relaxed) != 0,
     }
-    Err(ended)
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<FutexWord>() == 4);
+
+impl Words<'_> {
+    fn is_free(&self) -> bool {
+        self.word.word.load(Ordering::Relaxed) & OWNER == 0
+    }
+
+    /// The slot of the process that has the lock.
+    pub(crate) fn owner(&self) -> Option<u32> {
+        // Acquire, through the release sequence of whoever freed the lock before: the second word is at least as new.
+        (self.word.word.load(Ordering::Acquire) & OWNER).checked_sub(1)
+    }
+
+    /// Whether the lock is this thread's; for a plain one, its process's.
+    pub(crate) fn is_owner(&self, who: Who) -> bool {
+        self.owner() == Some(who.slot)
+            && (!self.recursive || high(self.holder.load(Ordering::Relaxed)) == who.thread)
+    }
+
+    /// One try. `waiters` is set in the word when others may sleep.
+    pub(crate) fn try_acquire(&self, who: Who, waiters: u32) -> Option<Acquired> {
+        let word = &self.word.word;
+        let mut seen = word.load(Ordering::Relaxed);
+        while seen & OWNER == 0 {
+            let mine = seen & (WAITERS | DESTROYED) | waiters | (who.slot + 1);
+            // Acquire pairs with the Release of `release`: the last owner's writes are seen.
+            match word.compare_exchange_weak(seen, mine, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => {
+                    if self.recursive {
+                        self.set_depth(who, 1);
+                    }
+                    return Some(Acquired {
+                        owner_died: seen & DIED != 0,
+                    });
+                }
+                Err(now) => seen = now,
+            }
+        }
+        if self.recursive && self.is_owner(who) {
+            // A depth that does not fit is an acquisition that fails, as if another thread had the lock.
+            let depth = low(self.holder.load(Ordering::Relaxed)).checked_add(1)?;
+            self.set_depth(who, depth);
+            return Some(Acquired { owner_died: false });
+        }
+        None
+    }
+
+    /// How often a recursive lock's owner, the caller, has acquired it.
+    pub(crate) fn depth(&self) -> u32 {
+        low(self.holder.load(Ordering::Relaxed))
+    }
+
+    /// Written by the owner alone.
+    pub(crate) fn set_depth(&self, who: Who, depth: u32) {
+        let holder = u64::from(who.thread) << 32 | u64::from(depth);
+        self.holder.store(holder, Ordering::Relaxed);
+    }
+
+    /// Sleeps until the lock can be had; `alive` fails when it was destroyed.
+    pub(crate) fn sleep_for(
+        &self,
+        who: Who,
+        deadline: Deadline,
+        alive: impl Fn() -> Result<()>,
+    ) -> Result<Acquired> {
+        let word = &self.word.word;
+        let ended = loop {
+            alive()?;
+            if let Some(acquired) = self.try_acquire(who, WAITERS) {
+                return Ok(acquired);
+            }
+            let seen = word.load(Ordering::Relaxed);
+            if seen & OWNER == 0 || seen & DESTROYED != 0 {
+                continue;
+            }
+            let marked = seen | WAITERS;
+            if seen != marked
+                && word
+                    .compare_exchange(seen, marked, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_err()
+            {
+                continue;
+            }
+            match self.word.sleep(marked, deadline) {
+                WaitResult::Woken | WaitResult::Changed => {}
+                WaitResult::TimedOut => break Error::Timeout,
+                WaitResult::Interrupted => break Error::Interrupted,
+            }
+        };
+        // This thread may have been woken before, and somebody else took the lock without knowing of those who still sleep.
+        if word.fetch_or(WAITERS, Ordering::Relaxed) & OWNER == 0 {
+            self.word.wake(1);
+        }
+        Err(ended)
+    }
+
+    /// Gives the lock back, and wakes one who sleeps for it. False: the caller does not hold it.
+    pub(crate) fn release(&self, who: Who, any: bool) -> Released {
+        if self.recursive {
+            if !self.is_owner(who) {
+                return Released::NotOwner;
+            }
+            match self.depth() {
+                0 | 1 => self.holder.store(0, Ordering::Relaxed),
+                depth => {
+                    self.set_depth(who, depth - 1);
+                    return Released::Kept;
+                }
+            }
+        }
+        let any = any && !self.recursive;
+        let word = &self.word.word;
+        let mut seen = word.load(Ordering::Relaxed);
+        loop {
+            let owner = seen & OWNER;
+            if owner == 0 || !any && owner != who.slot + 1 {
+                return Released::NotOwner;
+            }
+            // Release pairs with the Acquire of `try_acquire`.
+            match word.compare_exchange_weak(
+                seen,
+                seen & DESTROYED,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => break,
+                Err(now) => seen = now,
+            }
+        }
+        fence(Ordering::SeqCst);
+        if seen & WAITERS != 0 {
+            self.word.wake(1);
+        }
+        Released::Freed
+    }
+
+    /// Hands on a lock whose owner died, however often it had acquired it. True when it was the owner.
+    pub(crate) fn hand_on(&self, slot: u32) -> bool {
+        if self.recursive && self.owner() == Some(slot) {
+            // Nobody else writes it: only its thread could have released the lock.
+            self.holder.store(0, Ordering::Relaxed);
+        }
+        let update = |seen: u32| (seen & OWNER == slot + 1).then_some(seen & !OWNER | DIED);
+        self.word
+            .word
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, update)
+            .is_ok()
+    }
+
+    /// Makes all sleepers look again.
+    pub(crate) fn wake_everyone(&self, alive: bool) {
+        if !alive {
+            // The word changes, so that nobody goes to sleep on what it was.
+            self.word.word.fetch_or(DESTROYED, Ordering::AcqRel);
+        }
+        self.word.wake(u32::MAX);
+    }
+}
+
+/// What came of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Released {
+    /// The lock is free.
+    Freed,
+    /// It was acquired more often than released so far.
+    Kept,
+    /// The caller does not hold it.
+    NotOwner,
 }
 
 pub(crate) fn release(
     member: &Arc<Member>,
     entry: &ObjectEntry,
     id: ObjectId,
-    slot: u32,
+    who: Who,
     any: bool,
 ) -> Result<()> {
     alive(entry, id)?;
-    let word = word(entry);
-    let mut seen = word.load(Ordering::Relaxed);
-    loop {
-        let owner = seen & OWNER;
-        if owner == 0 || !any && owner != slot + 1 {
-            return Err(Error::NotOwner(id));
-        }
-        // Release pairs with the Acquire of `try_acquire`.
-        match word.compare_exchange_weak(
-            seen,
-            seen & DESTROYED,
-            Ordering::Release,
-            Ordering::Relaxed,
-        ) {
-            Ok(_) => break,
-            Err(now) => seen = now,
-        }
+    match words(entry).release(who, any) {
+        Released::Freed => notify_watcher(member, entry, id),
+        Released::Kept => {}
+        Released::NotOwner => return Err(Error::NotOwner(id)),
     }
-    fence(Ordering::SeqCst);
-    if seen & WAITERS != 0 {
-        futex_wake(word, 1);
-    }
-    notify_watcher(member, entry, id);
     Ok(())
 }
 
-/// Hands on a lock whose owner died. True when it was the owner.
-pub(crate) fn hand_on(entry: &ObjectEntry, slot: u32) -> bool {
-    let handed = word(entry).fetch_update(Ordering::AcqRel, Ordering::Relaxed, |seen| {
-        (seen & OWNER == slot + 1).then_some(seen & !OWNER | DIED)
-    });
-    handed.is_ok()
-}
-
-/// Makes all sleepers look again.
-pub(crate) fn wake_everyone(entry: &ObjectEntry, alive: bool) {
-    if !alive {
-        // The word changes, so that nobody goes to sleep on what it was.
-        word(entry).fetch_or(DESTROYED, Ordering::AcqRel);
-    }
-    futex_wake(word(entry), u32::MAX);
-}
-
-#[cfg(not(loom))]
-fn futex_wait(word: &AtomicU32, seen: u32, deadline: Deadline) -> WaitResult {
-    dragon_shmem::futex::wait(word, seen, deadline)
-}
-
-#[cfg(not(loom))]
-fn futex_wake(word: &AtomicU32, count: u32) {
-    dragon_shmem::futex::wake(word, count);
-}
-
-#[cfg(loom)]
-fn futex_wait(_: &AtomicU32, _: u32, _: Deadline) -> WaitResult {
-    unreachable!("models have no locks")
-}
-
-#[cfg(loom)]
-fn futex_wake(_: &AtomicU32, _: u32) {}
+#[cfg(test)]
+mod tests;

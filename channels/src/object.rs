@@ -175,6 +175,20 @@ impl Handle {
         attempt: impl Fn() -> Result<Option<T>>,
         more: impl FnOnce() -> bool,
     ) -> Result<T> {
+        let (word, count) = (wait_word(entry), wait::mark::FIRST);
+        self.wait_at(word, count, op, deadline, attempt, more)
+    }
+
+    /// Waits at one of an object's wait words; `count` is the mark for it.
+    pub(crate) fn wait_at<T>(
+        &self,
+        word: &WaitWord,
+        count: u32,
+        op: Op,
+        deadline: Deadline,
+        attempt: impl Fn() -> Result<Option<T>>,
+        more: impl FnOnce() -> bool,
+    ) -> Result<T> {
         if let Some(value) = attempt()? {
             return Ok(value);
         }
@@ -194,8 +208,8 @@ impl Handle {
         if let Some(result) = result {
             return result;
         }
-        let counted = |yes| thread.intent.step(if yes { wait::mark::FIRST } else { 0 });
-        wait::sleep_until(wait_word(entry), deadline, counted, attempt, more)
+        let counted = |yes| thread.intent.step(if yes { count } else { 0 });
+        wait::sleep_until(word, deadline, counted, attempt, more)
     }
 
     /// The reference stays for the rest of this process's life.
@@ -384,9 +398,11 @@ pub(crate) fn wake_everyone(member: &Arc<Member>, id: ObjectId) -> Result<()> {
     fence(Ordering::SeqCst);
     match id.kind {
         ObjectKind::Channel => crate::channel::wake_everyone(member, entry)?,
-        ObjectKind::Lock => crate::lock::wake_everyone(entry, is_alive(entry, id)),
-        ObjectKind::Event | ObjectKind::Semaphore | ObjectKind::Process => {
+        ObjectKind::Lock => crate::lock::words(entry).wake_everyone(is_alive(entry, id)),
+        ObjectKind::Event | ObjectKind::Process => wait_word(entry).wake(u32::MAX),
+        ObjectKind::Semaphore => {
             wait_word(entry).wake(u32::MAX);
+            second_wait_word(entry).wake(u32::MAX);
         }
         ObjectKind::Set => crate::set::wake_everyone(member, entry)?,
         _ => {}
@@ -414,8 +430,19 @@ pub(crate) fn word(entry: &ObjectEntry) -> &AtomicU32 {
 /// Body word 1: where those sleep who wait for an event, semaphore or process.
 #[inline]
 pub(crate) fn wait_word(entry: &ObjectEntry) -> &WaitWord {
+    wait_word_at(entry, 1)
+}
+
+/// Body word 3: where those sleep who wait for a semaphore's last unit to be taken.
+#[inline]
+pub(crate) fn second_wait_word(entry: &ObjectEntry) -> &WaitWord {
+    wait_word_at(entry, 3)
+}
+
+#[inline]
+fn wait_word_at(entry: &ObjectEntry, n: usize) -> &WaitWord {
     // SAFETY: as in `word`: a WaitWord is two AtomicU32. (In a model it is larger; models have no entries.)
-    unsafe { &*std::ptr::from_ref::<AtomicU64>(&entry.body[1]).cast::<WaitWord>() }
+    unsafe { &*std::ptr::from_ref::<AtomicU64>(&entry.body[n]).cast::<WaitWord>() }
 }
 
 #[cfg(not(loom))]

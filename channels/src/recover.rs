@@ -15,7 +15,8 @@ use crate::cell;
 use crate::channel::{Local, NO_POSITION, open};
 use crate::error::Result;
 use crate::lock;
-use crate::object::{discard, wait_word, wake_everyone};
+use crate::object::{discard, second_wait_word, wait_word, wake_everyone};
+use crate::semaphore;
 use crate::wait::{forget_spinner, mark};
 
 /// What recovery found.
@@ -25,6 +26,8 @@ pub struct Recovered {
     pub remote: Vec<ObjectId>,
     /// Locks that were handed on.
     pub locks: u32,
+    /// Units of semaphores that were given back.
+    pub units: u32,
     /// Cells that the process had claimed.
     pub cells: u32,
     /// Blocks of messages and replies that it had received and not freed.
@@ -143,6 +146,9 @@ fn finish(
         {
             wait_word(entry).forget_waiter();
         }
+        Op::SemaphoreWaitZero if intended.step & mark::SECOND != 0 => {
+            second_wait_word(entry).forget_waiter();
+        }
         Op::Subscribe | Op::Unsubscribe | Op::SetWait if id.kind == ObjectKind::Set => {
             // It fails only on memory that was scribbled over.
             let _ = crate::set::finish(member, slot.index, id, entry, intended);
@@ -226,8 +232,14 @@ fn give_up(member: &Arc<Member>, slot: SlotId, found: Found, recovered: &mut Rec
             let Ok(entry) = member.control().entry(object) else {
                 return;
             };
-            if object.kind == ObjectKind::Lock && lock::hand_on(entry, slot.index) {
-                recovered.locks += 1;
+            match object.kind {
+                ObjectKind::Lock => {
+                    recovered.locks += u32::from(lock::words(entry).hand_on(slot.index));
+                }
+                ObjectKind::Semaphore => {
+                    recovered.units += semaphore::recover(member, entry, object, slot.index);
+                }
+                _ => {}
             }
             fence(Ordering::SeqCst);
             // It may have taken a wake-up that was another's, or held what others wait for; or it ended the object, and died

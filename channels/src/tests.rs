@@ -6,6 +6,7 @@
 )]
 
 mod death;
+mod objects;
 mod operations;
 mod references;
 mod sets;
@@ -17,7 +18,7 @@ use crate::fixture::Role;
 pub(crate) fn play(name: &str, role: &Role) {
     match name {
         "references" => references::play(role),
-        other if sets::play(other, role) => {}
+        other if sets::play(other, role) || objects::play(other, role) => {}
         other => death::play(other, role),
     }
 }

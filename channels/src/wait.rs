@@ -373,4 +373,4 @@ pub(crate) fn forget_spinner(words: &NodeWords) {
 }
 
 #[cfg(loom)]
-mod model;
+pub(crate) mod model;

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use crate::fixture::Node;
 use crate::{
     Attempt, Channel, ChannelOptions, Deadline, Error, Event, Lock, Payload, ProcessObject,
-    Semaphore, attempt, create_channel, recover, watch,
+    Semaphore, Waiting, attempt, create_channel, recover, watch,
 };
 
 fn options(capacity: u32, block: u32) -> ChannelOptions {
@@ -331,7 +331,10 @@ fn events_semaphores_and_process_ends() {
     let error = semaphore.release(1).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "units given to a semaphore is 1: it must be from 0 to 0"
+        format!(
+            "semaphore {} has 3 of at most 3 units: 1 more cannot be given",
+            semaphore.id()
+        )
     );
 
     let process = ProcessObject::create(&member, 42, 0).unwrap();
@@ -369,7 +372,17 @@ fn attempts_never_wait_and_watches_notify_once() {
         .unwrap();
     let channel = create_channel(&member, &options(1, 8)).unwrap();
     let id = channel.id();
-    let go = |op, arguments, payload| attempt(&node.daemon, op, id, proxy, arguments, payload);
+    let go = |op, arguments, payload| {
+        attempt(
+            &node.daemon,
+            op,
+            id,
+            proxy,
+            arguments,
+            payload,
+            &mut Waiting::default(),
+        )
+    };
     assert_eq!(done(go(Op::Attach, [0, 0], Payload::EMPTY)).0, Code::Ok);
     assert!(matches!(
         go(Op::Receive, [0, 0], Payload::EMPTY),
@@ -453,10 +466,28 @@ fn a_lost_node_gives_its_locks_and_references_back() {
     let lock = Lock::create(&member, 0).unwrap();
     let channel = create_channel(&member, &options(1, 8)).unwrap();
     for id in [lock.id(), channel.id()] {
-        let attached = attempt(&node.daemon, Op::Attach, id, proxy, [0, 0], Payload::EMPTY);
+        let attached = attempt(
+            &node.daemon,
+            Op::Attach,
+            id,
+            proxy,
+            [0, 0],
+            Payload::EMPTY,
+            &mut Waiting::default(),
+        );
         assert_eq!(done(attached).0, Code::Ok);
     }
-    let go = |op| attempt(&node.daemon, op, lock.id(), proxy, [0, 0], Payload::EMPTY);
+    let go = |op| {
+        attempt(
+            &node.daemon,
+            op,
+            lock.id(),
+            proxy,
+            [0, 0],
+            Payload::EMPTY,
+            &mut Waiting::default(),
+        )
+    };
     assert_eq!(done(go(Op::LockAcquire)), (Code::Ok, 0));
     assert!(matches!(go(Op::LockAcquire), Attempt::NotYet));
     assert_eq!(lock.acquire(Deadline::Now), Err(Error::Empty));

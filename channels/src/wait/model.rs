@@ -8,7 +8,7 @@ use dragon_shmem::sync::{AtomicU32, Ordering};
 use loom::sync::{Condvar, Mutex};
 
 /// What the kernel does for a futex: the look at the word and the falling asleep are one step for whoever wakes.
-pub(super) struct Futex {
+pub(crate) struct Futex {
     lock: Mutex<()>,
     sleepers: Condvar,
 }
@@ -30,15 +30,19 @@ impl Default for Futex {
 
 impl Futex {
     pub(super) fn wait(&self, word: &AtomicU32, expected: u32) -> WaitResult {
+        self.wait_while(|| word.load(Ordering::Relaxed) == expected)
+    }
+
+    pub(crate) fn wait_while(&self, same: impl FnOnce() -> bool) -> WaitResult {
         let guard = self.lock.lock().unwrap();
-        if word.load(Ordering::Relaxed) != expected {
+        if !same() {
             return WaitResult::Changed;
         }
         drop(self.sleepers.wait(guard).unwrap());
         WaitResult::Woken
     }
 
-    pub(super) fn wake(&self, count: u32) {
+    pub(crate) fn wake(&self, count: u32) {
         let _guard = self.lock.lock().unwrap();
         if count == 1 {
             self.sleepers.notify_one();

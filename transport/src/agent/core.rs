@@ -422,10 +422,12 @@ impl Core {
         if !matches!(code, Code::Ok | Code::OwnerDied) || !self.member.control().slot_is(slot) {
             return;
         }
-        let (op, arg0) = match pending.op {
-            Op::LockAcquire => (Op::LockRelease, 0),
-            Op::SemaphoreAcquire => (Op::SemaphoreRelease, 1),
-            Op::Attach => (Op::Detach, 0),
+        let (op, arg0, arg1) = match pending.op {
+            // The reply names the thread.
+            Op::LockAcquire => (Op::LockRelease, 0, header.arg1.get()),
+            // The reply names the units; one of an earlier release does not, and there was one.
+            Op::SemaphoreAcquire => (Op::SemaphoreRelease, header.arg0.get().max(1), 0),
+            Op::Attach => (Op::Detach, 0, 0),
             _ => return,
         };
         let request = FrameHeader {
@@ -433,6 +435,7 @@ impl Core {
             slot_generation: slot.generation.into(),
             deadline: wire::NEVER.into(),
             arg0: U64::new(arg0),
+            arg1: U64::new(arg1),
             ..self::header(FrameKind::Request, op, pending.target)
         };
         let body = Body::empty();

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use dragon_channels::{Attempt, Channel, Error, Payload};
+use dragon_channels::{Attempt, Channel, Error, Payload, Waiting};
 use dragon_protocol::{Code, ObjectId, SlotId};
 use dragon_shmem::thread::ReplyPayload;
 use dragon_shmem::{Deadline, Member};
@@ -28,6 +28,7 @@ pub(super) fn attempt(
     on_behalf: SlotId,
     small: &[u8],
     body: &mut Body,
+    waiting: &mut Waiting,
 ) -> Outcome {
     let copy;
     let payload = match &*body {
@@ -41,8 +42,9 @@ pub(super) fn attempt(
         }
     };
     let arguments = [job.arg0, job.arg1];
+    let (op, object) = (job.op, job.object);
     let attempt =
-        dragon_channels::attempt(member, job.op, job.object, on_behalf, arguments, payload);
+        dragon_channels::attempt(member, op, object, on_behalf, arguments, payload, waiting);
     match attempt {
         Attempt::NotYet => Outcome::NotYet,
         Attempt::Done {

@@ -2,12 +2,13 @@
 //! have to wait.
 //!
 //! Waiting costs nothing: a parked request lies in the list of its object, the object's watch word is armed, and whoever
-//! changes the object tells the agent, which then tries the list in its order. Of each operation only the first that
-//! cannot proceed is tried, so the order of arrival is kept among requests that wait for the same thing.
+//! changes the object tells the agent, which then tries the list in its order. Of each operation that takes something only
+//! the first that cannot proceed is tried, so the order of arrival is kept among requests that wait for the same thing.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
+use dragon_channels::Waiting;
 use dragon_protocol::op::Op;
 use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId, wire};
 use dragon_shmem::Member;
@@ -58,6 +59,7 @@ pub(super) struct Answer {
 struct Parked {
     job: Job,
     body: Body,
+    waiting: Waiting,
 }
 
 #[derive(Debug, Default)]
@@ -82,8 +84,9 @@ impl Owner {
     ) {
         // Requests that wait for the same thing go first.
         let waits_behind = self.waits_behind(&job);
+        let mut waiting = Waiting::default();
         if !waits_behind {
-            match self.attempt(member, &job, small, &mut body) {
+            match self.attempt(member, &job, small, &mut body, &mut waiting) {
                 Outcome::Done(code, arg0, arg1, payload) => {
                     let changed = job.object;
                     answers.push(job.end(code, arg0, arg1, payload));
@@ -103,7 +106,7 @@ impl Owner {
         }
         body = local::settled(member, body);
         let object = job.object;
-        self.park(job, body);
+        self.park(Parked { job, body, waiting });
         if !waits_behind {
             self.retry(member, object, answers);
         }
@@ -216,7 +219,7 @@ impl Owner {
     }
 
     fn waits_behind(&self, job: &Job) -> bool {
-        if job.deadline == wire::NOW {
+        if job.deadline == wire::NOW || !in_order(job.op) {
             return false;
         }
         let Some(list) = self.by_object.get(&job.object) else {
@@ -226,7 +229,8 @@ impl Owner {
         list.iter().any(same)
     }
 
-    fn park(&mut self, job: Job, body: Body) {
+    fn park(&mut self, parked: Parked) {
+        let job = &parked.job;
         self.last += 1;
         let number = self.last;
         if job.deadline != wire::NEVER {
@@ -240,7 +244,7 @@ impl Owner {
             .entry(job.object)
             .or_default()
             .push_back(number);
-        self.parked.insert(number, Parked { job, body });
+        self.parked.insert(number, parked);
     }
 
     fn unpark(&mut self, number: u64) -> Option<Parked> {
@@ -296,11 +300,13 @@ impl Owner {
                 self.parked.insert(number, parked);
                 continue;
             }
-            let outcome = self.attempt(member, &parked.job, &[], &mut parked.body);
+            let Parked { job, body, waiting } = &mut parked;
+            let outcome = self.attempt(member, job, &[], body, waiting);
             let op = parked.job.op;
             self.parked.insert(number, parked);
             match outcome {
-                Outcome::NotYet => stuck.push(op),
+                Outcome::NotYet if in_order(op) => stuck.push(op),
+                Outcome::NotYet => {}
                 Outcome::Done(code, arg0, arg1, payload) => {
                     progress = true;
                     if let Some(parked) = self.unpark(number) {
@@ -318,12 +324,13 @@ impl Owner {
         job: &Job,
         small: &[u8],
         body: &mut Body,
+        waiting: &mut Waiting,
     ) -> Outcome {
         let on_behalf = match self.proxy(member, job) {
             Ok(slot) => slot,
             Err(code) => return Outcome::Done(code, 0, 0, Body::empty()),
         };
-        local::attempt(member, job, on_behalf, small, body)
+        local::attempt(member, job, on_behalf, small, body, waiting)
     }
 
     /// The slot in whose name an operation is done: a process of another node gets one when it first obtains something.
@@ -363,6 +370,15 @@ impl Job {
             body,
         }
     }
+}
+
+/// Whether requests of this kind go on one after the other. The others wait for something that is for all: each is tried,
+/// at once and at each change, so that it knows what has happened since it came.
+fn in_order(op: Op) -> bool {
+    !matches!(
+        op,
+        Op::EventWait | Op::ProcessWait | Op::SemaphoreWaitZero | Op::PollReadable
+    )
 }
 
 /// How a try form ends that would have to wait: as it does on the own node.
