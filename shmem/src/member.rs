@@ -194,9 +194,22 @@ impl Member {
             if let Some(block) = self.try_alloc(length)? {
                 return Ok(block);
             }
-            self.hooks.commit(self.pool.number(), length)?;
+            self.more(&self.pool, length)?;
         }
         Err(self.pool.out_of_memory(length))
+    }
+
+    /// Makes room in a pool: by more memory, or by what other processes keep without using it.
+    fn more(&self, pool: &Pool, length: u64) -> Result<()> {
+        let Err(error) = self.hooks.commit(pool.number(), length) else {
+            return Ok(());
+        };
+        let thread = self.thread()?;
+        if pool.reclaim(self.slot, &thread.intent)? {
+            Ok(())
+        } else {
+            Err(error)
+        }
     }
 
     /// As [`Member::alloc`], from the memory that is committed already; `None` when that has no room.

@@ -49,15 +49,17 @@ const PAGES: u64 = 8192;
 
 /// Words of a pool.
 #[derive(Debug)]
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 struct PoolWords {
     limit: AtomicU64,
     /// The pool's [`PoolTag`].
     tag: AtomicU64,
     /// Bytes committed: a prefix of the data. Nobody touches what lies beyond.
     committed: AtomicU64,
-    /// Where the search for free pages starts.
+    reserved: [AtomicU64; 13],
+    /// Where the search for free pages starts. Apart from what everybody reads all the time.
     hint: AtomicU64,
+    reserved2: [AtomicU64; 15],
 }
 
 // SAFETY: repr(C), only atomics.
@@ -90,6 +92,8 @@ pub struct Block {
 #[derive(Debug, Default)]
 pub struct Cache {
     classes: [Class; CLASSES],
+    kept: extent::Kept,
+    near: extent::Near,
 }
 
 /// How full a pool is.
@@ -292,16 +296,7 @@ impl Pool {
     ) -> Result<Option<Block>> {
         let block = |offset| Block { offset, length };
         let Some(class) = class_of(length) else {
-            if length > self.limit {
-                return Err(self.out_of_memory(length));
-            }
-            let thread = thread()?;
-            let mut cache = lock(cache);
-            let extent = || extent::alloc(self, slot, owner, &thread.intent, length);
-            let mut found = extent()?;
-            if found.is_none() && self.trim(&mut cache, slot, &thread.intent)? {
-                found = extent()?;
-            }
+            let found = self.alloc_extent(cache, slot, owner, thread, length)?;
             return Ok(found.map(block));
         };
         let mut guard = lock(cache);
@@ -314,19 +309,46 @@ impl Pool {
         }
         let thread = thread()?;
         let new =
-            |cached: &mut Class| slab::alloc_new(self, cached, slot, owner, &thread.intent, class);
-        let mut found = new(cached)?;
+            |cache: &mut Cache| slab::alloc_new(self, cache, slot, owner, &thread.intent, class);
+        let mut found = new(&mut guard)?;
         if found.is_none() {
-            found = cached.alloc_freed(self, class, true)?;
+            found = guard.classes[class].alloc_freed(self, class, true)?;
         }
-        if found.is_none() && self.trim(&mut guard, slot, &thread.intent)? {
-            found = new(&mut guard.classes[class])?;
+        if found.is_none() && self.trim(&mut guard, slot, owner, &thread.intent)? {
+            found = new(&mut guard)?;
         }
         Ok(found.map(block))
     }
 
-    fn trim(&self, cache: &mut Cache, slot: &Slot, intent: &Intent) -> Result<bool> {
-        let mut any = false;
+    fn alloc_extent<'a>(
+        &self,
+        cache: &Mutex<Cache>,
+        slot: &Slot,
+        owner: SlotId,
+        thread: impl FnOnce() -> Result<ThreadGuard<'a>>,
+        length: u64,
+    ) -> Result<Option<u64>> {
+        if length > self.limit {
+            return Err(self.out_of_memory(length));
+        }
+        let pages = u32::try_from(length.div_ceil(PAGE)).unwrap_or(u32::MAX);
+        let mut guard = lock(cache);
+        if let Some(page) = extent::alloc_kept(self, &mut guard, slot, owner, pages)? {
+            return Ok(Some(u64::from(page) * PAGE));
+        }
+        let thread = thread()?;
+        let extent =
+            |cache: &mut Cache| extent::alloc(self, cache, slot, owner, &thread.intent, pages);
+        let mut found = extent(&mut guard)?;
+        if found.is_none() && self.trim(&mut guard, slot, owner, &thread.intent)? {
+            found = extent(&mut guard)?;
+        }
+        Ok(found.map(|page| u64::from(page) * PAGE))
+    }
+
+    /// Gives back what the process keeps although nothing in it is in use; true when there was any.
+    fn trim(&self, cache: &mut Cache, slot: &Slot, owner: SlotId, intent: &Intent) -> Result<bool> {
+        let mut any = extent::trim(self, &mut cache.kept, owner, intent)?;
         for (class, cached) in cache.classes.iter_mut().enumerate() {
             any |= slab::trim(self, cached, slot, intent, class)?;
         }
@@ -352,14 +374,33 @@ impl Pool {
                 slab::free_own(self, cached, index, word, offset, between)
             }
             Tag::Slab => slab::free(self, &thread()?.intent, index, word, offset, between),
+            Tag::Extent if word.owner() == Some(owner.index) => {
+                let mut cache = lock(cache);
+                extent::free_own(
+                    self, &mut cache, slot, owner, thread, index, offset, between,
+                )
+            }
             Tag::Extent => {
                 let thread = thread()?;
-                // Only an extent of one's own has to leave a list.
-                let _list = word.owner().map(|_| lock(cache));
-                extent::free(self, slot, owner, &thread.intent, index, offset, between)
+                extent::free(
+                    self,
+                    cache,
+                    slot,
+                    owner,
+                    &thread.intent,
+                    index,
+                    offset,
+                    between,
+                )
             }
             _ => Err(self.not_allocated(offset)),
         }
+    }
+
+    /// Takes back what other processes keep although nothing in it is in use: when there is no room and no more memory.
+    /// True when there was any.
+    pub(crate) fn reclaim(&self, owner: SlotId, intent: &Intent) -> Result<bool> {
+        extent::reclaim(self, owner, intent)
     }
 
     /// Gives up all that a living process has in the pool: frees its private blocks, and leaves its slabs to whoever frees
@@ -372,6 +413,7 @@ impl Pool {
         intent: &Intent,
     ) -> Result<()> {
         let mut cache = lock(cache);
+        extent::trim(self, &mut cache.kept, owner, intent)?;
         *cache = Cache::default();
         extent::abandon(self, slot, owner, intent)?;
         slab::abandon(self, slot, owner, intent)
@@ -556,7 +598,7 @@ fn tables(limit: u64) -> (u64, u64, u64) {
 }
 
 // A thread that panicked left the cache consistent: it holds no more than where to look first.
-fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
+pub(crate) fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
     cache.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

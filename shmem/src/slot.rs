@@ -11,7 +11,10 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, high, low};
 /// Pools that a node can have at once, and so a slot own pages of.
 pub const MAX_POOLS: usize = 64;
 
-/// A slot. 1152 bytes.
+/// Extents of one pool that a process keeps after it freed them.
+pub const KEPT: usize = 8;
+
+/// A slot. 3200 bytes.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub struct Slot {
@@ -33,6 +36,9 @@ pub struct Slot {
     pub(crate) slabs: [AtomicU64; MAX_POOLS],
     /// Per pool: the same for its private extents.
     pub(crate) extents: [AtomicU64; MAX_POOLS],
+    /// Per pool: extents that the process freed and keeps for its next allocations; page numbers, 0 for none. An entry may
+    /// be out of date: the page's word says whether it is one.
+    pub(crate) kept: [[AtomicU32; KEPT]; MAX_POOLS],
     /// What the process counted; written by it without the cost of shared atomics.
     pub counters: SlotCounters,
 }
@@ -52,7 +58,7 @@ pub struct SlotCounters {
 // SAFETY: repr(C), only atomics.
 unsafe impl Shared for Slot {}
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Slot>() == 1152);
+const _: () = assert!(size_of::<Slot>() == 3200);
 
 /// Nobody's.
 pub const FREE: u32 = 0;

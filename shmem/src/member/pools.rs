@@ -80,7 +80,7 @@ impl Member {
             if let Some(block) = self.try_alloc_mapped(mapped, length)? {
                 return Ok(block);
             }
-            self.hooks.commit(mapped.pool.number(), length)?;
+            self.more(&mapped.pool, length)?;
         }
         Err(mapped.pool.out_of_memory(length))
     }

@@ -120,7 +120,14 @@ fn an_own_block_that_was_being_freed_goes() {
 fn pages_that_were_being_claimed_are_free_again() {
     let scene = scene();
     let thread = ManuallyDrop::new(scene.dying.thread().unwrap());
-    let claimed = extent::claim_pages(&scene.pool, scene.dead, &thread.intent, 7).unwrap();
+    let claimed = extent::claim_pages(
+        &scene.pool,
+        &mut extent::Near::default(),
+        scene.dead,
+        &thread.intent,
+        7,
+    )
+    .unwrap();
     assert!(claimed.is_some());
     scene.recover();
     scene.all_pages_are_free();

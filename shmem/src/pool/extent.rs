@@ -5,26 +5,104 @@
 //! looks at these words only. A private extent is in its owner's list; sharing takes the owner out of the word first and
 //! the extent out of the list then. Who frees an extent claims its first word, and frees the pages from the last one on.
 
+use std::sync::Mutex;
+
 use dragon_protocol::SlotId;
 use dragon_protocol::op::Op;
 
 use super::page::{PAGE, PageWord, Tag};
-use super::{Pool, list, slab};
+use super::{Cache, Pool, ThreadRef, list, lock, slab};
 use crate::error::Result;
-use crate::slot::Slot;
+use crate::slot::{KEPT, Slot};
 use crate::sync::{AtomicU64, Ordering, high, low};
 use crate::thread::{Intended, Intent};
 
+/// Extents that this process freed and keeps: claiming the pages of a large block one by one costs more than all the rest of
+/// an allocation. Their pages are nobody else's, but nothing is in them; who finds no room elsewhere takes them.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// First page and number of pages; 0 pages for none. As in the slot, where recovery finds them.
+    extents: [(u32, u32); KEPT],
+    /// Which one makes room for the next.
+    victim: usize,
+}
+
+/// Larger extents are not kept: their claims cost little beside what is done with them.
+const MOST_KEPT: u32 = 64;
+
+/// Where this process looks for pages first. Processes that take pages of different chunks do not write to the same lines of
+/// the metadata.
+#[derive(Debug, Default)]
+pub(super) struct Near {
+    /// The chunk from which small runs are taken, and where in it the next search begins.
+    chunk: Option<(u32, u32)>,
+    /// Where the search for a chunk without any page in use goes on.
+    search: u32,
+    /// Where the search for longer runs goes on.
+    run: u32,
+}
+
+/// Pages of a chunk: 2 MiB.
+const CHUNK_PAGES: u32 = 32;
+/// Longest run that is taken from the process's chunk.
+const SMALL_RUN: u32 = 8;
+
+/// Takes an extent of the right length from those that this process keeps.
+#[inline]
+pub(super) fn alloc_kept(
+    pool: &Pool,
+    cache: &mut Cache,
+    slot: &Slot,
+    owner: SlotId,
+    pages: u32,
+) -> Result<Option<u32>> {
+    for kept in &mut cache.kept.extents {
+        if kept.1 != pages {
+            continue;
+        }
+        let (page, _) = std::mem::take(kept);
+        let from = PageWord::new(Tag::Kept, Some(owner.index), 0, pages);
+        let to = PageWord::new(Tag::Extent, Some(owner.index), 0, pages);
+        // Until it is in the list, recovery finds it by the entry in the slot. It fails for one that others have taken.
+        if pool.page(page)?.replace(from, to) {
+            pool.page_meta(page)?.renew();
+            list::link(pool, head(pool, slot), page)?;
+            return Ok(Some(page));
+        }
+    }
+    Ok(None)
+}
+
+impl Kept {
+    /// A place for an extent of so many pages. When all are taken, and none is as long, one of them is to go first: the
+    /// second value.
+    #[inline]
+    fn place(&mut self, pages: u32) -> Option<(usize, (u32, u32))> {
+        if pages > MOST_KEPT {
+            return None;
+        }
+        let first = |pages| self.extents.iter().position(|(_, kept)| *kept == pages);
+        let place = match first(0) {
+            Some(free) => free,
+            None if first(pages).is_some() => return None,
+            None => {
+                self.victim = (self.victim + 1) % KEPT;
+                self.victim
+            }
+        };
+        Some((place, std::mem::take(&mut self.extents[place])))
+    }
+}
+
 pub(super) fn alloc(
     pool: &Pool,
+    cache: &mut Cache,
     slot: &Slot,
     owner: SlotId,
     intent: &Intent,
-    length: u64,
-) -> Result<Option<u64>> {
-    // The caller refused what is longer than the pool, so this fits.
-    let pages = u32::try_from(length.div_ceil(PAGE)).unwrap_or(u32::MAX);
-    let Some(first) = claim_pages(pool, owner, intent, pages)? else {
+    pages: u32,
+) -> Result<Option<u32>> {
+    let Some(first) = claim_pages(pool, &mut cache.near, owner, intent, pages)? else {
         return Ok(None);
     };
     pool.page_meta(first)?.renew();
@@ -36,30 +114,82 @@ pub(super) fn alloc(
         .store(PageWord::new(Tag::Extent, Some(owner.index), 0, pages));
     list::link(pool, head(pool, slot), first)?;
     intent.end();
-    Ok(Some(u64::from(first) * PAGE))
+    Ok(Some(first))
 }
 
 /// Claims a run of free pages; the intent stays open until the caller has recorded what it is. `None`: no run is free in
 /// what is committed.
 pub(super) fn claim_pages(
     pool: &Pool,
+    near: &mut Near,
     owner: SlotId,
     intent: &Intent,
     pages: u32,
 ) -> Result<Option<u32>> {
     let total = pool.committed_pages();
+    if pages <= SMALL_RUN {
+        if let Some((chunk, at)) = near.chunk {
+            let end = (chunk + CHUNK_PAGES).min(total);
+            for from in [at, chunk] {
+                if let Some(first) = claim_between(pool, owner, intent, pages, from, end)? {
+                    near.chunk = Some((chunk, first + pages));
+                    return Ok(Some(first));
+                }
+            }
+        }
+        near.chunk = None;
+        if let Some(chunk) = near.find_chunk(pool, total)? {
+            let end = chunk + CHUNK_PAGES;
+            if let Some(first) = claim_between(pool, owner, intent, pages, chunk, end)? {
+                near.chunk = Some((chunk, first + pages));
+                return Ok(Some(first));
+            }
+        }
+    }
     // The lowest page that may be free: a hint, so the pages before it are looked at before there is said to be no room.
-    let start = u32::try_from(pool.hint()?.load(Ordering::Relaxed)).map_or(0, |n| n.min(total));
+    let hint = u32::try_from(pool.hint()?.load(Ordering::Relaxed)).map_or(0, |n| n.min(total));
+    // Holes that are too small lie at the start of a full pool: longer runs are looked for where the last one was found.
+    let start = if pages == 1 {
+        hint
+    } else {
+        hint.max(near.run.min(total))
+    };
     for (from, to) in [(start, total), (0, start.saturating_add(pages).min(total))] {
         if let Some(first) = claim_between(pool, owner, intent, pages, from, to)? {
-            if pages == 1 || first == from {
+            if first == hint || pages == 1 {
                 pool.hint()?
                     .store(u64::from(first) + u64::from(pages), Ordering::Relaxed);
+            }
+            if pages > 1 {
+                near.run = first + pages;
             }
             return Ok(Some(first));
         }
     }
     Ok(None)
+}
+
+impl Near {
+    /// The next chunk without any page in use. It looks at a few, and goes on there the next time: so it costs the same
+    /// whatever the pool holds.
+    fn find_chunk(&mut self, pool: &Pool, total: u32) -> Result<Option<u32>> {
+        const LOOKS: u32 = 64;
+        let chunks = total / CHUNK_PAGES;
+        for _ in 0..LOOKS.min(chunks) {
+            if self.search >= chunks {
+                self.search = 0;
+            }
+            let chunk = self.search * CHUNK_PAGES;
+            self.search += 1;
+            let taken = first_that(chunk..chunk + CHUNK_PAGES, |page| {
+                Ok(pool.page(page)?.load() != PageWord::FREE)
+            })?;
+            if taken.is_none() {
+                return Ok(Some(chunk));
+            }
+        }
+        Ok(None)
+    }
 }
 
 fn claim_between(
@@ -94,7 +224,7 @@ fn claim_between(
             }
         };
         let word = pool.page(taken)?.load();
-        let length = if word.tag() == Tag::Extent {
+        let length = if matches!(word.tag(), Tag::Extent | Tag::Kept) {
             word.extra().max(1)
         } else {
             1
@@ -132,9 +262,118 @@ pub(super) fn share(
 /// What an intent to free says it is about, in its field for a generation.
 pub(super) const FREE_EXTENT: u32 = 0;
 
-/// Frees an extent: a shared one, or one's own. `announced` is called when recovery would finish it.
+/// Frees a private extent of one's own. `between` is called at once: recovery frees what is private.
+#[expect(clippy::too_many_arguments, reason = "what a free is about")]
+#[inline]
+pub(super) fn free_own<'a>(
+    pool: &Pool,
+    cache: &mut Cache,
+    slot: &Slot,
+    owner: SlotId,
+    thread: impl FnOnce() -> Result<ThreadRef<'a>>,
+    page: u32,
+    offset: u64,
+    between: impl FnOnce(),
+) -> Result<()> {
+    // Looked at again, now that the lock keeps other threads of this process away.
+    let word = pool.page(page)?.load();
+    if !offset.is_multiple_of(PAGE)
+        || word.tag() != Tag::Extent
+        || word.owner() != Some(owner.index)
+    {
+        return Err(pool.not_allocated(offset));
+    }
+    between();
+    let pages = word.extra();
+    let Some((place, victim)) = cache.kept.place(pages) else {
+        return release_own(pool, slot, owner, &thread()?.intent, page, pages);
+    };
+    if victim.1 != 0 {
+        release_kept(pool, owner, &thread()?.intent, victim)?;
+    }
+    keep(pool, slot, place, page);
+    list::unlink(pool, head(pool, slot), page)?;
+    pool.page(page)?
+        .store(PageWord::new(Tag::Kept, Some(owner.index), 0, pages));
+    cache.kept.extents[place] = (page, pages);
+    Ok(())
+}
+
+/// Notes in the slot that an extent is about to be kept.
+#[inline]
+fn keep(pool: &Pool, slot: &Slot, place: usize, page: u32) {
+    slot.kept[pool.number() as usize % slot.kept.len()][place % KEPT]
+        .store(page, Ordering::Release);
+}
+
+fn release_own(
+    pool: &Pool,
+    slot: &Slot,
+    owner: SlotId,
+    intent: &Intent,
+    page: u32,
+    pages: u32,
+) -> Result<()> {
+    let version = pool.page_meta(page)?.version.load(Ordering::SeqCst);
+    let run = u64::from(pages) << 32 | u64::from(page);
+    intent.begin(Op::Free, pool.number(), FREE_EXTENT, [run, version]);
+    pool.page(page)?
+        .store(PageWord::new(Tag::Claimed, Some(owner.index), 0, pages));
+    list::unlink(pool, head(pool, slot), page)?;
+    release(pool, page, pages)?;
+    intent.end();
+    Ok(())
+}
+
+/// Gives a kept extent back to the pool: one's own, or that of another process. False when somebody was quicker.
+fn release_kept(
+    pool: &Pool,
+    owner: SlotId,
+    intent: &Intent,
+    (page, pages): (u32, u32),
+) -> Result<bool> {
+    let word = pool.page(page)?.load();
+    if word.tag() != Tag::Kept || word.extra() != pages {
+        return Ok(false);
+    }
+    let run = u64::from(pages) << 32 | u64::from(page);
+    // Nothing is announced with a version: unless the head is claimed, there is nothing to finish.
+    intent.begin(Op::Free, pool.number(), FREE_EXTENT, [run, u64::MAX]);
+    let claimed = PageWord::new(Tag::Claimed, Some(owner.index), 0, pages);
+    let won = pool.page(page)?.replace(word, claimed);
+    if won {
+        release(pool, page, pages)?;
+    }
+    intent.end();
+    Ok(won)
+}
+
+/// Gives back all that this process keeps; true when there was any.
+pub(super) fn trim(pool: &Pool, kept: &mut Kept, owner: SlotId, intent: &Intent) -> Result<bool> {
+    let mut any = false;
+    for kept in std::mem::take(&mut kept.extents) {
+        any |= kept.1 != 0 && release_kept(pool, owner, intent, kept)?;
+    }
+    Ok(any)
+}
+
+/// Gives back what other processes keep; true when there was any.
+pub(super) fn reclaim(pool: &Pool, owner: SlotId, intent: &Intent) -> Result<bool> {
+    let mut any = false;
+    for page in 0..pool.committed_pages() {
+        let word = pool.page(page)?.load();
+        if word.tag() == Tag::Kept {
+            any |= release_kept(pool, owner, intent, (page, word.extra()))?;
+        }
+    }
+    Ok(any)
+}
+
+/// Frees a shared extent. `announced` is called when recovery would finish it.
+#[expect(clippy::too_many_arguments, reason = "what a free is about")]
 pub(super) fn free(
     pool: &Pool,
+    cache: &Mutex<Cache>,
     slot: &Slot,
     owner: SlotId,
     intent: &Intent,
@@ -144,26 +383,31 @@ pub(super) fn free(
 ) -> Result<()> {
     let word = pool.page(page)?.load();
     // A private extent of somebody else is not ours to free.
-    let private = word.owner();
-    if word.tag() != Tag::Extent
-        || !offset.is_multiple_of(PAGE)
-        || private.is_some_and(|other| other != owner.index)
-    {
+    if word.tag() != Tag::Extent || !offset.is_multiple_of(PAGE) || word.owner().is_some() {
         return Err(pool.not_allocated(offset));
     }
+    let pages = word.extra();
     let version = pool.page_meta(page)?.version.load(Ordering::SeqCst);
-    let run = u64::from(word.extra()) << 32 | u64::from(page);
+    let run = u64::from(pages) << 32 | u64::from(page);
     intent.begin(Op::Free, pool.number(), FREE_EXTENT, [run, version]);
     announced();
-    let claimed = PageWord::new(Tag::Claimed, Some(owner.index), 0, word.extra());
+    let claimed = PageWord::new(Tag::Claimed, Some(owner.index), 0, pages);
     if !pool.page(page)?.replace(word, claimed) {
         intent.end();
         return Err(pool.not_allocated(offset));
     }
-    if private.is_some() {
-        list::unlink(pool, head(pool, slot), page)?;
+    // Kept only when that costs nothing: the intent is in use, so nothing is thrown out for it.
+    let mut cache = lock(cache);
+    let place = cache.kept.extents.iter().position(|(_, pages)| *pages == 0);
+    match place.filter(|_| pages <= MOST_KEPT) {
+        Some(place) => {
+            keep(pool, slot, place, page);
+            pool.page(page)?
+                .store(PageWord::new(Tag::Kept, Some(owner.index), 0, pages));
+            cache.kept.extents[place] = (page, pages);
+        }
+        None => release(pool, page, pages)?,
     }
-    release(pool, page, word.extra())?;
     intent.end();
     Ok(())
 }
@@ -195,13 +439,26 @@ pub(super) fn abandon(pool: &Pool, slot: &Slot, owner: SlotId, intent: &Intent) 
 
 /// Frees the private extents of a dead owner.
 pub(crate) fn recover(pool: &Pool, slot: &Slot, owner: SlotId) -> Result<()> {
-    list::take(pool, head(pool, slot), |page| {
+    let release_private = |page: u32| {
         let word = pool.page(page)?.load();
-        if word.tag() == Tag::Extent && word.owner() == Some(owner.index) {
-            release(pool, page, word.extra())?;
+        if matches!(word.tag(), Tag::Extent | Tag::Kept) && word.owner() == Some(owner.index) {
+            let claimed = PageWord::new(Tag::Claimed, Some(owner.index), 0, word.extra());
+            // It fails for a kept one that somebody takes at this moment.
+            if pool.page(page)?.replace(word, claimed) {
+                release(pool, page, word.extra())?;
+            }
         }
         Ok(())
-    })
+    };
+    list::take(pool, head(pool, slot), release_private)?;
+    // Kept ones, and those on their way between the list and being kept.
+    for kept in &slot.kept[pool.number() as usize % slot.kept.len()] {
+        let page = kept.swap(0, Ordering::AcqRel);
+        if page != 0 && page < pool.committed_pages() {
+            release_private(page)?;
+        }
+    }
+    Ok(())
 }
 
 /// Finishes or undoes what a thread of a dead process was doing to the pool. Its lists were recovered before.

@@ -22,6 +22,8 @@ pub enum Tag {
     Claimed = 4,
     /// Not for allocation.
     Reserved = 5,
+    /// First page of a free extent that its last owner keeps for itself, as long as nobody needs it more.
+    Kept = 6,
 }
 
 /// A page word: tag 4 bits | class 4 | owner's slot plus one 20 (0: nobody's) | reserved 4 | extra 32, from the low end. What
@@ -34,6 +36,7 @@ impl PageWord {
     pub const FREE: Self = Self(0);
 
     /// Puts a word together.
+    #[inline]
     #[must_use]
     pub fn new(tag: Tag, owner: Option<u32>, class: usize, extra: u32) -> Self {
         let owner = owner.map_or(0, |slot| u64::from(slot) + 1);
@@ -46,6 +49,7 @@ impl PageWord {
     }
 
     /// What the page is used for.
+    #[inline]
     #[must_use]
     pub fn tag(self) -> Tag {
         match self.0 & 0xf {
@@ -54,29 +58,34 @@ impl PageWord {
             2 => Tag::Extent,
             3 => Tag::Body,
             4 => Tag::Claimed,
+            6 => Tag::Kept,
             _ => Tag::Reserved,
         }
     }
 
     /// Its size class.
+    #[inline]
     #[must_use]
     pub fn class(self) -> usize {
         usize::from(self.0.to_le_bytes()[0] >> 4)
     }
 
     /// The slot that owns it. Nobody owns a shared extent, and an orphaned slab.
+    #[inline]
     #[must_use]
     pub fn owner(self) -> Option<u32> {
         (low(self.0 >> 8) & 0xf_ffff).checked_sub(1)
     }
 
     /// Pages of the extent that it starts; the version of a slab.
+    #[inline]
     #[must_use]
     pub fn extra(self) -> u32 {
         high(self.0)
     }
 
     /// The same without an owner.
+    #[inline]
     #[must_use]
     pub fn orphaned(self) -> Self {
         Self(self.0 & !(0xf_ffff << 8))
@@ -104,13 +113,15 @@ impl Word {
         PageWord(self.0.load(Ordering::SeqCst))
     }
 
-    /// Writes it: by its owner alone.
+    /// Writes it: by its owner alone. Release: who sees it sees what the owner wrote before.
+    #[inline]
     pub fn store(&self, word: PageWord) {
-        self.0.store(word.0, Ordering::SeqCst);
+        self.0.store(word.0, Ordering::Release);
     }
 
     /// Changes it if it is still as it was read.
     #[must_use]
+    #[inline]
     pub fn replace(&self, from: PageWord, to: PageWord) -> bool {
         self.0
             .compare_exchange(from.0, to.0, Ordering::SeqCst, Ordering::Relaxed)
@@ -147,9 +158,11 @@ const _: () = assert!(size_of::<PageMeta>() == 512);
 
 impl PageMeta {
     /// Counts one more use of the page, which the caller has claimed; returns the number, cut to what a page word holds.
+    #[inline]
     pub fn renew(&self) -> u32 {
         let version = self.version.load(Ordering::Relaxed).wrapping_add(1);
-        self.version.store(version, Ordering::SeqCst);
+        // Release: who sees the page in its next use sees the version of that use.
+        self.version.store(version, Ordering::Release);
         low(version)
     }
 }

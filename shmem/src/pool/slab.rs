@@ -18,7 +18,7 @@ use dragon_protocol::SlotId;
 use dragon_protocol::op::Op;
 
 use super::page::{BITMAP, PAGE, PageMeta, PageWord, Stamps, Tag, Word};
-use super::{Pool, extent, list};
+use super::{Cache, Pool, extent, list};
 use crate::error::Result;
 use crate::slot::Slot;
 use crate::sync::{AtomicU64, Ordering, crosswise, low};
@@ -270,15 +270,16 @@ impl Class {
 /// Allocates from a page of its own.
 pub(super) fn alloc_new(
     pool: &Pool,
-    cached: &mut Class,
+    cache: &mut Cache,
     slot: &Slot,
     owner: SlotId,
     intent: &Intent,
     class: usize,
 ) -> Result<Option<u64>> {
-    let Some(page) = extent::claim_pages(pool, owner, intent, 1)? else {
+    let Some(page) = extent::claim_pages(pool, &mut cache.near, owner, intent, 1)? else {
         return Ok(None);
     };
+    let cached = &mut cache.classes[class];
     let meta = pool.page_meta(page)?;
     for words in [&meta.allocated, &meta.shared, &meta.freed] {
         for word in words {
