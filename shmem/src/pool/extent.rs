@@ -36,8 +36,9 @@ const MOST_KEPT: u32 = 64;
 pub(super) struct Near {
     /// The chunk from which small runs are taken, and where in it the next search begins.
     chunk: Option<(u32, u32)>,
-    /// Where the search for a chunk without any page in use goes on.
+    /// Where the search for a chunk without any page in use goes on, and how many claims do without a search.
     search: u32,
+    skip: u32,
     /// Where the search for longer runs goes on.
     run: u32,
 }
@@ -174,6 +175,10 @@ impl Near {
     /// whatever the pool holds.
     fn find_chunk(&mut self, pool: &Pool, total: u32) -> Result<Option<u32>> {
         const LOOKS: u32 = 64;
+        if self.skip > 0 {
+            self.skip -= 1;
+            return Ok(None);
+        }
         let chunks = total / CHUNK_PAGES;
         for _ in 0..LOOKS.min(chunks) {
             if self.search >= chunks {
@@ -188,6 +193,8 @@ impl Near {
                 return Ok(Some(chunk));
             }
         }
+        // There is hardly any.
+        self.skip = LOOKS;
         Ok(None)
     }
 }
