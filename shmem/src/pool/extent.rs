@@ -155,7 +155,8 @@ pub(super) fn claim_pages(
     } else {
         hint.max(near.run.min(total))
     };
-    for (from, to) in [(start, total), (0, start.saturating_add(pages).min(total))] {
+    let beyond = |page: u32| page.saturating_add(pages).min(total);
+    for (from, to) in [(start, total), (hint, beyond(start)), (0, beyond(hint))] {
         if let Some(first) = claim_between(pool, owner, intent, pages, from, to)? {
             if first == hint || pages == 1 {
                 pool.hint()?
