@@ -21,10 +21,12 @@ pub mod ids;
 pub mod key;
 pub mod launch;
 pub mod op;
+pub mod pool;
 pub mod wire;
 
 pub use descriptor::Descriptor;
 pub use error::Code;
+pub use pool::PoolOptions;
 pub use ids::{NodeIndex, ObjectId, ObjectKind, RuntimeId, SlotId};
 
 /// Version of the control messages, the gateway requests and the wire, one number for all: daemons and clients of one

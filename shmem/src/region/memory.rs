@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
@@ -25,6 +26,8 @@ const ALIGN: usize = 64 << 10;
 pub(super) struct Memory {
     start: NonNull<u8>,
     size: u64,
+    /// Huge pages were asked for.
+    huge: AtomicBool,
     source: Source,
 }
 
@@ -87,6 +90,7 @@ impl Memory {
         Ok(Self {
             start,
             size,
+            huge: AtomicBool::new(false),
             source: Source::Mapped {
                 map,
                 fd: file.into(),
@@ -114,6 +118,7 @@ impl Memory {
             // SAFETY: less than ALIGN is skipped, which was added to the size.
             start: unsafe { allocated.add(skip) },
             size,
+            huge: AtomicBool::new(false),
             source: Source::Heap { allocated, layout },
         })
     }
@@ -143,6 +148,10 @@ impl Memory {
     }
 
     pub(super) fn commit(&self, offset: u64, length: u64) -> Result<()> {
+        if self.huge.load(Ordering::Relaxed) {
+            // Only a fault in an advised mapping gets a huge page: fallocate knows of no mapping.
+            self.populate(offset, length)?;
+        }
         match self.fd() {
             Some(fd) => rustix::fs::fallocate(fd, FallocateFlags::empty(), offset, length)
                 .map_err(system("fallocate")),
@@ -187,7 +196,9 @@ impl Memory {
             self.size,
             rustix::mm::Advice::LinuxHugepage,
             "madvise(MADV_HUGEPAGE)",
-        )
+        )?;
+        self.huge.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn advise(
