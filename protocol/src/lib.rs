@@ -26,8 +26,8 @@ pub mod wire;
 
 pub use descriptor::Descriptor;
 pub use error::Code;
-pub use pool::PoolOptions;
 pub use ids::{NodeIndex, ObjectId, ObjectKind, RuntimeId, SlotId};
+pub use pool::PoolOptions;
 
 /// Version of the control messages, the gateway requests and the wire, one number for all: daemons and clients of one
 /// runtime come from one release, and whoever differs is told so at the first contact.

@@ -1,7 +1,9 @@
 //! Errors of shared memory.
 
+use dragon_protocol::pool::PoolOptionError;
 use dragon_protocol::{Code, ObjectId, RuntimeId};
 
+use crate::pool::label::Label;
 use crate::pool::tag::PoolTag;
 
 /// What can go wrong with shared memory.
@@ -67,18 +69,26 @@ pub enum Error {
     },
     /// A pool is used up.
     #[error(
-        "pool {pool}: {asked} bytes do not fit: {free} of {limit} bytes are free; start the runtime with a larger pool (--pool)"
+        "pool {pool}: {asked} bytes do not fit: {free} of {limit} bytes are free{note}; free blocks, or take a pool with a larger limit (the default one's: start the runtime with --pool)"
     )]
     OutOfMemory {
         /// The pool.
-        pool: u32,
+        pool: Label,
         /// Bytes asked for.
         asked: u64,
         /// Bytes free in it.
         free: u64,
         /// Its limit.
         limit: u64,
+        /// Why the limit is what it is, with the punctuation that leads up to it.
+        note: Box<str>,
     },
+    /// An option of a pool is out of its range.
+    #[error(transparent)]
+    PoolOption(#[from] PoolOptionError),
+    /// A process that does not own a pool cannot commit or release its memory.
+    #[error("pool {0} belongs to the node's daemon, which alone releases its memory")]
+    NotTheOwner(Label),
     /// A block's address names a pool that the node does not have (any more).
     #[error(
         "there is no pool {0} on this node (any more); a pool goes when it was destroyed and nobody refers to it"
@@ -127,7 +137,8 @@ impl Error {
         match self {
             Self::System { .. } | Self::File { .. } => Code::System,
             Self::PrivateRegion => Code::Unsupported,
-            Self::NoSuchNumaNode { .. } => Code::InvalidArgument,
+            Self::NoSuchNumaNode { .. } | Self::PoolOption(_) => Code::InvalidArgument,
+            Self::NotTheOwner(_) => Code::Refused,
             Self::Region { .. } => Code::VersionMismatch,
             Self::OtherRuntime { .. } => Code::Refused,
             Self::Corrupt { .. } => Code::Corrupt,

@@ -34,6 +34,7 @@ pub use control::Control;
 pub use error::{Error, Result};
 pub use futex::{Deadline, WaitResult};
 pub use member::{Hooks, Member, Pin, ThreadGuard};
+pub use pool::table::PoolTable;
 pub use pool::tag::PoolTag;
 pub use pool::{Block, Pool};
 pub use region::Region;

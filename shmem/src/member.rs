@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use dragon_protocol::{ObjectId, ObjectKind, SlotId};
+use dragon_protocol::{Code, ObjectId, ObjectKind, PoolOptions, SlotId};
 use memmap2::MmapMut;
 use rustix::mm::Advice;
 
@@ -42,6 +42,26 @@ pub trait Hooks: Send + Sync {
     /// When there is no such pool (any more).
     fn pool(&self, tag: PoolTag) -> Result<(Pool, ObjectId)> {
         Err(Error::NoSuchPool(tag))
+    }
+
+    /// Makes a pool for the process of `slot`; also its object. Only the daemon makes pools.
+    ///
+    /// # Errors
+    /// When an option is out of its range, the node has as many pools as it can, or there is no memory.
+    fn create_pool(&self, options: &PoolOptions, slot: SlotId) -> Result<(Pool, ObjectId)> {
+        let _ = (options, slot);
+        Err(Error::Daemon(
+            Code::Unsupported,
+            "this process has no daemon that makes pools".to_owned(),
+        ))
+    }
+
+    /// Gives memory that no pool of the node uses back to the system; returns how many bytes. Only the daemon does that.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn trim(&self) -> Result<u64> {
+        Ok(0)
     }
 
     /// The pool that has a number now: for recovery, by the daemon alone.
@@ -494,7 +514,9 @@ impl Member {
         contents: impl FnOnce(&ObjectEntry),
     ) -> Result<()> {
         let place = self.place()?;
-        self.change_and_dispose(place, id, Change::Drop, contents)
+        let dropped = self.change_and_dispose(place, id, Change::Drop, contents);
+        self.tell_of_pool(id);
+        dropped
     }
 
     /// Frees the memory of an object to which nobody refers any more: the contents, the block, the entry. Each step can be
@@ -598,10 +620,12 @@ impl Member {
     /// # Errors
     /// As [`Member::give_directly`].
     pub fn drop_directly(&self, id: ObjectId, contents: impl FnOnce(&ObjectEntry)) -> Result<()> {
-        match self.control.change_directly(id, Change::Drop)? {
+        let dropped = match self.control.change_directly(id, Change::Drop)? {
             Outcome::Last => self.dispose(id, contents),
             _ => Ok(()),
-        }
+        };
+        self.tell_of_pool(id);
+        dropped
     }
 
     /// Records a shared block that this process now reads and will free with [`Member::free_held`]; recovery frees it

@@ -16,23 +16,30 @@
 //! The idea that a freed bitmap of its own makes ownership of a slab cheap is mimalloc's (local and thread-free lists);
 //! bits in place of lists make it recoverable.
 
+mod commit;
 pub mod extent;
+pub mod label;
 mod list;
 pub mod page;
 pub mod slab;
+pub mod table;
 pub mod tag;
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dragon_protocol::{NodeIndex, RuntimeId, SlotId};
+use dragon_protocol::{NodeIndex, PoolOptions, RuntimeId, SlotId};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, io};
 use crate::member::ThreadGuard;
-use crate::region::{Region, Shared};
+use crate::region::{Backing, Region, Shared};
 use crate::slot::{MAX_POOLS, Slot};
 use crate::sync::{AtomicU64, Ordering, low};
 use crate::thread::Intent;
+use commit::Truth;
 use page::{PAGE, PageMeta, PageWord, Stamps, Tag};
 use slab::{CLASSES, Class, class_of, class_size};
 use tag::PoolTag;
@@ -74,8 +81,11 @@ pub struct Pool {
     limit: u64,
     records: u64,
     stamps: u64,
-    /// What is committed, as the process that does it knows it: it does not believe what others could have overwritten.
-    truth: Option<Arc<Mutex<u64>>>,
+    /// No block is smaller.
+    minimum: u64,
+    name: Arc<str>,
+    /// What is committed; the owner's.
+    truth: Option<Truth>,
 }
 
 /// An allocated block.
@@ -101,7 +111,7 @@ pub struct Cache {
 pub struct Stats {
     /// Its limit in bytes.
     pub limit: u64,
-    /// Bytes committed.
+    /// Bytes committed, and not released again.
     pub committed: u64,
     /// Bytes in allocated blocks.
     pub used: u64,
@@ -132,28 +142,77 @@ impl Pool {
         tag: PoolTag,
         limit: u64,
     ) -> Result<Self> {
-        let limit = limit.max(CHUNK).next_multiple_of(CHUNK);
-        let meta = Region::create(
-            &format!("dragon-pool{}-meta", tag.number()),
-            META,
-            runtime,
-            tables(limit).2,
-        )?;
-        let name = format!("dragon-pool{}", tag.number());
-        let data = Region::create(&name, DATA, runtime, limit)?;
         let _ = node;
+        let options = PoolOptions {
+            limit,
+            ..PoolOptions::default()
+        };
+        Self::create_with(runtime, tag, &options)
+    }
+
+    /// Creates a pool with options. Nothing is committed yet, also not when they ask for it: that is the owner's, who knows
+    /// what memory there is.
+    ///
+    /// # Errors
+    /// When an option is out of its range, or the kernel refuses.
+    pub fn create_with(runtime: RuntimeId, tag: PoolTag, options: &PoolOptions) -> Result<Self> {
+        options.check()?;
+        let limit = limit_of(options);
+        let name = format!("dragon-pool{}", tag.number());
+        let (meta, data) = (format!("{name}-meta"), format!("{name}-{}", options.name));
+        let meta = Region::create(&meta, META, runtime, tables(limit).2)?;
+        let data = if options.file.is_empty() {
+            Region::create(data.trim_end_matches('-'), DATA, runtime, limit)?
+        } else {
+            let path = Path::new(OsStr::from_bytes(&options.file));
+            let data = Region::create_in_file(path, DATA, runtime, limit)?;
+            // Others get its descriptor; so nothing of it stays, whoever is killed.
+            std::fs::remove_file(path).map_err(io("unlink"))?;
+            data
+        };
+        if options.huge_pages {
+            data.advise_huge()?;
+        }
+        if let Some(node) = options.numa_node {
+            data.bind(node)?;
+        }
+        Self::init(meta, data, tag, options)
+    }
+
+    /// Creates a pool in memory of this process alone.
+    ///
+    /// # Errors
+    /// When an option is out of its range, or there is no memory.
+    pub fn create_private(runtime: RuntimeId, tag: PoolTag, options: &PoolOptions) -> Result<Self> {
+        options.check()?;
+        let limit = limit_of(options);
+        let meta = Region::create_private(META, runtime, tables(limit).2)?;
+        let data = Region::create_private(DATA, runtime, limit)?;
+        Self::init(meta, data, tag, options)
+    }
+
+    fn init(meta: Region, data: Region, tag: PoolTag, options: &PoolOptions) -> Result<Self> {
+        let limit = data.size();
         let words: &PoolWords = meta.view(WORDS)?;
         words.limit.store(limit, Ordering::Relaxed);
         words.tag.store(tag.to_u16().into(), Ordering::Relaxed);
+        let label = Self::label_of(&meta)?;
+        let minimum = u64::from(options.minimum_block);
+        label.minimum.store(minimum, Ordering::Relaxed);
+        let huge = u64::from(options.huge_pages);
+        label.huge.store(huge, Ordering::Relaxed);
+        label.set_name(&options.name);
         let (records, stamps, _) = tables(limit);
         let pool = Self {
             meta,
             data,
             tag,
             limit,
+            minimum,
+            name: Arc::from(options.name.as_str()),
             records,
             stamps,
-            truth: Some(Arc::default()),
+            truth: Some(Truth::default()),
         };
         // The data region's own header lies in the first page, which is therefore never free.
         pool.page(0)?
@@ -171,8 +230,28 @@ impl Pool {
         meta: (OwnedFd, u64),
         data: (OwnedFd, u64),
     ) -> Result<Self> {
+        Self::map_backed(runtime, number, meta, data, Backing::Memfd)
+    }
+
+    /// As [`Pool::map`], where the data lies in a file.
+    ///
+    /// # Errors
+    /// As [`Pool::map`].
+    pub fn map_backed(
+        runtime: RuntimeId,
+        number: u32,
+        meta: (OwnedFd, u64),
+        data: (OwnedFd, u64),
+        backing: Backing,
+    ) -> Result<Self> {
         let limit = data.1;
-        if !limit.is_multiple_of(CHUNK) || meta.1 != tables(limit).2 {
+        if !limit.is_multiple_of(CHUNK) || limit > PoolOptions::MOST_LIMIT {
+            return Err(Error::Corrupt {
+                what: "limit of a pool",
+                value: limit,
+            });
+        }
+        if meta.1 != tables(limit).2 {
             return Err(Error::Region {
                 what: "size of the pool's metadata",
                 expected: tables(limit).2,
@@ -180,7 +259,10 @@ impl Pool {
             });
         }
         let meta = Region::map(meta.0, meta.1, META, runtime)?;
-        let data = Region::map(data.0, data.1, DATA, runtime)?;
+        let data = match backing {
+            Backing::File => Region::map_file(data.0, data.1, DATA, runtime)?,
+            _ => Region::map(data.0, data.1, DATA, runtime)?,
+        };
         let (records, stamps, _) = tables(limit);
         let words: &PoolWords = meta.view(WORDS)?;
         let named = words.tag.load(Ordering::Relaxed);
@@ -192,15 +274,32 @@ impl Pool {
                 found: named >> 8,
             });
         };
+        let label = Self::label_of(&meta)?;
+        let (name, minimum) = label.read()?;
+        if label.huge.load(Ordering::Relaxed) != 0 {
+            // The daemon obtained what there is; without the advice this mapping uses it in small pieces.
+            let _ = data.advise_huge();
+        }
         Ok(Self {
             meta,
             data,
             tag,
             limit,
+            minimum,
+            name: name.into(),
             records,
             stamps,
             truth: None,
         })
+    }
+
+    /// The pool as others have it: without the right to commit.
+    #[must_use]
+    pub fn as_guest(&self) -> Self {
+        Self {
+            truth: None,
+            ..self.clone()
+        }
     }
 
     /// Its number within the node.
@@ -242,46 +341,16 @@ impl Pool {
             .min(self.limit)
     }
 
-    /// Commits so many more bytes, rounded up to 2 MiB, as far as the limit allows. For the daemon only.
-    ///
-    /// # Errors
-    /// When the limit is reached, or there is no memory.
-    pub fn commit(&self, bytes: u64) -> Result<()> {
-        let mut truth = self
-            .truth
-            .as_ref()
-            .map(|truth| truth.lock().unwrap_or_else(PoisonError::into_inner));
-        let committed = truth
-            .as_deref()
-            .map_or_else(|| self.committed(), |truth| *truth);
-        let more = bytes
-            .max(1)
-            .checked_next_multiple_of(CHUNK)
-            .unwrap_or(u64::MAX)
-            .min(self.limit - committed);
-        if more == 0 || bytes > self.limit {
-            return Err(self.out_of_memory(bytes));
-        }
-        self.data.commit(committed, more)?;
-        let word = &self.words()?.committed;
-        if let Some(truth) = truth.as_deref_mut() {
-            *truth = committed + more;
-            word.store(committed + more, Ordering::Release);
-        } else {
-            word.fetch_max(committed + more, Ordering::Release);
-        }
-        Ok(())
-    }
-
     /// The error of a pool without room for `asked` bytes.
     #[must_use]
     pub fn out_of_memory(&self, asked: u64) -> Error {
         let used = self.stats().map_or(self.limit, |stats| stats.used);
         Error::OutOfMemory {
-            pool: self.number(),
+            pool: self.label(),
             asked,
             free: self.limit.saturating_sub(used),
             limit: self.limit,
+            note: self.note(),
         }
     }
 
@@ -295,7 +364,7 @@ impl Pool {
         length: u64,
     ) -> Result<Option<Block>> {
         let block = |offset| Block { offset, length };
-        let Some(class) = class_of(length) else {
+        let Some(class) = class_of(length.max(self.minimum)) else {
             let found = self.alloc_extent(cache, slot, owner, thread, length)?;
             return Ok(found.map(block));
         };
@@ -516,9 +585,10 @@ impl Pool {
     /// When shared memory is corrupt.
     pub fn stats(&self) -> Result<Stats> {
         let committed = self.committed();
+        let released = self.label_words()?.released.load(Ordering::Relaxed);
         let mut stats = Stats {
             limit: self.limit,
-            committed,
+            committed: committed.saturating_sub(released),
             used: 0,
             blocks: 0,
         };
@@ -587,6 +657,10 @@ impl Pool {
     fn words(&self) -> Result<&PoolWords> {
         self.meta.view(WORDS)
     }
+}
+
+fn limit_of(options: &PoolOptions) -> u64 {
+    options.limit.max(CHUNK).next_multiple_of(CHUNK)
 }
 
 /// Where the pages' records and the stamps of their blocks start in the metadata, and where it ends.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use dragon_protocol::op::Op;
 use dragon_protocol::{NodeIndex, ObjectId, ObjectKind, RuntimeId, SlotId};
 use dragon_shmem::object::ObjectEntry;
+use dragon_shmem::pool::label::Label;
 use dragon_shmem::sync::{AtomicU32, AtomicU64, Ordering};
 use dragon_shmem::{Block, Control, Deadline, Error, Hooks, Member, Pool, clock, futex, recover};
 
@@ -278,10 +279,14 @@ struct NoMore;
 impl Hooks for NoMore {
     fn commit(&self, pool: u32, bytes: u64) -> Result<(), Error> {
         Err(Error::OutOfMemory {
-            pool,
+            pool: Label {
+                number: pool,
+                name: Box::default(),
+            },
             asked: bytes,
             free: 0,
             limit: LIMIT,
+            note: Box::default(),
         })
     }
 

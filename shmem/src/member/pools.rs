@@ -6,13 +6,14 @@
 //! first gives up what is private to it in the pool, then the reference; the mapping alone keeps nothing alive.
 
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dragon_protocol::ObjectId;
+use dragon_protocol::{ObjectId, ObjectKind, PoolOptions};
 
 use super::Member;
 use crate::error::{Error, Result};
-use crate::object::State;
+use crate::object::{ObjectEntry, State};
+use crate::pool::table;
 use crate::pool::tag::PoolTag;
 use crate::pool::{Block, Cache, Pool, ThreadRef};
 use crate::recover::Pools;
@@ -234,25 +235,40 @@ impl Member {
             Some(mapped) => mapped,
             None => self.map_pool(tag)?,
         };
-        if more(&mapped.users) {
-            return Ok(mapped);
+        match self.pin_mapped(&mapped) {
+            // The pool is gone; so is the mapping, with the last who uses it.
+            Err(Error::NoSuchObject(_)) => {
+                self.forget_mapped(&mapped);
+                Err(Error::NoSuchPool(tag))
+            }
+            pinned => pinned.map(|()| mapped),
         }
-        let changing = mapped
-            .changing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    }
+
+    fn forget_mapped(&self, mapped: &Arc<Mapped>) {
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |known: &mut Arc<Mapped>| Arc::ptr_eq(known, mapped);
+        if let Some(place) = pools.get_mut(mapped.pool.number() as usize) {
+            place.take_if(is_it);
+        }
+    }
+
+    fn pin_mapped(&self, mapped: &Mapped) -> Result<()> {
+        if more(&mapped.users) {
+            return Ok(());
+        }
+        let _changing = mapped.lock();
         if !more(&mapped.users) {
             self.attach(mapped.object, false)?;
             let slot = self.slot_entry()?;
-            let number = tag.number() as usize;
+            let number = mapped.pool.number() as usize;
             // The lists are empty, whoever had the slot before; and recovery looks at them from now on.
             slot.slabs[number].store(0, Ordering::Relaxed);
             slot.extents[number].store(0, Ordering::Relaxed);
             slot.pools.fetch_or(1 << number, Ordering::AcqRel);
             mapped.users.store(1, Ordering::Release);
         }
-        drop(changing);
-        Ok(mapped)
+        Ok(())
     }
 
     fn mapped(&self, tag: PoolTag) -> Option<Arc<Mapped>> {
@@ -304,13 +320,13 @@ impl Member {
         {
             return;
         }
-        let _changing = mapped
-            .changing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if mapped.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let left = {
+            let _changing = mapped.lock();
             // It fails only on memory that was scribbled over: then recovery, which looks twice, does what it can.
-            let _ = self.leave_pool(mapped);
+            mapped.users.fetch_sub(1, Ordering::AcqRel) == 1 && self.leave_pool(mapped).is_ok()
+        };
+        if left {
+            self.tell_of_pool(mapped.object);
         }
     }
 
@@ -324,13 +340,98 @@ impl Member {
         drop(thread);
         slot.pools
             .fetch_and(!(1 << mapped.pool.number()), Ordering::AcqRel);
-        let id = mapped.object;
-        self.detach(id)?;
-        // One reference is the daemon's: it is told when no other is left.
-        if self.control.object(id.index)?.references() <= 1 {
+        self.detach(mapped.object)
+    }
+
+    /// One reference to a pool is the daemon's: it is told when no other is left.
+    pub(super) fn tell_of_pool(&self, id: ObjectId) {
+        if id.kind != ObjectKind::Pool || id.node != self.control.node() {
+            return;
+        }
+        if let Ok(entry) = self.control.object(id.index)
+            && is_left_alone(entry)
+        {
             self.hooks.pool_released(id);
         }
-        Ok(())
+    }
+
+    /// Asks the daemon for a new pool, of which this process has the first use.
+    ///
+    /// # Errors
+    /// When an option is out of its range, the node has as many pools as it can, or there is no memory.
+    pub fn create_pool(&self, options: &PoolOptions) -> Result<(PoolTag, ObjectId, Pin)> {
+        options.check()?;
+        let (pool, object) = self.hooks.create_pool(options, self.slot)?;
+        let mapped = self.keep_mapped(pool, object);
+        self.pin_mapped(&mapped)?;
+        if options.pre_touch {
+            // Later accesses of this process find the pages in place. It has done its own part if that is refused.
+            let _ = mapped.pool.data().populate(0, mapped.pool.limit());
+        }
+        Ok((mapped.pool.tag(), object, Pin(Some(mapped))))
+    }
+
+    /// One use of the pool that is this object. The caller has a reference.
+    ///
+    /// # Errors
+    /// When it was destroyed, or is no pool.
+    pub fn pin_object(&self, id: ObjectId) -> Result<(PoolTag, Pin)> {
+        let entry = self.control.entry(id)?;
+        let corrupt = || Error::Corrupt {
+            what: "tag of a pool",
+            value: id.index.into(),
+        };
+        let tag = table::tag_of(entry).ok_or_else(corrupt)?;
+        if entry.read().0 != State::Alive {
+            return Err(Error::Destroyed(id));
+        }
+        let mapped = self.pin_pool(tag)?;
+        if mapped.object != id {
+            self.unpin_pool(&mapped);
+            return Err(corrupt());
+        }
+        Ok((tag, Pin(Some(mapped))))
+    }
+
+    /// Notes a pool of which this member is the owner.
+    pub(crate) fn keep_pool(&self, pool: &Pool, object: ObjectId) {
+        self.keep_mapped(pool.clone(), object);
+    }
+
+    /// The owner gives up its reference to a pool, unless others have one or it uses the pool itself; true when nobody has
+    /// one any more.
+    pub(crate) fn give_pool_up(&self, tag: PoolTag, id: ObjectId, destroyed: bool) -> bool {
+        let Some(mapped) = self.mapped(tag) else {
+            return false;
+        };
+        let _changing = mapped.lock();
+        let alone =
+            |entry: &ObjectEntry| is_left_alone(entry) && (destroyed || entry.in_transit() == 0);
+        let used = mapped.users.load(Ordering::Acquire) > 0;
+        if used || !self.control.entry(id).is_ok_and(alone) {
+            return false;
+        }
+        // It fails only on memory that was scribbled over.
+        let _ = self.detach(id);
+        if self.control.entry(id).is_ok() && self.attach(id, false).is_ok() {
+            // Somebody was quicker.
+            return false;
+        }
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        pools[tag.number() as usize] = None;
+        true
+    }
+}
+
+/// Whether the daemon alone refers to a pool, descriptors on their way apart.
+fn is_left_alone(entry: &ObjectEntry) -> bool {
+    entry.references().saturating_sub(entry.in_transit()) <= 1
+}
+
+impl Mapped {
+    // Nothing is left half done by a panic while the lock is held: what it guards is counted last.
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
