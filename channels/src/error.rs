@@ -107,6 +107,12 @@ pub enum Error {
         /// The place.
         membership: Membership,
     },
+    /// A pool of another node: its blocks lie in that node's memory.
+    #[error(
+        "pool {0} lies on node {node}: its blocks can be used there only; attach in a process of that node, or send messages",
+        node = .0.node
+    )]
+    NotHere(ObjectId),
     /// The operation on an object of another node failed.
     #[error("object {1}: {0}")]
     Remote(Code, ObjectId),
@@ -153,6 +159,7 @@ impl Error {
             Self::SetFull { .. } => Code::TableFull,
             Self::NoSuchMember { .. } => Code::InvalidArgument,
             Self::Remote(code, _) => *code,
+            Self::NotHere(_) => Code::Unsupported,
             Self::Memory(error) => error.code(),
         }
     }

@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
-use dragon_protocol::{NodeIndex, ObjectId, RuntimeId};
-use dragon_shmem::{Control, Hooks, Member, Pool};
+use dragon_protocol::{NodeIndex, RuntimeId};
+use dragon_shmem::pool::table::{InProcess, PoolTable, Unlimited};
+use dragon_shmem::{Control, Member, Pool};
 
 use crate::error::Result;
 
@@ -27,6 +28,7 @@ use crate::error::Result;
 pub struct LocalNode {
     control: Control,
     pool: Pool,
+    pools: Arc<PoolTable>,
     daemon: Arc<Member>,
 }
 
@@ -45,11 +47,14 @@ impl LocalNode {
         let control = Control::create(RUNTIME, NodeIndex::FIRST, cpus)?;
         let pool = Pool::create(RUNTIME, NodeIndex::FIRST, 0, LIMIT)?;
         let slot = control.claim_daemon_slot()?;
-        let hooks = Box::new(Direct(pool.clone()));
+        let pools = PoolTable::new(pool.clone(), Box::new(Unlimited));
+        let hooks = Box::new(InProcess(Arc::clone(&pools)));
         let daemon = Member::new(control.clone(), pool.clone(), slot, hooks)?;
+        pools.set_owner(&daemon);
         Ok(Self {
             control,
             pool,
+            pools,
             daemon,
         })
     }
@@ -60,7 +65,7 @@ impl LocalNode {
     /// When all slots are taken.
     pub fn member(&self) -> Result<Arc<Member>> {
         let slot = self.control.claim_slot(std::process::id())?;
-        let hooks = Box::new(Direct(self.pool.clone()));
+        let hooks = Box::new(InProcess(Arc::clone(&self.pools)));
         Ok(Member::new(
             self.control.clone(),
             self.pool.clone(),
@@ -89,15 +94,4 @@ impl LocalNode {
 /// When the kernel refuses memory.
 pub fn member() -> Result<Arc<Member>> {
     LocalNode::new()?.member()
-}
-
-/// Commits memory itself; there is no agent to notify.
-struct Direct(Pool);
-
-impl Hooks for Direct {
-    fn commit(&self, _: u32, bytes: u64) -> dragon_shmem::Result<()> {
-        self.0.commit(bytes)
-    }
-
-    fn notify(&self, _: ObjectId) {}
 }

@@ -14,7 +14,7 @@ use crate::remote;
 use crate::set::subscribers::{self, AGENT, SUBSCRIBED};
 use crate::set::{Interest, Set};
 use crate::wait::{self, Spin, WaitWord};
-use crate::{Channel, Deadline, Event, Lock, ProcessObject, Semaphore};
+use crate::{Channel, Deadline, Event, Lock, PoolHandle, ProcessObject, Semaphore};
 
 /// A handle on an object of any kind.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub enum Object {
     Process(ProcessObject),
     /// A set.
     Set(Set),
+    /// A pool.
+    Pool(PoolHandle),
 }
 
 impl Object {
@@ -47,6 +49,7 @@ impl Object {
             ObjectKind::Semaphore => Self::Semaphore(Semaphore::attach(member, descriptor, adopt)?),
             ObjectKind::Process => Self::Process(ProcessObject::attach(member, descriptor, adopt)?),
             ObjectKind::Set => Self::Set(Set::attach(member, descriptor, adopt)?),
+            ObjectKind::Pool => Self::Pool(PoolHandle::attach(member, descriptor, adopt)?),
             _ => return Err(dragon_shmem::Error::WrongKind(descriptor.object).into()),
         })
     }

@@ -8,6 +8,7 @@
 mod death;
 mod objects;
 mod operations;
+mod pools;
 mod references;
 mod sets;
 mod waiting;

@@ -99,8 +99,10 @@ impl ObjectEntry {
     }
 
     fn is(&self, id: ObjectId) -> bool {
-        let (state, _, generation, _) = self.read();
-        generation == id.generation && matches!(state, State::Alive | State::Destroyed)
+        let (state, kind, generation, _) = self.read();
+        generation == id.generation
+            && kind == id.kind as u8
+            && matches!(state, State::Alive | State::Destroyed)
     }
 }
 
@@ -222,7 +224,8 @@ impl Control {
             // After the number was read: so the change meets this object or none.
             if !entry.is(id) && change != Change::Create {
                 held.clear();
-                return Err(Error::NoSuchObject(id));
+                // It may be of another kind.
+                return Err(self.entry(id).err().unwrap_or(Error::NoSuchObject(id)));
             }
             held.set(id, number, held::State::before(change));
             let pending = Pending {

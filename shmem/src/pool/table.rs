@@ -11,7 +11,7 @@ use dragon_protocol::{ObjectId, ObjectKind, PoolOptions, SlotId};
 use super::Pool;
 use super::tag::PoolTag;
 use crate::error::{Error, Result};
-use crate::member::Member;
+use crate::member::{Hooks, Member};
 use crate::object::{ObjectEntry, State};
 use crate::slot::MAX_POOLS;
 use crate::sync::{Ordering, low};
@@ -278,6 +278,38 @@ impl PoolTable {
     // A thread that panicked left the table consistent: each change is a single assignment.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What members need of a table of their own process: for examples, tests and measurements.
+#[derive(Clone, Debug)]
+pub struct InProcess(pub Arc<PoolTable>);
+
+impl Hooks for InProcess {
+    fn commit(&self, pool: u32, bytes: u64) -> Result<()> {
+        self.0.commit(pool, bytes)
+    }
+
+    fn notify(&self, _: ObjectId) {}
+
+    fn pool(&self, tag: PoolTag) -> Result<(Pool, ObjectId)> {
+        self.0.find(tag)
+    }
+
+    fn create_pool(&self, options: &PoolOptions, slot: SlotId) -> Result<(Pool, ObjectId)> {
+        self.0.create(options, slot)
+    }
+
+    fn trim(&self) -> Result<u64> {
+        self.0.trim()
+    }
+
+    fn numbered_pool(&self, number: u32) -> Option<Pool> {
+        self.0.numbered(number)
+    }
+
+    fn pool_released(&self, object: ObjectId) {
+        self.0.released(object);
     }
 }
 
