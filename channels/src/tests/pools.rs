@@ -31,7 +31,7 @@ fn a_message_carries_a_block_of_any_pool() {
         channel.send_block(block, 7, Deadline::Now).unwrap();
         let message = theirs.receive(Deadline::Now).unwrap();
         assert_eq!(message.block().map(PoolTag::of), Some(tag));
-        assert_eq!(&message.into_vec()[length as usize - 5..], b"ended");
+        assert!(message.into_vec().ends_with(b"ended"));
         assert_eq!(pool.stats().unwrap().blocks, 0);
     }
     // The message outlives its sender and the sender's handle, and the receiver's lease outlives both.
@@ -69,9 +69,8 @@ fn a_receiver_that_dies_with_a_lease_keeps_no_pool() {
     assert_eq!(recovered.blocks, 1);
     assert_eq!(pool.stats().unwrap().blocks, 0, "{lease:?}");
     drop(pool);
-    let free = |kind: &str| format!("{kind} {:?}", node.daemon().control().totals());
     let again = PoolHandle::create(&sender, &options("again")).unwrap();
-    assert_eq!(again.tag().generation(), 0, "{}", free("another number"));
+    assert_eq!(again.stats().unwrap().blocks, 0);
 }
 
 #[test]
