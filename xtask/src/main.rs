@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask build | run | test | bench | setup`.
+//! Developer commands: `cargo xtask build | run | test | bench | torture | setup`.
 //!
 //! Each command does its own set-up, so that it can be the first thing typed in a fresh clone.
 
@@ -9,6 +9,7 @@ mod python;
 mod repo;
 mod setup;
 mod test;
+mod torture;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -50,6 +51,17 @@ enum Task {
     },
     /// Print a table of measurements beside those of peers, taken in the same run
     Bench(bench::Args),
+    /// Kill a process at every instruction of every operation on shared memory, and look at what is left
+    #[command(disable_help_flag = true)]
+    Torture {
+        /// What to give to the program: --kills N, --seed S, --operation NAME, --list, …
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<OsString>,
+    },
     /// Install the Debian packages that the tests and the Slurm plugin's build need (as root)
     Setup,
 }
@@ -77,6 +89,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         }
         Task::Test { groups } => return test::test(&repo, &groups),
         Task::Bench(args) => bench::bench(&repo, &args)?,
+        Task::Torture { args } => return torture::torture(&repo, &args),
         Task::Setup => setup::install(&setup::DEBIAN_PACKAGES)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,150 @@
+//! A node of a runtime for one operation: its regions, its daemon (this process, slot 0), and what can be counted in it.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use dragon_protocol::{NodeIndex, ObjectId, RuntimeId, SlotId};
+use dragon_shmem::object::State;
+use dragon_shmem::sync::Ordering;
+use dragon_shmem::{Control, Error, Hooks, Member, Pool};
+
+const RUNTIME: RuntimeId = RuntimeId(0x0dd_c0de);
+/// Objects have the lowest free entry; no operation here makes so many.
+const ENTRIES: u32 = 192;
+
+/// The regions of a node, and the member that plays its daemon.
+pub(crate) struct World {
+    pub(crate) control: Control,
+    /// As a client maps it.
+    pub(crate) pool: Pool,
+    pub(crate) daemon: Arc<Member>,
+}
+
+impl World {
+    /// A node with `cpus` granted, and a pool of `limit` bytes, all of it committed.
+    pub(crate) fn new(cpus: u32, limit: u64) -> Result<Self> {
+        let control = Control::create(RUNTIME, NodeIndex::FIRST, cpus)?;
+        let made = Pool::create(RUNTIME, NodeIndex::FIRST, 0, limit)?;
+        made.commit(limit)?;
+        let pool = made.as_guest();
+        let slot = control.claim_daemon_slot()?;
+        let hooks = Box::new(NoMore(pool.clone()));
+        let daemon = Member::new(control.clone(), made, slot, hooks)?;
+        Ok(Self {
+            control,
+            pool,
+            daemon,
+        })
+    }
+
+    /// A member for this process with a slot that the daemon gave out.
+    pub(crate) fn member(&self, slot: SlotId) -> Result<Arc<Member>> {
+        let hooks = Box::new(NoMore(self.pool.clone()));
+        let (control, pool) = (self.control.clone(), self.pool.clone());
+        Ok(Member::new(control, pool, slot, hooks)?)
+    }
+
+    /// Everything that must come back to its start value.
+    pub(crate) fn counts(&self) -> Result<Counts> {
+        let stats = self.daemon.pool().stats()?;
+        let mut objects = Vec::new();
+        for index in 0..ENTRIES {
+            let entry = self.control.object(index)?;
+            let (state, kind, _, _) = entry.read();
+            if state != State::Free {
+                objects.push(Counted {
+                    index,
+                    state,
+                    kind,
+                    references: entry.references(),
+                    in_transit: entry.in_transit(),
+                });
+            }
+        }
+        Ok(Counts {
+            used: stats.used,
+            blocks: stats.blocks,
+            objects,
+            slots: self.control.slots().count(),
+            spinners: self.control.words().spinners.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Whether every page is free: one block fits over all of them.
+    pub(crate) fn is_empty(&self) -> Result<bool> {
+        const PAGE: u64 = 64 << 10;
+        match self.daemon.try_alloc(self.pool.limit() - PAGE)? {
+            Some(block) => {
+                self.daemon.free(block.offset)?;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+}
+
+/// What is in use on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Counts {
+    used: u64,
+    blocks: u64,
+    objects: Vec<Counted>,
+    slots: usize,
+    spinners: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Counted {
+    index: u32,
+    state: State,
+    kind: u8,
+    references: u32,
+    in_transit: u32,
+}
+
+impl Counts {
+    /// In what this differs from how it was before; `None` when in nothing.
+    pub(crate) fn leak(&self, before: &Self) -> Option<String> {
+        if self == before {
+            return None;
+        }
+        let mut text = String::new();
+        let mut number = |what: &str, was: u64, is: u64| {
+            if was != is {
+                // Writing to a String does not fail.
+                let _ = write!(text, "{what} {was} before, {is} after; ");
+            }
+        };
+        number("used bytes", before.used, self.used);
+        number("blocks", before.blocks, self.blocks);
+        number("slots", before.slots as u64, self.slots as u64);
+        number("spinners", before.spinners.into(), self.spinners.into());
+        for (from, to, word) in [(before, self, "gone"), (self, before, "left")] {
+            for object in &from.objects {
+                if !to.objects.contains(object) {
+                    let _ = write!(text, "{word}: {object:?}; ");
+                }
+            }
+        }
+        Some(text.trim_end_matches("; ").to_owned())
+    }
+}
+
+/// Everything is committed from the start, as if the daemon had reached the pool's limit.
+struct NoMore(Pool);
+
+impl Hooks for NoMore {
+    fn commit(&self, _: u32, bytes: u64) -> Result<(), Error> {
+        Err(self.0.out_of_memory(bytes))
+    }
+
+    fn notify(&self, _: ObjectId) {}
+}
+
+/// Recovers a dead process, as the daemon does.
+pub(crate) fn recover(world: &World, slot: SlotId) -> Result<()> {
+    dragon_channels::recover(&world.daemon, slot)
+        .map(drop)
+        .context("recovery failed")
+}
