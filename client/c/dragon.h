@@ -71,6 +71,8 @@ typedef struct dragon_lock dragon_lock;
 typedef struct dragon_event dragon_event;
 typedef struct dragon_semaphore dragon_semaphore;
 typedef struct dragon_process dragon_process;
+typedef struct dragon_pool dragon_pool;
+typedef struct dragon_pool_block dragon_pool_block;
 
 /* Bytes of the caller. The same layout as struct iovec. */
 typedef struct dragon_bytes {
@@ -131,6 +133,28 @@ typedef struct dragon_spawn_request {
     const char *directory;          /* working directory; NULL: the caller's */
     const dragon_channel *notify;   /* gets one exit notice (24 bytes) when the process has ended; NULL: nobody does */
 } dragon_spawn_request;
+
+/* How a pool is to be made. Set size to sizeof(dragon_pool_options), numa_node to -1, and all that is not needed to 0. */
+typedef struct dragon_pool_options {
+    size_t size;
+    uint64_t limit;         /* bytes that it may grow to, rounded up to 2 MiB; 0: 1 GiB */
+    uint64_t user;          /* a number of the caller's choice, carried in descriptors */
+    uint32_t minimum_block; /* no block is smaller: a power of two from 64 to 32768; 0: 64 */
+    int32_t huge_pages;     /* not 0: ask for huge pages; dragon_pool_stats.huge tells what was obtained */
+    int32_t numa_node;      /* take all memory from this NUMA node; -1: from any */
+    int32_t pre_touch;      /* not 0: take and touch all memory at once */
+    const char *name;       /* for people, at most 64 bytes; NULL: none */
+    const char *file;       /* absolute path of a file that is made to hold the data; NULL: in memory */
+} dragon_pool_options;
+
+/* How full a pool is. */
+typedef struct dragon_pool_stats {
+    uint64_t limit;     /* bytes that it may grow to */
+    uint64_t committed; /* bytes that it has taken from the system */
+    uint64_t used;      /* bytes in blocks */
+    uint64_t blocks;
+    uint64_t huge;      /* bytes of this process's mapping that lie in huge pages */
+} dragon_pool_stats;
 
 /* One result of dragon_spawn_many. */
 typedef struct dragon_spawn_result {
@@ -233,6 +257,29 @@ int32_t dragon_semaphore_export(const dragon_semaphore *semaphore, uint8_t descr
 int32_t dragon_semaphore_acquire(const dragon_semaphore *semaphore, int64_t timeout);
 int32_t dragon_semaphore_release(const dragon_semaphore *semaphore, uint32_t count);
 int32_t dragon_semaphore_value(const dragon_semaphore *semaphore, uint32_t *value);
+
+/* Pools ------------------------------------------------------------------------------------------------------------ */
+
+/* A pool of shared memory on this node, apart from the default one. It goes when nobody has a handle on it, or a message
+ * in it, and it either was destroyed or holds no block. options may be NULL. */
+int32_t dragon_pool_create(const dragon_pool_options *options, dragon_pool **pool);
+int32_t dragon_pool_attach(const uint8_t descriptor[32], int32_t adopt, dragon_pool **pool);
+int32_t dragon_pool_close(dragon_pool *pool);
+int32_t dragon_pool_destroy(const dragon_pool *pool);
+int32_t dragon_pool_descriptor(const dragon_pool *pool, uint8_t descriptor[32]);
+int32_t dragon_pool_export(const dragon_pool *pool, uint8_t descriptor[32]);
+/* Counted page by page: not for hot paths. */
+int32_t dragon_pool_get_stats(const dragon_pool *pool, dragon_pool_stats *stats);
+/* Gives memory that no pool of this node uses back to the system; *released (may be NULL): how many bytes. */
+int32_t dragon_pool_trim(uint64_t *released);
+/* Allocates a block. It is this process's until it is sent or freed, and goes with the process. */
+int32_t dragon_pool_alloc(const dragon_pool *pool, uint64_t length, dragon_pool_block **block);
+/* Where the block lies, until it is sent or freed. data and length may be NULL. */
+int32_t dragon_pool_block_data(dragon_pool_block *block, void **data, uint64_t *length);
+int32_t dragon_pool_block_free(dragon_pool_block *block);
+/* Sends a block without copying it. With success it is the receiver's and *block is NULL; otherwise it stays, and *block
+ * may have changed. */
+int32_t dragon_pool_block_send(dragon_pool_block **block, const dragon_channel *channel, uint64_t hint, int64_t timeout);
 
 /* Processes -------------------------------------------------------------------------------------------------------- */
 

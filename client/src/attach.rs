@@ -183,6 +183,16 @@ fn receive_with_descriptors(
     buffer: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
 ) -> Result<()> {
+    // The whole attach is tried again by the caller, who may have a signal handler to run first.
+    receive(socket, buffer, descriptors, || Err(Error::Interrupted))
+}
+
+fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+    interrupted: impl Fn() -> Result<()>,
+) -> Result<()> {
     let mut filled = 0;
     while filled < buffer.len() {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT))];
@@ -191,8 +201,10 @@ fn receive_with_descriptors(
         let received =
             match rustix::net::recvmsg(socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
                 Ok(received) => received,
-                // The whole attach is tried again by the caller, who may have a signal handler to run first.
-                Err(rustix::io::Errno::INTR) => return Err(Error::Interrupted),
+                Err(rustix::io::Errno::INTR) => {
+                    interrupted()?;
+                    continue;
+                }
                 Err(error) => return Err(ended(error)),
             };
         for message in control.drain() {
@@ -214,18 +226,13 @@ fn receive_with_descriptors(
     Ok(())
 }
 
-/// Reads exactly `buffer.len()` bytes, signals or not.
-pub(crate) fn receive_exact(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<()> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match rustix::net::recv(socket, &mut buffer[filled..], RecvFlags::empty()) {
-            Ok((0, _)) => return Err(Error::RuntimeGone("end of file".to_owned())),
-            Ok((received, _)) => filled += received,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(ended(error)),
-        }
-    }
-    Ok(())
+/// Reads exactly `buffer.len()` bytes, signals or not; descriptors that come along are appended.
+pub(crate) fn receive_exact(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> Result<()> {
+    receive(socket, buffer, descriptors, || Ok(()))
 }
 
 /// The peer of a unix socket is gone in several ways that are all the same to the caller.

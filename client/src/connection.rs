@@ -37,6 +37,15 @@ impl Connection {
     /// Asks the daemon, and waits for its answer. Signals do not end the wait: the answer may carry a reference that
     /// would be lost.
     pub(crate) fn request(&self, request: &ClientRequest) -> Result<ClientReply> {
+        self.request_with_descriptors(request)
+            .map(|(reply, _)| reply)
+    }
+
+    /// As [`Connection::request`], with the descriptors that come with the answer.
+    pub(crate) fn request_with_descriptors(
+        &self,
+        request: &ClientRequest,
+    ) -> Result<(ClientReply, Vec<OwnedFd>)> {
         let mut bytes = Vec::new();
         frame::encode(request, &mut bytes)?;
         let mut broken = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,21 +58,22 @@ impl Connection {
             *broken = Some(error.to_string());
         }
         match reply? {
-            ClientReply::Failed(code, text) => Err(Error::Daemon { code, text }),
+            (ClientReply::Failed(code, text), _) => Err(Error::Daemon { code, text }),
             reply => Ok(reply),
         }
     }
 
-    fn converse(&self, request: &[u8]) -> Result<ClientReply> {
+    fn converse(&self, request: &[u8]) -> Result<(ClientReply, Vec<OwnedFd>)> {
         let socket = self
             .socket()
             .ok_or_else(|| Error::RuntimeGone("this process has detached".to_owned()))?;
         send_all(socket, request)?;
         let mut head = [0; 4];
-        receive_exact(socket, &mut head)?;
+        let mut descriptors = Vec::new();
+        receive_exact(socket, &mut head, &mut descriptors)?;
         let mut body = vec![0; frame::body_length(head)?];
-        receive_exact(socket, &mut body)?;
-        Ok(frame::decode(&body)?)
+        receive_exact(socket, &mut body, &mut descriptors)?;
+        Ok((frame::decode(&body)?, descriptors))
     }
 
     /// The socket, unless this process has closed it.

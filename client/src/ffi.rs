@@ -11,12 +11,14 @@ pub mod descriptor;
 pub mod event;
 pub mod last_error;
 pub mod lock;
+pub mod pool;
 pub mod process;
 pub mod runtime;
 pub mod semaphore;
 pub mod spawn;
 
 pub use channel::{DragonBytes, DragonMessage};
+pub use pool::{DragonPoolOptions, DragonPoolStats};
 pub use runtime::{DragonNode, DragonRuntime, DragonStat};
 pub use spawn::{DragonSpawnRequest, DragonSpawnResult};
 

@@ -17,8 +17,9 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use dragon_protocol::attach::{Attached, Region, RegionKind};
 use dragon_protocol::control::{ClientReply, ClientRequest, Membership};
-use dragon_protocol::{NodeIndex, ObjectId, RuntimeId, SlotId};
-use dragon_shmem::{Control, Hooks, Member, Pool};
+use dragon_protocol::{NodeIndex, ObjectId, PoolOptions, RuntimeId, SlotId};
+use dragon_shmem::region::Backing;
+use dragon_shmem::{Control, Hooks, Member, Pool, PoolTag};
 
 use crate::attach::{self, Admission};
 use crate::connection::Connection;
@@ -222,7 +223,10 @@ impl Session {
             .ok_or_else(|| Error::BadReply("an attach reply without a slot".to_owned()))?;
         let connection = Connection::new(socket);
         let (control, pool) = map(&attached, descriptors)?;
-        let hooks = ClientHooks(Arc::clone(&connection));
+        let hooks = ClientHooks {
+            connection: Arc::clone(&connection),
+            runtime: attached.runtime,
+        };
         let member = Member::new(control, pool, slot, Box::new(hooks))?;
         Ok(Self {
             connection,
@@ -236,18 +240,84 @@ impl Session {
 }
 
 /// What the layers below need of a client.
-struct ClientHooks(Arc<Connection>);
+struct ClientHooks {
+    connection: Arc<Connection>,
+    runtime: RuntimeId,
+}
+
+impl ClientHooks {
+    fn ask(&self, request: &ClientRequest) -> dragon_shmem::Result<(ClientReply, Vec<OwnedFd>)> {
+        let asked = self.connection.request_with_descriptors(request);
+        asked.map_err(|error| dragon_shmem::Error::Daemon(error.code(), error.to_string()))
+    }
+
+    /// Asks for a pool, and maps it.
+    fn ask_for_pool(&self, request: &ClientRequest) -> dragon_shmem::Result<(Pool, ObjectId)> {
+        let (reply, descriptors) = self.ask(request)?;
+        let ClientReply::Pool(given) = reply else {
+            return Err(bad_reply(&unexpected("a pool", &reply)));
+        };
+        let Ok([meta, data]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+            let text =
+                "a pool without its two regions; is the limit of open files (ulimit -n) used up?";
+            return Err(bad_reply(&Error::BadReply(text.to_owned())));
+        };
+        let backing = if given.file {
+            Backing::File
+        } else {
+            Backing::Memfd
+        };
+        let corrupt = || dragon_shmem::Error::Corrupt {
+            what: "tag of a pool",
+            value: given.tag.into(),
+        };
+        let tag = PoolTag::from_u16(given.tag).ok_or_else(corrupt)?;
+        let (meta, data) = ((meta, given.meta), (data, given.data));
+        let pool = Pool::map_backed(self.runtime, tag.number(), meta, data, backing)?;
+        if pool.tag() == tag {
+            Ok((pool, given.object))
+        } else {
+            Err(corrupt())
+        }
+    }
+}
+
+fn bad_reply(error: &Error) -> dragon_shmem::Error {
+    dragon_shmem::Error::Daemon(error.code(), error.to_string())
+}
 
 impl Hooks for ClientHooks {
     fn commit(&self, pool: u32, bytes: u64) -> dragon_shmem::Result<()> {
-        match self.0.request(&ClientRequest::Commit { pool, bytes }) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(dragon_shmem::Error::Daemon(error.code(), error.to_string())),
-        }
+        self.ask(&ClientRequest::Commit { pool, bytes }).map(drop)
     }
 
     /// Called when the agent could not be told through its gateway: there is no agent then, and nobody else to tell.
     fn notify(&self, _object: ObjectId) {}
+
+    fn pool(&self, tag: PoolTag) -> dragon_shmem::Result<(Pool, ObjectId)> {
+        let tag = tag.to_u16();
+        self.ask_for_pool(&ClientRequest::MapPool { tag })
+    }
+
+    fn create_pool(
+        &self,
+        options: &PoolOptions,
+        _: SlotId,
+    ) -> dragon_shmem::Result<(Pool, ObjectId)> {
+        self.ask_for_pool(&ClientRequest::CreatePool(options.clone()))
+    }
+
+    fn pool_released(&self, object: ObjectId) {
+        // It fails only when the runtime is gone, and the pool with it.
+        let _ = self.ask(&ClientRequest::PoolReleased(object));
+    }
+
+    fn trim(&self) -> dragon_shmem::Result<u64> {
+        match self.ask(&ClientRequest::TrimPools)? {
+            (ClientReply::Trimmed(bytes), _) => Ok(bytes),
+            (other, _) => Err(bad_reply(&unexpected("a number of bytes", &other))),
+        }
+    }
 }
 
 pub(crate) fn unexpected(asked: &str, got: &ClientReply) -> Error {

@@ -14,8 +14,8 @@ use std::process::Command;
 
 use dragon::Code;
 use dragon::ffi::{
-    DragonBytes, DragonMessage, DragonNode, DragonRuntime, DragonSpawnRequest, DragonSpawnResult,
-    DragonStat,
+    DragonBytes, DragonMessage, DragonNode, DragonPoolOptions, DragonPoolStats, DragonRuntime,
+    DragonSpawnRequest, DragonSpawnResult, DragonStat,
 };
 
 use support::{compile, crate_dir, library, stdout};
@@ -103,6 +103,28 @@ fn header_and_library_agree_on_layouts_and_numbers() {
         address
     );
     layout!(DragonStat, "dragon_stat", name, value);
+    layout!(
+        DragonPoolOptions,
+        "dragon_pool_options",
+        size,
+        limit,
+        user,
+        minimum_block,
+        huge_pages,
+        numa_node,
+        pre_touch,
+        name,
+        file
+    );
+    layout!(
+        DragonPoolStats,
+        "dragon_pool_stats",
+        limit,
+        committed,
+        used,
+        blocks,
+        huge
+    );
     layout!(DragonSpawnResult, "dragon_spawn_result", code, pid, process);
     layout!(
         DragonSpawnRequest,
@@ -254,6 +276,7 @@ fn c_type(kind: &str) -> String {
     }
     match kind {
         "u8" => "uint8_t".to_owned(),
+        "c_void" => "void".to_owned(),
         "i32" => "int32_t".to_owned(),
         "u32" => "uint32_t".to_owned(),
         "i64" => "int64_t".to_owned(),

@@ -49,6 +49,14 @@ fn forked_children_use_inherited_handles() {
 }
 
 #[test]
+fn pools() {
+    let runtime = SmallRuntime::start();
+    program(&runtime, "pools.c");
+    assert_eq!(runtime.pools(), 0);
+    assert_eq!(runtime.blocks(), 0);
+}
+
+#[test]
 fn a_signal_interrupts_a_wait() {
     let runtime = SmallRuntime::start();
     let dir = tempfile::tempdir().unwrap();

@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::link::read_frame;
+use crate::memory::Memory;
 use crate::readable::end_of;
 use crate::services::Event;
 
@@ -42,6 +43,8 @@ pub struct Shared {
     pub node: NodeIndex,
     /// The regions, and their descriptors in the same order.
     pub regions: Vec<(Region, OwnedFd)>,
+    /// The node's memory, for requests that are about nothing else.
+    pub memory: Memory,
 }
 
 /// Listens on the abstract socket `name`.
@@ -235,6 +238,13 @@ async fn serve_client(
             request = read_frame(stream) => request?,
             died = death.readable() => return died.map(drop).map_err(Into::into),
         };
+        let request = match shared.memory.answer(slot, request).await {
+            Ok((answer, descriptors)) => {
+                reply_to(stream, &answer, &descriptors).await?;
+                continue;
+            }
+            Err(request) => request,
+        };
         let (reply, answer) = oneshot::channel();
         events
             .send(Event::Client {
@@ -249,10 +259,21 @@ async fn serve_client(
             // It waits for nothing any more: what it held must not wait for the answer.
             died = death.readable() => return died.map(drop).map_err(Into::into),
         };
-        let mut bytes = Vec::new();
-        frame::encode(&answer, &mut bytes)?;
-        stream.write_all(&bytes).await?;
+        reply_to(stream, &answer, &[]).await?;
     }
+}
+
+async fn reply_to(
+    stream: &mut UnixStream,
+    answer: &ClientReply,
+    descriptors: &[OwnedFd],
+) -> Result<()> {
+    let mut bytes = Vec::new();
+    frame::encode(answer, &mut bytes)?;
+    let fds: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    let sent = send_with_fds(stream, &bytes, &fds).await?;
+    stream.write_all(&bytes[sent..]).await?;
+    Ok(())
 }
 
 async fn send_regions(

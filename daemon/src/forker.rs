@@ -43,9 +43,6 @@ pub struct Forker {
     orders: mpsc::Sender<(Fork, oneshot::Sender<io::Result<u32>>)>,
 }
 
-/// Added to the badness of every child, so that the kernel's victim is never the daemon.
-const OOM_SCORE: &str = "500";
-
 impl Forker {
     /// Starts the thread, and raises the soft limit of open files to the hard one for the daemon itself.
     ///
@@ -75,12 +72,8 @@ impl Forker {
                         let _guard = held.lock().unwrap_or_else(PoisonError::into_inner);
                         start(fork, limit)
                     };
-                    let pid = result.as_ref().ok().copied();
                     // The requester may be gone; the process is then an orphan that the next sweep ends.
                     let _ = reply.send(result);
-                    if let Some(pid) = pid {
-                        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
-                    }
                     // What ended meanwhile could not be reaped.
                     let _ = events.blocking_send(Event::Reap);
                 }

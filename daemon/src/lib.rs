@@ -10,6 +10,7 @@ pub mod bringup;
 pub mod cli;
 pub mod forker;
 pub mod link;
+pub mod memory;
 pub mod node;
 pub mod output;
 pub mod parent_death;

@@ -9,16 +9,17 @@ use anyhow::{Context, Result};
 use dragon_channels::{Channel, ChannelOptions, ProcessObject, create_channel, recover};
 use dragon_protocol::attach::{Region as RegionInfo, RegionKind};
 use dragon_protocol::control::Membership;
-use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId};
+use dragon_protocol::{Code, NodeIndex, ObjectId, PoolOptions, SlotId};
 use dragon_shmem::sync::Ordering;
-use dragon_shmem::{Control, Error, Hooks, Member, Pool, Region, clock};
+use dragon_shmem::{Control, Error, Hooks, Member, Pool, PoolTag, Region, clock};
 use dragon_transport::fabric::tcp::{TcpConfig, TcpFabric};
 use dragon_transport::fabric::{Fabric, mem::MemHub};
 use dragon_transport::{Agent, AgentConfig};
 
 use crate::adapter::Job;
 use crate::attach::Shared;
-use crate::resources::{self, Granted};
+use crate::memory::{Memory, why_this_limit};
+use crate::resources::Granted;
 
 /// Number of the default pool.
 const DEFAULT_POOL: u32 = 0;
@@ -30,14 +31,12 @@ const GATEWAY: ChannelOptions = ChannelOptions {
 };
 /// Committed at start: the gateway, and what a small program needs, without asking.
 const FIRST_COMMIT: u64 = 2 << 20;
-/// Left to the daemons and to memory that programs do not get from pools.
-const RESERVE: u64 = 32 << 20;
 
 /// A node.
 #[derive(Debug)]
 pub struct Node {
     member: Arc<Member>,
-    memory: Arc<Memory>,
+    memory: Memory,
     agent: Arc<Agent>,
     processes: HashMap<ObjectId, ProcessObject>,
 }
@@ -58,9 +57,11 @@ impl Node {
             .context("cannot create the control region")?;
         let pool = Pool::create(runtime, job.node, DEFAULT_POOL, limit)
             .context("cannot create the default pool")?;
-        let memory = Arc::new(Memory { pool: pool.clone() });
+        pool.set_note(&why_this_limit(job.pool, granted.memory));
+        let memory = Memory::new(control.clone(), pool.clone());
         memory
-            .commit(FIRST_COMMIT)
+            .pools()
+            .commit(DEFAULT_POOL, FIRST_COMMIT)
             .context("cannot commit the first memory of the default pool")?;
         let slot = control.claim_daemon_slot()?;
         // The agent needs the member and the member's hooks need the agent, which comes later.
@@ -70,6 +71,7 @@ impl Node {
             agent: later.clone(),
         };
         let member = Member::new(control.clone(), pool, slot, Box::new(hooks))?;
+        memory.set_owner(&member);
         let gateway = create_channel(&member, &GATEWAY)?;
         let gateway_id = gateway.id();
         let agent = start_agent(job, &member, gateway)?;
@@ -122,6 +124,7 @@ impl Node {
             runtime: control.runtime(),
             node: control.node(),
             regions,
+            memory: self.memory.clone(),
         })
     }
 
@@ -152,6 +155,7 @@ impl Node {
                     );
                 }
                 self.agent.slot_gone(slot, recovered.remote);
+                self.memory.pools().slot_gone(slot);
             }
             // The slot is not given out again.
             Err(error) => tracing::error!(?slot, "a dead process was not recovered: {error}"),
@@ -214,22 +218,6 @@ impl Node {
         self.count(|counters| &counters.control_requests);
     }
 
-    /// Commits memory for a client.
-    ///
-    /// # Errors
-    /// When the pool or the job's memory limit leaves no room.
-    pub fn commit(&self, pool: u32, bytes: u64) -> Result<(), (Code, String)> {
-        if pool != DEFAULT_POOL {
-            return Err((
-                Code::InvalidArgument,
-                format!("there is no pool {pool} on this node"),
-            ));
-        }
-        self.memory
-            .commit(bytes)
-            .map_err(|error| (error.code(), error.to_string()))
-    }
-
     /// What was counted on this node.
     #[must_use]
     pub fn stats(&self) -> Vec<(String, u64)> {
@@ -251,6 +239,8 @@ impl Node {
             ("requests_pending", agent.pending),
             ("requests_parked", agent.parked),
         ];
+        let pools = self.memory.pools().all();
+        stats.push(("pools", pools.len() as u64));
         if let Ok(pool) = pool {
             stats.extend([
                 ("pool_limit", pool.limit),
@@ -306,43 +296,36 @@ fn log(result: dragon_channels::Result<()>) {
     }
 }
 
-/// Who decides about memory: the one place for policy.
-#[derive(Debug)]
-struct Memory {
-    pool: Pool,
-}
-
-impl Memory {
-    /// Commits memory of the default pool, unless the job's limit would be exceeded: the kernel itself would not refuse, it
-    /// would kill.
-    fn commit(&self, bytes: u64) -> Result<(), Error> {
-        if let Some(limit) = resources::tightest() {
-            let free = limit
-                .bytes
-                .saturating_sub(limit.used)
-                .saturating_sub(RESERVE);
-            if bytes > free {
-                return Err(Error::OutOfCgroupMemory(format!(
-                    "pool {DEFAULT_POOL}: {bytes} bytes do not fit: the job's memory limit {} ({} bytes) leaves {free}; ask for more memory",
-                    limit.group.display(),
-                    limit.bytes
-                )));
-            }
-        }
-        self.pool.commit(bytes)
-    }
-}
-
 /// What the daemon's own membership needs.
 #[derive(Debug)]
 struct DaemonHooks {
-    memory: Arc<Memory>,
+    memory: Memory,
     agent: Arc<OnceLock<Weak<Agent>>>,
 }
 
 impl Hooks for DaemonHooks {
-    fn commit(&self, _: u32, bytes: u64) -> Result<(), Error> {
-        self.memory.commit(bytes)
+    fn commit(&self, pool: u32, bytes: u64) -> Result<(), Error> {
+        self.memory.pools().commit(pool, bytes)
+    }
+
+    fn pool(&self, tag: PoolTag) -> Result<(Pool, ObjectId), Error> {
+        self.memory.pools().find(tag)
+    }
+
+    fn create_pool(&self, options: &PoolOptions, slot: SlotId) -> Result<(Pool, ObjectId), Error> {
+        self.memory.pools().create(options, slot)
+    }
+
+    fn trim(&self) -> Result<u64, Error> {
+        self.memory.pools().trim()
+    }
+
+    fn numbered_pool(&self, number: u32) -> Option<Pool> {
+        self.memory.pools().numbered(number)
+    }
+
+    fn pool_released(&self, object: ObjectId) {
+        self.memory.pools().released(object);
     }
 
     fn notify(&self, object: ObjectId) {

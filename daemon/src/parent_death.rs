@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, Signal};
 
 /// Has the kernel send `signal` to the child when the calling thread ends, and gives it its own limit of open files.
@@ -22,9 +23,20 @@ pub fn die_with_parent(command: &mut Command, signal: Signal, files: Rlimit) {
             return Err(io::Error::from(rustix::io::Errno::SRCH));
         }
         rustix::process::setrlimit(Resource::Nofile, files)?;
+        // Before the first instruction of the program. Where /proc is not mounted it stays as it is.
+        let _ = raise_badness();
         Ok(())
     };
     // SAFETY: the closure makes system calls only, and neither allocates nor takes a lock, which is all that is allowed
     // after a fork in a process with threads.
     unsafe { command.pre_exec(child) };
+}
+
+/// Added to the badness of every child, so that the kernel's victim is never the daemon.
+const OOM_SCORE: &[u8] = b"500";
+
+fn raise_badness() -> rustix::io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty())?;
+    rustix::io::write(file, OOM_SCORE).map(drop)
 }

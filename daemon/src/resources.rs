@@ -88,6 +88,12 @@ pub fn tightest() -> Option<Limit> {
     own_limits().min_by_key(|limit| limit.bytes.saturating_sub(limit.used))
 }
 
+/// The control group above this process with the smallest limit.
+#[must_use]
+pub fn smallest() -> Option<Limit> {
+    own_limits().min_by_key(|limit| limit.bytes)
+}
+
 fn own_limits() -> impl Iterator<Item = Limit> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let groups: Vec<_> = own
@@ -156,7 +162,7 @@ fn number(file: &Path) -> Option<u64> {
 /// File cache that the kernel can drop before it kills.
 fn clean_cache(group: &Path) -> u64 {
     let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
-    let value = |name: &str| {
+    let line = |name: &str| {
         stat.lines().find_map(|line| {
             line.strip_prefix(name)?
                 .strip_prefix(' ')?
@@ -164,6 +170,8 @@ fn clean_cache(group: &Path) -> u64 {
                 .ok()
         })
     };
+    // In the first hierarchy the plain numbers leave out the groups below, whose usage is counted.
+    let value = |name: &str| line(&format!("total_{name}")).or_else(|| line(name));
     let files = ["inactive_file", "active_file"]
         .iter()
         .filter_map(|name| value(name))
@@ -218,6 +226,19 @@ mod tests {
             ),
         ]);
         assert_eq!(limits("0::/job/step", &root), [(1000, 450)]);
+    }
+
+    #[test]
+    fn file_cache_of_the_groups_below_can_be_dropped_too() {
+        let root = tree(&[
+            ("memory/job/memory.limit_in_bytes", "2000\n"),
+            ("memory/job/memory.usage_in_bytes", "1500\n"),
+            (
+                "memory/job/memory.stat",
+                "inactive_file 1\ntotal_inactive_file 300\ntotal_active_file 200\ntotal_dirty 50\n",
+            ),
+        ]);
+        assert_eq!(limits("4:memory:/job", &root), [(2000, 1050)]);
     }
 
     #[test]

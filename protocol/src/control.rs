@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Code;
 use crate::ids::{NodeIndex, ObjectId, RuntimeId, SlotId};
 use crate::launch::NodeInfo;
+use crate::pool::PoolOptions;
 
 /// What a client asks. Every request gets exactly one [`ClientReply`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +33,17 @@ pub enum ClientRequest {
     Nodes,
     /// What this node's daemon has counted.
     Stats,
+    /// Make a pool for this process.
+    CreatePool(PoolOptions),
+    /// Pass the regions of a pool: this process has met the address of a block in it.
+    MapPool {
+        /// The upper 16 bits of the address.
+        tag: u16,
+    },
+    /// This process gave its reference to a pool back, and only the daemon's own was left.
+    PoolReleased(ObjectId),
+    /// Give memory that no pool uses back to the system.
+    TrimPools,
 }
 
 /// The answer to a [`ClientRequest`].
@@ -48,6 +60,25 @@ pub enum ClientReply {
     Nodes(Membership),
     /// The counters by name.
     Stats(Vec<(String, u64)>),
+    /// A pool. With it come two file descriptors: its metadata, then its data.
+    Pool(PoolGiven),
+    /// So many bytes went back to the system.
+    Trimmed(u64),
+}
+
+/// A pool as a process gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolGiven {
+    /// The pool's object.
+    pub object: ObjectId,
+    /// The upper 16 bits of the addresses of its blocks.
+    pub tag: u16,
+    /// Bytes of its metadata.
+    pub meta: u64,
+    /// Bytes of its data: its limit.
+    pub data: u64,
+    /// The data lies in a file, not in a sealed memfd.
+    pub file: bool,
 }
 
 /// The nodes of the runtime.

@@ -27,10 +27,11 @@ use dragon_channels::recover;
 use dragon_protocol::attach::{
     AttachHello, AttachReply, Attached, REPLY_MAGIC, Region, RegionKind, release_bytes,
 };
-use dragon_protocol::control::{ClientReply, ClientRequest, Membership};
+use dragon_protocol::control::{ClientReply, ClientRequest, Membership, PoolGiven};
 use dragon_protocol::launch::NodeInfo;
 use dragon_protocol::{Code, NodeIndex, ObjectId, PROTOCOL_VERSION, RuntimeId, SlotId, frame};
-use dragon_shmem::{Control, Hooks, Member, Pool};
+use dragon_shmem::pool::table::{InProcess, PoolTable, Unlimited};
+use dragon_shmem::{Control, Member, Pool, PoolTag};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use zerocopy::IntoBytes;
 
@@ -97,17 +98,8 @@ pub struct SmallRuntime {
 
 struct Node {
     member: Arc<Member>,
+    pools: Arc<PoolTable>,
     clients: Mutex<Vec<UnixStream>>,
-}
-
-struct DaemonHooks(Pool);
-
-impl Hooks for DaemonHooks {
-    fn commit(&self, _pool: u32, bytes: u64) -> dragon_shmem::Result<()> {
-        self.0.commit(bytes)
-    }
-
-    fn notify(&self, _object: ObjectId) {}
 }
 
 const RUNTIME: RuntimeId = RuntimeId(0x00c0_ffee);
@@ -120,9 +112,13 @@ impl SmallRuntime {
         let control = Control::create(RUNTIME, NodeIndex::FIRST, 2).unwrap();
         let pool = Pool::create(RUNTIME, NodeIndex::FIRST, 0, 64 << 20).unwrap();
         let slot = control.claim_daemon_slot().unwrap();
-        let hooks = Box::new(DaemonHooks(pool.clone()));
+        let pools = PoolTable::new(pool.clone(), Box::new(Unlimited));
+        let hooks = Box::new(InProcess(Arc::clone(&pools)));
+        let member = Member::new(control, pool, slot, hooks).unwrap();
+        pools.set_owner(&member);
         let node = Arc::new(Node {
-            member: Member::new(control, pool, slot, hooks).unwrap(),
+            member,
+            pools,
             clients: Mutex::default(),
         });
         let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
@@ -156,6 +152,11 @@ impl SmallRuntime {
         }
     }
 
+    /// Pools beside the default one.
+    pub fn pools(&self) -> usize {
+        self.node.pools.all().len() - 1
+    }
+
     /// Blocks of the pool in use.
     pub fn blocks(&self) -> u64 {
         self.node.member.pool().stats().unwrap().blocks
@@ -171,13 +172,29 @@ impl Node {
         let slot = self.member.control().claim_slot(1).unwrap();
         self.admit(&client, slot);
         while let Some(request) = read(&mut client) {
+            let pool = self.pool_for(slot, &request);
+            let answer = match &pool {
+                Some(Ok((pool, object))) => ClientReply::Pool(PoolGiven {
+                    object: *object,
+                    tag: pool.tag().to_u16(),
+                    meta: pool.meta().size(),
+                    data: pool.data().size(),
+                    file: false,
+                }),
+                Some(Err(error)) => ClientReply::Failed(error.code(), error.to_string()),
+                None => self.answer(request),
+            };
             let mut bytes = Vec::new();
-            frame::encode(&self.answer(request), &mut bytes).unwrap();
-            if client.write_all(&bytes).is_err() {
+            frame::encode(&answer, &mut bytes).unwrap();
+            if let Some(Ok((pool, _))) = &pool {
+                let fds = [pool.meta(), pool.data()].map(|region| region.fd().unwrap());
+                send(client.as_fd(), &bytes, &fds);
+            } else if client.write_all(&bytes).is_err() {
                 break;
             }
         }
         recover(&self.member, slot).unwrap();
+        self.pools.slot_gone(slot);
     }
 
     fn admit(&self, client: &UnixStream, slot: SlotId) {
@@ -211,12 +228,33 @@ impl Node {
         send(client.as_fd(), &[head.as_bytes(), body].concat(), &fds);
     }
 
+    /// The pool that a request asks for.
+    fn pool_for(
+        &self,
+        slot: SlotId,
+        request: &ClientRequest,
+    ) -> Option<dragon_shmem::Result<(Pool, ObjectId)>> {
+        match request {
+            ClientRequest::CreatePool(options) => Some(self.pools.create(options, slot)),
+            ClientRequest::MapPool { tag } => {
+                let tag = PoolTag::from_u16(*tag).unwrap_or_default();
+                Some(self.pools.find(tag))
+            }
+            _ => None,
+        }
+    }
+
     fn answer(&self, request: ClientRequest) -> ClientReply {
         match request {
-            ClientRequest::Commit { bytes, .. } => match self.member.pool().commit(bytes) {
+            ClientRequest::Commit { pool, bytes } => match self.pools.commit(pool, bytes) {
                 Ok(()) => ClientReply::Done,
                 Err(error) => ClientReply::Failed(error.code(), error.to_string()),
             },
+            ClientRequest::PoolReleased(object) => {
+                self.pools.released(object);
+                ClientReply::Done
+            }
+            ClientRequest::TrimPools => ClientReply::Trimmed(self.pools.trim().unwrap()),
             ClientRequest::Nodes => ClientReply::Nodes(Membership {
                 runtime: RUNTIME,
                 global_services: NodeIndex::FIRST,

@@ -19,10 +19,6 @@ impl Daemon {
     ) {
         self.node.count_request();
         let answer = match request {
-            ClientRequest::Commit { pool, bytes } => match self.node.commit(pool, bytes) {
-                Ok(()) => ClientReply::Done,
-                Err((code, text)) => ClientReply::Failed(code, text),
-            },
             ClientRequest::Spawn(_) if slot.is_none() => ClientReply::Failed(
                 Code::Refused,
                 "only an attached process can start processes".to_owned(),
