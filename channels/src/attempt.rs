@@ -18,7 +18,7 @@ use crate::message::Message;
 use crate::object::{alive, destroy, discard, drop_transit};
 use crate::set::subscribers::AGENT;
 use crate::wait::Spin;
-use crate::{event, lock, process, semaphore};
+use crate::{event, lock, process, semaphore, stream};
 
 /// What comes with a request.
 #[derive(Clone, Copy, Debug)]
@@ -56,20 +56,20 @@ pub enum Attempt {
 }
 
 impl Attempt {
-    fn done(arg0: u64, arg1: u64) -> Self {
-        Self::Done {
-            status: Code::Ok,
-            arg0,
-            arg1,
-            message: None,
-        }
-    }
-
-    fn failed(status: Code) -> Self {
+    pub(crate) fn failed(status: Code) -> Self {
         Self::Done {
             status,
             arg0: 0,
             arg1: 0,
+            message: None,
+        }
+    }
+
+    pub(crate) fn done(arg0: u64, arg1: u64) -> Self {
+        Self::Done {
+            status: Code::Ok,
+            arg0,
+            arg1,
             message: None,
         }
     }
@@ -206,6 +206,17 @@ fn execute(
         })
     };
     Ok(match op {
+        Op::Attributes
+        | Op::StreamOpen
+        | Op::StreamAccept
+        | Op::StreamClose
+        | Op::Send
+        | Op::Receive
+        | Op::PollReadable
+            if id.kind == ObjectKind::Stream =>
+        {
+            stream::attempt(member, op, id, entry, on_behalf, call.arguments, payload)?
+        }
         Op::Send => send(&channel()?, payload, arg0)?,
         Op::Receive => match channel()?.receive(&Spin::default(), Deadline::Now) {
             Ok(message) => Attempt::Done {
@@ -301,18 +312,27 @@ fn execute(
     })
 }
 
-fn send(channel: &Local<'_>, payload: Payload<'_>, hint: u64) -> Result<Attempt> {
+pub(crate) fn send(channel: &Local<'_>, payload: Payload<'_>, hint: u64) -> Result<Attempt> {
     let member = channel.member;
-    let put = |outgoing: &Outgoing<'_>| {
+    send_with(member, channel.ring.inline(), payload, |outgoing| {
         let thread = member.thread()?;
         channel.send(&thread, &Spin::default(), outgoing, hint, Deadline::Now)
-    };
+    })
+}
+
+/// Sends a payload by `put`; up to `inline` bytes travel in the channel's own memory.
+pub(crate) fn send_with(
+    member: &Arc<Member>,
+    inline: u64,
+    payload: Payload<'_>,
+    put: impl Fn(&Outgoing<'_>) -> Result<()>,
+) -> Result<Attempt> {
     let sent = match payload {
         Payload::Block(block) => put(&Outgoing::Block(block)),
         Payload::Shared(block) => put(&Outgoing::Shared(block)),
         Payload::Inline(bytes) => {
             let parts = [IoSlice::new(bytes)];
-            if bytes.len() as u64 <= channel.ring.inline() {
+            if bytes.len() as u64 <= inline {
                 put(&Outgoing::Inline(&parts))
             } else {
                 let block = block_of(member, &parts, bytes.len() as u64)?;

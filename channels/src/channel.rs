@@ -233,10 +233,19 @@ pub(crate) fn open(member: &Member, entry: &ObjectEntry) -> Result<Ring> {
 /// Frees the blocks of the messages in a channel to which nobody refers any more. Each is received like any other, so a
 /// death in the middle leaves nothing that recovery of a receiver does not know.
 pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
-    let (Ok(ring), Ok(thread)) = (open(member, entry), member.thread()) else {
+    if let Ok(ring) = open(member, entry) {
+        empty(member, id, ring, 0);
+    }
+}
+
+/// Receives and drops what is in a ring that nobody else uses any more. `row`: which one of the object's rings it is.
+pub(crate) fn empty(member: &Member, id: ObjectId, ring: Ring, row: u32) {
+    let Ok(thread) = member.thread() else {
         return;
     };
     let (index, generation) = (id.index, id.generation);
+    // Before the operation: whoever reads the operation finds its row.
+    thread.intent.set(ROW_ARGUMENT, row.into());
     thread
         .intent
         .begin(Op::Receive, index, generation, [NO_POSITION, 0]);
@@ -284,7 +293,7 @@ pub(crate) enum Outgoing<'a> {
 }
 
 impl Outgoing<'_> {
-    fn block_to_share(&self) -> Option<u64> {
+    pub(crate) fn block_to_share(&self) -> Option<u64> {
         match self {
             Self::Inline(_) | Self::Shared(_) => None,
             Self::Carrying(_, offset) => Some(*offset),
@@ -295,6 +304,8 @@ impl Outgoing<'_> {
 
 /// Argument 0 of an intent to send or receive, before the first claim.
 pub(crate) const NO_POSITION: u64 = u64::MAX;
+/// The argument that says which ring of an object with several ones it is about.
+pub(crate) const ROW_ARGUMENT: usize = 2;
 
 /// A channel of this node, for one operation.
 #[derive(Clone, Copy, Debug)]
@@ -307,7 +318,7 @@ pub(crate) struct Local<'a> {
 
 impl Local<'_> {
     #[inline]
-    fn send_parts(
+    pub(crate) fn send_parts(
         &self,
         spin: &Spin,
         parts: &[IoSlice<'_>],
@@ -378,7 +389,7 @@ impl Local<'_> {
     }
 
     #[cold]
-    fn wait_to_send(
+    pub(crate) fn wait_to_send(
         &self,
         thread: &ThreadGuard<'_>,
         spin: &Spin,
@@ -406,7 +417,7 @@ impl Local<'_> {
 
     /// One try to send. `None`: the channel is full.
     #[inline]
-    fn deposit(
+    pub(crate) fn deposit(
         &self,
         thread: &ThreadGuard<'_>,
         outgoing: &Outgoing<'_>,
@@ -465,7 +476,7 @@ impl Local<'_> {
     }
 
     #[inline]
-    fn wait_readable<T>(
+    pub(crate) fn wait_readable<T>(
         &self,
         thread: &ThreadGuard<'_>,
         spin: &Spin,
@@ -493,7 +504,7 @@ impl Local<'_> {
 
     /// One try to claim a message. `None`: nothing is there.
     #[inline]
-    fn claim(&self, thread: &ThreadGuard<'_>) -> Result<Option<Claimed>> {
+    pub(crate) fn claim(&self, thread: &ThreadGuard<'_>) -> Result<Option<Claimed>> {
         alive(self.entry, self.id)?;
         let slot = self.member.slot().index;
         let announce = |position| thread.intent.set(0, position);
@@ -509,7 +520,7 @@ impl Local<'_> {
 
     /// Takes a claimed message out of its cell. Apart from the claim, so that the message itself is moved less.
     #[inline]
-    fn take(&self, Claimed { position, skipped }: Claimed) -> Result<Message> {
+    pub(crate) fn take(&self, Claimed { position, skipped }: Claimed) -> Result<Message> {
         let content = self.ring.content(position);
         let released = std::cell::Cell::new(false);
         let message = match content.block {
@@ -558,7 +569,7 @@ impl Local<'_> {
         self.wait_readable(&thread, spin, deadline, attempt)
     }
 
-    fn is_readable(&self) -> Result<bool> {
+    pub(crate) fn is_readable(&self) -> Result<bool> {
         alive(self.entry, self.id)?;
         let found = cell::peek(&self.ring).map_err(broken)?;
         if found.skipped {
@@ -620,7 +631,7 @@ pub(crate) fn broken(broken: cell::Broken) -> Error {
 
 /// A message that this thread has claimed.
 #[derive(Clone, Copy, Debug)]
-struct Claimed {
+pub(crate) struct Claimed {
     position: u64,
     /// Places of dead senders were freed on the way.
     skipped: bool,
@@ -641,6 +652,14 @@ pub(crate) enum TestPoint {
     Unsubscribing,
     /// A waiter has lowered a member's flag, and not yet looked again.
     Lowered,
+    /// A row is claimed for a conversation.
+    Opening,
+    /// A conversation is open, and not yet shown to those who accept.
+    Offering,
+    /// A conversation is accepted, and still shown.
+    Accepting,
+    /// An end of a conversation is given up, and the other not yet told; or the row is being emptied.
+    Closing,
 }
 
 #[cfg(any(not(test), loom))]

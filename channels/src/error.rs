@@ -81,6 +81,17 @@ pub enum Error {
     /// The process forked, and the child used a handle of its parent.
     #[error("this process was forked from one that is attached; it must attach by itself")]
     Forked,
+    /// The sender has closed the stream, and everything was received.
+    #[error("stream {0} has ended")]
+    EndOfStream(ObjectId),
+    /// The process at the other end of a stream died, or broke off.
+    #[error(
+        "the process at the other end of stream {0} died, or broke off; what it sent before was received"
+    )]
+    PeerDied(ObjectId),
+    /// The receiver of a stream has closed its end.
+    #[error("the receiver of stream {0} has closed its end; nothing more can be sent")]
+    PeerClosed(ObjectId),
     /// This release does not do that with the object.
     #[error("{what} (object {object})")]
     Unsupported {
@@ -155,6 +166,9 @@ impl Error {
             Self::NodeDown(_) => Code::NodeDown,
             Self::NoGateway(..) => Code::Unreachable,
             Self::Forked => Code::RuntimeGone,
+            Self::EndOfStream(_) => Code::EndOfStream,
+            Self::PeerDied(_) => Code::PeerDied,
+            Self::PeerClosed(_) => Code::PeerClosed,
             Self::Unsupported { .. } => Code::Unsupported,
             Self::SetFull { .. } => Code::TableFull,
             Self::NoSuchMember { .. } => Code::InvalidArgument,
@@ -175,6 +189,9 @@ impl Error {
             Code::Interrupted => Self::Interrupted,
             Code::Destroyed => Self::Destroyed(object),
             Code::NotOwner => Self::NotOwner(object),
+            Code::EndOfStream => Self::EndOfStream(object),
+            Code::PeerDied => Self::PeerDied(object),
+            Code::PeerClosed => Self::PeerClosed(object),
             Code::NodeDown => Self::NodeDown(object),
             Code::NoSuchObject => Self::Memory(dragon_shmem::Error::NoSuchObject(object)),
             Code::WrongKind => Self::Memory(dragon_shmem::Error::WrongKind(object)),

@@ -29,6 +29,7 @@ mod ring;
 pub mod semaphore;
 pub mod set;
 mod sleep;
+pub mod stream;
 pub mod wait;
 
 #[cfg(all(test, not(loom)))]
@@ -50,4 +51,5 @@ pub use process::ProcessObject;
 pub use recover::{Recovered, recover};
 pub use semaphore::{Semaphore, SemaphoreOptions};
 pub use set::{Interest, Membership, Ready, Set};
+pub use stream::{Endpoint, EndpointOptions, Part, Pump, StreamReceiver, StreamSender};
 pub use wait::WaitMode;

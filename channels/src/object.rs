@@ -14,7 +14,7 @@ use crate::remote;
 use crate::set::subscribers::{self, AGENT, SUBSCRIBED};
 use crate::set::{Interest, Set};
 use crate::wait::{self, Spin, WaitWord};
-use crate::{Channel, Deadline, Event, Lock, PoolHandle, ProcessObject, Semaphore};
+use crate::{Channel, Deadline, Endpoint, Event, Lock, PoolHandle, ProcessObject, Semaphore};
 
 /// A handle on an object of any kind.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub enum Object {
     Set(Set),
     /// A pool.
     Pool(PoolHandle),
+    /// An endpoint of streams.
+    Stream(Endpoint),
 }
 
 impl Object {
@@ -50,6 +52,7 @@ impl Object {
             ObjectKind::Process => Self::Process(ProcessObject::attach(member, descriptor, adopt)?),
             ObjectKind::Set => Self::Set(Set::attach(member, descriptor, adopt)?),
             ObjectKind::Pool => Self::Pool(PoolHandle::attach(member, descriptor, adopt)?),
+            ObjectKind::Stream => Self::Stream(Endpoint::attach(member, descriptor, adopt)?),
             _ => return Err(dragon_shmem::Error::WrongKind(descriptor.object).into()),
         })
     }
@@ -385,8 +388,10 @@ pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
             subscribers::tell(control, subscriber, true);
         }
     }
-    if id.kind == ObjectKind::Channel {
-        crate::channel::discard(member, id, entry);
+    match id.kind {
+        ObjectKind::Channel => crate::channel::discard(member, id, entry),
+        ObjectKind::Stream => crate::stream::discard(member, id, entry),
+        _ => {}
     }
 }
 
@@ -408,6 +413,7 @@ pub(crate) fn wake_everyone(member: &Arc<Member>, id: ObjectId) -> Result<()> {
             second_wait_word(entry).wake(u32::MAX);
         }
         ObjectKind::Set => crate::set::wake_everyone(member, entry)?,
+        ObjectKind::Stream => crate::stream::wake_everyone(member, entry)?,
         _ => {}
     }
     if entry.watch.load(Ordering::Relaxed) != 0 {

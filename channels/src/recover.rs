@@ -117,7 +117,11 @@ fn finish(
     };
     match intended.op {
         Op::Send | Op::Receive | Op::PollReadable => {
-            let Ok(ring) = open(member, entry) else {
+            let ring = match id.kind {
+                ObjectKind::Stream => crate::stream::ring_of(member, entry, intended),
+                _ => open(member, entry).ok(),
+            };
+            let Some(ring) = ring else {
                 return;
             };
             if intended.step & mark::FIRST != 0 {
@@ -148,6 +152,9 @@ fn finish(
         }
         Op::SemaphoreWaitZero if intended.step & mark::SECOND != 0 => {
             second_wait_word(entry).forget_waiter();
+        }
+        Op::StreamOpen | Op::StreamAccept if id.kind == ObjectKind::Stream => {
+            crate::stream::finish(member, entry, intended);
         }
         Op::Subscribe | Op::Unsubscribe | Op::SetWait if id.kind == ObjectKind::Set => {
             // It fails only on memory that was scribbled over.
@@ -239,6 +246,7 @@ fn give_up(member: &Arc<Member>, slot: SlotId, found: Found, recovered: &mut Rec
                 ObjectKind::Semaphore => {
                     recovered.units += semaphore::recover(member, entry, object, slot.index);
                 }
+                ObjectKind::Stream => crate::stream::give_up(member, slot.index, object, entry),
                 _ => {}
             }
             fence(Ordering::SeqCst);

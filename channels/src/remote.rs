@@ -54,8 +54,19 @@ pub(crate) fn send(
     hint: u64,
     deadline: Deadline,
 ) -> Result<()> {
+    send_to(member, object, parts, [hint, 0], deadline)
+}
+
+/// As [`send`]; the second argument names a conversation of an endpoint.
+pub(crate) fn send_to(
+    member: &Arc<Member>,
+    object: ObjectId,
+    parts: &[IoSlice<'_>],
+    arguments: [u64; 2],
+    deadline: Deadline,
+) -> Result<()> {
     let what = What::Parts(parts);
-    ask(member, Op::Send, object, [hint, 0], &what, deadline).map(drop)
+    ask(member, Op::Send, object, arguments, &what, deadline).map(drop)
 }
 
 /// Sends a private block to a channel of another node. With success the block is the agent's.
@@ -66,8 +77,19 @@ pub(crate) fn send_block(
     hint: u64,
     deadline: Deadline,
 ) -> Result<()> {
+    send_block_to(member, object, block, [hint, 0], deadline)
+}
+
+/// As [`send_block`]; the second argument names a conversation of an endpoint.
+pub(crate) fn send_block_to(
+    member: &Arc<Member>,
+    object: ObjectId,
+    block: Block,
+    arguments: [u64; 2],
+    deadline: Deadline,
+) -> Result<()> {
     let what = What::Block(block);
-    ask(member, Op::Send, object, [hint, 0], &what, deadline).map(drop)
+    ask(member, Op::Send, object, arguments, &what, deadline).map(drop)
 }
 
 /// Receives a message from a channel of another node.
@@ -76,8 +98,19 @@ pub(crate) fn receive(
     object: ObjectId,
     deadline: Deadline,
 ) -> Result<Message> {
+    receive_from(member, object, 0, deadline)
+}
+
+/// As [`receive`], from a conversation of an endpoint.
+pub(crate) fn receive_from(
+    member: &Arc<Member>,
+    object: ObjectId,
+    conversation: u64,
+    deadline: Deadline,
+) -> Result<Message> {
     let nothing = What::Nothing;
-    let Answer { reply, place } = ask(member, Op::Receive, object, [0, 0], &nothing, deadline)?;
+    let arguments = [0, conversation];
+    let Answer { reply, place } = ask(member, Op::Receive, object, arguments, &nothing, deadline)?;
     match reply.payload {
         ReplyPayload::Inline(bytes) => Ok(Message::owned(reply.arg0, bytes)),
         ReplyPayload::Block { offset, length } => {

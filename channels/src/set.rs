@@ -77,7 +77,7 @@ impl Interest {
         Self(bits & 7)
     }
 
-    const fn when(self, ready: bool) -> Self {
+    pub(crate) const fn when(self, ready: bool) -> Self {
         if ready { self } else { Self(0) }
     }
 }
@@ -589,6 +589,8 @@ fn ready_for(member: &Member, entry: &ObjectEntry, kind: ObjectKind) -> Interest
             // The caller looks whether the object exists.
             Err(_) => Interest::READABLE | Interest::WRITABLE,
         },
+        ObjectKind::Stream => crate::stream::readiness(member, entry)
+            .unwrap_or(Interest::READABLE | Interest::WRITABLE),
         ObjectKind::Event => word_is(|word| word & 1 != 0),
         ObjectKind::Semaphore | ObjectKind::Process => word_is(|word| word != 0),
         _ => Interest(0),
@@ -602,7 +604,7 @@ fn check(member: &Member, object: ObjectId, interest: Interest) -> Result<()> {
         return unsupported("objects of another node cannot be in a set; wait for them one by one");
     }
     let possible = match object.kind {
-        ObjectKind::Channel => Interest::READABLE | Interest::WRITABLE,
+        ObjectKind::Channel | ObjectKind::Stream => Interest::READABLE | Interest::WRITABLE,
         ObjectKind::Event | ObjectKind::Semaphore | ObjectKind::Process => Interest::READABLE,
         _ => return unsupported("objects of this kind cannot be in a set"),
     };

@@ -11,6 +11,7 @@ mod operations;
 mod pools;
 mod references;
 mod sets;
+mod streams;
 mod waiting;
 
 use crate::fixture::Role;
@@ -19,7 +20,10 @@ use crate::fixture::Role;
 pub(crate) fn play(name: &str, role: &Role) {
     match name {
         "references" => references::play(role),
-        other if sets::play(other, role) || objects::play(other, role) => {}
+        other
+            if sets::play(other, role)
+                || objects::play(other, role)
+                || streams::play(other, role) => {}
         other => death::play(other, role),
     }
 }

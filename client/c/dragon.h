@@ -63,7 +63,8 @@ typedef enum dragon_code {
     DRAGON_BROKEN = 26,              /* the barrier is broken */
     DRAGON_END_OF_STREAM = 27,       /* the stream has ended: its sender closed it */
     DRAGON_PEER_DIED = 28,           /* the process at the other end died */
-    DRAGON_INTERNAL = 29             /* a defect of this library: please report it */
+    DRAGON_INTERNAL = 29,            /* a defect of this library: please report it */
+    DRAGON_PEER_CLOSED = 30          /* the other end of the stream was closed */
 } dragon_code;
 
 typedef struct dragon_channel dragon_channel;

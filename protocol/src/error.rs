@@ -70,6 +70,8 @@ pub enum Code {
     PeerDied = 28,
     /// The library met a state that it does not expect of itself.
     Internal = 29,
+    /// The other end of the stream was closed.
+    PeerClosed = 30,
 }
 
 impl Code {
@@ -106,6 +108,7 @@ impl Code {
             27 => Self::EndOfStream,
             28 => Self::PeerDied,
             29 => Self::Internal,
+            30 => Self::PeerClosed,
             _ => Self::Corrupt,
         }
     }
@@ -149,6 +152,7 @@ impl Code {
             Self::Broken => "the barrier is broken",
             Self::EndOfStream => "the stream has ended",
             Self::PeerDied => "the process at the other end died",
+            Self::PeerClosed => "the other end of the stream was closed",
             Self::Internal => "internal error: please report it",
         }
     }

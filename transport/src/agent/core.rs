@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dragon_channels::Channel;
+use dragon_channels::stream;
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{self, FrameHeader, FrameKind};
 use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId};
@@ -422,12 +423,16 @@ impl Core {
         if !matches!(code, Code::Ok | Code::OwnerDied) || !self.member.control().slot_is(slot) {
             return;
         }
+        // Of an opened or accepted stream the reply names the conversation.
+        let conversation = header.arg0.get();
         let (op, arg0, arg1) = match pending.op {
             // The reply names the thread.
             Op::LockAcquire => (Op::LockRelease, 0, header.arg1.get()),
             // The reply names the units; one of an earlier release does not, and there was one.
             Op::SemaphoreAcquire => (Op::SemaphoreRelease, header.arg0.get().max(1), 0),
             Op::Attach => (Op::Detach, 0, 0),
+            Op::StreamOpen => (Op::StreamClose, stream::UNOPEN, conversation),
+            Op::StreamAccept => (Op::StreamClose, stream::UNACCEPT, conversation),
             _ => return,
         };
         let request = FrameHeader {

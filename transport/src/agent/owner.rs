@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use dragon_channels::Waiting;
 use dragon_protocol::op::Op;
-use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId, wire};
+use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, SlotId, wire};
 use dragon_shmem::Member;
 
 use super::local::{self, Outcome};
@@ -225,7 +225,10 @@ impl Owner {
         let Some(list) = self.by_object.get(&job.object) else {
             return false;
         };
-        let same = |number: &u64| self.parked.get(number).is_some_and(|p| p.job.op == job.op);
+        let same = |number: &u64| {
+            let parked = self.parked.get(number);
+            parked.is_some_and(|p| p.job.waits_for() == job.waits_for())
+        };
         list.iter().any(same)
     }
 
@@ -290,22 +293,22 @@ impl Owner {
     fn pass(&mut self, member: &Arc<Member>, object: ObjectId, answers: &mut Vec<Answer>) -> bool {
         let list = self.by_object.get(&object);
         let list: Vec<u64> = list.into_iter().flatten().copied().collect();
-        let mut stuck: Vec<Op> = Vec::new();
+        let mut stuck: Vec<(Op, u64)> = Vec::new();
         let mut progress = false;
         for number in list {
             let Some(mut parked) = self.parked.remove(&number) else {
                 continue;
             };
-            if stuck.contains(&parked.job.op) {
+            if stuck.contains(&parked.job.waits_for()) {
                 self.parked.insert(number, parked);
                 continue;
             }
             let Parked { job, body, waiting } = &mut parked;
             let outcome = self.attempt(member, job, &[], body, waiting);
-            let op = parked.job.op;
+            let (op, waits_for) = (parked.job.op, parked.job.waits_for());
             self.parked.insert(number, parked);
             match outcome {
-                Outcome::NotYet if in_order(op) => stuck.push(op),
+                Outcome::NotYet if in_order(op) => stuck.push(waits_for),
                 Outcome::NotYet => {}
                 Outcome::Done(code, arg0, arg1, payload) => {
                     progress = true;
@@ -359,6 +362,15 @@ impl Owner {
 }
 
 impl Job {
+    /// Requests for one object that have this in common wait for the same thing. At an endpoint of streams each conversation,
+    /// named by the second argument, is a thing of its own.
+    fn waits_for(&self) -> (Op, u64) {
+        match self.object.kind {
+            ObjectKind::Stream => (self.op, self.arg1),
+            _ => (self.op, 0),
+        }
+    }
+
     fn end(self, code: Code, arg0: u64, arg1: u64, body: Body) -> Answer {
         Answer {
             origin: self.origin,
@@ -384,7 +396,7 @@ fn in_order(op: Op) -> bool {
 /// How a try form ends that would have to wait: as it does on the own node.
 fn would_block(op: Op) -> Code {
     match op {
-        Op::Send => Code::Full,
+        Op::Send | Op::StreamOpen => Code::Full,
         _ => Code::Empty,
     }
 }

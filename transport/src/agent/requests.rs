@@ -373,7 +373,10 @@ fn is_gone(gone: &HashMap<u32, u32>, slot: SlotId) -> bool {
 
 /// Whether the caller holds something at the owner after this operation, which has to be recovered when it dies.
 pub(super) fn leaves_something(op: Op) -> bool {
-    matches!(op, Op::Attach | Op::Create | Op::LockAcquire)
+    matches!(
+        op,
+        Op::Attach | Op::Create | Op::LockAcquire | Op::StreamOpen | Op::StreamAccept
+    )
 }
 
 #[cfg(test)]

@@ -1,0 +1,168 @@
+//! Streams whose ends lie on different nodes.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod rig;
+
+use dragon_channels::{Deadline, Endpoint, EndpointOptions, Error};
+use rig::{on_each, pattern, until, watched};
+
+fn options() -> EndpointOptions {
+    EndpointOptions {
+        streams: 2,
+        kept: 1,
+        capacity: 4,
+        ..EndpointOptions::default()
+    }
+}
+
+#[test]
+fn a_stream_between_any_two_nodes() {
+    on_each(3, |nodes| {
+        let owner = nodes[0].client();
+        let before = nodes[0].blocks();
+        let endpoint = Endpoint::create(&owner, &options()).unwrap();
+        let on = |n: usize| {
+            let member = nodes[n].client();
+            Endpoint::attach(&member, &endpoint.descriptor(), false).unwrap()
+        };
+        for (from, to) in [(0, 1), (1, 0), (1, 2), (1, 1)] {
+            let (sending, receiving) = (on(from), on(to));
+            assert!(matches!(receiving.accept(Deadline::Now), Err(Error::Empty)));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut sender = sending.open_send(watched()).unwrap();
+                    for n in 0..40_u64 {
+                        let length = if n % 5 == 0 { 100_000 } else { 10 };
+                        sender.send(&pattern(length, n), n, watched()).unwrap();
+                    }
+                    sender.close(watched()).unwrap();
+                });
+                let mut receiver = receiving.accept(watched()).unwrap();
+                for n in 0..40_u64 {
+                    assert!(receiver.poll(watched()).unwrap());
+                    let chunk = receiver.receive(watched()).unwrap();
+                    let length = if n % 5 == 0 { 100_000 } else { 10 };
+                    assert_eq!(chunk.hint(), n, "from {from} to {to}");
+                    assert!(chunk.into_vec() == pattern(length, n));
+                }
+                let end = receiver.receive(watched()).unwrap_err();
+                assert_eq!(end, Error::EndOfStream(endpoint.id()));
+            });
+        }
+        drop(endpoint);
+        until("everything is given back", || nodes[0].blocks() == before);
+    });
+}
+
+/// Conversations at one endpoint do not wait for each other.
+#[test]
+fn a_silent_conversation_holds_nobody_up() {
+    on_each(2, |nodes| {
+        let owner = nodes[0].client();
+        let endpoint = Endpoint::create(&owner, &options()).unwrap();
+        let far = Endpoint::attach(&nodes[1].client(), &endpoint.descriptor(), false).unwrap();
+        let mut silent = endpoint.open_send(watched()).unwrap();
+        let mut lively = endpoint.open_send(watched()).unwrap();
+        assert!(matches!(far.open_send(Deadline::Now), Err(Error::Full)));
+        let mut first = far.accept(watched()).unwrap();
+        let mut second = far.accept(watched()).unwrap();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(move || first.receive(watched()).unwrap().hint());
+            until("the receive is parked", || nodes[0].stats().parked == 1);
+            for n in 0..10 {
+                lively.send(b"", n, watched()).unwrap();
+                assert_eq!(second.receive(watched()).unwrap().hint(), n);
+            }
+            silent.send(b"", 99, watched()).unwrap();
+            assert_eq!(waiter.join().unwrap(), 99);
+        });
+    });
+}
+
+#[test]
+fn a_dead_end_on_another_node_is_told_of() {
+    on_each(2, |nodes| {
+        let owner = nodes[0].client();
+        let endpoint = Endpoint::create(&owner, &options()).unwrap();
+        let descriptor = endpoint.descriptor();
+        // The sender's process dies.
+        let theirs = nodes[1].client();
+        let far = Endpoint::attach(&theirs, &descriptor, false).unwrap();
+        let mut sender = far.open_send(watched()).unwrap();
+        sender.send(b"before", 1, watched()).unwrap();
+        let mut receiver = endpoint.accept(watched()).unwrap();
+        assert_eq!(receiver.receive(watched()).unwrap().hint(), 1);
+        nodes[1].dies(theirs.slot());
+        let end = receiver.receive(watched()).unwrap_err();
+        assert_eq!(end, Error::PeerDied(endpoint.id()));
+        let _ = std::mem::ManuallyDrop::new((sender, far));
+        // The receiver's process dies.
+        let theirs = nodes[1].client();
+        let far = Endpoint::attach(&theirs, &descriptor, false).unwrap();
+        let mut sender = endpoint.open_send(watched()).unwrap();
+        let receiver = far.accept(watched()).unwrap();
+        nodes[1].dies(theirs.slot());
+        let refused = loop {
+            if let Err(error) = sender.send(b"", 0, watched()) {
+                break error;
+            }
+        };
+        assert_eq!(refused, Error::PeerDied(endpoint.id()));
+        let _ = std::mem::ManuallyDrop::new((receiver, far));
+        drop(sender);
+        // Both rows can be used again.
+        drop((
+            endpoint.open_send(Deadline::Now).unwrap(),
+            endpoint.open_send(Deadline::Now).unwrap(),
+        ));
+    });
+}
+
+#[test]
+fn a_buffered_conversation_crosses_as_one_message() {
+    on_each(2, |nodes| {
+        let owner = nodes[0].client();
+        let options = EndpointOptions {
+            buffered: true,
+            ..options()
+        };
+        let endpoint = Endpoint::create(&owner, &options).unwrap();
+        let far = Endpoint::attach(&nodes[1].client(), &endpoint.descriptor(), false).unwrap();
+        assert!(far.is_buffered());
+        for (from, to) in [(&far, &endpoint), (&endpoint, &far)] {
+            let mut sender = from.open_send(watched()).unwrap();
+            sender.send(b"one ", 3, watched()).unwrap();
+            sender.send(b"message", 4, watched()).unwrap();
+            sender.close(watched()).unwrap();
+            let mut receiver = to.accept(watched()).unwrap();
+            let chunk = receiver.receive(watched()).unwrap();
+            assert_eq!(
+                (chunk.hint(), chunk.into_vec()),
+                (3, b"one message".to_vec())
+            );
+            let end = receiver.receive(watched()).unwrap_err();
+            assert_eq!(end, Error::EndOfStream(endpoint.id()));
+        }
+    });
+}
+
+/// A receiver of another node that closes first is told to the sender, and the other way round.
+#[test]
+fn ends_that_close_first() {
+    on_each(2, |nodes| {
+        let owner = nodes[0].client();
+        let endpoint = Endpoint::create(&owner, &options()).unwrap();
+        let far = Endpoint::attach(&nodes[1].client(), &endpoint.descriptor(), false).unwrap();
+        let mut sender = far.open_send(watched()).unwrap();
+        drop(endpoint.accept(watched()).unwrap());
+        let refused = sender.send(b"", 0, watched()).unwrap_err();
+        assert_eq!(refused, Error::PeerClosed(endpoint.id()));
+        drop(sender);
+        let sender = far.open_send(watched()).unwrap();
+        let mut receiver = endpoint.accept(watched()).unwrap();
+        sender.abort().unwrap();
+        let end = receiver.receive(watched()).unwrap_err();
+        assert_eq!(end, Error::PeerDied(endpoint.id()));
+    });
+}
