@@ -571,17 +571,17 @@ impl<'a> Local<'a> {
         if !exists() {
             return Interest::GONE;
         }
-        let found = ready_for(self.member, entry, id.kind);
+        let found = ready_for(self.member, entry, id);
         fence(Ordering::Acquire);
         if exists() { found } else { Interest::GONE }
     }
 }
 
 /// What an object is ready for at this moment, by reading alone.
-fn ready_for(member: &Member, entry: &ObjectEntry, kind: ObjectKind) -> Interest {
+fn ready_for(member: &Member, entry: &ObjectEntry, id: ObjectId) -> Interest {
     let word_is =
         |test: fn(u32) -> bool| Interest::READABLE.when(test(word(entry).load(Ordering::Acquire)));
-    match kind {
+    match id.kind {
         ObjectKind::Channel => match crate::channel::readiness(member, entry) {
             Ok((readable, writable)) => {
                 Interest::READABLE.when(readable) | Interest::WRITABLE.when(writable)
@@ -592,7 +592,11 @@ fn ready_for(member: &Member, entry: &ObjectEntry, kind: ObjectKind) -> Interest
         ObjectKind::Stream => crate::stream::readiness(member, entry)
             .unwrap_or(Interest::READABLE | Interest::WRITABLE),
         ObjectKind::Event => word_is(|word| word & 1 != 0),
-        ObjectKind::Semaphore | ObjectKind::Process => word_is(|word| word != 0),
+        ObjectKind::Semaphore => {
+            let units = crate::semaphore::value(member, entry, id);
+            Interest::READABLE.when(units.is_ok_and(|(units, _)| units != 0))
+        }
+        ObjectKind::Process => word_is(|word| word != 0),
         _ => Interest(0),
     }
 }
