@@ -1,6 +1,7 @@
 //! The operations for agents: they never wait. An agent executes the requests of other nodes; what cannot be done at once
 //! it parks, arms the object's watch, and tries again when it is notified.
 
+use std::borrow::Cow;
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -12,13 +13,14 @@ use dragon_shmem::sync::{Ordering, fence, low};
 use dragon_shmem::{Block, Deadline, Member};
 
 use crate::channel::{Local, Outgoing, block_of, open};
+use crate::condition::phase;
 use crate::error::{Error, Result};
 use crate::lock::Who;
 use crate::message::Message;
 use crate::object::{alive, destroy, discard, drop_transit};
 use crate::set::subscribers::AGENT;
 use crate::wait::Spin;
-use crate::{event, lock, process, semaphore, stream};
+use crate::{Trigger, broadcast, condition, event, lock, process, semaphore, stream};
 
 /// What comes with a request.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +67,19 @@ impl Attempt {
         }
     }
 
+    /// Done when there is a message.
+    fn with(message: Option<Message>) -> Self {
+        match message {
+            Some(message) => Self::Done {
+                status: Code::Ok,
+                arg0: message.hint(),
+                arg1: 0,
+                message: Some(message),
+            },
+            None => Self::NotYet,
+        }
+    }
+
     pub(crate) fn done(arg0: u64, arg1: u64) -> Self {
         Self::Done {
             status: Code::Ok,
@@ -88,6 +103,8 @@ impl Attempt {
 pub struct Waiting {
     /// What a counter of the object was at the first attempt.
     start: Option<u32>,
+    /// Where among those who wait at the object.
+    seat: Option<u32>,
 }
 
 /// Tries an operation on an object of this node, for `on_behalf`: the slot, or proxy slot, that owns the locks and
@@ -125,6 +142,64 @@ pub fn attempt(
         let _ = member.free(block.offset);
     }
     attempt
+}
+
+/// Ends the wait of a request that was attempted and not done: its time is over, its caller does not want to wait any more,
+/// or nobody is there any more to take the result (`wanted` is false). It may have been done at this very moment: then that
+/// is returned, and is the answer.
+pub fn withdraw(
+    member: &Arc<Member>,
+    op: Op,
+    object: ObjectId,
+    on_behalf: SlotId,
+    waiting: Waiting,
+    end: End,
+) -> Attempt {
+    let withdrawn = with_reference(member, object, |entry| {
+        let call = Call {
+            member,
+            id: object,
+            entry,
+            on_behalf,
+            arguments: [0, 0],
+        };
+        give_up(&call, op, waiting, end)
+    });
+    // What is gone needs not be withdrawn from.
+    withdrawn.unwrap_or(Attempt::NotYet)
+}
+
+/// Why a request ends before it was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its deadline has passed.
+    Timeout,
+    /// Its caller wants it to have had no effect: it does not want to wait, or a signal came.
+    Cancelled,
+    /// Nobody waits for the answer any more.
+    Lost,
+}
+
+fn give_up(call: &Call<'_>, op: Op, waiting: Waiting, end: End) -> Result<Attempt> {
+    let &Call {
+        member, id, entry, ..
+    } = call;
+    match (op, waiting.seat) {
+        (Op::ConditionWait, Some(seat)) if end == End::Lost => {
+            condition::stand(member, entry, id, seat, true)?;
+            Ok(Attempt::NotYet)
+        }
+        (Op::ConditionWait, Some(seat)) => {
+            Ok(Attempt::when(condition::withdraw(member, entry, seat)?))
+        }
+        (Op::BroadcastWait, Some(seat)) => {
+            let wanted = end != End::Lost;
+            Ok(Attempt::with(broadcast::withdraw(
+                member, entry, id, seat, wanted,
+            )?))
+        }
+        _ => Ok(Attempt::NotYet),
+    }
 }
 
 /// Arms the watch of an object: its next change calls [`dragon_shmem::Hooks::notify`], or notifies the gateway. The caller
@@ -233,6 +308,14 @@ fn execute(
             Err(Error::Empty) => Attempt::NotYet,
             Err(error) => return Err(error),
         },
+        Op::Attributes if id.kind == ObjectKind::Condition => {
+            let (waiting, most) = condition::attributes(member, entry, id)?;
+            Attempt::done(waiting.into(), most.into())
+        }
+        Op::Attributes if id.kind == ObjectKind::Broadcast => {
+            let (waiting, most) = broadcast::attributes(member, entry, id)?;
+            Attempt::done(waiting.into(), most.into())
+        }
         Op::Attributes => {
             let (length, capacity) = channel()?.attributes()?;
             Attempt::done(length, capacity)
@@ -248,13 +331,17 @@ fn execute(
         Op::LockAcquire => {
             is(ObjectKind::Lock)?;
             alive(entry, id)?;
-            match lock::words(entry).try_acquire(who(arg0), 0) {
+            match lock::try_acquire(entry, who(arg0), low(arg1)) {
                 Some(acquired) => Attempt::done(acquired.owner_died.into(), arg0),
                 None => Attempt::NotYet,
             }
         }
         Op::LockRelease => {
             is(ObjectKind::Lock)?;
+            if arg0 == lock::WHOLLY {
+                let depth = lock::give_up(member, entry, id, who(arg1))?;
+                return Ok(Attempt::done(depth.into(), 0));
+            }
             lock::release(member, entry, id, who(arg1), arg0 != 0)?;
             Attempt::done(0, 0)
         }
@@ -308,8 +395,61 @@ fn execute(
             let (value, most) = semaphore::value(member, entry, id)?;
             Attempt::done(value.into(), most.into())
         }
+        Op::ConditionWait => {
+            is(ObjectKind::Condition)?;
+            let seat = low(arg1);
+            match arg0 {
+                phase::SIT => Attempt::done(condition::sit(member, entry, id, slot)?.into(), 0),
+                phase::WAIT => {
+                    waiting.seat = Some(seat);
+                    Attempt::when(condition::is_woken(member, entry, id, seat)?)
+                }
+                what => {
+                    condition::stand(member, entry, id, seat, what == phase::PASS_ON)?;
+                    Attempt::done(0, 0)
+                }
+            }
+        }
+        Op::ConditionNotify => {
+            is(ObjectKind::Condition)?;
+            let count = u32::try_from(arg0).unwrap_or(u32::MAX);
+            Attempt::done(condition::notify(member, entry, id, count)?.into(), 0)
+        }
+        Op::BroadcastTrigger => {
+            is(ObjectKind::Broadcast)?;
+            let number = |n| u32::try_from(n).unwrap_or(u32::MAX);
+            let trigger = Trigger::some(number(arg0)).after(number(arg1));
+            let bytes = bytes_of(member, payload)?;
+            match broadcast::try_trigger(member, entry, id, trigger, &bytes)? {
+                Some(woken) => Attempt::done(woken.into(), 0),
+                None => Attempt::NotYet,
+            }
+        }
+        Op::BroadcastWait => {
+            is(ObjectKind::Broadcast)?;
+            let seat = &mut waiting.seat;
+            Attempt::with(broadcast::try_wait(member, entry, id, slot, seat)?)
+        }
         _ => Attempt::failed(Code::Unsupported),
     })
+}
+
+/// The bytes of a payload.
+fn bytes_of<'a>(member: &Member, payload: Payload<'a>) -> Result<Cow<'a, [u8]>> {
+    match payload {
+        Payload::Inline(bytes) => Ok(Cow::Borrowed(bytes)),
+        Payload::Block(block) | Payload::Shared(block) => {
+            let length = usize::try_from(block.length).map_err(|_| {
+                let what = "length of a payload";
+                let value = block.length;
+                dragon_shmem::Error::Corrupt { what, value }
+            })?;
+            member.pool().check(block.offset, block.length)?;
+            let mut bytes = vec![0; length];
+            member.pool().read(block.offset, 0, &mut bytes)?;
+            Ok(Cow::Owned(bytes))
+        }
+    }
 }
 
 pub(crate) fn send(channel: &Local<'_>, payload: Payload<'_>, hint: u64) -> Result<Attempt> {

@@ -640,6 +640,10 @@ pub(crate) struct Claimed {
 /// Where tests stop a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TestPoint {
+    /// A payload of a broadcast is ready, and nobody has been woken.
+    Triggering,
+    /// A waiter has been woken, and has not read.
+    Woken,
     /// A cell is claimed and written, not published.
     Sending,
     /// A message is claimed and taken, its cell not released.

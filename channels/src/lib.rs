@@ -12,8 +12,10 @@
 //! The algorithms, and which store pairs with which load, are described in `docs/channels.md`.
 
 pub mod attempt;
+pub mod broadcast;
 pub mod cell;
 pub mod channel;
+pub mod condition;
 pub mod error;
 pub mod event;
 pub mod local;
@@ -26,6 +28,7 @@ pub mod process;
 pub mod recover;
 pub mod remote;
 mod ring;
+mod seat;
 pub mod semaphore;
 pub mod set;
 mod sleep;
@@ -37,8 +40,10 @@ mod fixture;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use attempt::{Attempt, Payload, Waiting, attempt, watch};
+pub use attempt::{Attempt, End, Payload, Waiting, attempt, watch, withdraw};
+pub use broadcast::{Broadcast, BroadcastOptions, Trigger};
 pub use channel::{Channel, ChannelOptions, create_channel};
+pub use condition::{Condition, ConditionOptions};
 pub use dragon_protocol::PoolOptions;
 pub use dragon_shmem::Deadline;
 pub use error::{Error, Result};

@@ -167,6 +167,51 @@ impl Lock {
         }
     }
 
+    /// Releases the lock whatever its depth, which this returns: for a condition.
+    pub(crate) fn give_up(&self) -> Result<u32> {
+        let thread = thread_number();
+        match self.handle.local()? {
+            Some(entry) => {
+                let member = self.handle.member();
+                let slot = member.slot().index;
+                give_up(member, entry, self.handle.id(), Who { slot, thread })
+            }
+            None => {
+                let arguments = [WHOLLY, thread.into()];
+                let called = self
+                    .handle
+                    .call(Op::LockRelease, arguments, Deadline::Now)?;
+                Ok(low(called[0]))
+            }
+        }
+    }
+
+    /// Acquires the lock with the depth that it had, and lets no signal keep it from that.
+    pub(crate) fn take_again(&self, depth: u32) -> Result<Acquired> {
+        let thread = thread_number();
+        let acquired = loop {
+            match self.acquire(Deadline::Never) {
+                Err(Error::Interrupted) => {}
+                acquired => break acquired?,
+            }
+        };
+        if depth > 1 {
+            match self.handle.local()? {
+                Some(entry) => {
+                    let slot = self.handle.member().slot().index;
+                    words(entry).set_depth(Who { slot, thread }, depth);
+                }
+                None => {
+                    // It has the lock, so this only sets the depth.
+                    let arguments = [thread.into(), depth.into()];
+                    self.handle
+                        .call(Op::LockAcquire, arguments, Deadline::Now)?;
+                }
+            }
+        }
+        Ok(acquired)
+    }
+
     crate::object::common_methods!();
 }
 
@@ -416,6 +461,39 @@ pub(crate) fn release(
         Released::NotOwner => return Err(Error::NotOwner(id)),
     }
     Ok(())
+}
+
+/// Argument 0 of a release that is for a recursive lock's whole depth.
+pub(crate) const WHOLLY: u64 = 2;
+
+/// Releases a lock whatever its depth, which this returns.
+pub(crate) fn give_up(
+    member: &Arc<Member>,
+    entry: &ObjectEntry,
+    id: ObjectId,
+    who: Who,
+) -> Result<u32> {
+    alive(entry, id)?;
+    let words = words(entry);
+    let depth = if words.recursive && words.is_owner(who) {
+        let depth = words.depth();
+        words.set_depth(who, 1);
+        depth
+    } else {
+        1
+    };
+    release(member, entry, id, who, false)?;
+    Ok(depth)
+}
+
+/// One try for a process of another node. `depth`: it has the lock already, and this is its depth.
+pub(crate) fn try_acquire(entry: &ObjectEntry, who: Who, depth: u32) -> Option<Acquired> {
+    let words = words(entry);
+    if depth > 1 && words.recursive && words.is_owner(who) {
+        words.set_depth(who, depth);
+        return Some(Acquired { owner_died: false });
+    }
+    words.try_acquire(who, 0)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::remote;
 use crate::set::subscribers::{self, AGENT, SUBSCRIBED};
 use crate::set::{Interest, Set};
 use crate::wait::{self, Spin, WaitWord};
+use crate::{Broadcast, Condition};
 use crate::{Channel, Deadline, Endpoint, Event, Lock, PoolHandle, ProcessObject, Semaphore};
 
 /// A handle on an object of any kind.
@@ -36,6 +37,10 @@ pub enum Object {
     Pool(PoolHandle),
     /// An endpoint of streams.
     Stream(Endpoint),
+    /// A condition.
+    Condition(Condition),
+    /// A broadcast.
+    Broadcast(Broadcast),
 }
 
 impl Object {
@@ -53,6 +58,8 @@ impl Object {
             ObjectKind::Set => Self::Set(Set::attach(member, descriptor, adopt)?),
             ObjectKind::Pool => Self::Pool(PoolHandle::attach(member, descriptor, adopt)?),
             ObjectKind::Stream => Self::Stream(Endpoint::attach(member, descriptor, adopt)?),
+            ObjectKind::Broadcast => Self::Broadcast(Broadcast::attach(member, descriptor, adopt)?),
+            ObjectKind::Condition => Self::Condition(Condition::attach(member, descriptor, adopt)?),
             _ => return Err(dragon_shmem::Error::WrongKind(descriptor.object).into()),
         })
     }
@@ -391,6 +398,7 @@ pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
     match id.kind {
         ObjectKind::Channel => crate::channel::discard(member, id, entry),
         ObjectKind::Stream => crate::stream::discard(member, id, entry),
+        ObjectKind::Broadcast => crate::broadcast::discard(member, entry),
         _ => {}
     }
 }
@@ -414,6 +422,15 @@ pub(crate) fn wake_everyone(member: &Arc<Member>, id: ObjectId) -> Result<()> {
         }
         ObjectKind::Set => crate::set::wake_everyone(member, entry)?,
         ObjectKind::Stream => crate::stream::wake_everyone(member, entry)?,
+        // The dead do not keep others from being woken here; only the end of the condition concerns all.
+        ObjectKind::Condition if !is_alive(entry, id) => crate::condition::end(member, entry)?,
+        ObjectKind::Broadcast => {
+            wait_word(entry).wake(u32::MAX);
+            second_wait_word(entry).wake(u32::MAX);
+            if !is_alive(entry, id) {
+                crate::broadcast::end(member, entry, id)?;
+            }
+        }
         _ => {}
     }
     if entry.watch.load(Ordering::Relaxed) != 0 {

@@ -11,13 +11,13 @@ use dragon_shmem::recover::{Found, forget_held, held, recover_memory, reset_thre
 use dragon_shmem::sync::{Ordering, fence};
 use dragon_shmem::thread::Intended;
 
-use crate::cell;
 use crate::channel::{Local, NO_POSITION, open};
 use crate::error::Result;
 use crate::lock;
 use crate::object::{discard, second_wait_word, wait_word, wake_everyone};
 use crate::semaphore;
 use crate::wait::{forget_spinner, mark};
+use crate::{broadcast, cell, condition};
 
 /// What recovery found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub fn recover(member: &Arc<Member>, slot: SlotId) -> Result<Recovered> {
         match found {
             // Needed until what the process had in it is recovered.
             Found::Object(id) if id.kind == ObjectKind::Pool => pools.push(id),
-            found => give_up(member, slot, found, &mut recovered),
+            found => give_up(member, slot, found, &mut leases, &mut recovered),
         }
     }
     // A block that came with a reply may stand in the reply's cell and in the held table: it is one block.
@@ -150,6 +150,14 @@ fn finish(
         {
             wait_word(entry).forget_waiter();
         }
+        Op::BroadcastTrigger => {
+            if intended.step & mark::FIRST != 0 {
+                wait_word(entry).forget_waiter();
+            }
+            if intended.step & mark::SECOND != 0 {
+                second_wait_word(entry).forget_waiter();
+            }
+        }
         Op::SemaphoreWaitZero if intended.step & mark::SECOND != 0 => {
             second_wait_word(entry).forget_waiter();
         }
@@ -221,7 +229,13 @@ fn finish_receive(
 }
 
 /// Gives a reference up, and with it what the process could hold only through it. What fails here was scribbled over.
-fn give_up(member: &Arc<Member>, slot: SlotId, found: Found, recovered: &mut Recovered) {
+fn give_up(
+    member: &Arc<Member>,
+    slot: SlotId,
+    found: Found,
+    leases: &mut Vec<u64>,
+    recovered: &mut Recovered,
+) {
     let _ = match found {
         Found::Remote(object) => {
             recovered.remote.push(object);
@@ -247,6 +261,15 @@ fn give_up(member: &Arc<Member>, slot: SlotId, found: Found, recovered: &mut Rec
                     recovered.units += semaphore::recover(member, entry, object, slot.index);
                 }
                 ObjectKind::Stream => crate::stream::give_up(member, slot.index, object, entry),
+                ObjectKind::Condition => condition::recover(member, entry, slot.index),
+                ObjectKind::Broadcast => {
+                    let lost = |block| {
+                        if !leases.contains(&block) {
+                            leases.push(block);
+                        }
+                    };
+                    broadcast::recover(member, entry, object, slot.index, lost);
+                }
                 _ => {}
             }
             fence(Ordering::SeqCst);

@@ -92,6 +92,19 @@ pub(crate) fn send_block_to(
     ask(member, Op::Send, object, arguments, &what, deadline).map(drop)
 }
 
+/// Asks for an operation with a payload.
+pub(crate) fn call_with(
+    member: &Arc<Member>,
+    op: Op,
+    object: ObjectId,
+    arguments: [u64; 2],
+    parts: &[IoSlice<'_>],
+    deadline: Deadline,
+) -> Result<Reply> {
+    let what = What::Parts(parts);
+    Ok(ask(member, op, object, arguments, &what, deadline)?.reply)
+}
+
 /// Receives a message from a channel of another node.
 pub(crate) fn receive(
     member: &Arc<Member>,
@@ -108,15 +121,27 @@ pub(crate) fn receive_from(
     conversation: u64,
     deadline: Deadline,
 ) -> Result<Message> {
-    let nothing = What::Nothing;
     let arguments = [0, conversation];
-    let Answer { reply, place } = ask(member, Op::Receive, object, arguments, &nothing, deadline)?;
-    match reply.payload {
-        ReplyPayload::Inline(bytes) => Ok(Message::owned(reply.arg0, bytes)),
+    Ok(call_for_message(member, Op::Receive, object, arguments, deadline)?.0)
+}
+
+/// Asks for an operation whose reply is a message. Also the reply's second result.
+pub(crate) fn call_for_message(
+    member: &Arc<Member>,
+    op: Op,
+    object: ObjectId,
+    arguments: [u64; 2],
+    deadline: Deadline,
+) -> Result<(Message, u64)> {
+    let nothing = What::Nothing;
+    let Answer { reply, place } = ask(member, op, object, arguments, &nothing, deadline)?;
+    let message = match reply.payload {
+        ReplyPayload::Inline(bytes) => Message::owned(reply.arg0, bytes),
         ReplyPayload::Block { offset, length } => {
-            Message::held(member, reply.arg0, offset, length, place.keep())
+            Message::held(member, reply.arg0, offset, length, place.keep())?
         }
-    }
+    };
+    Ok((message, reply.arg1))
 }
 
 /// Gives a reference back, or drops one that is in transit; waits for no reply.

@@ -4,8 +4,11 @@
 
 mod rig;
 
-use dragon_channels::{Deadline, Error, Event, Lock, Semaphore, SemaphoreOptions};
-use rig::{on_each, soon, until, watched};
+use dragon_channels::{
+    Broadcast, BroadcastOptions, Condition, ConditionOptions, Deadline, Error, Event, Lock,
+    Semaphore, SemaphoreOptions, Trigger,
+};
+use rig::{on_each, pattern, soon, until, watched};
 
 #[test]
 fn an_event_that_is_set_and_cleared_at_once_is_noticed_by_all() {
@@ -95,6 +98,120 @@ fn a_recursive_lock_belongs_to_a_thread_of_another_node() {
             remote.release(false).unwrap();
             assert_eq!(remote.release(false), Ok(()));
             assert!(!waiter.join().unwrap().owner_died);
+        });
+    });
+}
+
+#[test]
+fn a_condition_is_waited_for_from_another_node() {
+    on_each(3, |nodes| {
+        let members = [nodes[0].client(), nodes[1].client(), nodes[2].client()];
+        // The lock and the condition need not lie on the same node.
+        for home in [1, 2] {
+            let lock = Lock::create_recursive(&members[1], 0).unwrap();
+            let condition =
+                Condition::create(&members[home], &ConditionOptions::default()).unwrap();
+            let theirs = |n: usize| {
+                let lock = Lock::attach(&members[n], &lock.descriptor(), false).unwrap();
+                let condition =
+                    Condition::attach(&members[n], &condition.descriptor(), false).unwrap();
+                (lock, condition)
+            };
+            let (lock0, condition0) = theirs(0);
+            let not_owner = condition0.wait(&lock0, watched());
+            assert_eq!(not_owner, Err(Error::NotOwner(lock.id())));
+            lock0.acquire(watched()).unwrap();
+            lock0.acquire(watched()).unwrap();
+            assert_eq!(condition0.wait(&lock0, Deadline::Now), Err(Error::Empty));
+            assert_eq!(condition0.wait(&lock0, soon()), Err(Error::Timeout));
+            std::thread::scope(|scope| {
+                let notifier = scope.spawn(|| {
+                    let (lock2, condition2) = theirs(2);
+                    lock2.acquire(watched()).unwrap();
+                    assert_eq!(condition2.notify_one().unwrap(), 1);
+                    lock2.release(false).unwrap();
+                });
+                condition0.wait(&lock0, watched()).unwrap();
+                notifier.join().unwrap();
+            });
+            lock0.release(false).unwrap();
+            assert_eq!(
+                lock.acquire(Deadline::Now),
+                Err(Error::Empty),
+                "its depth is 1"
+            );
+            lock0.release(false).unwrap();
+            lock.acquire(watched()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_dead_process_of_another_node_passes_its_notification_on() {
+    on_each(2, |nodes| {
+        let (near, far) = (nodes[0].client(), nodes[1].client());
+        let slot = near.slot();
+        let lock = Lock::create(&far, 0).unwrap();
+        let condition = Condition::create(&far, &ConditionOptions::default()).unwrap();
+        let near_lock = Lock::attach(&near, &lock.descriptor(), false).unwrap();
+        let near_condition = Condition::attach(&near, &condition.descriptor(), false).unwrap();
+        // The thread never gets an answer, as the thread of a dead process: it is left behind.
+        std::thread::spawn(move || {
+            near_lock.acquire(watched()).unwrap();
+            near_condition.wait(&near_lock, Deadline::Never).map(drop)
+        });
+        until("it waits", || nodes[1].stats().parked == 1);
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| {
+                lock.acquire(watched()).unwrap();
+                condition.wait(&lock, watched()).unwrap();
+                lock.release(false).unwrap();
+            });
+            until("both wait", || condition.waiting().unwrap() == 2);
+            lock.acquire(watched()).unwrap();
+            assert_eq!(condition.notify_one().unwrap(), 1, "who came first");
+            until("it is on its way to the lock", || {
+                nodes[1].stats().parked == 1
+            });
+            nodes[0].dies(slot);
+            until("it is recovered", || nodes[1].stats().proxies == 0);
+            lock.release(false).unwrap();
+            next.join().unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_broadcast_reaches_every_node() {
+    on_each(2, |nodes| {
+        let (near, far) = (nodes[0].client(), nodes[1].client());
+        let broadcast = Broadcast::create(&far, &BroadcastOptions::default()).unwrap();
+        let remote = Broadcast::attach(&near, &broadcast.descriptor(), false).unwrap();
+        assert_eq!(remote.wait(Deadline::Now).unwrap_err(), Error::Empty);
+        assert_eq!(remote.wait(soon()).unwrap_err(), Error::Timeout);
+        let blocks = nodes[1].blocks();
+        for (n, size) in [0, 10, 1_000, 200_000].into_iter().enumerate() {
+            let payload = pattern(size, n as u64);
+            std::thread::scope(|scope| {
+                let waiters = [&broadcast, &remote, &remote]
+                    .map(|broadcast| scope.spawn(|| broadcast.wait(watched()).unwrap().into_vec()));
+                let triggerer = [&broadcast, &remote][n % 2];
+                let woken = triggerer
+                    .trigger(Trigger::ALL.after(3), &payload, watched())
+                    .unwrap();
+                assert_eq!(woken, 3);
+                for waiter in waiters {
+                    assert!(waiter.join().unwrap() == payload);
+                }
+            });
+            until("all is freed", || nodes[1].blocks() == blocks);
+        }
+        assert_eq!(remote.waiting().unwrap(), 0);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| remote.wait(watched()));
+            until("it waits", || remote.waiting().unwrap() == 1);
+            broadcast.destroy().unwrap();
+            assert!(matches!(waiter.join().unwrap(), Err(Error::Destroyed(_))));
         });
     });
 }

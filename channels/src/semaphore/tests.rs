@@ -187,9 +187,8 @@ mod models {
             words.wake(units);
         }
 
-        fn wait_zero(&self) {
+        fn wait_zero(&self, start: u32) {
             let words = self.words();
-            let start = words.zeros();
             let happened =
                 || Ok::<_, Error>((words.value() == 0 || words.zeros() != start).then_some(()));
             if happened().unwrap().is_none() {
@@ -223,17 +222,12 @@ mod models {
         check(3, || {
             let semaphore = Arc::new(Alone::new(1, 1, 0));
             let theirs = Arc::clone(&semaphore);
-            let started = semaphore.words().zeros();
+            let start = semaphore.words().zeros();
             let taker = thread::spawn(move || {
                 theirs.acquire(0, 1);
                 theirs.release(1);
             });
-            if semaphore.words().zeros() == started {
-                let theirs = Arc::clone(&semaphore);
-                let other = thread::spawn(move || theirs.acquire(1, 1));
-                semaphore.wait_zero();
-                other.join().unwrap();
-            }
+            semaphore.wait_zero(start);
             taker.join().unwrap();
         });
     }

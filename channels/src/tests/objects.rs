@@ -2,8 +2,12 @@
 
 use std::thread;
 
-use crate::fixture::{Node, Role};
-use crate::{Channel, Deadline, Error, Event, Lock, Semaphore, SemaphoreOptions, create_channel};
+use crate::channel::TestPoint;
+use crate::fixture::{Node, Role, stop_at};
+use crate::{
+    Broadcast, BroadcastOptions, Channel, Condition, ConditionOptions, Deadline, Error, Event,
+    Lock, Semaphore, SemaphoreOptions, Trigger, create_channel,
+};
 
 pub(super) fn play(name: &str, role: &Role) -> bool {
     let member = &role.member;
@@ -37,6 +41,38 @@ pub(super) fn play(name: &str, role: &Role) -> bool {
             }
             said.send(b"", 0, Deadline::Never).unwrap();
             let _ = said.send(b"", 0, Deadline::Never);
+        }
+        // Words: broadcast, size, whether to stop with the first payload. Triggers for ever.
+        "trigger" => {
+            let broadcast = Broadcast::attach(member, &role.descriptor(0), false).unwrap();
+            if role.number(2) != 0 {
+                stop_at(TestPoint::Triggering, 0);
+            }
+            let payload = vec![1; usize::try_from(role.number(1)).unwrap()];
+            loop {
+                broadcast
+                    .trigger(Trigger::ALL, &payload, Deadline::Never)
+                    .unwrap();
+            }
+        }
+        // Words: broadcast, -, whether to stop when it is woken first. Waits for ever.
+        "wait-broadcast" => {
+            let broadcast = Broadcast::attach(member, &role.descriptor(0), false).unwrap();
+            if role.number(2) != 0 {
+                stop_at(TestPoint::Woken, 0);
+            }
+            loop {
+                broadcast.wait(Deadline::Never).unwrap();
+            }
+        }
+        // Words: lock, condition, channel. Waits for the condition once.
+        "wait-condition" => {
+            let lock = Lock::attach(member, &role.descriptor(0), false).unwrap();
+            let condition = Condition::attach(member, &role.descriptor(1), false).unwrap();
+            let said = Channel::attach(member, &role.descriptor(2), false).unwrap();
+            lock.acquire(Deadline::Never).unwrap();
+            said.send(b"", 0, Deadline::Never).unwrap();
+            condition.wait(&lock, Deadline::Never).unwrap();
         }
         _ => return false,
     }
@@ -243,4 +279,98 @@ fn an_event_that_is_set_and_cleared_at_once_is_noticed() {
             waiter.join().unwrap().unwrap();
         });
     }
+}
+
+/// Waiters and triggerers of a broadcast, killed at random moments and at chosen points, leave nothing.
+#[test]
+fn killed_users_of_a_broadcast_leave_nothing() {
+    let node = Node::new();
+    let before = node.used();
+    let member = node.member();
+    {
+        let options = BroadcastOptions {
+            payloads: 2,
+            ..BroadcastOptions::default()
+        };
+        let broadcast = Broadcast::create(&member, &options).unwrap();
+        let with_broadcast = node.used();
+        let name = broadcast.descriptor().to_string();
+        for size in [10, 1_000, 100_000] {
+            let words = [name.clone(), size.to_string(), "1".to_owned()];
+            // A triggerer with a payload that nobody was given yet.
+            let triggerer = node.spawn("trigger", &words);
+            triggerer.wait_until_stopped();
+            triggerer.kill(&node);
+            // A waiter that was woken and has not read.
+            let waiter = node.spawn("wait-broadcast", &words);
+            let payload = vec![1; size];
+            let all = Trigger::ALL.after(1);
+            broadcast.trigger(all, &payload, Deadline::Never).unwrap();
+            waiter.wait_until_stopped();
+            waiter.kill(&node);
+            assert_eq!(node.used(), with_broadcast, "{size} bytes");
+        }
+        let words = |size: u64| [name.clone(), size.to_string(), "0".to_owned()];
+        let steady = node.spawn("wait-broadcast", &words(0));
+        for round in 0..20 {
+            let size = [10, 1_000][round % 2];
+            let killed = [
+                node.spawn("wait-broadcast", &words(0)),
+                node.spawn("trigger", &words(size)),
+            ];
+            for n in 0..round * 10 {
+                let payload = vec![7; n * 13 % 400];
+                let all = Trigger::ALL.after(1);
+                broadcast.trigger(all, &payload, Deadline::Never).unwrap();
+            }
+            for victim in killed {
+                victim.kill(&node);
+            }
+        }
+        steady.kill(&node);
+        assert_eq!(broadcast.waiting().unwrap(), 0);
+        assert_eq!(node.used(), with_broadcast);
+        broadcast
+            .trigger(Trigger::ALL, &[1; 10_000], Deadline::Now)
+            .unwrap();
+    }
+    assert_eq!(node.used(), before);
+}
+
+/// A waiter that is killed after it was notified, and before it has the lock, loses the notification for nobody else.
+#[test]
+fn a_notification_of_a_dead_waiter_goes_to_the_next() {
+    let node = Node::new();
+    let member = node.member();
+    let lock = Lock::create(&member, 0).unwrap();
+    let condition = Condition::create(&member, &ConditionOptions::default()).unwrap();
+    let waiting = said(&member);
+    let words = [
+        lock.descriptor().to_string(),
+        condition.descriptor().to_string(),
+        waiting.descriptor().to_string(),
+    ];
+    let first = node.spawn("wait-condition", &words);
+    waiting.receive(Deadline::Never).unwrap();
+    // The waiter gives the lock up when it waits.
+    lock.acquire(Deadline::Never).unwrap();
+    thread::scope(|scope| {
+        let next = scope.spawn(|| {
+            let other = node.member();
+            let lock = Lock::attach(&other, &lock.descriptor(), false).unwrap();
+            let condition = Condition::attach(&other, &condition.descriptor(), false).unwrap();
+            lock.acquire(Deadline::Never).unwrap();
+            waiting.send(b"", 0, Deadline::Never).unwrap();
+            condition.wait(&lock, Deadline::Never).unwrap();
+            lock.release(false).unwrap();
+        });
+        lock.release(false).unwrap();
+        waiting.receive(Deadline::Never).unwrap();
+        lock.acquire(Deadline::Never).unwrap();
+        assert_eq!(condition.notify_one().unwrap(), 1, "the first to wait");
+        // It cannot have the lock, so it is on its way to it.
+        first.kill(&node);
+        lock.release(false).unwrap();
+        next.join().unwrap();
+    });
 }

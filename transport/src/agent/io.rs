@@ -25,8 +25,8 @@ pub(super) fn run(core: &Core) {
         no_room: Code::OutOfMemory,
     };
     while !is_closing(core) {
-        let deadline = core.with_owner(|owner, _, answers| {
-            owner.expire(clock::now(), answers);
+        let deadline = core.with_owner(|owner, member, answers| {
+            owner.expire(member, clock::now(), answers);
             owner.next_deadline()
         });
         due(core);
@@ -191,8 +191,8 @@ impl Handler for Events<'_> {
             (Some(FrameKind::Cancel), Side::Accepted) => {
                 let answer = header.arg0.get() == 1;
                 let request = header.request.get();
-                core.with_owner(|owner, _, answers| {
-                    owner.cancel(link.id(), request, answer, answers);
+                core.with_owner(|owner, member, answers| {
+                    owner.cancel(member, link.id(), request, answer, answers);
                 });
             }
             (Some(FrameKind::Return), Side::Accepted) => {
@@ -230,7 +230,7 @@ impl Handler for Events<'_> {
         tracing::debug!(%node, side = ?link.side(), %reason, "connection lost");
         if link.side() == Side::Accepted {
             self.core
-                .with_owner(|owner, _, _| owner.link_lost(link.id()));
+                .with_owner(|owner, member, _| owner.link_lost(member, link.id()));
             for frame in unsent {
                 self.core.undelivered(frame);
             }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use dragon_channels::{Attempt, Channel, Error, Payload, Waiting};
+use dragon_channels::{Attempt, Channel, End, Error, Payload, Waiting};
 use dragon_protocol::{Code, ObjectId, SlotId};
 use dragon_shmem::thread::ReplyPayload;
 use dragon_shmem::{Deadline, Member};
@@ -45,6 +45,16 @@ pub(super) fn attempt(
     let (op, object) = (job.op, job.object);
     let attempt =
         dragon_channels::attempt(member, op, object, on_behalf, arguments, payload, waiting);
+    if let Attempt::Done { .. } = attempt
+        && let Body::Block(block) = core::mem::replace(body, Body::empty())
+    {
+        // It was sent or freed.
+        let _ = block.into_block();
+    }
+    outcome(attempt)
+}
+
+fn outcome(attempt: Attempt) -> Outcome {
     match attempt {
         Attempt::NotYet => Outcome::NotYet,
         Attempt::Done {
@@ -53,14 +63,24 @@ pub(super) fn attempt(
             arg1,
             message,
         } => {
-            if let Body::Block(block) = core::mem::replace(body, Body::empty()) {
-                // It was sent or freed.
-                let _ = block.into_block();
-            }
             let message = message.map_or_else(Body::empty, Body::from_message);
             Outcome::Done(status, arg0, arg1, message)
         }
     }
+}
+
+/// Ends the wait of a request that was not done.
+pub(super) fn withdraw(
+    member: &Arc<Member>,
+    job: &Job,
+    on_behalf: SlotId,
+    waiting: Waiting,
+    end: End,
+) -> Outcome {
+    let (op, object) = (job.op, job.object);
+    outcome(dragon_channels::withdraw(
+        member, op, object, on_behalf, waiting, end,
+    ))
 }
 
 /// Has the next change of an object told to the agent.

@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use dragon_channels::Waiting;
+use dragon_channels::{End, Waiting};
 use dragon_protocol::op::Op;
 use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, SlotId, wire};
 use dragon_shmem::Member;
@@ -95,7 +95,8 @@ impl Owner {
                 }
                 Outcome::NotYet if job.deadline == wire::NOW => {
                     let code = would_block(job.op);
-                    answers.push(job.end(code, 0, 0, Body::empty()));
+                    let parked = Parked { job, body, waiting };
+                    answers.push(self.give_up(member, parked, End::Cancelled, code));
                     return;
                 }
                 Outcome::NotYet => {}
@@ -125,15 +126,14 @@ impl Owner {
     }
 
     /// Ends what is past its deadline.
-    pub(super) fn expire(&mut self, now: u64, answers: &mut Vec<Answer>) {
+    pub(super) fn expire(&mut self, member: &Arc<Member>, now: u64, answers: &mut Vec<Answer>) {
         while let Some(&(deadline, number)) = self.deadlines.first() {
             if deadline > now {
                 return;
             }
             self.deadlines.pop_first();
             if let Some(parked) = self.unpark(number) {
-                let none = Body::empty();
-                answers.push(parked.job.end(Code::Timeout, 0, 0, none));
+                answers.push(self.give_up(member, parked, End::Timeout, Code::Timeout));
             }
         }
     }
@@ -146,6 +146,7 @@ impl Owner {
     /// Forgets a parked request. The caller gets an answer when `answer` says so.
     pub(super) fn cancel(
         &mut self,
+        member: &Arc<Member>,
         link: u64,
         request: u64,
         answer: bool,
@@ -154,15 +155,18 @@ impl Owner {
         let Some(number) = self.by_request.get(&(link, request)).copied() else {
             return;
         };
-        if let Some(parked) = self.unpark(number).filter(|_| answer) {
-            let none = Body::empty();
-            answers.push(parked.job.end(Code::Cancelled, 0, 0, none));
+        let end = if answer { End::Cancelled } else { End::Lost };
+        if let Some(parked) = self.unpark(number) {
+            let last = self.give_up(member, parked, end, Code::Cancelled);
+            answers.extend(answer.then_some(last));
         }
     }
 
     /// A link is lost: nobody waits for answers on it any more.
-    pub(super) fn link_lost(&mut self, link: u64) {
-        self.unpark_where(|p| p.job.origin.link.as_ref().is_some_and(|l| l.id() == link));
+    pub(super) fn link_lost(&mut self, member: &Arc<Member>, link: u64) {
+        self.unpark_where(member, |p| {
+            p.job.origin.link.as_ref().is_some_and(|l| l.id() == link)
+        });
     }
 
     /// A process of another node is gone: what it held here is recovered.
@@ -173,7 +177,9 @@ impl Owner {
         slot: SlotId,
         answers: &mut Vec<Answer>,
     ) {
-        self.unpark_where(|p| p.job.origin.node == node && p.job.origin.slot == slot);
+        self.unpark_where(member, |p| {
+            p.job.origin.node == node && p.job.origin.slot == slot
+        });
         if let Some(proxy) = self.proxies.remove(&(node, slot)) {
             local::recover(member, proxy);
         }
@@ -187,7 +193,9 @@ impl Owner {
         node: NodeIndex,
         answers: &mut Vec<Answer>,
     ) {
-        self.unpark_where(|p| p.job.origin.node == node && p.job.origin.link.is_some());
+        self.unpark_where(member, |p| {
+            p.job.origin.node == node && p.job.origin.link.is_some()
+        });
         let proxies: Vec<_> = self.proxies.keys().filter(|(n, _)| *n == node).collect();
         let slots: Vec<SlotId> = proxies.into_iter().map(|(_, slot)| *slot).collect();
         for slot in slots {
@@ -266,11 +274,25 @@ impl Owner {
         Some(parked)
     }
 
-    fn unpark_where(&mut self, condition: impl Fn(&Parked) -> bool) {
+    fn unpark_where(&mut self, member: &Arc<Member>, condition: impl Fn(&Parked) -> bool) {
         let numbers = self.parked.iter().filter(|(_, p)| condition(p));
         let numbers: Vec<u64> = numbers.map(|(number, _)| *number).collect();
         for number in numbers {
-            self.unpark(number);
+            if let Some(parked) = self.unpark(number) {
+                self.give_up(member, parked, End::Lost, Code::Cancelled);
+            }
+        }
+    }
+
+    /// Ends a request that was not done: with `code`, or as it was done at this very moment.
+    fn give_up(&mut self, member: &Arc<Member>, parked: Parked, end: End, code: Code) -> Answer {
+        let Parked { job, waiting, .. } = parked;
+        match self
+            .proxy(member, &job)
+            .map(|slot| local::withdraw(member, &job, slot, waiting, end))
+        {
+            Ok(Outcome::Done(code, arg0, arg1, payload)) => job.end(code, arg0, arg1, payload),
+            Ok(Outcome::NotYet) | Err(_) => job.end(code, 0, 0, Body::empty()),
         }
     }
 
@@ -389,7 +411,13 @@ impl Job {
 fn in_order(op: Op) -> bool {
     !matches!(
         op,
-        Op::EventWait | Op::ProcessWait | Op::SemaphoreWaitZero | Op::PollReadable
+        Op::EventWait
+            | Op::ProcessWait
+            | Op::SemaphoreWaitZero
+            | Op::ConditionWait
+            | Op::BarrierWait
+            | Op::BroadcastWait
+            | Op::PollReadable
     )
 }
 

@@ -1,0 +1,351 @@
+//! Conditions: who holds a lock waits for something that others bring about under the same lock.
+//!
+//! A waiter takes a seat while it still holds the lock, and gives the lock up only then. So whoever notifies under the lock
+//! sees it, and between giving up and waiting there is nothing to be lost. A notification is written into the seat of the one
+//! who waits longest; it is that waiter's, awake or asleep. The seat is left only when the waiter has the lock again: if it
+//! dies before that, recovery passes its notification on to the next.
+
+use std::sync::Arc;
+
+use dragon_protocol::op::Op;
+use dragon_protocol::{Descriptor, ObjectId, ObjectKind};
+use dragon_shmem::object::ObjectEntry;
+use dragon_shmem::sync::{Ordering, low};
+use dragon_shmem::{Deadline, Member};
+
+use crate::error::{Error, Result, within};
+use crate::lock::{Acquired, Lock};
+use crate::memory;
+use crate::object::{Handle, alive, notify_watcher};
+use crate::seat::{ALL, Look, MOST_SEATS, Seats};
+
+/// How a condition is to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConditionOptions {
+    /// How many threads can wait at once.
+    pub waiters: u32,
+    /// A number of the user's choice.
+    pub user: u64,
+}
+
+impl Default for ConditionOptions {
+    /// 1024 waiters.
+    fn default() -> Self {
+        Self {
+            waiters: 1024,
+            user: 0,
+        }
+    }
+}
+
+/// A handle on a condition of this or another node.
+///
+/// ```
+/// use dragon_channels::{Condition, ConditionOptions, Deadline, Error, Lock};
+/// use std::sync::atomic::{AtomicBool, Ordering};
+///
+/// let member = dragon_channels::local::member()?;
+/// let (lock, ready) = (Lock::create(&member, 0)?, AtomicBool::new(false));
+/// let condition = Condition::create(&member, &ConditionOptions::default())?;
+/// std::thread::scope(|scope| {
+///     scope.spawn(|| -> Result<(), Error> {
+///         lock.acquire(Deadline::Never)?;
+///         ready.store(true, Ordering::Relaxed);
+///         condition.notify_one()?;
+///         lock.release(false)
+///     });
+///     lock.acquire(Deadline::Never)?;
+///     while !ready.load(Ordering::Relaxed) {
+///         condition.wait(&lock, Deadline::Never)?;
+///     }
+///     lock.release(false)
+/// })?;
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Condition {
+    handle: Handle,
+}
+
+impl Condition {
+    /// Creates a condition on this node.
+    ///
+    /// # Errors
+    /// When an option is out of its range, a table is full, or there is no memory.
+    pub fn create(member: &Arc<Member>, options: &ConditionOptions) -> Result<Self> {
+        let ConditionOptions { waiters, user } = *options;
+        within("waiters of a condition", waiters, 1, MOST_SEATS)?;
+        let size = Seats::size(waiters);
+        let fill = |block| memory::zero(member, block, size);
+        let init = |entry: &ObjectEntry| {
+            entry.body[WAITERS].store(waiters.into(), Ordering::Relaxed);
+        };
+        let id = memory::create(member, ObjectKind::Condition, user, size, fill, init)?;
+        let handle = Handle::created(member, id, user);
+        Ok(Self { handle })
+    }
+
+    /// Attaches to the condition that a descriptor names; see [`crate::Channel::attach`].
+    ///
+    /// # Errors
+    /// As [`crate::Channel::attach`].
+    pub fn attach(member: &Arc<Member>, descriptor: &Descriptor, adopt: bool) -> Result<Self> {
+        let handle = Handle::attach(member, descriptor, ObjectKind::Condition, adopt)?;
+        Ok(Self { handle })
+    }
+
+    /// Gives the lock up, waits for a notification, and takes the lock again: also when it fails. A recursive lock is given
+    /// up whatever its depth, and has it again afterwards. The lock may lie on another node than the condition.
+    ///
+    /// Success tells whether the lock's last owner died while it held it.
+    ///
+    /// # Errors
+    /// [`Error::NotOwner`] when the caller does not hold the lock; [`Error::Empty`] (try form), [`Error::Timeout`],
+    /// [`Error::Interrupted`], [`Error::Destroyed`]; what taking the lock again fails with: then the caller does not have it.
+    pub fn wait(&self, lock: &Lock, deadline: Deadline) -> Result<Acquired> {
+        let seat = self.sit()?;
+        let depth = match lock.give_up() {
+            Ok(depth) => depth,
+            Err(error) => {
+                self.stand(seat, true)?;
+                return Err(error);
+            }
+        };
+        let woken = self.wait_in(seat, deadline);
+        let acquired = lock.take_again(depth);
+        if woken.is_ok() {
+            // With the lock, and not before: a waiter that dies on its way to it has passed its notification on.
+            self.stand(seat, acquired.is_err())?;
+        }
+        let acquired = acquired?;
+        woken.map(|()| acquired)
+    }
+
+    /// Wakes the one who waits longest, if anybody does; how many were woken.
+    ///
+    /// # Errors
+    /// [`Error::Destroyed`], or what another node answers.
+    pub fn notify_one(&self) -> Result<u32> {
+        self.notify(1)
+    }
+
+    /// Wakes all who wait; how many.
+    ///
+    /// # Errors
+    /// As [`Condition::notify_one`].
+    pub fn notify_all(&self) -> Result<u32> {
+        self.notify(ALL)
+    }
+
+    /// Wakes up to `count` of those who wait, the longest first; how many.
+    ///
+    /// # Errors
+    /// As [`Condition::notify_one`].
+    pub fn notify(&self, count: u32) -> Result<u32> {
+        match self.handle.local()? {
+            Some(entry) => notify(self.handle.member(), entry, self.handle.id(), count),
+            None => {
+                let arguments = [count.into(), 0];
+                let called = self
+                    .handle
+                    .call(Op::ConditionNotify, arguments, Deadline::Now)?;
+                Ok(low(called[0]))
+            }
+        }
+    }
+
+    /// How many wait at this moment.
+    ///
+    /// # Errors
+    /// As [`Condition::notify_one`].
+    pub fn waiting(&self) -> Result<u32> {
+        let (member, id) = (self.handle.member(), self.handle.id());
+        match self.handle.local()? {
+            Some(entry) => Ok(attributes(member, entry, id)?.0),
+            None => {
+                let called = self.handle.call(Op::Attributes, [0, 0], Deadline::Now)?;
+                Ok(low(called[0]))
+            }
+        }
+    }
+
+    fn sit(&self) -> Result<u32> {
+        let member = self.handle.member();
+        match self.handle.local()? {
+            Some(entry) => {
+                let id = self.handle.id();
+                alive(entry, id)?;
+                seats(member, entry)?.sit(member.slot().index)
+            }
+            None => {
+                let called = self
+                    .handle
+                    .call(Op::ConditionWait, [phase::SIT, 0], Deadline::Now)?;
+                Ok(low(called[0]))
+            }
+        }
+    }
+
+    /// Waits in a seat. With an error the seat is left.
+    fn wait_in(&self, seat: u32, deadline: Deadline) -> Result<()> {
+        let member = self.handle.member();
+        let Some(entry) = self.handle.local()? else {
+            let arguments = [phase::WAIT, seat.into()];
+            return self
+                .handle
+                .call(Op::ConditionWait, arguments, deadline)
+                .map(drop);
+        };
+        let (id, seats) = (self.handle.id(), seats(member, entry)?);
+        if deadline == Deadline::Now {
+            return match seats.withdraw(seat)? {
+                Some(_) => Ok(()),
+                None => Err(Error::Empty),
+            };
+        }
+        // Its intent has recovery wake what it may have kept awake others from; the seat itself speaks for the rest.
+        let thread = member.thread()?;
+        let (index, generation) = (id.index, id.generation);
+        thread
+            .intent
+            .begin(Op::ConditionWait, index, generation, [0, 0]);
+        let woken = || !matches!(seats.look(seat), Ok(Look::Waiting));
+        let words = member.control().words();
+        self.handle
+            .spin
+            .until(words, &thread.intent, deadline, woken);
+        seats.wait(seat, deadline, || alive(entry, id)).map(drop)
+    }
+
+    /// Leaves a seat. `pass_on`: a notification in it goes to the next.
+    fn stand(&self, seat: u32, pass_on: bool) -> Result<()> {
+        let member = self.handle.member();
+        match self.handle.local()? {
+            Some(entry) => stand(member, entry, self.handle.id(), seat, pass_on),
+            None => {
+                let what = if pass_on {
+                    phase::PASS_ON
+                } else {
+                    phase::STAND
+                };
+                let arguments = [what, seat.into()];
+                self.handle
+                    .call(Op::ConditionWait, arguments, Deadline::Now)
+                    .map(drop)
+            }
+        }
+    }
+
+    crate::object::common_methods!();
+}
+
+/// What a request to wait for a condition asks for: its argument 0. Argument 1 is the seat.
+pub(crate) mod phase {
+    /// A seat.
+    pub(crate) const SIT: u64 = 0;
+    /// To be woken in it.
+    pub(crate) const WAIT: u64 = 1;
+    /// To leave it.
+    pub(crate) const STAND: u64 = 2;
+    /// To leave it, and to have a notification passed on.
+    pub(crate) const PASS_ON: u64 = 3;
+}
+
+/// Body word that holds the number of seats.
+const WAITERS: usize = 2;
+/// The note of a notification that was for one, or some: when its waiter dies it is for another.
+const ONE: u8 = 1;
+/// The note of one that was for all.
+const EVERYONE: u8 = 0;
+
+fn seats<'a>(member: &'a Member, entry: &ObjectEntry) -> Result<Seats<'a>> {
+    let waiters = low(entry.body[WAITERS].load(Ordering::Relaxed)).min(MOST_SEATS);
+    let block = entry.block.load(Ordering::Acquire);
+    let map = memory::map(member, block, Seats::size(waiters))?;
+    Seats::open(&map, 0, waiters)
+}
+
+/// Takes a seat for a process of another node.
+pub(crate) fn sit(member: &Member, entry: &ObjectEntry, id: ObjectId, slot: u32) -> Result<u32> {
+    alive(entry, id)?;
+    seats(member, entry)?.sit(slot)
+}
+
+/// Whether the one in a seat was woken.
+pub(crate) fn is_woken(
+    member: &Member,
+    entry: &ObjectEntry,
+    id: ObjectId,
+    seat: u32,
+) -> Result<bool> {
+    alive(entry, id)?;
+    Ok(matches!(seats(member, entry)?.look(seat)?, Look::Given(_)))
+}
+
+/// Gives a seat up; true when its owner has just been woken.
+pub(crate) fn withdraw(member: &Member, entry: &ObjectEntry, seat: u32) -> Result<bool> {
+    Ok(seats(member, entry)?.withdraw(seat)?.is_some())
+}
+
+/// Leaves a seat; see [`Condition::wait`].
+pub(crate) fn stand(
+    member: &Arc<Member>,
+    entry: &ObjectEntry,
+    id: ObjectId,
+    seat: u32,
+    pass_on: bool,
+) -> Result<()> {
+    let seats = seats(member, entry)?;
+    let note = seats.withdraw(seat)?;
+    if note.is_some() {
+        seats.stand(seat)?;
+    }
+    if pass_on && note == Some(ONE) && seats.give(seats.limit(), 1, ONE, |_| {}) != 0 {
+        notify_watcher(member, entry, id);
+    }
+    Ok(())
+}
+
+pub(crate) fn notify(
+    member: &Arc<Member>,
+    entry: &ObjectEntry,
+    id: ObjectId,
+    count: u32,
+) -> Result<u32> {
+    alive(entry, id)?;
+    let seats = seats(member, entry)?;
+    let note = if count == ALL { EVERYONE } else { ONE };
+    let woken = seats.give(seats.limit(), count, note, |_| {});
+    if woken != 0 {
+        notify_watcher(member, entry, id);
+    }
+    Ok(woken)
+}
+
+/// How many wait, and can wait.
+pub(crate) fn attributes(member: &Member, entry: &ObjectEntry, id: ObjectId) -> Result<(u32, u32)> {
+    alive(entry, id)?;
+    let seats = seats(member, entry)?;
+    let most = u32::try_from(seats.seats.len()).unwrap_or(u32::MAX);
+    Ok((seats.waiting(), most))
+}
+
+/// Frees the seats of a dead process, and passes on the notifications that it had taken.
+pub(crate) fn recover(member: &Arc<Member>, entry: &ObjectEntry, slot: u32) {
+    // It fails on memory that was scribbled over.
+    let Ok(seats) = seats(member, entry) else {
+        return;
+    };
+    let mut left = 0;
+    seats.recover(slot, |note| left += u32::from(note == ONE));
+    seats.give(seats.limit(), left, ONE, |_| {});
+}
+
+/// Ends all waits.
+pub(crate) fn end(member: &Member, entry: &ObjectEntry) -> Result<()> {
+    seats(member, entry)?.end();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
