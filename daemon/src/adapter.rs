@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use dragon_protocol::key::JobKey;
+use dragon_protocol::launch::Network;
 use dragon_protocol::{NodeIndex, env};
+
+use crate::network;
 
 /// What a daemon knows when it starts.
 #[derive(Clone, Debug)]
@@ -38,6 +41,8 @@ pub struct Job {
     pub siblings: u32,
     /// CPUs that the workload manager granted on this node, where it says so.
     pub cpus: Option<u32>,
+    /// The network between the nodes.
+    pub network: Network,
     /// Who owns the job.
     pub manager: Manager,
 }
@@ -120,15 +125,20 @@ impl Job {
             || matches!(self.manager, Manager::Slurm { .. }) && slurm::is_task_variable(&name)
     }
 
-    /// The address to listen on: where all nodes are on this machine, nobody else can reach it.
+    /// Whether all nodes are on this machine.
+    #[must_use]
+    pub fn all_here(&self) -> bool {
+        self.hosts.iter().all(|host| host == "127.0.0.1")
+    }
+
+    /// The address to listen on in the bring-up: where all nodes are on this machine, nobody else can reach it.
     #[must_use]
     pub fn listen_address(&self) -> IpAddr {
-        let here = self.hosts.iter().all(|host| host == "127.0.0.1");
-        IpAddr::V4(if here {
-            Ipv4Addr::LOCALHOST
+        if self.all_here() {
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
         } else {
-            Ipv4Addr::UNSPECIFIED
-        })
+            network::any_address()
+        }
     }
 
     /// Host name of a node, for messages.
@@ -190,6 +200,7 @@ mod tests {
             forward_output: false,
             siblings: 0,
             cpus: None,
+            network: Network::default(),
             manager: Manager::Launcher { lifeline: false },
         }
     }

@@ -96,7 +96,7 @@ pub async fn run(job: &Job, mut me: NodeInfo, events: &mut mpsc::Receiver<Event>
         Some(above) => Some((above, connect_to_parent(job, above, deadline).await?)),
     };
     if let Some((_, stream)) = &parent {
-        me.address = stream.local_addr()?.ip().to_string();
+        me.address = own_address(stream)?;
     }
     let gathered = gather(job, me, deadline, events).await;
     let (nodes, mut children) = match gathered {
@@ -203,7 +203,7 @@ async fn gather(
                     continue;
                 }
                 if me.address.is_empty() {
-                    me.address = stream.local_addr()?.ip().to_string();
+                    me.address = own_address(&stream)?;
                 }
                 let ready = ready.clone();
                 tokio::spawn(async move {
@@ -230,6 +230,11 @@ async fn gather(
     nodes.push(me);
     nodes.sort_by_key(|info| info.node);
     Ok((nodes, below))
+}
+
+/// This node's address as the connection has it. A listener of both families shows IPv4 addresses in their IPv6 form.
+fn own_address(stream: &TcpStream) -> Result<String> {
+    Ok(stream.local_addr()?.ip().to_canonical().to_string())
 }
 
 async fn send(stream: &mut TcpStream, message: &PeerMessage) -> Result<()> {

@@ -47,6 +47,19 @@ pub struct Arguments {
     #[arg(long, value_name = "SIZE", env = dragon_protocol::env::POOL, value_parser = parse_size)]
     pub pool: Option<u64>,
 
+    /// Network between the nodes: tcp. Default: the best there is.
+    #[arg(long, value_name = "NAME", env = dragon_protocol::env::TRANSPORT)]
+    pub transport: Option<String>,
+
+    /// Network interfaces to use: names, regular expressions or networks, for example ib0,ib1 or ib[0-3] or 10.1.0.0/16.
+    /// Default: the fastest that are up.
+    #[arg(long, value_name = "INTERFACES", env = dragon_protocol::env::INTERFACE)]
+    pub interface: Option<String>,
+
+    /// Encrypt what passes between the nodes.
+    #[arg(long, env = dragon_protocol::env::ENCRYPT, value_parser = clap::builder::BoolishValueParser::new(), num_args = 0)]
+    pub encrypt: bool,
+
     /// Seconds that the nodes may take to find each other.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub bring_up_limit: u64,

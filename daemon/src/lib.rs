@@ -11,6 +11,7 @@ pub mod cli;
 pub mod forker;
 pub mod link;
 pub mod memory;
+pub mod network;
 pub mod node;
 pub mod output;
 pub mod parent_death;

@@ -1,6 +1,7 @@
 //! The shared state of a node, as its daemon sees it: regions, slots, process objects, and the agent.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use dragon_transport::{Agent, AgentConfig};
 use crate::adapter::Job;
 use crate::attach::Shared;
 use crate::memory::{Memory, why_this_limit};
+use crate::network::{self, Place};
 use crate::resources::Granted;
 
 /// Number of the default pool.
@@ -38,6 +40,7 @@ pub struct Node {
     member: Arc<Member>,
     memory: Memory,
     agent: Arc<Agent>,
+    place: Place,
     processes: HashMap<ObjectId, ProcessObject>,
 }
 
@@ -74,7 +77,12 @@ impl Node {
         memory.set_owner(&member);
         let gateway = create_channel(&member, &GATEWAY)?;
         let gateway_id = gateway.id();
-        let agent = start_agent(job, &member, gateway)?;
+        let place = if job.hosts.len() > 1 {
+            network::place(job)?
+        } else {
+            Place::default()
+        };
+        let agent = start_agent(job, &place, &member, gateway)?;
         // The agent's threads end with the agent, not with the hooks that call it.
         let _ = later.set(Arc::downgrade(&agent));
         control.set_gateway(gateway_id);
@@ -82,16 +90,16 @@ impl Node {
             member,
             memory,
             agent,
+            place,
             processes: HashMap::new(),
         })
     }
 
-    /// The port on which other agents reach this node's; 0 for a node that has no others.
+    /// Where other agents reach this node's: the port that is open at any address, or else 0, and the listeners on the
+    /// interfaces that were chosen.
     #[must_use]
-    pub fn data_port(&self) -> u16 {
-        self.agent
-            .local_address()
-            .map_or(0, |address| address.port())
+    pub fn announces(&self) -> (u16, Vec<SocketAddr>) {
+        self.place.announce(&self.agent.local_addresses())
     }
 
     /// Tells the agent where the other nodes are.
@@ -269,12 +277,16 @@ impl Node {
     }
 }
 
-fn start_agent(job: &Job, member: &Arc<Member>, gateway: Channel) -> Result<Arc<Agent>> {
+fn start_agent(
+    job: &Job,
+    place: &Place,
+    member: &Arc<Member>,
+    gateway: Channel,
+) -> Result<Arc<Agent>> {
     // A node without others opens no port; its agent still serves the daemon's own messages.
     let fabric: Arc<dyn Fabric> = if job.hosts.len() > 1 {
-        let listen = job.listen_address();
         let config = TcpConfig {
-            listen,
+            listen: place.listen.clone(),
             ..TcpConfig::new(job.node, job.key.clone())
         };
         Arc::new(TcpFabric::bind(config).context("cannot listen for other nodes")?)

@@ -147,12 +147,14 @@ pub async fn run(job: Job) -> Result<u8> {
     };
 
     let node = Node::create(&job, granted)?;
+    let (data_port, data) = node.announces();
     let mut me = NodeInfo {
         node: job.node,
         host: job.host(job.node).to_owned(),
         address: String::new(),
         control_port: 0,
-        data_port: node.data_port(),
+        data_port,
+        data,
         cpus: granted.cpus,
         memory: granted.memory,
         pid: std::process::id(),

@@ -8,6 +8,12 @@ pub const PYTHON: &str = "DRAGON_PYTHON";
 pub const LOG: &str = "DRAGON_LOG";
 /// Limit of the default pool of each node, in bytes or with K, M, G.
 pub const POOL: &str = "DRAGON_POOL";
+/// The network interfaces that nodes use, by name, regular expression or network, separated by commas.
+pub const INTERFACE: &str = "DRAGON_INTERFACE";
+/// The transport between nodes: `tcp`.
+pub const TRANSPORT: &str = "DRAGON_TRANSPORT";
+/// Whether what passes between nodes is encrypted: `true` or `false`.
+pub const ENCRYPT: &str = "DRAGON_ENCRYPT";
 /// Set by the Slurm plugin: the job key, 64 hexadecimal digits. Removed before any user program starts. The prefix makes
 /// Slurm pass it on whatever `--export` says.
 pub const STEP_KEY: &str = "SLURM_DRAGON_STEP_KEY";

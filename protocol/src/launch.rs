@@ -1,5 +1,7 @@
 //! What a daemon is told when it starts, and what it tells about its node.
 
+use std::net::{IpAddr, SocketAddr};
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::NodeIndex;
@@ -28,6 +30,19 @@ pub struct LaunchSpec {
     pub pool: u64,
     /// Whether a process's output goes up the tree to the first node rather than to the daemon's own.
     pub forward_output: bool,
+    /// The network between the nodes.
+    pub network: Network,
+}
+
+/// How the nodes of a job speak to each other: the same on all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Name of the transport; empty: the best there is.
+    pub transport: String,
+    /// Interfaces to use, by name, regular expression or network, separated by commas; empty: the best there are.
+    pub interface: String,
+    /// Whether what passes between the nodes is encrypted.
+    pub encrypt: bool,
 }
 
 /// A node, as its daemon announces it in the bring-up and as everybody knows it afterwards.
@@ -41,12 +56,28 @@ pub struct NodeInfo {
     pub address: String,
     /// Port of the control listener.
     pub control_port: u16,
-    /// Port of the data listener.
+    /// Port of the data listener that takes connections at any address of the node; 0: there is none.
     pub data_port: u16,
+    /// Where the data listeners are on the interfaces that were chosen, the best first.
+    pub data: Vec<SocketAddr>,
     /// CPUs granted on the node.
     pub cpus: u32,
     /// Bytes of memory granted on the node.
     pub memory: u64,
     /// Process id of the daemon, on its node.
     pub pid: u32,
+}
+
+impl NodeInfo {
+    /// Where the node's transport agent can be reached, the best first. The address of the bring-up comes last: it is
+    /// known to lead to the node, though perhaps not by the fastest way.
+    #[must_use]
+    pub fn data_addresses(&self) -> Vec<SocketAddr> {
+        let mut all = self.data.clone();
+        let known = self.address.parse::<IpAddr>().ok();
+        let last = known.filter(|_| self.data_port != 0);
+        let last = last.map(|address| SocketAddr::new(address, self.data_port));
+        all.extend(last.filter(|address| !all.contains(address)));
+        all
+    }
 }

@@ -80,7 +80,13 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Where other agents reach this one; `None` for a fabric without addresses.
+    /// Where the agent listens for others; empty for a fabric without addresses.
+    #[must_use]
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.core.fabric.local_addresses()
+    }
+
+    /// The first of [`Agent::local_addresses`].
     #[must_use]
     pub fn local_address(&self) -> Option<SocketAddr> {
         self.core.fabric.local_address()
@@ -91,8 +97,7 @@ impl Agent {
         let others = nodes.iter().filter(|info| info.node != self.core.node);
         let peers = others.map(|info| PeerAddress {
             node: info.node,
-            address: info.address.clone(),
-            port: info.data_port,
+            addresses: info.data_addresses(),
         });
         self.core.fabric.set_peers(peers.collect());
     }

@@ -57,14 +57,9 @@ pub enum LinkError {
     /// The node is not among the known ones.
     #[error("node {0} is not known to this agent")]
     UnknownNode(NodeIndex),
-    /// The address that the node announced cannot be used.
-    #[error("node {node} announced '{address}', which is not an IP address")]
-    Address {
-        /// The node.
-        node: NodeIndex,
-        /// What it announced.
-        address: String,
-    },
+    /// The node announced no address.
+    #[error("node {0} announced no address for its data port")]
+    NoAddress(NodeIndex),
     /// No connection came up.
     #[error("cannot connect: {0}")]
     Connect(#[source] std::io::Error),
@@ -148,10 +143,8 @@ pub trait Handler {
 pub struct PeerAddress {
     /// The node.
     pub node: NodeIndex,
-    /// Its IP address as text.
-    pub address: String,
-    /// The port of its data listener.
-    pub port: u16,
+    /// Where its data listeners are, the best first: one on each interface that it uses.
+    pub addresses: Vec<SocketAddr>,
 }
 
 /// What a fabric has counted.
@@ -182,8 +175,12 @@ pub struct FabricStats {
 pub trait Fabric: Send + Sync + fmt::Debug {
     /// Its name, for logs.
     fn name(&self) -> &'static str;
-    /// Where other nodes reach this one; `None` for a fabric without addresses.
-    fn local_address(&self) -> Option<SocketAddr>;
+    /// Where it listens; empty for a fabric without addresses. The address may be the unspecified one.
+    fn local_addresses(&self) -> Vec<SocketAddr>;
+    /// The first of [`Fabric::local_addresses`].
+    fn local_address(&self) -> Option<SocketAddr> {
+        self.local_addresses().first().copied()
+    }
     /// Tells where the other nodes are. Nodes that are no longer listed keep their links.
     fn set_peers(&self, peers: Vec<PeerAddress>);
     /// The link to a node, opened now when there is none. What is submitted while it opens is sent when it stands.

@@ -2,6 +2,7 @@
 //!
 //! * [`fabric`]: what carries frames between two nodes, over TCP or within one process;
 //! * [`agent`]: what executes the requests of other nodes and makes those of this one;
+//! * [`interface`]: which network interfaces are used;
 //! * [`Body`]: payloads, in memory of this process or in a block of the pool.
 //!
 //! The bytes are described in `docs/wire.md`.
@@ -11,6 +12,7 @@ mod body;
 use dragon_shmem::clock;
 mod error;
 pub mod fabric;
+pub mod interface;
 
 pub use agent::{Agent, AgentConfig, AgentStats};
 pub use body::{Body, PoolBlock};

@@ -175,8 +175,13 @@ fn tcp(nodes: u32) -> Vec<Arc<dyn Fabric>> {
         .zip(&fabrics)
         .map(|(n, fabric)| PeerAddress {
             node: node(n),
-            address: "127.0.0.1".to_owned(),
-            port: fabric.local_address().unwrap().port(),
+            addresses: vec![
+                (
+                    std::net::Ipv4Addr::LOCALHOST,
+                    fabric.local_address().unwrap().port(),
+                )
+                    .into(),
+            ],
         })
         .collect();
     fabrics
@@ -383,8 +388,13 @@ fn a_newer_connection_of_a_node_replaces_the_older() {
     let again = TcpFabric::bind(TcpConfig::new(node(0), key())).unwrap();
     again.set_peers(vec![PeerAddress {
         node: node(1),
-        address: "127.0.0.1".to_owned(),
-        port: fabrics[1].local_address().unwrap().port(),
+        addresses: vec![
+            (
+                std::net::Ipv4Addr::LOCALHOST,
+                fabrics[1].local_address().unwrap().port(),
+            )
+                .into(),
+        ],
     }]);
     let new = Node::start(Arc::new(again), false, false);
     let _newer = new.link(1);

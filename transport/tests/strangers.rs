@@ -235,8 +235,7 @@ fn a_flood_of_silent_connections_keeps_nobody_out() {
     let friend = Victim::start(|config| config.node = node(1));
     friend.fabric.set_peers(vec![PeerAddress {
         node: NodeIndex::FIRST,
-        address: "127.0.0.1".to_owned(),
-        port: victim.port(),
+        addresses: vec![(std::net::Ipv4Addr::LOCALHOST, victim.port()).into()],
     }]);
     let _link = friend.fabric.link(NodeIndex::FIRST).unwrap();
     victim.wait_until_up(1);

@@ -264,6 +264,7 @@ impl Node {
                     address: "127.0.0.1".to_owned(),
                     control_port: 0,
                     data_port: 0,
+                    data: Vec::new(),
                     cpus: 2,
                     memory: 1 << 30,
                     pid: std::process::id(),

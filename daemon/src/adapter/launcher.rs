@@ -50,6 +50,7 @@ pub fn read(source: &OsStr) -> Result<Job> {
         forward_output: spec.forward_output,
         siblings: 0,
         cpus: None,
+        network: spec.network,
         // The head's input may end; that of the others is the launcher's and carries nothing more.
         manager: Manager::Launcher {
             lifeline: by_stdin && node != NodeIndex::FIRST,

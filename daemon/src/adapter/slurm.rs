@@ -55,6 +55,7 @@ pub fn read(arguments: &[OsString]) -> Result<Role> {
         forward_output: false,
         siblings: tasks.saturating_sub(1),
         cpus: number("SLURM_CPUS_ON_NODE").ok(),
+        network: crate::network::from_environment()?,
         manager: Manager::Slurm { step },
     };
     let first = number("SLURM_LOCALID")? == 0;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use dragon_protocol::frame;
 use dragon_protocol::key::{PORT_FIRST, PORT_LAST};
-use dragon_protocol::launch::LaunchSpec;
+use dragon_protocol::launch::{LaunchSpec, Network};
 use rustix::process::{Pid, Resource, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::hosts::{Place, place};
 use super::{Arguments, RUNTIME_FAILED};
 use crate::adapter::launcher::STDIN;
+use crate::network;
 use crate::parent_death::die_with_parent;
 use crate::program;
 use crate::readable::end_of;
@@ -154,6 +155,7 @@ fn start_all(arguments: &Arguments, place: &Place) -> Result<BTreeMap<u32, Daemo
             .collect(),
         pool: arguments.pool.unwrap_or(0),
         forward_output: true,
+        network: network_of(arguments)?,
     };
     let dragond = dragond()?;
     let mut daemons = BTreeMap::new();
@@ -175,6 +177,16 @@ fn start_all(arguments: &Arguments, place: &Place) -> Result<BTreeMap<u32, Daemo
         );
     }
     Ok(daemons)
+}
+
+fn network_of(arguments: &Arguments) -> Result<Network> {
+    let network = Network {
+        transport: arguments.transport.clone().unwrap_or_default(),
+        interface: arguments.interface.clone().unwrap_or_default(),
+        encrypt: arguments.encrypt,
+    };
+    network::check(&network)?;
+    Ok(network)
 }
 
 /// Daemons that share a machine share its memory.

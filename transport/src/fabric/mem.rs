@@ -229,8 +229,8 @@ impl Fabric for MemFabric {
         "mem"
     }
 
-    fn local_address(&self) -> Option<SocketAddr> {
-        None
+    fn local_addresses(&self) -> Vec<SocketAddr> {
+        Vec::new()
     }
 
     fn set_peers(&self, _peers: Vec<PeerAddress>) {}

@@ -33,7 +33,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use self::conn::Conn;
 use self::read::{Identity, Progress, Reader, Scratch};
-use self::shared::{LISTENER, Shared, WAKER};
+use self::shared::{FIRST_LISTENER, Shared, WAKER};
 use super::{Fabric, FabricStats, Handler, Link, LinkError, PeerAddress, Side};
 use crate::clock;
 
@@ -44,8 +44,8 @@ pub struct TcpConfig {
     pub node: NodeIndex,
     /// The job key.
     pub key: JobKey,
-    /// Address to listen on; the port is any free one.
-    pub listen: IpAddr,
+    /// Addresses to listen on; the port of each is any free one.
+    pub listen: Vec<IpAddr>,
     /// How many connections may be in their handshake.
     pub half_open: usize,
     /// How long a handshake may take, in seconds; opening a connection may take twice as long.
@@ -61,7 +61,7 @@ impl TcpConfig {
         Self {
             node,
             key,
-            listen: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            listen: vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
             half_open: 64,
             handshake_s: 5,
             silence_s: 10,
@@ -73,7 +73,7 @@ impl TcpConfig {
 pub struct TcpFabric {
     config: TcpConfig,
     identity: Identity,
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
     table: Mutex<Table>,
     io: Mutex<Io>,
@@ -81,7 +81,7 @@ pub struct TcpFabric {
 
 /// What all threads use.
 struct Table {
-    listener: Option<OwnedFd>,
+    listeners: Vec<(u64, OwnedFd)>,
     peers: HashMap<NodeIndex, PeerAddress>,
     forgotten: HashSet<NodeIndex>,
     conns: HashMap<u64, Arc<Conn>>,
@@ -89,6 +89,13 @@ struct Table {
     accepted: HashMap<NodeIndex, Arc<Conn>>,
     /// Deadlines of connections being opened, in their order.
     opening: VecDeque<(u64, u64)>,
+}
+
+impl Table {
+    fn listener(&self, number: u64) -> Option<&OwnedFd> {
+        let found = self.listeners.iter().find(|(n, _)| *n == number);
+        found.map(|(_, listener)| listener)
+    }
 }
 
 /// What the I/O thread alone uses.
@@ -111,7 +118,7 @@ impl fmt::Debug for TcpFabric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TcpFabric")
             .field("node", &self.identity.node)
-            .field("address", &self.address)
+            .field("addresses", &self.addresses)
             .finish_non_exhaustive()
     }
 }
@@ -123,22 +130,26 @@ impl TcpFabric {
     /// When the system refuses a socket or the address cannot be listened on.
     pub fn bind(config: TcpConfig) -> io::Result<Self> {
         let shared = Arc::new(Shared::new()?);
-        let listener = std::net::TcpListener::bind((config.listen, 0))?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let listener = OwnedFd::from(listener);
-        let token = epoll::EventData::new_u64(LISTENER);
-        epoll::add(&shared.epoll, &listener, token, epoll::EventFlags::IN)?;
+        let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
+        for (address, number) in config.listen.iter().zip(FIRST_LISTENER..WAKER) {
+            let listener = std::net::TcpListener::bind((*address, 0))?;
+            listener.set_nonblocking(true)?;
+            addresses.push(listener.local_addr()?);
+            let listener = OwnedFd::from(listener);
+            let token = epoll::EventData::new_u64(number);
+            epoll::add(&shared.epoll, &listener, token, epoll::EventFlags::IN)?;
+            listeners.push((number, listener));
+        }
         Ok(Self {
             identity: Identity {
                 node: config.node,
                 key: config.key.clone(),
             },
             config,
-            address,
+            addresses,
             shared,
             table: Mutex::new(Table {
-                listener: Some(listener),
+                listeners,
                 peers: HashMap::new(),
                 forgotten: HashSet::new(),
                 conns: HashMap::new(),
@@ -163,12 +174,14 @@ impl TcpFabric {
     fn open(&self, table: &mut Table, node: NodeIndex) -> Result<Arc<Conn>, LinkError> {
         let unknown = || LinkError::UnknownNode(node);
         let peer = table.peers.get(&node).ok_or_else(unknown)?;
-        let ip: IpAddr = peer.address.parse().map_err(|_| LinkError::Address {
-            node,
-            address: peer.address.clone(),
-        })?;
-        let address = SocketAddr::new(ip, peer.port);
-        let socket = self.connect(&address).map_err(LinkError::Connect)?;
+        let mut socket = Err(LinkError::NoAddress(node));
+        for address in &peer.addresses {
+            socket = self.connect(address).map_err(LinkError::Connect);
+            if socket.is_ok() {
+                break;
+            }
+        }
+        let socket = socket?;
         let id = self.shared.next_id();
         let conn = Arc::new(Conn::opening(id, node, socket, Arc::clone(&self.shared)));
         self.shared.add(&conn).map_err(LinkError::Connect)?;
@@ -214,7 +227,7 @@ impl TcpFabric {
         let (id, flags) = ({ event.data }.u64(), { event.flags });
         match id {
             WAKER => self.shared.clear_wake(),
-            LISTENER => self.accept(io),
+            FIRST_LISTENER..WAKER => self.accept(io, id),
             _ => {
                 let Some(conn) = self.table().conns.get(&id).cloned() else {
                     return;
@@ -315,6 +328,16 @@ impl TcpFabric {
             return;
         }
         let node = conn.node();
+        if !conn.is_up()
+            && let Some(peer) = table
+                .peers
+                .get_mut(&node)
+                .filter(|_| conn.side == Side::Opened)
+        {
+            // The next attempt goes to another of its addresses.
+            let count = peer.addresses.len();
+            peer.addresses.rotate_left(1.min(count));
+        }
         let same = |known: Option<&Arc<Conn>>| known.is_some_and(|c| c.id == conn.id);
         if same(table.opened.get(&node)) {
             table.opened.remove(&node);
@@ -344,10 +367,10 @@ impl TcpFabric {
         let _ = rustix::net::shutdown(conn.socket(), rustix::net::Shutdown::Both);
     }
 
-    fn accept(&self, io: &mut Io) {
+    fn accept(&self, io: &mut Io, number: u64) {
         for _ in 0..ACCEPTS {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let accepted = match &self.table().listener {
+            let accepted = match self.table().listener(number) {
                 Some(listener) => rustix::net::accept_with(listener, flags),
                 None => return,
             };
@@ -357,7 +380,7 @@ impl TcpFabric {
                 Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
                     // Without this the listener would stay readable and wake the thread for ever.
                     drop(io.spare.take());
-                    if let Some(listener) = &self.table().listener {
+                    if let Some(listener) = self.table().listener(number) {
                         drop(rustix::net::accept_with(listener, flags));
                     }
                     io.spare = spare();
@@ -429,8 +452,8 @@ impl Fabric for TcpFabric {
         "tcp"
     }
 
-    fn local_address(&self) -> Option<SocketAddr> {
-        Some(self.address)
+    fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.clone()
     }
 
     fn set_peers(&self, peers: Vec<PeerAddress>) {
@@ -489,7 +512,7 @@ impl Fabric for TcpFabric {
     }
 
     fn close_listener(&self) {
-        if let Some(listener) = self.table().listener.take() {
+        for (_, listener) in self.table().listeners.drain(..) {
             let _ = epoll::delete(&self.shared.epoll, listener.as_fd());
         }
     }

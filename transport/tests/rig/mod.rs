@@ -136,6 +136,7 @@ pub(crate) fn info(node: NodeIndex, port: u16) -> NodeInfo {
         address: "127.0.0.1".to_owned(),
         control_port: 0,
         data_port: port,
+        data: Vec::new(),
         cpus: 2,
         memory: 1 << 30,
         pid: std::process::id(),

@@ -9,12 +9,12 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use super::conn::Conn;
 
-/// Token of the listener.
-pub(super) const LISTENER: u64 = 0;
+/// Token of the first listener.
+pub(super) const FIRST_LISTENER: u64 = 0;
 /// Token of the eventfd that wakes the I/O thread.
-pub(super) const WAKER: u64 = 1;
+pub(super) const WAKER: u64 = 63;
 /// The first number of a connection.
-const FIRST: u64 = 2;
+const FIRST: u64 = 64;
 
 #[derive(Debug)]
 pub(super) struct Shared {
