@@ -8,7 +8,10 @@
 //!
 //! How to read a failure is described in `docs/testing.md`.
 
+mod contention;
 mod operations;
+mod proxy;
+mod random;
 mod scratch;
 mod steps;
 mod survivor;
@@ -16,6 +19,7 @@ mod symbols;
 mod tally;
 mod tracer;
 mod watchdog;
+mod work;
 mod world;
 
 use std::ffi::{CStr, CString};
@@ -57,6 +61,31 @@ struct Args {
     /// For this program's own use: what a victim becomes
     #[arg(long, hide = true)]
     wait_to_be_killed: bool,
+}
+
+/// What is shown beside the kills.
+const CHECKS: &[(&str, Check)] = &[(work::NAME, work::check), (proxy::NAME, proxy::check)];
+
+type Check = fn() -> Result<()>;
+
+/// Random kills under contention when no number is given.
+const CONTENDED: u64 = 10_000;
+
+impl Args {
+    /// How many kills are at a chosen instruction; `None`: as many as there are.
+    fn stepped(&self) -> Option<u64> {
+        self.kills.map(|kills| kills - self.contended())
+    }
+
+    /// How many kills are random, under contention: one in three.
+    fn contended(&self) -> u64 {
+        match (self.operation.as_deref(), self.kills) {
+            (Some(contention::NAME), kills) => kills.unwrap_or(CONTENDED),
+            (Some(_), _) => 0,
+            (None, Some(kills)) => kills / 3,
+            (None, None) => CONTENDED,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -105,6 +134,28 @@ fn run(args: &Args) -> Result<ExitCode> {
             operation.name
         );
     }
+    for (name, check) in CHECKS {
+        if args
+            .operation
+            .as_deref()
+            .is_none_or(|wanted| wanted == *name)
+        {
+            if let Err(error) = check() {
+                tally.fail(name, End::Kill, 0, None, Failure::wrong(error));
+            }
+            tally.close();
+        }
+    }
+    let contended = args.contended();
+    if contended > 0 {
+        let before = tally.kills;
+        if let Err(error) = contention::torture(contended, args.seed, &mut tally) {
+            tally.fail(contention::NAME, End::Kill, 0, None, Failure::wrong(error));
+        }
+        tally.close();
+        let kills = tally.kills - before;
+        println!("{:<28} {kills:>26} kills", contention::NAME);
+    }
     println!("{tally}");
     Ok(if tally.failed() {
         ExitCode::FAILURE
@@ -133,7 +184,7 @@ fn traced<'a>(
         }
     }
     let all: usize = traced.iter().map(|(_, _, points)| points.len()).sum();
-    if let Some(kills) = args.kills.and_then(|kills| usize::try_from(kills).ok())
+    if let Some(kills) = args.stepped().and_then(|kills| usize::try_from(kills).ok())
         && args.at.is_none()
     {
         let mut number = usize::try_from(args.seed).unwrap_or(0);
@@ -153,6 +204,9 @@ fn chosen(args: &Args) -> Result<Vec<Operation>> {
     let Some(name) = &args.operation else {
         return Ok(all);
     };
+    if name == contention::NAME || CHECKS.iter().any(|(known, _)| name == known) {
+        return Ok(Vec::new());
+    }
     let found: Vec<Operation> = all
         .into_iter()
         .filter(|operation| operation.name == name)

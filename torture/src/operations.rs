@@ -3,6 +3,7 @@
 mod alloc;
 mod channel;
 mod objects;
+mod sets;
 
 use std::sync::Arc;
 
@@ -64,7 +65,13 @@ const fn operation(
 
 /// All of them.
 pub(crate) fn all() -> Vec<Operation> {
-    [channel::OPERATIONS, objects::OPERATIONS, alloc::OPERATIONS].concat()
+    [
+        channel::OPERATIONS,
+        objects::OPERATIONS,
+        sets::OPERATIONS,
+        alloc::OPERATIONS,
+    ]
+    .concat()
 }
 
 /// A survivor's wait: it ends well before the supervisor takes it for a hang.
@@ -78,7 +85,7 @@ const LARGE: usize = 300;
 const HUGE: usize = 70_000;
 
 /// The bytes of message `hint`.
-fn bytes_of(hint: u64, length: usize) -> Vec<u8> {
+pub(crate) fn bytes_of(hint: u64, length: usize) -> Vec<u8> {
     vec![hint.to_le_bytes()[0] ^ 0x5a; length]
 }
 
@@ -87,7 +94,7 @@ fn send(channel: &Channel, hint: u64, length: usize) -> Result<()> {
 }
 
 /// The hint of a message whose bytes are as they must be.
-fn checked(message: Message) -> Result<u64> {
+pub(crate) fn checked(message: Message) -> Result<u64> {
     let hint = message.hint();
     let length = message.len();
     ensure!(

@@ -45,6 +45,11 @@ impl World {
         Ok(Member::new(control, pool, slot, hooks)?)
     }
 
+    /// The daemon's member once more, for a child of this process.
+    pub(crate) fn daemon_again(&self) -> Result<Arc<Member>> {
+        self.member(self.daemon.slot())
+    }
+
     /// Everything that must come back to its start value.
     pub(crate) fn counts(&self) -> Result<Counts> {
         let stats = self.daemon.pool().stats()?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail, ensure};
-use dragon_channels::{Deadline, Error, Event, Lock, ProcessObject, Semaphore};
+use dragon_channels::{Deadline, Error, Event, Lock, ProcessObject, Semaphore, SemaphoreOptions};
 use dragon_shmem::Member;
 
 use crate::operations::channel::{Nothing, wait_until_asleep};
@@ -38,6 +38,14 @@ pub(super) const OPERATIONS: &[Operation] = &[
     operation("semaphore-release", |m| semaphore(m, 1, false), gives),
     operation("semaphore-release-wakes", |m| semaphore(m, 0, true), gives),
     operation("semaphore-acquire-waits", |m| semaphore(m, 0, false), takes),
+    operation("semaphore-acquire-owned", |m| owned(m, 3), takes_two),
+    operation("semaphore-release-owned", |m| owned(m, 3), gives_back_two),
+    operation(
+        "semaphore-wait-zero",
+        |m| semaphore(m, 0, false),
+        waits_for_zero,
+    ),
+    operation("lock-recursive", recursive, acquires_twice),
     operation("process-wait", process, joins),
 ];
 
@@ -59,6 +67,17 @@ fn lock(member: &Arc<Member>, held: bool, sleeper: bool) -> Result<Box<dyn Survi
         held,
         has_it: false,
         sleeper,
+        asleep: None,
+    }))
+}
+
+fn recursive(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
+    Ok(Box::new(LockRig {
+        member: Arc::clone(member),
+        lock: Arc::new(Lock::create_recursive(member, 0)?),
+        held: false,
+        has_it: false,
+        sleeper: false,
         asleep: None,
     }))
 }
@@ -185,6 +204,36 @@ fn semaphore(member: &Arc<Member>, units: u32, sleeper: bool) -> Result<Box<dyn 
         asleep: None,
         released: 0,
     }))
+}
+
+fn owned(member: &Arc<Member>, units: u32) -> Result<Box<dyn Survivor>> {
+    let options = SemaphoreOptions {
+        value: units,
+        most: units,
+        owned: true,
+        ..SemaphoreOptions::default()
+    };
+    Ok(Box::new(Owned(
+        Semaphore::with_options(member, &options)?,
+        units,
+    )))
+}
+
+/// A semaphore whose units come back when who took them dies.
+struct Owned(Semaphore, u32);
+
+impl Survivor for Owned {
+    fn arm(&mut self) -> Result<Vec<String>> {
+        Ok(vec![self.0.descriptor().to_string()])
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let Self(semaphore, units) = self;
+        let now = semaphore.value()?;
+        ensure!(now == *units, "{now} of {units} units are left");
+        semaphore.acquire_many(*units, Deadline::Now)?;
+        Ok(semaphore.release(*units)?)
+    }
 }
 
 impl Survivor for SemaphoreRig {
@@ -352,6 +401,33 @@ fn takes(member: &Arc<Member>, words: &Words) -> Result<Act> {
 fn gives(member: &Arc<Member>, words: &Words) -> Result<Act> {
     Ok(act(attached_semaphore(member, words)?, |semaphore| {
         Ok(semaphore.release(1)?)
+    }))
+}
+
+fn takes_two(member: &Arc<Member>, words: &Words) -> Result<Act> {
+    Ok(act(attached_semaphore(member, words)?, |semaphore| {
+        Ok(semaphore.acquire_many(2, Deadline::Never)?)
+    }))
+}
+
+fn gives_back_two(member: &Arc<Member>, words: &Words) -> Result<Act> {
+    let semaphore = attached_semaphore(member, words)?;
+    semaphore.acquire_many(2, Deadline::Now)?;
+    Ok(act(semaphore, |semaphore| Ok(semaphore.release(2)?)))
+}
+
+fn waits_for_zero(member: &Arc<Member>, words: &Words) -> Result<Act> {
+    Ok(act(attached_semaphore(member, words)?, |semaphore| {
+        Ok(semaphore.wait_zero(Deadline::Never)?)
+    }))
+}
+
+fn acquires_twice(member: &Arc<Member>, words: &Words) -> Result<Act> {
+    Ok(act(attached_lock(member, words)?, |lock| {
+        lock.acquire(Deadline::Never)?;
+        lock.acquire(Deadline::Never)?;
+        lock.release(false)?;
+        Ok(lock.release(false)?)
     }))
 }
 
