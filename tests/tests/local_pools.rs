@@ -66,7 +66,10 @@ fn options(name: &str) -> PoolOptions {
 }
 
 /// Another process of the node with a role, and its standard output.
-fn start(role: &str, what: &[Descriptor]) -> (std::process::Child, impl BufRead) {
+fn start(
+    role: &str,
+    what: &[Descriptor],
+) -> (std::process::Child, BufReader<std::process::ChildStdout>) {
     let words: Vec<String> = what.iter().map(ToString::to_string).collect();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--nocapture", "--quiet"])
@@ -180,7 +183,7 @@ fn file() {
         .unwrap();
     let mut said = String::new();
     std::io::Read::read_to_string(&mut out, &mut said).unwrap();
-    dragon_tests::local::finish(guest);
+    assert_eq!(finish(guest).code, Some(0));
     assert!(said.contains("1048576 times 3"), "{said}");
     println!("\n{}", pool.name().unwrap());
     // A path that is taken, or where nothing can be.
