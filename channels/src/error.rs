@@ -2,7 +2,7 @@
 
 use dragon_protocol::{Code, NodeIndex, ObjectId, RuntimeId};
 
-use crate::set::Membership;
+use crate::set::SetMember;
 
 /// Why an operation on an object failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -116,7 +116,7 @@ pub enum Error {
         /// The set.
         set: ObjectId,
         /// The place.
-        membership: Membership,
+        membership: SetMember,
     },
     /// A pool of another node: its blocks lie in that node's memory.
     #[error(

@@ -55,6 +55,6 @@ pub use pool::PoolHandle;
 pub use process::ProcessObject;
 pub use recover::{Recovered, recover};
 pub use semaphore::{Semaphore, SemaphoreOptions};
-pub use set::{Interest, Membership, Ready, Set};
+pub use set::{Interest, Ready, Set, SetMember};
 pub use stream::{Endpoint, EndpointOptions, Part, Pump, StreamReceiver, StreamSender};
 pub use wait::WaitMode;

@@ -103,16 +103,16 @@ impl fmt::Debug for Interest {
 
 /// A place in a set, as [`Set::add`] gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Membership(u64);
+pub struct SetMember(u64);
 
-impl Membership {
+impl SetMember {
     /// As a number, for other languages.
     #[must_use]
     pub const fn to_u64(self) -> u64 {
         self.0
     }
 
-    /// The inverse of [`Membership::to_u64`].
+    /// The inverse of [`SetMember::to_u64`].
     #[must_use]
     pub const fn from_u64(number: u64) -> Self {
         Self(number)
@@ -131,7 +131,7 @@ pub struct Ready {
     /// What was found of what was asked for, and [`Interest::GONE`].
     pub ready: Interest,
     /// Its place, for [`Set::remove`].
-    pub membership: Membership,
+    pub member: SetMember,
 }
 
 /// A set of objects of this node that are waited for together, by any number of threads and processes.
@@ -227,7 +227,7 @@ impl Set {
     /// # Errors
     /// [`Error::Unsupported`] for an object of another node or of a kind that has no such state; [`Error::SetFull`]; when
     /// object or set are gone.
-    pub fn add(&self, object: ObjectId, interest: Interest, token: u64) -> Result<Membership> {
+    pub fn add(&self, object: ObjectId, interest: Interest, token: u64) -> Result<SetMember> {
         self.local()?.add(object, interest, token)
     }
 
@@ -235,7 +235,7 @@ impl Set {
     ///
     /// # Errors
     /// [`Error::NoSuchMember`] when it is not in the set (any more).
-    pub fn remove(&self, membership: Membership) -> Result<()> {
+    pub fn remove(&self, membership: SetMember) -> Result<()> {
         self.local()?.remove(membership)
     }
 
@@ -346,7 +346,7 @@ impl<'a> Local<'a> {
         thread.intent.begin(op, index, generation, [NO_MEMBER, 0]);
     }
 
-    fn add(&self, object: ObjectId, interest: Interest, token: u64) -> Result<Membership> {
+    fn add(&self, object: ObjectId, interest: Interest, token: u64) -> Result<SetMember> {
         alive(self.entry, self.id)?;
         check(self.member, object, interest)?;
         let entry = self.control().entry(object)?;
@@ -354,7 +354,7 @@ impl<'a> Local<'a> {
         let thread = self.member.thread()?;
         self.begin(&thread, Op::Subscribe);
         let slot = self.member.slot().index;
-        let announce = |place, version| thread.intent.set(0, Membership::new(place, version).0);
+        let announce = |place, version| thread.intent.set(0, SetMember::new(place, version).0);
         let claimed = self.table.claim(slot, interest, announce);
         let (n, place, version) = claimed.ok_or(Error::SetFull {
             set: self.id,
@@ -382,10 +382,10 @@ impl<'a> Local<'a> {
         // For changes before this.
         fence(Ordering::SeqCst);
         flags::announce(&self.record, n, false);
-        Ok(Membership::new(n, version))
+        Ok(SetMember::new(n, version))
     }
 
-    fn remove(&self, membership: Membership) -> Result<()> {
+    fn remove(&self, membership: SetMember) -> Result<()> {
         alive(self.entry, self.id)?;
         let thread = self.member.thread()?;
         self.begin(&thread, Op::Unsubscribe);
@@ -394,7 +394,7 @@ impl<'a> Local<'a> {
     }
 
     /// Takes a member out, for a process that may be dead.
-    fn take_out(&self, membership: Membership, slot: u32) -> Result<()> {
+    fn take_out(&self, membership: SetMember, slot: u32) -> Result<()> {
         let none = || Error::NoSuchMember {
             set: self.id,
             membership,
@@ -557,7 +557,7 @@ impl<'a> Local<'a> {
         (ready != Interest(0)).then_some(Ready {
             token,
             ready,
-            membership: Membership::new(n, state.version()),
+            member: SetMember::new(n, state.version()),
         })
     }
 
@@ -660,7 +660,7 @@ pub(crate) fn finish(
     match state.phase() {
         Some(Phase::Claimed) if intended.op == Op::Subscribe => table.free(n, place, version),
         Some(Phase::Member) if intended.op == Op::Subscribe => {
-            set.take_out(Membership(number), slot)?;
+            set.take_out(SetMember(number), slot)?;
         }
         Some(Phase::Leaving) => set.finish_leaving(n, place, state),
         _ => {}

@@ -72,6 +72,11 @@ typedef struct dragon_lock dragon_lock;
 typedef struct dragon_event dragon_event;
 typedef struct dragon_semaphore dragon_semaphore;
 typedef struct dragon_process dragon_process;
+typedef struct dragon_set dragon_set;
+typedef struct dragon_endpoint dragon_endpoint;
+typedef struct dragon_stream_sender dragon_stream_sender;
+typedef struct dragon_stream_receiver dragon_stream_receiver;
+typedef struct dragon_pump dragon_pump;
 typedef struct dragon_pool dragon_pool;
 typedef struct dragon_pool_block dragon_pool_block;
 
@@ -115,6 +120,31 @@ typedef struct dragon_stat {
     char name[56]; /* NUL-terminated, cut when longer */
     uint64_t value;
 } dragon_stat;
+
+/* What one waits for in a set, and what was found. */
+#define DRAGON_READABLE 1u /* a message, a set event, a unit of a semaphore, an ended process, a stream to accept */
+#define DRAGON_WRITABLE 2u /* room in a channel, a stream can be opened */
+#define DRAGON_GONE 4u     /* the object was destroyed or has gone; always reported */
+
+/* A member of a set that is ready. */
+typedef struct dragon_ready {
+    uint64_t token;    /* what dragon_set_add was given */
+    uint64_t member;   /* for dragon_set_remove */
+    uint32_t ready;    /* DRAGON_READABLE | ... */
+    uint32_t reserved; /* 0 */
+} dragon_ready;
+
+/* How an endpoint of streams is to be made. Set size to sizeof(dragon_endpoint_options) and all that is not needed to 0. */
+typedef struct dragon_endpoint_options {
+    size_t size;
+    uint64_t user;     /* a number of the caller's choice */
+    int32_t buffered;  /* 1: all that a sender writes travels as one message when it finishes */
+    uint32_t streams;  /* conversations at once */
+    uint32_t kept;     /* stream channels that are kept for the next conversation */
+    uint32_t capacity; /* chunks that a stream channel holds before its sender waits */
+    uint32_t block;    /* chunks up to so many bytes travel in the stream channel's own memory */
+    uint32_t reserved; /* 0 */
+} dragon_endpoint_options;
 
 #define DRAGON_BY_POLICY (-1)   /* dragon_spawn_request.node */
 #define DRAGON_OUTPUT_FORWARD 0 /* dragon_spawn_request.output: to the output of the job */
@@ -281,6 +311,64 @@ int32_t dragon_pool_block_free(dragon_pool_block *block);
 /* Sends a block without copying it. With success it is the receiver's and *block is NULL; otherwise it stays, and *block
  * may have changed. */
 int32_t dragon_pool_block_send(dragon_pool_block **block, const dragon_channel *channel, uint64_t hint, int64_t timeout);
+
+/* Sets: one wait for thousands of objects of this node ------------------------------------------------------------- */
+
+/* capacity: members that it can have. */
+int32_t dragon_set_create(uint32_t capacity, uint64_t user, dragon_set **set);
+int32_t dragon_set_attach(const uint8_t descriptor[32], int32_t adopt, dragon_set **set);
+int32_t dragon_set_close(dragon_set *set);
+int32_t dragon_set_destroy(const dragon_set *set);
+int32_t dragon_set_descriptor(const dragon_set *set, uint8_t descriptor[32]);
+int32_t dragon_set_export(const dragon_set *set, uint8_t descriptor[32]);
+/* Adds the channel, event, semaphore, process or endpoint that the descriptor names; the set does not keep it alive.
+ * token comes back when it is ready. *member (may be NULL): its place. */
+int32_t dragon_set_add(const dragon_set *set, const uint8_t object[32], uint32_t interest, uint64_t token, uint64_t *member);
+int32_t dragon_set_remove(const dragon_set *set, uint64_t member);
+/* Waits until members are ready: *count of them, at most capacity, in turn. Who is still ready is reported again by the
+ * next wait. */
+int32_t dragon_set_wait(const dragon_set *set, int64_t timeout, dragon_ready *ready, size_t capacity, size_t *count);
+
+/* Streams: conversations of unbounded length between one sender and one receiver ----------------------------------- */
+
+/* options may be NULL. */
+int32_t dragon_endpoint_create(const dragon_endpoint_options *options, dragon_endpoint **endpoint);
+int32_t dragon_endpoint_attach(const uint8_t descriptor[32], int32_t adopt, dragon_endpoint **endpoint);
+int32_t dragon_endpoint_close(dragon_endpoint *endpoint);
+int32_t dragon_endpoint_destroy(const dragon_endpoint *endpoint);
+int32_t dragon_endpoint_descriptor(const dragon_endpoint *endpoint, uint8_t descriptor[32]);
+int32_t dragon_endpoint_export(const dragon_endpoint *endpoint, uint8_t descriptor[32]);
+/* Opens a conversation, and accepts the one that waits longest. An end belongs to its process, not to forked children; of
+ * several threads that use one end, one does and the others wait. */
+int32_t dragon_endpoint_open_send(const dragon_endpoint *endpoint, int64_t timeout, dragon_stream_sender **sender);
+int32_t dragon_endpoint_accept(const dragon_endpoint *endpoint, int64_t timeout, dragon_stream_receiver **receiver);
+/* Sends a chunk; the receiver gets argument as the hint. DRAGON_PEER_CLOSED, DRAGON_PEER_DIED: the receiver has ended. */
+int32_t dragon_stream_send(const dragon_stream_sender *sender, const void *data, size_t length, uint64_t argument, int64_t timeout);
+/* As dragon_pool_block_send. */
+int32_t dragon_stream_send_block(const dragon_stream_sender *sender, dragon_pool_block **block, uint64_t argument, int64_t timeout);
+/* Ends the conversation: the receiver gets DRAGON_END_OF_STREAM behind what was sent. Waits only in the buffered form,
+ * which sends everything here. The handle is still to be closed; closing it finishes, too, without waiting. */
+int32_t dragon_stream_sender_finish(const dragon_stream_sender *sender, int64_t timeout);
+int32_t dragon_stream_sender_close(dragon_stream_sender *sender);
+/* Breaks off, and gives the handle back: the receiver gets DRAGON_PEER_DIED behind what was sent. */
+int32_t dragon_stream_sender_abort(dragon_stream_sender **sender);
+/* As dragon_channel_receive; or DRAGON_END_OF_STREAM, DRAGON_PEER_DIED behind the last chunk. */
+int32_t dragon_stream_receive(const dragon_stream_receiver *receiver, int64_t timeout, dragon_message *message);
+/* As much of a chunk as the buffer has room for; *last: 1 when the chunk ends there. argument and last may be NULL. */
+int32_t dragon_stream_receive_into(const dragon_stream_receiver *receiver, void *buffer, size_t capacity, int64_t timeout,
+                                   size_t *length, uint64_t *argument, int32_t *last);
+/* Waits until something is there: *chunk is 1 for a chunk, 0 for the end. */
+int32_t dragon_stream_poll(const dragon_stream_receiver *receiver, int64_t timeout, int32_t *chunk);
+/* Before the end: the sender's next chunk is refused. */
+int32_t dragon_stream_receiver_close(dragon_stream_receiver *receiver);
+/* Makes a file descriptor of an end, for read and write or as a child's standard input and output; a thread carries the
+ * bytes. The end of the file is the end of the conversation. The handle of the end is given back, *sender or *receiver is
+ * NULL afterwards; the descriptor is the caller's to close. */
+int32_t dragon_stream_sender_into_fd(dragon_stream_sender **sender, int32_t *fd, dragon_pump **pump);
+int32_t dragon_stream_receiver_into_fd(dragon_stream_receiver **receiver, int32_t *fd, dragon_pump **pump);
+/* Waits for the thread's end, and gives its handle back; *bytes (may be NULL): how many it carried. The code tells what
+ * ended it early. */
+int32_t dragon_pump_join(dragon_pump **pump, uint64_t *bytes);
 
 /* Processes -------------------------------------------------------------------------------------------------------- */
 

@@ -15,12 +15,16 @@ pub mod pool;
 pub mod process;
 pub mod runtime;
 pub mod semaphore;
+pub mod set;
 pub mod spawn;
+pub mod stream;
 
 pub use channel::{DragonBytes, DragonMessage};
 pub use pool::{DragonPoolOptions, DragonPoolStats};
 pub use runtime::{DragonNode, DragonRuntime, DragonStat};
+pub use set::DragonReady;
 pub use spawn::{DragonSpawnRequest, DragonSpawnResult};
+pub use stream::{DragonEndpointOptions, DragonStreamReceiver, DragonStreamSender};
 
 use std::any::Any;
 use std::ffi::{CStr, c_char};

@@ -26,11 +26,15 @@ mod objects;
 mod pool;
 mod process_lock;
 mod session;
+mod set;
 mod spawn;
 mod start;
+mod streams;
 mod watcher;
 
-pub use dragon_channels::{Acquired, ChannelOptions};
+pub use dragon_channels::{
+    Acquired, ChannelOptions, EndpointOptions, Interest, Part, Ready, SetMember,
+};
 pub use dragon_protocol::control::{ExitNotice, Membership, Output};
 pub use dragon_protocol::launch::NodeInfo;
 pub use dragon_protocol::{Code, Descriptor, NodeIndex, ObjectId, PoolOptions, RuntimeId, SlotId};
@@ -39,4 +43,6 @@ pub use error::{Error, Result};
 pub use objects::{Channel, Event, Lock, Message, Process, Semaphore};
 pub use pool::{Pool, PoolBlock, PoolStats};
 pub use session::Session;
+pub use set::Set;
 pub use spawn::{Child, Spawn};
+pub use streams::{Endpoint, Pump, StreamReceiver, StreamSender};

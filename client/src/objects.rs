@@ -70,6 +70,8 @@ macro_rules! destroy {
     )+};
 }
 
+pub(crate) use {common, destroy};
+
 destroy!(Channel, Lock, Event, Semaphore);
 common!(Channel, channels::Channel, "channel");
 common!(Lock, channels::Lock, "lock");
@@ -166,7 +168,7 @@ pub struct Message {
 
 impl Message {
     #[inline]
-    fn new(message: channels::Message, session: &'static Session) -> Self {
+    pub(crate) fn new(message: channels::Message, session: &'static Session) -> Self {
         // It came through a handle, so the session cannot have been left: the count can only succeed.
         let counted = message.block().is_some() && session.enter().is_ok();
         Self {

@@ -262,13 +262,19 @@ impl PoolBlock {
         hint: u64,
         deadline: Deadline,
     ) -> Result<(), (Error, Self)> {
+        let send = |block| Ok(channel.below()?.0.send_block(block, hint, deadline)?);
+        self.hand_over(send)
+    }
+
+    /// Gives the block away by `send`; it comes back when that fails.
+    pub(crate) fn hand_over(
+        self,
+        send: impl FnOnce(Block) -> Result<()>,
+    ) -> Result<(), (Error, Self)> {
         if self.session.member().is_forked() {
             return Err((Error::Channels(channels::Error::Forked), self));
         }
-        let sent = channel
-            .below()
-            .and_then(|(channel, _)| Ok(channel.send_block(self.block, hint, deadline)?));
-        match sent {
+        match send(self.block) {
             Ok(()) => {
                 let mut sent = ManuallyDrop::new(self);
                 sent.leave();

@@ -14,8 +14,8 @@ use std::process::Command;
 
 use dragon::Code;
 use dragon::ffi::{
-    DragonBytes, DragonMessage, DragonNode, DragonPoolOptions, DragonPoolStats, DragonRuntime,
-    DragonSpawnRequest, DragonSpawnResult, DragonStat,
+    DragonBytes, DragonEndpointOptions, DragonMessage, DragonNode, DragonPoolOptions,
+    DragonPoolStats, DragonReady, DragonRuntime, DragonSpawnRequest, DragonSpawnResult, DragonStat,
 };
 
 use support::{compile, crate_dir, library, stdout};
@@ -124,6 +124,19 @@ fn header_and_library_agree_on_layouts_and_numbers() {
         used,
         blocks,
         huge
+    );
+    layout!(DragonReady, "dragon_ready", token, member, ready, reserved);
+    layout!(
+        DragonEndpointOptions,
+        "dragon_endpoint_options",
+        size,
+        user,
+        buffered,
+        streams,
+        kept,
+        capacity,
+        block,
+        reserved
     );
     layout!(DragonSpawnResult, "dragon_spawn_result", code, pid, process);
     layout!(

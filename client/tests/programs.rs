@@ -57,6 +57,13 @@ fn pools() {
 }
 
 #[test]
+fn sets_and_streams() {
+    let runtime = SmallRuntime::start();
+    program(&runtime, "streams.c");
+    assert_eq!(runtime.blocks(), 0);
+}
+
+#[test]
 fn a_signal_interrupts_a_wait() {
     let runtime = SmallRuntime::start();
     let dir = tempfile::tempdir().unwrap();

@@ -152,7 +152,7 @@ impl StreamSender {
                     limit: usize::MAX as u64,
                 })?;
                 let mut copy = vec![0; length];
-                member.pool().read(block.offset, 0, &mut copy)?;
+                member.read(block.offset, 0, &mut copy)?;
                 self.send(&copy, argument, deadline)?;
                 Ok(member.free(block.offset)?)
             }

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use crate::channel::TestPoint;
 use crate::fixture::{Node, Role, stop_at};
 use crate::{
-    Channel, ChannelOptions, Deadline, Error, Event, Interest, Membership, ProcessObject,
-    Semaphore, Set, create_channel,
+    Channel, ChannelOptions, Deadline, Error, Event, Interest, ProcessObject, Semaphore, Set,
+    SetMember, create_channel,
 };
 
 /// Plays a role of these tests; false when there is none of that name.
@@ -126,7 +126,7 @@ fn reports_what_is_ready_as_long_as_it_is() {
     assert_eq!(ready.len(), 3, "what is gone is said to be");
     assert!(ready.iter().all(|ready| ready.ready == Interest::GONE));
     for ready in ready {
-        set.remove(ready.membership).unwrap();
+        set.remove(ready.member).unwrap();
     }
     assert_eq!(tokens(&set), []);
     drop(set);
@@ -307,7 +307,7 @@ fn destroying_a_set_or_a_member_ends_waits() {
         channel.destroy().unwrap();
         let ready = waiter.join().unwrap().unwrap();
         assert_eq!((ready[0].token, ready[0].ready), (5, Interest::GONE));
-        set.remove(ready[0].membership).unwrap();
+        set.remove(ready[0].member).unwrap();
         let waiters = [(); 2].map(|()| scope.spawn(|| set.wait(Deadline::Never)));
         set.destroy().unwrap();
         for waiter in waiters {
@@ -453,7 +453,7 @@ proptest! {
         let set = Set::create(&member, 8, 0).unwrap();
         let events: Vec<Event> = (0..6).map(|_| Event::create(&member, 0).unwrap()).collect();
         let mut ready = [false; 6];
-        let mut members: HashMap<u64, (Membership, usize)> = HashMap::new();
+        let mut members: HashMap<u64, (SetMember, usize)> = HashMap::new();
         let mut order = Vec::new();
         for (token, step) in (0..).zip(steps) {
             match step {

@@ -54,7 +54,16 @@ impl DragonMessage {
     #[inline]
     fn receive(channel: &Channel, deadline: Deadline, out: Out<Self>) -> Result<()> {
         let (channel, session) = channel.below()?;
-        let received = channel.receive(deadline);
+        Self::show(channel.receive(deadline), session, out)
+    }
+
+    /// Gives what was received to the caller.
+    #[inline]
+    pub(super) fn show(
+        received: Received,
+        session: &'static Session,
+        out: Out<Self>,
+    ) -> Result<()> {
         if let Err(error) = received {
             return Err(error.into());
         }
