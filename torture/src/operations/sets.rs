@@ -5,7 +5,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, ensure};
 use dragon_channels::{
-    Channel, ChannelOptions, Deadline, Error, Interest, Membership, Ready, Set, create_channel,
+    Channel, ChannelOptions, Deadline, Error, Interest, Ready, Set, SetMember, create_channel,
 };
 use dragon_shmem::Member;
 
@@ -171,7 +171,7 @@ fn adds(member: &Arc<Member>, words: &Words) -> Result<Act> {
 
 fn removes(member: &Arc<Member>, words: &Words) -> Result<Act> {
     let (_, set) = attached(member, words)?;
-    let goes = Membership::from_u64(words.number(2)?);
+    let goes = SetMember::from_u64(words.number(2)?);
     Ok(Box::new(move || Ok(set.remove(goes)?)))
 }
 
