@@ -4,6 +4,7 @@ mod alloc;
 mod channel;
 mod objects;
 mod sets;
+mod streams;
 
 use std::sync::Arc;
 
@@ -69,6 +70,7 @@ pub(crate) fn all() -> Vec<Operation> {
         channel::OPERATIONS,
         objects::OPERATIONS,
         sets::OPERATIONS,
+        streams::OPERATIONS,
         alloc::OPERATIONS,
     ]
     .concat()
