@@ -695,6 +695,9 @@ impl<'a> std::ops::Deref for ThreadRef<'a> {
 
 #[cfg(test)]
 #[cfg(not(loom))]
+mod backing_tests;
+#[cfg(test)]
+#[cfg(not(loom))]
 mod death_tests;
 #[cfg(test)]
 #[cfg(not(loom))]

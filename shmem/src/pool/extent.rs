@@ -487,6 +487,8 @@ fn recover_claim(pool: &Pool, owner: SlotId, intended: &Intended) -> Result<()> 
     };
     // A slab whose page word is written and which is in no list.
     slab::orphan(pool, first, owner)?;
+    // One that it had given up already, and found no time to free.
+    slab::release_orphan(pool, first)?;
     for page in first..first + pages {
         let word = pool.page(page)?.load();
         if word.owner() == Some(owner.index)

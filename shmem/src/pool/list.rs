@@ -76,10 +76,39 @@ pub(super) fn drain(
             break;
         };
         let next = pool.page_meta(page)?.next.load(Ordering::Relaxed);
-        each(page, &|| head.store(next, Ordering::Release))?;
+        #[cfg(all(test, not(loom)))]
+        tests::step();
+        each(page, &|| {
+            head.store(next, Ordering::Release);
+            #[cfg(all(test, not(loom)))]
+            tests::step();
+        })?;
     }
     head.store(0, Ordering::Release);
     Ok(())
+}
+
+/// A test's process "dies" by a panic after so many steps.
+#[cfg(all(test, not(loom)))]
+pub(super) use tests::stop_after;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::cell::Cell;
+
+    thread_local!(static LEFT: Cell<u32> = const { Cell::new(u32::MAX) });
+
+    pub(in super::super) fn stop_after(steps: u32) {
+        LEFT.set(steps);
+    }
+
+    pub(super) fn step() {
+        match LEFT.get() {
+            u32::MAX => {}
+            0 => std::panic::resume_unwind(Box::new("killed")),
+            left => LEFT.set(left - 1),
+        }
+    }
 }
 
 /// The page that a link names, unless it ends the list or is nonsense.
