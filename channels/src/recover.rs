@@ -7,7 +7,9 @@ use dragon_protocol::op::Op;
 use dragon_protocol::{ObjectId, ObjectKind, SlotId};
 use dragon_shmem::Member;
 use dragon_shmem::object::State as ObjectState;
-use dragon_shmem::recover::{Found, forget_held, held, recover_memory, reset_threads};
+use dragon_shmem::recover::{
+    Found, forget_held, held, recover_lengths, recover_memory, reset_threads,
+};
 use dragon_shmem::sync::{Ordering, fence};
 use dragon_shmem::thread::Intended;
 
@@ -43,6 +45,7 @@ pub struct Recovered {
 pub fn recover(member: &Arc<Member>, slot: SlotId) -> Result<Recovered> {
     let control = member.control();
     let mut recovered = Recovered::default();
+    recover_lengths(control, &**member, slot)?;
     let held = held(control, slot)?;
     let mut leases: Vec<u64> = held
         .iter()

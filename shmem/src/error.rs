@@ -94,6 +94,41 @@ pub enum Error {
         "there is no pool {0} on this node (any more); a pool goes when it was destroyed and nobody refers to it"
     )]
     NoSuchPool(PoolTag),
+    /// A block cannot have the length that was asked for where it lies.
+    #[error(
+        "pool {pool}: the block at {offset:#x} cannot have {asked} bytes where it lies, but {room}; allocate a new one and copy"
+    )]
+    CannotGrow {
+        /// The pool.
+        pool: u32,
+        /// The block.
+        offset: u64,
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes that it can have.
+        room: u64,
+    },
+    /// The user's number is taken.
+    #[error(
+        "pool {pool} has memory with the number {id} already; attach to it, or choose another number"
+    )]
+    AlreadyExists {
+        /// The pool.
+        pool: u32,
+        /// The number.
+        id: u64,
+    },
+    /// There is no memory with the user's number.
+    #[error("pool {pool} has no memory with the number {id} (any more)")]
+    NoSuchMemory {
+        /// The pool.
+        pool: u32,
+        /// The number.
+        id: u64,
+    },
+    /// A signal handler ran during a wait.
+    #[error("a signal interrupted the wait for memory")]
+    Interrupted,
     /// The job's memory limit leaves no room.
     #[error("{0}")]
     OutOfCgroupMemory(String),
@@ -143,6 +178,10 @@ impl Error {
             Self::OtherRuntime { .. } => Code::Refused,
             Self::Corrupt { .. } => Code::Corrupt,
             Self::OutOfMemory { .. } => Code::OutOfMemory,
+            Self::CannotGrow { .. } => Code::OutOfMemory,
+            Self::AlreadyExists { .. } => Code::InvalidArgument,
+            Self::NoSuchMemory { .. } => Code::NoSuchObject,
+            Self::Interrupted => Code::Interrupted,
             Self::OutOfCgroupMemory(_) => Code::OutOfCgroupMemory,
             Self::TableFull { .. } => Code::TableFull,
             Self::NoSuchObject(_) | Self::NoSuchPool(_) => Code::NoSuchObject,

@@ -19,6 +19,9 @@ pub mod control;
 pub mod error;
 pub mod futex;
 pub mod held;
+#[cfg(not(loom))]
+#[doc(hidden)]
+pub mod local;
 pub mod member;
 pub mod object;
 pub mod pool;

@@ -21,8 +21,10 @@ use crate::slot::Slot;
 use crate::sync::Ordering;
 use crate::thread::ThreadRecord;
 
+mod memory;
 mod pools;
 
+pub use memory::Value;
 pub use pools::Pin;
 
 /// What a member needs of others.
@@ -119,6 +121,8 @@ impl Member {
         hooks: Box<dyn Hooks>,
     ) -> Result<Arc<Self>> {
         let fork = ForkMark::new()?;
+        #[cfg(not(loom))]
+        crate::pool::room::barrier::register();
         Ok(Arc::new(Self {
             control,
             pool,

@@ -21,6 +21,8 @@ pub mod extent;
 pub mod label;
 mod list;
 pub mod page;
+pub(crate) mod resize;
+pub(crate) mod room;
 pub mod slab;
 pub mod table;
 pub mod tag;
@@ -37,10 +39,11 @@ use crate::error::{Error, Result, io};
 use crate::member::ThreadGuard;
 use crate::region::{Backing, Region, Shared};
 use crate::slot::{MAX_POOLS, Slot};
-use crate::sync::{AtomicU64, Ordering, low};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, low};
 use crate::thread::Intent;
 use commit::Truth;
 use page::{PAGE, PageMeta, PageWord, Stamps, Tag};
+use room::Room;
 use slab::{CLASSES, Class, class_of, class_size};
 use tag::PoolTag;
 
@@ -63,10 +66,14 @@ struct PoolWords {
     tag: AtomicU64,
     /// Bytes committed: a prefix of the data. Nobody touches what lies beyond.
     committed: AtomicU64,
-    reserved: [AtomicU64; 13],
+    /// Where those wait who found no room. Hardly ever written.
+    room: Room,
+    reserved: [AtomicU64; 12],
     /// Where the search for free pages starts. Apart from what everybody reads all the time.
     hint: AtomicU64,
-    reserved2: [AtomicU64; 15],
+    /// Per class: a slab whose owner is gone; 0 for none. A hint.
+    orphans: [AtomicU32; 16],
+    reserved2: [AtomicU64; 7],
 }
 
 // SAFETY: repr(C), only atomics.
@@ -341,6 +348,12 @@ impl Pool {
             .min(self.limit)
     }
 
+    /// The largest block that a pool of this limit can hold.
+    #[must_use]
+    pub const fn largest(limit: u64) -> u64 {
+        limit.saturating_sub(PAGE)
+    }
+
     /// The error of a pool without room for `asked` bytes.
     #[must_use]
     pub fn out_of_memory(&self, asked: u64) -> Error {
@@ -379,12 +392,26 @@ impl Pool {
         let thread = thread()?;
         let new =
             |cache: &mut Cache| slab::alloc_new(self, cache, slot, owner, &thread.intent, class);
-        let mut found = new(&mut guard)?;
+        let adopt = |cache: &mut Cache, all| {
+            slab::adopt(self, cache, slot, owner, &thread.intent, class, all)
+        };
+        let mut found = adopt(&mut guard, false)?;
+        if found.is_none() {
+            found = new(&mut guard)?;
+        }
         if found.is_none() {
             found = guard.classes[class].alloc_freed(self, class, true)?;
         }
         if found.is_none() && self.trim(&mut guard, slot, owner, &thread.intent)? {
             found = new(&mut guard)?;
+        }
+        if found.is_none() {
+            found = adopt(&mut guard, true)?;
+        }
+        if found.is_none() {
+            // A free page that is still in the list of a former owner cannot be a slab; but it can be a block of its own.
+            let extent = extent::alloc(self, &mut guard, slot, owner, &thread.intent, 1)?;
+            found = extent.map(|page| u64::from(page) * PAGE);
         }
         Ok(found.map(block))
     }
@@ -419,13 +446,57 @@ impl Pool {
     fn trim(&self, cache: &mut Cache, slot: &Slot, owner: SlotId, intent: &Intent) -> Result<bool> {
         let mut any = extent::trim(self, &mut cache.kept, owner, intent)?;
         for (class, cached) in cache.classes.iter_mut().enumerate() {
-            any |= slab::trim(self, cached, slot, intent, class)?;
+            any |= slab::trim(self, cached, slot, owner, intent, class)?;
         }
         Ok(any)
     }
 
     /// Frees a block; `between` is called when the rest of the work is recovery's in case of a death.
+    #[inline]
     pub(crate) fn free<'a>(
+        &self,
+        cache: &Mutex<Cache>,
+        slot: &Slot,
+        owner: SlotId,
+        thread: impl Fn() -> Result<ThreadRef<'a>>,
+        offset: u64,
+        between: impl FnOnce(),
+    ) -> Result<()> {
+        self.free_quietly(cache, slot, owner, &thread, offset, between)?;
+        if self.room()?.is_wanted() {
+            self.make_room(cache, slot, owner, &*thread()?)?;
+        }
+        Ok(())
+    }
+
+    /// Somebody waits for memory: what this process keeps although nothing is in it goes back first.
+    #[cold]
+    fn make_room(
+        &self,
+        cache: &Mutex<Cache>,
+        slot: &Slot,
+        owner: SlotId,
+        thread: &ThreadGuard<'_>,
+    ) -> Result<()> {
+        self.trim(&mut lock(cache), slot, owner, &thread.intent)?;
+        self.room()?.freed();
+        Ok(())
+    }
+
+    /// Where those wait who found no room.
+    #[inline]
+    pub(crate) fn room(&self) -> Result<&Room> {
+        Ok(&self.words()?.room)
+    }
+
+    /// Makes everyone look again who waits for memory of the pool: when it was destroyed.
+    pub fn wake_waiters(&self) {
+        if let Ok(room) = self.room() {
+            room.wake_all();
+        }
+    }
+
+    fn free_quietly<'a>(
         &self,
         cache: &Mutex<Cache>,
         slot: &Slot,
@@ -631,6 +702,11 @@ impl Pool {
 
     pub(crate) fn hint(&self) -> Result<&AtomicU64> {
         Ok(&self.words()?.hint)
+    }
+
+    /// Where a slab of a class may be found whose owner is gone.
+    pub(crate) fn orphan_hint(&self, class: usize) -> Result<&AtomicU32> {
+        Ok(&self.words()?.orphans[class % 16])
     }
 
     /// A page has become free.

@@ -7,7 +7,7 @@ use crate::control::Control;
 use crate::error::Result;
 use crate::held::{Entry, State};
 use crate::object;
-use crate::pool::{Pool, extent, slab};
+use crate::pool::{Pool, extent, resize, slab};
 use crate::slot::Slot;
 use crate::sync::Ordering;
 use crate::thread::ThreadRecord;
@@ -98,11 +98,13 @@ pub fn forget_held(control: &Control, slot: SlotId) -> Result<()> {
 /// When shared memory is corrupt.
 pub fn recover_memory(control: &Control, pools: &impl Pools, slot: SlotId) -> Result<()> {
     let entry = control.slot(slot.index)?;
+    recover_lengths(control, pools, slot)?;
     // Lists first: what they name is recovered by them, and intents deal with what is in no list.
     for number in used_pools(entry) {
         if let Some(pool) = pools.numbered(number) {
             extent::recover(&pool, entry, slot)?;
             slab::recover(&pool, entry, slot)?;
+            pool.room()?.freed();
         }
     }
     let records = used(control, slot)?;
@@ -111,6 +113,7 @@ pub fn recover_memory(control: &Control, pools: &impl Pools, slot: SlotId) -> Re
             && let Some(pool) = pools.numbered(intended.index)
         {
             extent::recover_intent(&pool, slot, &intended)?;
+            pool.room()?.freed();
         }
     }
     // Only now: what is cleared is not found again.
@@ -118,6 +121,25 @@ pub fn recover_memory(control: &Control, pools: &impl Pools, slot: SlotId) -> Re
         record.clear();
     }
     entry.pools.store(0, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Finishes or undoes the changes of a block's length that a dead process was making. Comes before any of its blocks is
+/// freed: these must have one length.
+///
+/// # Errors
+/// When shared memory is corrupt.
+pub fn recover_lengths(control: &Control, pools: &impl Pools, slot: SlotId) -> Result<()> {
+    for record in used(control, slot)? {
+        if let Some(intended) = record.intent.read()
+            && intended.op == Op::Resize
+        {
+            if let Some(pool) = pools.numbered(intended.index) {
+                resize::recover(&pool, slot, &intended)?;
+            }
+            record.intent.end();
+        }
+    }
     Ok(())
 }
 

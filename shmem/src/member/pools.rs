@@ -176,6 +176,22 @@ impl Member {
         result
     }
 
+    /// As [`Member::with_pool`], with what the process remembers of the pool.
+    pub(super) fn with_cache<T>(
+        &self,
+        address: u64,
+        act: impl FnOnce(&Pool, &Mutex<Cache>, u64) -> Result<T>,
+    ) -> Result<T> {
+        let tag = PoolTag::of(address);
+        if tag == PoolTag::DEFAULT {
+            return act(&self.pool, &self.cache, address);
+        }
+        let mapped = self.pin_pool(tag)?;
+        let result = act(&mapped.pool, &mapped.cache, PoolTag::offset(address));
+        self.unpin_pool(&mapped);
+        result
+    }
+
     /// Keeps the pool in which an address lies in place until [`Member::unpin`].
     ///
     /// # Errors

@@ -10,11 +10,12 @@ use std::sync::Mutex;
 use dragon_protocol::SlotId;
 use dragon_protocol::op::Op;
 
+use super::list::List;
 use super::page::{PAGE, PageWord, Tag};
-use super::{Cache, Pool, ThreadRef, list, lock, slab};
+use super::{Cache, Pool, ThreadRef, lock, slab};
 use crate::error::Result;
 use crate::slot::{KEPT, Slot};
-use crate::sync::{AtomicU64, Ordering, high, low};
+use crate::sync::{Ordering, high, low};
 use crate::thread::{Intended, Intent};
 
 /// Extents that this process freed and keeps: claiming the pages of a large block one by one costs more than all the rest of
@@ -67,7 +68,7 @@ pub(super) fn alloc_kept(
         // Until it is in the list, recovery finds it by the entry in the slot. It fails for one that others have taken.
         if pool.page(page)?.replace(from, to) {
             pool.page_meta(page)?.renew();
-            list::link(pool, head(pool, slot), page)?;
+            List::extents(pool, slot).link(page)?;
             return Ok(Some(page));
         }
     }
@@ -113,7 +114,7 @@ pub(super) fn alloc(
     }
     pool.page(first)?
         .store(PageWord::new(Tag::Extent, Some(owner.index), 0, pages));
-    list::link(pool, head(pool, slot), first)?;
+    List::extents(pool, slot).link(first)?;
     intent.end();
     Ok(Some(first))
 }
@@ -127,12 +128,35 @@ pub(super) fn claim_pages(
     intent: &Intent,
     pages: u32,
 ) -> Result<Option<u32>> {
+    claim_where(pool, near, (owner, intent), pages, &|_| Ok(true))
+}
+
+/// As [`claim_pages`], for one page that can become a slab: it is in nobody's list of slabs.
+pub(super) fn claim_for_slab(
+    pool: &Pool,
+    near: &mut Near,
+    owner: SlotId,
+    intent: &Intent,
+) -> Result<Option<u32>> {
+    let in_no_list = |page| Ok(pool.page_meta(page)?.linked.load(Ordering::Relaxed) == 0);
+    claim_where(pool, near, (owner, intent), 1, &in_no_list)
+}
+
+type Fits<'a> = &'a dyn Fn(u32) -> Result<bool>;
+
+fn claim_where(
+    pool: &Pool,
+    near: &mut Near,
+    by: (SlotId, &Intent),
+    pages: u32,
+    fits: Fits<'_>,
+) -> Result<Option<u32>> {
     let total = pool.committed_pages();
     if pages <= SMALL_RUN {
         if let Some((chunk, at)) = near.chunk {
             let end = (chunk + CHUNK_PAGES).min(total);
             for from in [at, chunk] {
-                if let Some(first) = claim_between(pool, owner, intent, pages, from, end)? {
+                if let Some(first) = claim_between(pool, by, pages, from..end, fits)? {
                     near.chunk = Some((chunk, first + pages));
                     return Ok(Some(first));
                 }
@@ -141,7 +165,7 @@ pub(super) fn claim_pages(
         near.chunk = None;
         if let Some(chunk) = near.find_chunk(pool, total)? {
             let end = chunk + CHUNK_PAGES;
-            if let Some(first) = claim_between(pool, owner, intent, pages, chunk, end)? {
+            if let Some(first) = claim_between(pool, by, pages, chunk..end, fits)? {
                 near.chunk = Some((chunk, first + pages));
                 return Ok(Some(first));
             }
@@ -157,7 +181,7 @@ pub(super) fn claim_pages(
     };
     let beyond = |page: u32| page.saturating_add(pages).min(total);
     for (from, to) in [(start, total), (hint, beyond(start)), (0, beyond(hint))] {
-        if let Some(first) = claim_between(pool, owner, intent, pages, from, to)? {
+        if let Some(first) = claim_between(pool, by, pages, from..to, fits)? {
             if first == hint || pages == 1 {
                 pool.hint()?
                     .store(u64::from(first) + u64::from(pages), Ordering::Relaxed);
@@ -202,17 +226,19 @@ impl Near {
 
 fn claim_between(
     pool: &Pool,
-    owner: SlotId,
-    intent: &Intent,
+    (owner, intent): (SlotId, &Intent),
     pages: u32,
-    from: u32,
-    to: u32,
+    within: std::ops::Range<u32>,
+    fits: Fits<'_>,
 ) -> Result<Option<u32>> {
-    let mut first = from;
-    while first.checked_add(pages).is_some_and(|end| end <= to) {
+    let mut first = within.start;
+    while first
+        .checked_add(pages)
+        .is_some_and(|end| end <= within.end)
+    {
         let run = first..first + pages;
         let taken = match first_that(run.clone(), |page| {
-            Ok(pool.page(page)?.load() != PageWord::FREE)
+            Ok(pool.page(page)?.load() != PageWord::FREE || !fits(page)?)
         })? {
             Some(taken) => taken,
             None => {
@@ -264,7 +290,7 @@ pub(super) fn share(
     if !offset.is_multiple_of(PAGE) || !pool.page(page)?.replace(word, word.orphaned()) {
         return Err(pool.not_allocated(offset));
     }
-    list::unlink(pool, head(pool, slot), page)
+    List::extents(pool, slot).unlink(page)
 }
 
 /// What an intent to free says it is about, in its field for a generation.
@@ -300,7 +326,7 @@ pub(super) fn free_own<'a>(
         release_kept(pool, owner, &thread()?.intent, victim)?;
     }
     keep(pool, slot, place, page);
-    list::unlink(pool, head(pool, slot), page)?;
+    List::extents(pool, slot).unlink(page)?;
     pool.page(page)?
         .store(PageWord::new(Tag::Kept, Some(owner.index), 0, pages));
     cache.kept.extents[place] = (page, pages);
@@ -327,14 +353,14 @@ fn release_own(
     intent.begin(Op::Free, pool.number(), FREE_EXTENT, [run, version]);
     pool.page(page)?
         .store(PageWord::new(Tag::Claimed, Some(owner.index), 0, pages));
-    list::unlink(pool, head(pool, slot), page)?;
+    List::extents(pool, slot).unlink(page)?;
     release(pool, page, pages)?;
     intent.end();
     Ok(())
 }
 
 /// Gives a kept extent back to the pool: one's own, or that of another process. False when somebody was quicker.
-fn release_kept(
+pub(super) fn release_kept(
     pool: &Pool,
     owner: SlotId,
     intent: &Intent,
@@ -370,9 +396,11 @@ pub(super) fn reclaim(pool: &Pool, owner: SlotId, intent: &Intent) -> Result<boo
     let mut any = false;
     for page in 0..pool.committed_pages() {
         let word = pool.page(page)?.load();
-        if word.tag() == Tag::Kept {
-            any |= release_kept(pool, owner, intent, (page, word.extra()))?;
-        }
+        any |= match word.tag() {
+            Tag::Kept => release_kept(pool, owner, intent, (page, word.extra()))?,
+            Tag::Slab if word.is_resting() => slab::take_empty(pool, owner, intent, page, word)?,
+            _ => false,
+        };
     }
     Ok(any)
 }
@@ -432,7 +460,7 @@ pub(super) fn release(pool: &Pool, first: u32, pages: u32) -> Result<()> {
 
 /// Frees the private extents of a living owner that gives them up. It may die at any step.
 pub(super) fn abandon(pool: &Pool, slot: &Slot, owner: SlotId, intent: &Intent) -> Result<()> {
-    list::drain(pool, head(pool, slot), |page, unlink| {
+    List::extents(pool, slot).drain(|page, unlink| {
         let word = pool.page(page)?.load();
         let mine = word.tag() == Tag::Extent && word.owner() == Some(owner.index);
         let pages = if mine { word.extra() } else { 0 };
@@ -458,7 +486,7 @@ pub(crate) fn recover(pool: &Pool, slot: &Slot, owner: SlotId) -> Result<()> {
         }
         Ok(())
     };
-    list::take(pool, head(pool, slot), release_private)?;
+    List::extents(pool, slot).take(release_private)?;
     // Kept ones, and those on their way between the list and being kept.
     for kept in &slot.kept[pool.number() as usize % slot.kept.len()] {
         let page = kept.swap(0, Ordering::AcqRel);
@@ -475,6 +503,7 @@ pub(crate) fn recover_intent(pool: &Pool, owner: SlotId, intended: &Intended) ->
         (Op::Allocate, _) => recover_claim(pool, owner, intended),
         (Op::Free, FREE_EXTENT) => recover_free(pool, owner, intended),
         (Op::Free, slab::FREE_BLOCK) => slab::recover_free(pool, intended),
+        (Op::Free, slab::TAKE_EMPTY) => slab::recover_take(pool, owner, intended),
         _ => Ok(()),
     }
 }
@@ -482,6 +511,10 @@ pub(crate) fn recover_intent(pool: &Pool, owner: SlotId, intended: &Intended) ->
 /// Pages that were being claimed, or given back: FREE, all of them.
 fn recover_claim(pool: &Pool, owner: SlotId, intended: &Intended) -> Result<()> {
     let [first, pages, ..] = intended.arguments;
+    if pages == 0 && first < u64::from(pool.committed_pages()) {
+        // A page that was taken from the process, on its way out of the list.
+        pool.page_meta(low(first))?.forget_link(owner.index);
+    }
     let Some((first, pages)) = run_in(pool, first, pages) else {
         return Ok(());
     };
@@ -490,6 +523,8 @@ fn recover_claim(pool: &Pool, owner: SlotId, intended: &Intended) -> Result<()> 
     // One that it had given up already, and found no time to free.
     slab::release_orphan(pool, first)?;
     for page in first..first + pages {
+        // The lists were recovered before: it is in none.
+        pool.page_meta(page)?.forget_link(owner.index);
         let word = pool.page(page)?.load();
         if word.owner() == Some(owner.index)
             && matches!(word.tag(), Tag::Claimed | Tag::Body | Tag::Extent)
@@ -531,9 +566,4 @@ fn run_in(pool: &Pool, first: u64, pages: u64) -> Option<(u32, u32)> {
     let limit = u64::from(pool.committed_pages());
     let end = first.checked_add(pages)?;
     (pages > 0 && end <= limit).then_some((low(first), low(pages)))
-}
-
-#[inline]
-fn head<'a>(pool: &Pool, slot: &'a Slot) -> &'a AtomicU64 {
-    &slot.extents[pool.number() as usize % slot.extents.len()]
 }

@@ -26,7 +26,10 @@ pub enum Tag {
     Kept = 6,
 }
 
-/// A page word: tag 4 bits | class 4 | owner's slot plus one 20 (0: nobody's) | reserved 4 | extra 32, from the low end. What
+const RESTING: u64 = 1 << 28;
+const LOOKED_AT: u64 = 1 << 29;
+
+/// A page word: tag 4 bits | class 4 | owner's slot plus one 20 (0: nobody's) | marks of a slab 4 | extra 32, from the low end. What
 /// is extra: the pages of an extent, the version of a slab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageWord(u64);
@@ -84,11 +87,55 @@ impl PageWord {
         high(self.0)
     }
 
+    /// The same with another value of `extra`.
+    #[must_use]
+    pub fn with_extra(self, extra: u32) -> Self {
+        Self(self.0 & 0xffff_ffff | u64::from(extra) << 32)
+    }
+
+    /// Whether the owner of a slab has put it aside: then it takes no block in it before it has this mark away, and who finds
+    /// no room may take the page when no block in it is in use.
+    #[inline]
+    #[must_use]
+    pub fn is_resting(self) -> bool {
+        self.0 & RESTING != 0
+    }
+
+    /// Whether somebody is looking whether a slab at rest is empty. The owner cannot use it meanwhile.
+    #[must_use]
+    pub fn is_looked_at(self) -> bool {
+        self.0 & LOOKED_AT != 0
+    }
+
+    /// The same slab, in use by its owner.
+    #[must_use]
+    pub fn awake(self) -> Self {
+        Self(self.0 & !(RESTING | LOOKED_AT))
+    }
+
+    /// The same slab, at rest.
+    #[must_use]
+    pub fn resting(self) -> Self {
+        Self(self.awake().0 | RESTING)
+    }
+
+    /// The same slab at rest, while somebody looks whether it is empty.
+    #[must_use]
+    pub fn looked_at(self) -> Self {
+        Self(self.0 | RESTING | LOOKED_AT)
+    }
+
+    /// The same with an owner.
+    #[must_use]
+    pub fn owned(self, owner: u32) -> Self {
+        Self(self.orphaned().0 | (u64::from(owner) + 1) << 8)
+    }
+
     /// The same without an owner.
     #[inline]
     #[must_use]
     pub fn orphaned(self) -> Self {
-        Self(self.0 & !(0xf_ffff << 8))
+        Self(self.awake().0 & !(0xf_ffff << 8))
     }
 }
 
@@ -132,17 +179,29 @@ impl Word {
 /// Blocks of the smallest class in a page, in words of a bitmap.
 pub const BITMAP: usize = 16;
 
+/// The place of a page in a list of its owner.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Links {
+    /// The next page, plus one; 0 ends the list.
+    pub next: AtomicU64,
+    /// The one before it, plus one. Read by the owner only, never by recovery.
+    pub prev: AtomicU64,
+}
+
 /// Record of a page. 512 bytes; what others write lies on cache lines apart from what the owner reads all the time.
 #[derive(Debug)]
 #[repr(C, align(512))]
 pub struct PageMeta {
-    /// The next page in its owner's list, plus one; 0 ends the list.
-    pub next: AtomicU64,
-    /// The one before it, plus one. Read by the owner only, never by recovery.
-    pub prev: AtomicU64,
+    /// Its place in a list of slabs.
+    pub slabs: Links,
     /// How often the page has been made a slab or the head of an extent. Written by whoever has it claimed.
     pub version: AtomicU64,
-    reserved: [AtomicU64; 13],
+    /// Its place in a list of private extents.
+    pub extents: Links,
+    /// The slot in whose list of slabs the page is, plus one; 0 for none. Only then may it become somebody's slab.
+    pub linked: AtomicU64,
+    reserved: [AtomicU64; 10],
     /// Blocks that are allocated; written by the owner alone.
     pub allocated: [AtomicU64; BITMAP],
     /// Blocks that were shared.
@@ -157,6 +216,16 @@ unsafe impl Shared for PageMeta {}
 const _: () = assert!(size_of::<PageMeta>() == 512);
 
 impl PageMeta {
+    /// Takes the page out of a dead owner's list, as far as the mark goes.
+    pub(super) fn forget_link(&self, owner: u32) {
+        let _ = self.linked.compare_exchange(
+            u64::from(owner) + 1,
+            0,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+    }
+
     /// Counts one more use of the page, which the caller has claimed; returns the number, cut to what a page word holds.
     #[inline]
     pub fn renew(&self) -> u32 {

@@ -17,8 +17,9 @@
 use dragon_protocol::SlotId;
 use dragon_protocol::op::Op;
 
+use super::list::List;
 use super::page::{BITMAP, PAGE, PageMeta, PageWord, Stamps, Tag, Word};
-use super::{Cache, Pool, extent, list};
+use super::{Cache, Pool, extent};
 use crate::error::Result;
 use crate::slot::Slot;
 use crate::sync::{AtomicU64, Ordering, crosswise, low};
@@ -249,13 +250,71 @@ impl Class {
         let candidates = recent.chain(others).collect::<Vec<_>>();
         self.cursor = self.cursor.wrapping_add(count) % self.pages.len().max(1);
         for page in candidates {
+            if !self.wake(pool, page)? {
+                continue;
+            }
             Bits::of(pool.page_meta(page)?, class).collect();
-            (self.current, self.word) = (Some(page), 0);
+            self.use_page(pool, page)?;
             if let Some(offset) = self.alloc(pool, class)? {
                 return Ok(Some(offset));
             }
         }
         Ok(None)
+    }
+
+    /// Makes a page the one in use, and puts the one before to rest.
+    fn use_page(&mut self, pool: &Pool, page: u32) -> Result<()> {
+        if let Some(before) = self.current.filter(|before| *before != page) {
+            let word = pool.page(before)?;
+            // Nobody else writes the word of a slab that is not at rest.
+            word.store(word.load().resting());
+        }
+        (self.current, self.word) = (Some(page), 0);
+        Ok(())
+    }
+
+    /// Takes the mark of rest from a page; false when somebody else has the page, or looks at it at this moment.
+    fn wake(&mut self, pool: &Pool, page: u32) -> Result<bool> {
+        if self.current == Some(page) {
+            return Ok(true);
+        }
+        let word = pool.page(page)?.load();
+        Ok(word.tag() == Tag::Slab
+            && word.is_resting()
+            && !word.is_looked_at()
+            && pool.page(page)?.replace(word, word.awake()))
+    }
+
+    /// Forgets the pages that others took because no block in them was in use; true when there were any.
+    pub(super) fn forget_taken(
+        &mut self,
+        pool: &Pool,
+        slot: &Slot,
+        owner: SlotId,
+        intent: &Intent,
+        class: usize,
+    ) -> Result<bool> {
+        let mut taken = Vec::new();
+        for page in &self.pages {
+            let word = pool.page(*page)?.load();
+            let mine = word.tag() == Tag::Slab
+                && word.owner() == Some(owner.index)
+                && word.class() == class
+                && pool.page_meta(*page)?.linked.load(Ordering::Relaxed)
+                    == u64::from(owner.index) + 1;
+            if !mine {
+                taken.push(*page);
+            }
+        }
+        let any = !taken.is_empty();
+        for page in taken {
+            intent.begin(Op::Allocate, pool.number(), 0, [page.into(), 0]);
+            unlink(pool, slot, owner, page)?;
+            intent.end();
+            self.pages.retain(|other| *other != page);
+            self.hint = self.hint.filter(|hint| *hint != page);
+        }
+        Ok(any)
     }
 
     fn freed(&mut self, page: u32, block: u32) {
@@ -276,11 +335,21 @@ pub(super) fn alloc_new(
     intent: &Intent,
     class: usize,
 ) -> Result<Option<u64>> {
-    let Some(page) = extent::claim_pages(pool, &mut cache.near, owner, intent, 1)? else {
+    let Some(page) = extent::claim_for_slab(pool, &mut cache.near, owner, intent)? else {
         return Ok(None);
     };
-    let cached = &mut cache.classes[class];
     let meta = pool.page_meta(page)?;
+    let mark = u64::from(owner.index) + 1;
+    if meta
+        .linked
+        .compare_exchange(0, mark, Ordering::AcqRel, Ordering::Relaxed)
+        .is_err()
+    {
+        // It was a slab of somebody who has not noticed yet that it is not any more.
+        extent::release(pool, page, 1)?;
+        intent.end();
+        return Ok(None);
+    }
     for words in [&meta.allocated, &meta.shared, &meta.freed] {
         for word in words {
             word.store(0, Ordering::Relaxed);
@@ -288,11 +357,138 @@ pub(super) fn alloc_new(
     }
     let word = PageWord::new(Tag::Slab, Some(owner.index), class, meta.renew());
     pool.page(page)?.store(word);
-    list::link(pool, head(pool, slot), page)?;
+    List::slabs(pool, slot).link(page)?;
     intent.end();
+    let cached = &mut cache.classes[class];
     cached.pages.push(page);
-    (cached.current, cached.word) = (Some(page), 0);
+    cached.use_page(pool, page)?;
     cached.alloc(pool, class)
+}
+
+/// Takes a page out of its owner's list: the intent names it.
+fn unlink(pool: &Pool, slot: &Slot, owner: SlotId, page: u32) -> Result<()> {
+    List::slabs(pool, slot).unlink(page)?;
+    pool.page_meta(page)?.forget_link(owner.index);
+    Ok(())
+}
+
+/// Adopts a slab whose owner is gone, and in which there is room, and allocates from it: the one that was orphaned last, or
+/// with `all` any.
+pub(super) fn adopt(
+    pool: &Pool,
+    cache: &mut Cache,
+    slot: &Slot,
+    owner: SlotId,
+    intent: &Intent,
+    class: usize,
+    all: bool,
+) -> Result<Option<u64>> {
+    let hint = pool.orphan_hint(class)?.load(Ordering::Relaxed);
+    if hint != 0 {
+        pool.orphan_hint(class)?.store(0, Ordering::Relaxed);
+    }
+    let total = pool.committed_pages();
+    let pages = if all {
+        0..total
+    } else {
+        hint..hint + u32::from(hint != 0)
+    };
+    for page in pages.filter(|page| *page < total) {
+        let word = pool.page(page)?.load();
+        if word.tag() != Tag::Slab || word.owner().is_some() || word.class() != class {
+            continue;
+        }
+        let meta = pool.page_meta(page)?;
+        let mark = u64::from(owner.index) + 1;
+        if in_use(meta, class) == u64::from(blocks_of(class)) {
+            continue;
+        }
+        intent.begin(Op::Allocate, pool.number(), 0, [page.into(), 1]);
+        let linked = meta
+            .linked
+            .compare_exchange(0, mark, Ordering::AcqRel, Ordering::Relaxed);
+        if linked.is_err() || !pool.page(page)?.replace(word, word.owned(owner.index)) {
+            if linked.is_ok() {
+                meta.forget_link(owner.index);
+            }
+            intent.end();
+            continue;
+        }
+        List::slabs(pool, slot).link(page)?;
+        intent.end();
+        let cached = &mut cache.classes[class];
+        cached.pages.push(page);
+        Bits::of(meta, class).collect();
+        cached.use_page(pool, page)?;
+        if let Some(offset) = cached.alloc(pool, class)? {
+            return Ok(Some(offset));
+        }
+    }
+    Ok(None)
+}
+
+/// What an intent says that takes an empty slab away from its owner, in its field for a generation.
+pub(super) const TAKE_EMPTY: u32 = 2;
+
+/// Takes the page of a slab at rest in which no block is in use, and frees it; false when it is not one any more.
+pub(super) fn take_empty(
+    pool: &Pool,
+    owner: SlotId,
+    intent: &Intent,
+    page: u32,
+    word: PageWord,
+) -> Result<bool> {
+    let meta = pool.page_meta(page)?;
+    if word.is_looked_at() || in_use(meta, word.class()) != 0 {
+        return Ok(false);
+    }
+    intent.begin(Op::Free, pool.number(), TAKE_EMPTY, [page.into(), 0]);
+    let taken = take_looked_at(pool.page(page)?, word, owner.index, |class| {
+        in_use(meta, class)
+    });
+    if taken {
+        extent::release(pool, page, 1)?;
+    }
+    intent.end();
+    Ok(taken)
+}
+
+/// Between the two changes of the word the owner takes no block, so what is seen to be empty stays empty.
+fn take_looked_at(
+    page: &Word,
+    word: PageWord,
+    thief: u32,
+    in_use: impl FnOnce(usize) -> u64,
+) -> bool {
+    if !page.replace(word, word.looked_at()) {
+        return false;
+    }
+    crosswise();
+    if in_use(word.class()) != 0 {
+        let _ = page.replace(word.looked_at(), word.resting());
+        return false;
+    }
+    let claimed = PageWord::new(Tag::Claimed, Some(thief), 0, 1);
+    page.replace(word.looked_at(), claimed)
+}
+
+/// Finishes or undoes [`take_empty`] of a dead process.
+pub(super) fn recover_take(pool: &Pool, owner: SlotId, intended: &Intended) -> Result<()> {
+    let Some(page) = u32::try_from(intended.arguments[0])
+        .ok()
+        .filter(|page| *page < pool.committed_pages())
+    else {
+        return Ok(());
+    };
+    let word = pool.page(page)?.load();
+    if word.tag() == Tag::Claimed && word.owner() == Some(owner.index) {
+        return extent::release(pool, page, 1);
+    }
+    if word.tag() == Tag::Slab && word.is_looked_at() {
+        // If it is another who looks, he finds that he cannot have it.
+        let _ = pool.page(page)?.replace(word, word.resting());
+    }
+    Ok(())
 }
 
 /// Gives the pages of slabs without blocks in use back to the pool; true when there were any.
@@ -300,29 +496,38 @@ pub(super) fn trim(
     pool: &Pool,
     cached: &mut Class,
     slot: &Slot,
+    owner: SlotId,
     intent: &Intent,
     class: usize,
 ) -> Result<bool> {
-    let mut empty = Vec::new();
-    for page in &cached.pages {
-        let bits = Bits::of(pool.page_meta(*page)?, class);
-        bits.collect();
-        if bits.in_use() == 0 {
-            empty.push(*page);
+    let mut any = cached.forget_taken(pool, slot, owner, intent, class)?;
+    for page in cached.pages.clone() {
+        if !cached.wake(pool, page)? {
+            continue;
         }
-    }
-    for page in &empty {
-        cached.pages.retain(|other| other != page);
+        let bits = Bits::of(pool.page_meta(page)?, class);
+        bits.collect();
+        if bits.in_use() != 0 {
+            if cached.current != Some(page) {
+                let word = pool.page(page)?;
+                word.store(word.load().resting());
+            }
+            continue;
+        }
+        any = true;
+        if cached.current == Some(page) {
+            (cached.current, cached.word) = (None, 0);
+        }
+        cached.hint = cached.hint.filter(|hint| *hint != page);
+        cached.pages.retain(|other| *other != page);
+        cached.cursor = 0;
         // Recovery finds a page that is in the list no more by the same intent as one that is not in it yet.
-        intent.begin(Op::Allocate, pool.number(), 0, [(*page).into(), 1]);
-        list::unlink(pool, head(pool, slot), *page)?;
-        extent::release(pool, *page, 1)?;
+        intent.begin(Op::Allocate, pool.number(), 0, [page.into(), 1]);
+        unlink(pool, slot, owner, page)?;
+        extent::release(pool, page, 1)?;
         intent.end();
     }
-    if !empty.is_empty() {
-        (cached.current, cached.word, cached.hint, cached.cursor) = (None, 0, None, 0);
-    }
-    Ok(!empty.is_empty())
+    Ok(any)
 }
 
 /// Which block of the slab starts at `offset`, whatever its state.
@@ -436,10 +641,11 @@ fn release_empty(page: &Word, in_use: impl FnOnce(usize) -> u64) -> bool {
 
 /// Gives up the slabs of a living owner, and frees its private blocks. It may die at any step.
 pub(super) fn abandon(pool: &Pool, slot: &Slot, owner: SlotId, intent: &Intent) -> Result<()> {
-    list::drain(pool, head(pool, slot), |page, unlink| {
+    List::slabs(pool, slot).drain(|page, unlink| {
         // Recovery finds a page that is in the list no more by the same intent as one that is not in it yet.
         intent.begin(Op::Allocate, pool.number(), 0, [page.into(), 1]);
         unlink();
+        pool.page_meta(page)?.forget_link(owner.index);
         orphan(pool, page, owner)?;
         intent.end();
         Ok(())
@@ -448,15 +654,26 @@ pub(super) fn abandon(pool: &Pool, slot: &Slot, owner: SlotId, intent: &Intent) 
 
 /// Recovers the slabs of a dead owner.
 pub(crate) fn recover(pool: &Pool, slot: &Slot, owner: SlotId) -> Result<()> {
-    list::take(pool, head(pool, slot), |page| orphan(pool, page, owner))
+    List::slabs(pool, slot).take(|page| {
+        pool.page_meta(page)?.forget_link(owner.index);
+        orphan(pool, page, owner)
+    })
 }
 
 /// Frees the private blocks of a dead owner's slab, and gives the slab up.
 pub(super) fn orphan(pool: &Pool, page: u32, owner: SlotId) -> Result<()> {
-    let word = pool.page(page)?.load();
-    if word.tag() == Tag::Slab && word.owner() == Some(owner.index) {
+    let mine = |word: PageWord| word.tag() == Tag::Slab && word.owner() == Some(owner.index);
+    let mut word = pool.page(page)?.load();
+    // First out of the reach of those who take empty slabs at rest.
+    while mine(word) && word != word.awake() {
+        let _ = pool.page(page)?.replace(word, word.awake());
+        word = pool.page(page)?.load();
+    }
+    if mine(word) {
         Bits::of(pool.page_meta(page)?, word.class()).free_private();
         if pool.page(page)?.replace(word, word.orphaned()) {
+            pool.orphan_hint(word.class())?
+                .store(page, Ordering::Relaxed);
             release_orphan(pool, page)?;
         }
     }
@@ -486,11 +703,6 @@ fn finish_free(bits: Bits<'_>, stamps: &Stamps, block: u32, stamp: u64) {
     if bits.is_shared(block) && stamps.get(block) == stamp {
         let _ = bits.free(block);
     }
-}
-
-#[inline]
-fn head<'a>(pool: &Pool, slot: &'a Slot) -> &'a AtomicU64 {
-    &slot.slabs[pool.number() as usize % slot.slabs.len()]
 }
 
 #[cfg(all(test, loom))]

@@ -3,7 +3,7 @@
 use loom::sync::Arc;
 use loom::thread;
 
-use super::{Bits, PageWord, Stamps, Tag, Word, finish_free, release_empty};
+use super::{Bits, PageWord, Stamps, Tag, Word, finish_free, release_empty, take_looked_at};
 use crate::sync::AtomicU64;
 
 type Words = [[AtomicU64; 1]; 3];
@@ -152,4 +152,71 @@ fn loom_recovery_of_an_announced_free() {
             assert_eq!(bits(&words).in_use(), u64::from(again));
         });
     }
+}
+
+/// The owner takes a slab from its rest and allocates, while another process frees the last block in it, and a third one
+/// looks for an empty slab to take. Either the owner has the slab and its block in it, or the thief has the page.
+#[test]
+fn loom_an_empty_slab_is_taken_or_used() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let words = words();
+        let a = allocate(&words, 2).unwrap();
+        assert!(bits(&words).share(a));
+        let resting = PageWord::new(Tag::Slab, Some(3), 0, 1).resting();
+        let page = Arc::new(Word::new(resting));
+        let theirs = words.clone();
+        let other = thread::spawn(move || assert!(bits(&theirs).free(a)));
+        let (theirs, their_page) = (words.clone(), page.clone());
+        let thief = thread::spawn(move || {
+            let word = their_page.load();
+            word.is_resting()
+                && !word.is_looked_at()
+                && take_looked_at(&their_page, word, 9, |_| bits(&theirs).in_use())
+        });
+        let word = page.load();
+        let mine = word.is_resting() && !word.is_looked_at() && page.replace(word, word.awake());
+        let got = mine && allocate(&words, 2).is_some();
+        other.join().unwrap();
+        let taken = thief.join().unwrap();
+        assert!(!(mine && taken) && (got || !mine));
+        if taken {
+            assert_eq!(page.load().tag(), Tag::Claimed);
+        } else {
+            assert_eq!(page.load().owner(), Some(3));
+            assert!(!page.load().is_looked_at());
+        }
+    });
+}
+
+/// As above, while the owner is dead and recovered: the slab becomes an orphan, or was taken; never both.
+#[test]
+fn loom_recovery_against_who_takes_empty_slabs() {
+    loom::model(|| {
+        let words = words();
+        let _private = allocate(&words, 2).unwrap();
+        let resting = PageWord::new(Tag::Slab, Some(3), 0, 1).resting();
+        let page = Arc::new(Word::new(resting));
+        let (theirs, their_page) = (words.clone(), page.clone());
+        let thief = thread::spawn(move || {
+            let word = their_page.load();
+            word.is_resting()
+                && !word.is_looked_at()
+                && take_looked_at(&their_page, word, 9, |_| bits(&theirs).in_use())
+        });
+        // As in `orphan`.
+        let mut word = page.load();
+        while word.owner() == Some(3) && word != word.awake() {
+            let _ = page.replace(word, word.awake());
+            word = page.load();
+        }
+        let mine = word.owner() == Some(3);
+        if mine {
+            bits(&words).free_private();
+            assert!(page.replace(word, word.orphaned()));
+            assert!(release_empty(&page, |_| bits(&words).in_use()));
+        }
+        assert!(thief.join().unwrap() != mine);
+    });
 }

@@ -120,6 +120,61 @@ fn recovery_frees_what_is_private_and_keeps_what_is_shared() {
     }
 }
 
+#[test]
+fn what_an_idle_process_keeps_is_there_for_others() {
+    let (control, pool) = node(8 * CHUNK);
+    let (_, idle) = member(&control, &pool);
+    let (_, other) = member(&control, &pool);
+    for (sizes, by) in [
+        (vec![64, 1_000, 30_000], &idle),
+        (vec![1_000, 200_000], &other),
+    ] {
+        let mut blocks = Vec::new();
+        'full: loop {
+            for size in &sizes {
+                match idle.alloc(*size) {
+                    Ok(block) => blocks.push(block.offset),
+                    Err(_) => break 'full,
+                }
+            }
+        }
+        for block in blocks {
+            idle.share(block).unwrap();
+            by.free(block).unwrap();
+        }
+        // But for a page in use of each class the pool is empty, and nobody asks the idle process.
+        let mut got = Vec::new();
+        while let Ok(block) = other.alloc(60_000) {
+            got.push(block.offset);
+        }
+        let pages = pool.limit() / super::PAGE;
+        assert!(got.len() as u64 > pages - 12, "{} of {pages}", got.len());
+        for block in got {
+            other.free(block).unwrap();
+        }
+        assert_eq!(pool.stats().unwrap().used, 0);
+        // And its owner finds out that it has it no more.
+        let again = idle.alloc(1_000).unwrap();
+        idle.free(again.offset).unwrap();
+    }
+}
+
+#[test]
+fn a_slab_whose_owner_is_gone_is_adopted() {
+    let (control, pool) = node(1 << 30);
+    let (_, heir) = member(&control, &pool);
+    let (dead, dying) = member(&control, &pool);
+    let kept = dying.alloc(1_000).unwrap().offset;
+    dying.share(kept).unwrap();
+    dying.alloc(1_000).unwrap();
+    recover_memory(&control, &pool, dead).unwrap();
+    let block = heir.alloc(1_000).unwrap().offset;
+    assert_eq!(block / super::PAGE, kept / super::PAGE, "the same slab");
+    heir.free(kept).unwrap();
+    heir.free(block).unwrap();
+    assert_eq!(pool.stats().unwrap().used, 0);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Alloc { who: usize, length: u64 },
