@@ -20,7 +20,28 @@ use crate::error::{Error, Result};
 /// Bytes that the pump carries at once: what a pipe holds.
 const CHUNK: usize = 64 << 10;
 
-/// The thread behind a file descriptor. Dropping it leaves the thread at work; [`Pump::join`] waits for its end.
+/// The thread behind a file descriptor.
+///
+/// ```
+/// use std::io::{Read, Write};
+///
+/// use dragon_channels::local::LocalNode;
+/// use dragon_channels::{Deadline, Endpoint, EndpointOptions};
+///
+/// let node = LocalNode::new()?;
+/// let endpoint = Endpoint::create(&node.member()?, &EndpointOptions::default())?;
+/// let (writing, sending) = endpoint.open_send(Deadline::Never)?.into_fd()?;
+/// let (reading, receiving) = endpoint.accept(Deadline::Never)?.into_fd()?;
+/// let mut file = std::fs::File::from(writing);
+/// file.write_all(b"for programs that know files only")?;
+/// drop(file);
+/// let mut text = String::new();
+/// std::fs::File::from(reading).read_to_string(&mut text)?;
+/// assert_eq!(text.len() as u64, sending.join()?);
+/// assert_eq!(text.len() as u64, receiving.join()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+/// Dropping it leaves the thread at work; [`Pump::join`] waits for its end.
 #[derive(Debug)]
 pub struct Pump {
     thread: JoinHandle<Result<u64>>,

@@ -15,7 +15,26 @@ use crate::object::Handle;
 use crate::remote;
 use crate::ring::Ring;
 
-/// The receiving end of a conversation. When it is dropped before the end, the sender's next chunk is refused.
+/// The receiving end of a conversation.
+///
+/// ```
+/// use dragon_channels::local::LocalNode;
+/// use dragon_channels::{Deadline, Endpoint, EndpointOptions, Error};
+///
+/// let node = LocalNode::new()?;
+/// let endpoint = Endpoint::create(&node.member()?, &EndpointOptions::default())?;
+/// let mut sender = endpoint.open_send(Deadline::Never)?;
+/// sender.send(b"in two parts", 7, Deadline::Never)?;
+/// drop(sender);
+/// let mut receiver = endpoint.accept(Deadline::Never)?;
+/// let mut part = [0; 8];
+/// assert!(!receiver.receive_into(&mut part, Deadline::Never)?.last);
+/// let rest = receiver.receive(Deadline::Never)?;
+/// assert_eq!((&part, rest.into_vec()), (b"in two p", b"arts".to_vec()));
+/// assert!(matches!(receiver.receive(Deadline::Never), Err(Error::EndOfStream(_))));
+/// # Ok::<(), dragon_channels::Error>(())
+/// ```
+/// When it is dropped before the end, the sender's next chunk is refused.
 #[derive(Debug)]
 pub struct StreamReceiver {
     handle: Arc<Handle>,

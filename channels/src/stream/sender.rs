@@ -16,7 +16,23 @@ use crate::object::{Handle, alive};
 use crate::remote;
 use crate::ring::Ring;
 
-/// The sending end of a conversation. Close it when all is sent; a sender that is dropped closes in good order, too, unless
+/// The sending end of a conversation.
+///
+/// ```
+/// use dragon_channels::local::LocalNode;
+/// use dragon_channels::{Deadline, Endpoint, EndpointOptions};
+///
+/// let node = LocalNode::new()?;
+/// let member = node.member()?;
+/// let endpoint = Endpoint::create(&member, &EndpointOptions::default())?;
+/// let mut sender = endpoint.open_send(Deadline::Never)?;
+/// let block = member.alloc(1 << 20)?;
+/// member.write(block.offset, 0, b"a megabyte that nobody copies")?;
+/// sender.send_block(block, 1, Deadline::Never)?;
+/// sender.close(Deadline::Never)?;
+/// # Ok::<(), dragon_channels::Error>(())
+/// ```
+/// Close it when all is sent; a sender that is dropped closes in good order, too, unless
 /// its thread panics: then it breaks off, as one that died.
 #[derive(Debug)]
 pub struct StreamSender {

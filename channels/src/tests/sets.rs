@@ -222,14 +222,9 @@ fn ten_thousand_members() {
     let before = node.used();
     let owner = node.member();
     let set = Set::create(&owner, 10_000, 0).unwrap();
-    // A process refers to a limited number of objects; so several have them.
     let mut channels = Vec::new();
-    let mut member = node.member();
     for n in 0..MEMBERS {
-        if n % 500 == 0 {
-            member = node.member();
-        }
-        let channel = channel(&member, 1);
+        let channel = channel(&owner, 1);
         set.add(channel.id(), Interest::READABLE, n).unwrap();
         channels.push(channel);
     }
