@@ -395,8 +395,10 @@ pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
             subscribers::tell(control, subscriber, true);
         }
     }
+    subscribers::give_back(control, entry, id);
     match id.kind {
         ObjectKind::Channel => crate::channel::discard(member, id, entry),
+        ObjectKind::Set => crate::set::discard(member, entry),
         ObjectKind::Stream => crate::stream::discard(member, id, entry),
         ObjectKind::Broadcast => crate::broadcast::discard(member, entry),
         _ => {}

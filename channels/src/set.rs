@@ -623,6 +623,12 @@ fn check(member: &Member, object: ObjectId, interest: Interest) -> Result<()> {
     Ok(())
 }
 
+/// The record of a set that goes is the next one to be used.
+pub(crate) fn discard(member: &Member, entry: &ObjectEntry) {
+    let number = low(entry.body[RECORD].load(Ordering::Relaxed));
+    member.control().lower_set_hint(number);
+}
+
 /// Wakes all who wait for the set.
 pub(crate) fn wake_everyone(member: &Member, entry: &ObjectEntry) -> Result<()> {
     record_of(member.control(), entry)?.1.wait().wake(u32::MAX);

@@ -82,11 +82,13 @@ pub enum Op {
     Unsubscribe = 37,
     /// Wait for any object of a set.
     SetWait = 38,
-    /// Open a stream to an endpoint.
+    /// Open a stream to an endpoint. Reply argument 0: the conversation, which argument 1 of the requests to send, receive,
+    /// poll and close names.
     StreamOpen = 39,
-    /// Accept a stream of an endpoint.
+    /// Accept a stream of an endpoint. Reply as for [`Op::StreamOpen`].
     StreamAccept = 40,
-    /// Close an end of a stream.
+    /// Close an end of a stream. Argument 0: 0 the sender's, 1 the same, breaking off, 2 the receiver's, 3 take an accepting
+    /// back, 4 take an opening back. Argument 1: the conversation.
     StreamClose = 41,
     /// Write into a block of another node.
     CopyIn = 42,

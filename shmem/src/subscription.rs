@@ -130,9 +130,14 @@ impl Control {
         Ok(number)
     }
 
-    /// A record or node may be free: the search starts there.
+    /// A record is about to be free: the next search starts there, so that few pages of the table are ever touched.
     pub fn lower_set_hint(&self, number: u32) {
         self.words().set_hint.fetch_min(number, Ordering::Relaxed);
+    }
+
+    /// The same for a node.
+    pub fn lower_node_hint(&self, number: u32) {
+        self.words().node_hint.fetch_min(number, Ordering::Relaxed);
     }
 
     fn claim_owned<'a>(

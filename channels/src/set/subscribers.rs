@@ -237,3 +237,17 @@ pub(crate) fn farewell(control: &Control, entry: &ObjectEntry, id: ObjectId) -> 
     }
     all
 }
+
+/// The nodes of an object that goes are the next ones to be used.
+pub(crate) fn give_back(control: &Control, entry: &ObjectEntry, id: ObjectId) {
+    let places = OfEntry { control, entry, id };
+    let mut link = &entry.more_subscribers;
+    for _ in 0..MOST_NODES {
+        let number = link.load(Ordering::Acquire);
+        let Some(node) = places.node(link) else {
+            return;
+        };
+        control.lower_node_hint(number.saturating_sub(1));
+        link = &node.next;
+    }
+}

@@ -290,6 +290,27 @@ fn a_thousand_waiters() {
     assert_eq!(semaphore.value(), Ok(0));
 }
 
+/// Records and nodes that are free again are used again: no more pages of their tables are touched than there are sets.
+#[test]
+fn records_and_nodes_are_used_again() {
+    let node = Node::new();
+    let member = node.member();
+    for _ in 0..50 {
+        let event = Event::create(&member, 0).unwrap();
+        for _ in 0..3 {
+            let set = Set::create(&member, 70, 0).unwrap();
+            for _ in 0..70 {
+                set.add(event.id(), Interest::READABLE, 0).unwrap();
+            }
+        }
+    }
+    let unused = |owner: &dragon_shmem::sync::AtomicU64| {
+        owner.load(std::sync::atomic::Ordering::Relaxed) == 0
+    };
+    assert!(unused(&node.control.set_record(4).unwrap().owner));
+    assert!(unused(&node.control.subscriber_node(10).unwrap().owner));
+}
+
 #[test]
 fn destroying_a_set_or_a_member_ends_waits() {
     let node = Node::new();
