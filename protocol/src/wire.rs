@@ -8,7 +8,7 @@
 //! frame = FrameHeader (80 bytes), payload (header.payload bytes)
 //! ```
 
-use zerocopy::little_endian::{I32, U32, U64};
+use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::ids::{NodeIndex, ObjectId, ObjectKind};
@@ -114,6 +114,14 @@ pub enum FrameKind {
     SlotDown = 5,
     /// The sender closes: nothing follows.
     Goodbye = 6,
+    /// Nothing but [`FrameHeader::acknowledged`]. Not numbered, as the kinds below.
+    Acknowledge = 7,
+    /// The last message of a handshake in each direction: begins the link with the number in `request`, or goes on with
+    /// it after a connection broke. `arg0`: frames that the sender has received on that link; `arg1`: 1 when the link is
+    /// new. In the answer `status` says whether that is so.
+    Open = 8,
+    /// The sender ends the link: it is not to be gone on with.
+    End = 9,
 }
 
 impl FrameKind {
@@ -127,6 +135,9 @@ impl FrameKind {
             4 => Self::Return,
             5 => Self::SlotDown,
             6 => Self::Goodbye,
+            7 => Self::Acknowledge,
+            8 => Self::Open,
+            9 => Self::End,
             _ => return None,
         })
     }
@@ -140,8 +151,8 @@ pub struct FrameHeader {
     pub kind: u8,
     /// An [`crate::op::Op`]; 0 where the kind needs none.
     pub op: u8,
-    /// Reserved, 0.
-    pub reserved: [u8; 2],
+    /// How many numbered frames of the link the sender has received: the lower 16 bits.
+    pub acknowledged: U16,
     /// Replies: a [`crate::Code`].
     pub status: I32,
     /// The requesting agent's number for the request; replies and cancels repeat it. 0: no reply is wanted.

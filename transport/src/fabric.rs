@@ -10,12 +10,14 @@
 //! of exactly the requests that were made on it. Two nodes that use each other's objects have two links.
 //!
 //! Promises of every implementation:
-//! * frames of one link arrive in the order of their submission, each once, or the link is lost;
+//! * frames of one link arrive in the order of their submission, each once, or the link is lost; it may outlive what is
+//!   underneath it;
 //! * [`Handler::lost`] is called exactly once for each link, with all frames of which no byte left this node;
 //! * [`Link::submit`] fails, and gives the frame back, once the link is closed; it never waits;
 //! * the handler is only called from within [`Fabric::progress`].
 
 pub mod mem;
+mod stream;
 pub mod tcp;
 
 use core::fmt;
@@ -81,6 +83,9 @@ pub enum LinkError {
     /// Not a frame of this protocol.
     #[error("malformed frame: {0}")]
     Malformed(String),
+    /// The other side ended the link, or does not know it: its agent was restarted, or has given the link up.
+    #[error("the other side has ended the link")]
+    Ended,
     /// The same node opened a newer link.
     #[error("the node opened a newer connection")]
     Superseded,
@@ -169,6 +174,55 @@ pub struct FabricStats {
     pub bytes_sent: u64,
     /// Bytes received from the network.
     pub bytes_received: u64,
+    /// Frames that were sent again, because the connection broke before the other side had them.
+    pub retries: u64,
+    /// Connections that were made again for a link.
+    pub reconnects: u64,
+}
+
+/// What a fabric has counted with one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerStats {
+    /// The node.
+    pub node: NodeIndex,
+    /// Links that stand now.
+    pub links: u64,
+    /// Frames handed to the network as a whole.
+    pub frames_sent: u64,
+    /// Frames received as a whole.
+    pub frames_received: u64,
+    /// Bytes handed to the network.
+    pub bytes_sent: u64,
+    /// Bytes received from the network.
+    pub bytes_received: u64,
+    /// Frames that were sent again.
+    pub retries: u64,
+    /// Connections that were made again.
+    pub reconnects: u64,
+    /// Bytes that wait to be sent.
+    pub queued: u64,
+    /// Frames of which the node has not said that it has them.
+    pub unacknowledged: u64,
+}
+
+impl PeerStats {
+    /// Nothing yet.
+    #[must_use]
+    pub const fn new(node: NodeIndex) -> Self {
+        Self {
+            node,
+            links: 0,
+            frames_sent: 0,
+            frames_received: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            retries: 0,
+            reconnects: 0,
+            queued: 0,
+            unacknowledged: 0,
+        }
+    }
 }
 
 /// A network.
@@ -202,4 +256,8 @@ pub trait Fabric: Send + Sync + fmt::Debug {
     fn close_listener(&self);
     /// What has been counted.
     fn stats(&self) -> FabricStats;
+    /// What has been counted with each node.
+    fn peers(&self) -> Vec<PeerStats> {
+        Vec::new()
+    }
 }

@@ -6,6 +6,7 @@ mod rig;
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dragon_channels::{Channel, Deadline, Error, Lock};
@@ -104,6 +105,8 @@ fn a_cut_link_ends_what_was_sent_and_the_next_request_opens_another() {
 /// Passes bytes on between a node and another one's port, until it is cut.
 struct Relay {
     port: u16,
+    /// Where to; 0: nowhere, a connection is closed at once.
+    to: Arc<AtomicU16>,
     streams: Arc<Mutex<Vec<TcpStream>>>,
 }
 
@@ -113,8 +116,11 @@ impl Relay {
         let own = listener.local_addr().unwrap().port();
         let streams: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
         let known = Arc::clone(&streams);
+        let to = Arc::new(AtomicU16::new(port));
+        let target = Arc::clone(&to);
         std::thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
+                let port = target.load(Ordering::Acquire);
                 let Ok(far) = TcpStream::connect(("127.0.0.1", port)) else {
                     continue;
                 };
@@ -130,7 +136,17 @@ impl Relay {
                 known.lock().unwrap().extend([near, far]);
             }
         });
-        Self { port: own, streams }
+        Self {
+            port: own,
+            to,
+            streams,
+        }
+    }
+
+    /// Cuts, and leads elsewhere from now on.
+    fn lead_to(&self, port: u16) {
+        self.to.store(port, Ordering::Release);
+        self.cut();
     }
 
     fn cut(&self) {
@@ -141,7 +157,7 @@ impl Relay {
 }
 
 #[test]
-fn a_connection_closed_from_outside_ends_what_was_sent_on_it() {
+fn a_connection_that_breaks_is_made_again_and_nothing_is_lost_or_doubled() {
     let nodes = tcp(&[POOL; 2]);
     let port = nodes[1].agent.local_address().unwrap().port();
     let relay = Relay::to(port);
@@ -152,10 +168,10 @@ fn a_connection_closed_from_outside_ends_what_was_sent_on_it() {
     std::thread::scope(|scope| {
         let waiter = parked_receive(scope, &remote, &nodes[1]);
         relay.cut();
-        assert_eq!(waiter.join().unwrap(), Code::Unreachable);
+        owned.send(b"all the same", 0, watched()).unwrap();
+        assert_eq!(waiter.join().unwrap(), Code::Ok);
     });
-    // In the middle of traffic: each send either arrived or failed, and none arrived twice.
-    let mut sent = Vec::new();
+    // In the middle of traffic: each send arrives once, in its order.
     std::thread::scope(|scope| {
         let (remote, relay) = (&remote, &relay);
         let sender = scope.spawn(move || {
@@ -174,15 +190,59 @@ fn a_connection_closed_from_outside_ends_what_was_sent_on_it() {
             }
         }
         assert!(cuts > 0);
-        sent = sender.join().unwrap();
-        let failed = sent.iter().filter(|(_, ok)| !ok).count();
-        assert!(failed <= cuts, "{failed} of {cuts}");
-        for (n, ok) in &sent {
-            let times = received.iter().filter(|hint| *hint == n).count();
-            assert!(times == 1 || (times == 0 && !ok), "{n}: {times} times");
-        }
-        assert!(received.is_sorted());
+        let sent = sender.join().unwrap();
+        assert!(sent.iter().all(|(_, ok)| *ok), "{sent:?}");
+        assert_eq!(received, (0..300).collect::<Vec<u64>>());
+        let stats = nodes[0].stats().fabric;
+        assert_eq!(stats.opened, 1);
+        assert!(stats.reconnects >= cuts, "{stats:?}");
     });
+    assert_eq!(nodes[1].stats().fabric.accepted, 1);
+    assert_eq!(nodes[0].stats().messages_lost, 0);
+}
+
+#[test]
+fn a_node_that_cannot_be_reached_again_is_unreachable() {
+    let nodes = tcp(&[POOL; 2]);
+    let port = nodes[1].agent.local_address().unwrap().port();
+    let relay = Relay::to(port);
+    nodes[0].agent.set_peers(&[info(index(1), relay.port)]);
+    let (near, far) = (nodes[0].client(), nodes[1].client());
+    let owned = channel(&far, 64);
+    let remote = seen_by(&near, owned.descriptor());
+    std::thread::scope(|scope| {
+        let waiter = parked_receive(scope, &remote, &nodes[1]);
+        relay.lead_to(0);
+        assert_eq!(waiter.join().unwrap(), Code::Unreachable);
+    });
+    assert_eq!(nodes[0].stats().pending, 0);
+    // The way is there again: another link, and the owner forgets what waited on the old one.
+    relay.lead_to(port);
+    remote.send(b"again", 0, watched()).unwrap();
+    assert_eq!(owned.receive(watched()).unwrap().into_vec(), b"again");
+    assert_eq!(nodes[1].stats().parked, 0);
+}
+
+#[test]
+fn a_node_that_was_restarted_knows_nothing_of_old_links() {
+    let nodes = tcp(&[POOL; 2]);
+    let relay = Relay::to(nodes[1].agent.local_address().unwrap().port());
+    nodes[0].agent.set_peers(&[info(index(1), relay.port)]);
+    let (near, far) = (nodes[0].client(), nodes[1].client());
+    let owned = channel(&far, 64);
+    let remote = seen_by(&near, owned.descriptor());
+    // The same node in its next life.
+    let other = tcp(&[4 << 20, POOL]).remove(1);
+    let reborn = channel(&other.client(), 4);
+    std::thread::scope(|scope| {
+        let waiter = parked_receive(scope, &remote, &nodes[1]);
+        relay.lead_to(other.agent.local_address().unwrap().port());
+        assert_eq!(waiter.join().unwrap(), Code::Unreachable);
+    });
+    let remote = seen_by(&near, reborn.descriptor());
+    remote.send(b"anew", 0, watched()).unwrap();
+    assert_eq!(reborn.receive(watched()).unwrap().into_vec(), b"anew");
+    assert_eq!(other.stats().fabric.accepted, 1);
 }
 
 #[test]

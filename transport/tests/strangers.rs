@@ -12,10 +12,11 @@ use std::time::Duration;
 use dragon_protocol::NodeIndex;
 use dragon_protocol::handshake::{ANSWER, Connector, Role};
 use dragon_protocol::key::JobKey;
-use dragon_protocol::wire::FrameHeader;
+use dragon_protocol::wire::{FrameHeader, FrameKind};
 use dragon_transport::Body;
 use dragon_transport::fabric::tcp::{TcpConfig, TcpFabric};
 use dragon_transport::fabric::{Fabric, Frame, Handler, Incoming, Link, LinkError, PeerAddress};
+use zerocopy::FromZeros;
 
 const WATCHDOG: Duration = Duration::from_secs(120);
 
@@ -128,6 +129,17 @@ fn hello(key: &JobKey) -> Connector {
     Connector::new(key, Role::Data, node(1), NodeIndex::FIRST, 1, [9; 32])
 }
 
+/// What opens a new link, after the proof.
+fn open(number: u64) -> [u8; 80] {
+    let header = FrameHeader {
+        kind: FrameKind::Open as u8,
+        request: number.into(),
+        arg1: 1.into(),
+        ..FrameHeader::new_zeroed()
+    };
+    zerocopy::transmute!(header)
+}
+
 /// Reads until the other side closes; a reset counts as closed.
 fn closed(mut stream: TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -175,7 +187,7 @@ fn a_wrong_key_gets_no_further() {
     let mut answer = [0; ANSWER];
     stream.read_exact(&mut answer).unwrap();
     assert!(connector.answer(&answer, 1).is_err());
-    stream.write_all(&[0x77; 32]).unwrap();
+    stream.write_all(&[0x77; 112]).unwrap();
     stream.write_all(&[1; 800]).unwrap_or(());
     assert_eq!(closed(stream), b"");
     victim.saw_nothing();
@@ -192,12 +204,14 @@ fn a_recorded_proof_is_of_no_use() {
     stream.read_exact(&mut answer).unwrap();
     let (proof, _) = connector.answer(&answer, 1).unwrap();
     stream.write_all(&proof).unwrap();
+    stream.write_all(&open(7)).unwrap();
     victim.wait_until_up(1);
     // That one stands. The same bytes once more do not.
     let mut replay = victim.connect();
     replay.write_all(&first).unwrap();
     replay.read_exact(&mut answer).unwrap();
     replay.write_all(&proof).unwrap();
+    replay.write_all(&open(7)).unwrap_or(());
     assert_eq!(closed(replay), b"");
     assert_eq!(victim.fabric.stats().accepted, 1);
 }
@@ -217,6 +231,8 @@ fn a_malformed_frame_of_a_proved_peer_closes_its_connection() {
         stream
             .write_all(&connector.answer(&answer, 1).unwrap().0)
             .unwrap();
+        stream.write_all(&open(7)).unwrap();
+        stream.read_exact(&mut [0; 80]).unwrap();
         let mut header = [0; 80];
         header[0] = 1;
         spoil(&mut header);

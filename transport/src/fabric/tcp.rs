@@ -1,8 +1,13 @@
 //! TCP: works anywhere.
 //!
-//! One listener on any free port, one connection for each direction in which a node sends requests, opened on demand. The
-//! I/O thread ([`Fabric::progress`]) accepts, shakes hands and reads; whoever submits a frame while nothing is queued
-//! writes it to the socket itself, and the I/O thread sends what the socket did not take.
+//! One listener on each interface in use, on any free port; one link for each direction in which a node sends requests,
+//! opened on demand. The I/O thread ([`Fabric::progress`]) connects, accepts, shakes hands and reads; whoever submits a
+//! frame while nothing is queued writes it to the socket itself, and the I/O thread sends what the socket did not take.
+//!
+//! A link outlives its connection: when that breaks, the side that opened it connects again, to the next of the node's
+//! addresses, and both go on where they were (`fabric/stream.rs`). Whoever was restarted or has given the link up says so,
+//! and the link is lost: after [`TcpConfig::reconnect_s`] seconds at the side that opened it, and, so that it never loses
+//! what the other would go on with, later at the one that accepted it.
 //!
 //! Strangers: a connection that has not proved the key holds nothing but its socket and at most one handshake message; it
 //! is closed after [`TcpConfig::handshake_s`] seconds, and when more than [`TcpConfig::half_open`] are in that state, the
@@ -11,10 +16,12 @@
 //! A dead host or a cut cable ends a connection after [`TcpConfig::silence_s`] seconds by the kernel's own probes
 //! (keepalive, TCP_USER_TIMEOUT); nobody wakes up for that.
 
-mod conn;
+mod connection;
+mod dial;
 mod raw;
-mod read;
+mod session;
 mod shared;
+mod strangers;
 
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -25,16 +32,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dragon_protocol::NodeIndex;
 use dragon_protocol::handshake::Peer;
 use dragon_protocol::key::JobKey;
+use dragon_protocol::wire::{FrameHeader, FrameKind};
+use dragon_protocol::{Code, NodeIndex};
 use rustix::event::{Timespec, epoll};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{SocketFlags, sockopt};
+use zerocopy::FromZeros;
 
-use self::conn::Conn;
-use self::read::{Identity, Progress, Reader, Scratch};
-use self::shared::{FIRST_LISTENER, Shared, WAKER};
-use super::{Fabric, FabricStats, Handler, Link, LinkError, PeerAddress, Side};
+use self::connection::{Connection, Identity, Progress, Scratch};
+use self::dial::Dial;
+use self::session::Session;
+use self::shared::{FIRST_LISTENER, PeerCounters, Shared, WAKER};
+use self::strangers::{Refusals, spare};
+use super::{Fabric, FabricStats, Handler, Link, LinkError, PeerAddress, PeerStats, Side};
 use crate::clock;
 
 /// How a node speaks TCP.
@@ -52,6 +63,8 @@ pub struct TcpConfig {
     pub handshake_s: u64,
     /// After how many seconds of silence a connection counts as cut.
     pub silence_s: u32,
+    /// For how many seconds a link whose connection broke is tried to be gone on with.
+    pub reconnect_s: u64,
 }
 
 impl TcpConfig {
@@ -65,6 +78,7 @@ impl TcpConfig {
             half_open: 64,
             handshake_s: 5,
             silence_s: 10,
+            reconnect_s: 5,
         }
     }
 }
@@ -80,15 +94,17 @@ pub struct TcpFabric {
 }
 
 /// What all threads use.
+#[derive(Default)]
 struct Table {
     listeners: Vec<(u64, OwnedFd)>,
     peers: HashMap<NodeIndex, PeerAddress>,
+    counters: HashMap<NodeIndex, Arc<PeerCounters>>,
     forgotten: HashSet<NodeIndex>,
-    conns: HashMap<u64, Arc<Conn>>,
-    opened: HashMap<NodeIndex, Arc<Conn>>,
-    accepted: HashMap<NodeIndex, Arc<Conn>>,
-    /// Deadlines of connections being opened, in their order.
-    opening: VecDeque<(u64, u64)>,
+    sessions: HashMap<u64, Arc<Session>>,
+    opened: HashMap<NodeIndex, Arc<Session>>,
+    accepted: HashMap<NodeIndex, Arc<Session>>,
+    /// Links that were asked for and that the I/O thread has not seen yet.
+    wanted: Vec<Arc<Session>>,
 }
 
 impl Table {
@@ -96,14 +112,22 @@ impl Table {
         let found = self.listeners.iter().find(|(n, _)| *n == number);
         found.map(|(_, listener)| listener)
     }
+
+    fn counters(&mut self, node: NodeIndex) -> Arc<PeerCounters> {
+        Arc::clone(self.counters.entry(node).or_default())
+    }
 }
 
 /// What the I/O thread alone uses.
 struct Io {
-    readers: HashMap<u64, Reader>,
+    connections: HashMap<u64, Connection>,
     scratch: Scratch,
     /// Deadlines of accepted connections in their handshake, in their order.
     half_open: VecDeque<(u64, u64)>,
+    /// Links that this side opens, or opens again.
+    dials: HashMap<u64, Dial>,
+    /// Accepted links without a connection, and when they are given up, in their order.
+    broken: VecDeque<(u64, u64)>,
     /// Closed for a moment when the process has no file descriptor left, so that a connection can be accepted and closed.
     spare: Option<OwnedFd>,
     refusals: Refusals,
@@ -113,6 +137,9 @@ struct Io {
 const EVENTS: usize = 64;
 /// How many connections are accepted before others get their turn.
 const ACCEPTS: usize = 64;
+/// How much longer than its opener, in seconds, the other side keeps a link whose connection broke: it may have noticed
+/// the break later by the time of silence.
+const LONGER: u64 = 3;
 
 impl fmt::Debug for TcpFabric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,7 +154,7 @@ impl TcpFabric {
     /// Listens.
     ///
     /// # Errors
-    /// When the system refuses a socket or the address cannot be listened on.
+    /// When the system refuses a socket or an address cannot be listened on.
     pub fn bind(config: TcpConfig) -> io::Result<Self> {
         let shared = Arc::new(Shared::new()?);
         let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
@@ -150,17 +177,14 @@ impl TcpFabric {
             shared,
             table: Mutex::new(Table {
                 listeners,
-                peers: HashMap::new(),
-                forgotten: HashSet::new(),
-                conns: HashMap::new(),
-                opened: HashMap::new(),
-                accepted: HashMap::new(),
-                opening: VecDeque::new(),
+                ..Table::default()
             }),
             io: Mutex::new(Io {
-                readers: HashMap::new(),
+                connections: HashMap::new(),
                 scratch: Scratch::new(),
                 half_open: VecDeque::new(),
+                dials: HashMap::new(),
+                broken: VecDeque::new(),
                 spare: spare(),
                 refusals: Refusals::default(),
             }),
@@ -169,45 +193,6 @@ impl TcpFabric {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn open(&self, table: &mut Table, node: NodeIndex) -> Result<Arc<Conn>, LinkError> {
-        let unknown = || LinkError::UnknownNode(node);
-        let peer = table.peers.get(&node).ok_or_else(unknown)?;
-        let mut socket = Err(LinkError::NoAddress(node));
-        for address in &peer.addresses {
-            socket = self.connect(address).map_err(LinkError::Connect);
-            if socket.is_ok() {
-                break;
-            }
-        }
-        let socket = socket?;
-        let id = self.shared.next_id();
-        let conn = Arc::new(Conn::opening(id, node, socket, Arc::clone(&self.shared)));
-        self.shared.add(&conn).map_err(LinkError::Connect)?;
-        table.conns.insert(id, Arc::clone(&conn));
-        table.opened.insert(node, Arc::clone(&conn));
-        let limit = seconds(self.config.handshake_s.saturating_mul(2));
-        table
-            .opening
-            .push_back((clock::now().saturating_add(limit), id));
-        // The I/O thread may have to wake up earlier than it knows.
-        self.shared.wake();
-        Ok(conn)
-    }
-
-    fn connect(&self, address: &SocketAddr) -> io::Result<OwnedFd> {
-        let family = match address {
-            SocketAddr::V4(_) => AddressFamily::INET,
-            SocketAddr::V6(_) => AddressFamily::INET6,
-        };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-        self.tune(&socket)?;
-        match rustix::net::connect(&socket, address) {
-            Ok(()) | Err(rustix::io::Errno::INPROGRESS | rustix::io::Errno::INTR) => Ok(socket),
-            Err(e) => Err(e.into()),
-        }
     }
 
     fn tune(&self, socket: &OwnedFd) -> io::Result<()> {
@@ -224,16 +209,13 @@ impl TcpFabric {
 
     fn event(&self, io: &mut Io, event: &epoll::Event, handler: &mut dyn Handler) {
         // The fields are copied out: the kernel's structure is packed.
-        let (id, flags) = ({ event.data }.u64(), { event.flags });
-        match id {
+        let (token, flags) = ({ event.data }.u64(), { event.flags });
+        match token {
             WAKER => self.shared.clear_wake(),
-            FIRST_LISTENER..WAKER => self.accept(io, id),
+            FIRST_LISTENER..WAKER => self.accept(io, token),
             _ => {
-                let Some(conn) = self.table().conns.get(&id).cloned() else {
-                    return;
-                };
-                if let Err(reason) = self.serve(io, &conn, flags, handler) {
-                    self.finish(io, &conn, &reason, handler);
+                if let Err(reason) = self.serve(io, token, flags, handler) {
+                    self.finish(io, token, reason, handler);
                 }
             }
         }
@@ -242,129 +224,249 @@ impl TcpFabric {
     fn serve(
         &self,
         io: &mut Io,
-        conn: &Arc<Conn>,
+        token: u64,
         flags: epoll::EventFlags,
         handler: &mut dyn Handler,
     ) -> Result<(), LinkError> {
-        let reader = io
-            .readers
-            .entry(conn.id)
-            .or_insert_with(|| match conn.side {
-                Side::Accepted => Reader::accepted(),
-                Side::Opened => Reader::opening(),
-            });
+        let Some(connection) = io.connections.get_mut(&token) else {
+            return Ok(());
+        };
         let broken = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
-        if conn.is_connecting() {
-            let result = sockopt::socket_error(conn.socket()).map_err(io::Error::from);
+        if connection.is_connecting() {
+            let result = sockopt::socket_error(connection.fd()).map_err(io::Error::from);
             let result = result.and_then(|r| r.map_err(io::Error::from));
             result.map_err(LinkError::Connect)?;
             if flags.intersects(epoll::EventFlags::OUT) {
-                reader.connected(conn, &self.identity)?;
+                let to = connection.session.as_ref().map(|session| session.node);
+                connection.connected(&self.identity, to.unwrap_or(NodeIndex::FIRST))?;
+                let readable = session::READABLE;
+                let watched = self.shared.watch(&connection.socket, token, readable);
+                watched.map_err(LinkError::Network)?;
             }
             return Ok(());
         }
-        if flags.intersects(epoll::EventFlags::OUT) {
-            conn.writable().map_err(LinkError::Network)?;
+        if flags.intersects(epoll::EventFlags::OUT)
+            && let Some(session) = &connection.session
+        {
+            session.writable().map_err(LinkError::Network)?;
         }
         if !flags.intersects(epoll::EventFlags::IN | broken) {
             return Ok(());
         }
-        if conn.is_up() {
-            return reader.frames(conn, &mut io.scratch, &self.shared.counters, handler);
+        if connection.stands() {
+            return connection.frames(&mut io.scratch, handler);
         }
-        match reader.shake(conn, &self.identity)? {
+        match connection.shake(&self.identity)? {
             Progress::Waiting => Ok(()),
-            Progress::Stands(peer) => self.stand(io, conn, peer, handler),
+            Progress::Asks(peer, open) => self.asked(io, token, peer, &open, handler),
+            Progress::Agrees(peer, open) => self.agreed(io, token, peer, &open, handler),
         }
     }
 
-    fn stand(
+    /// A node that has proved the key opens a link, or goes on with one.
+    fn asked(
         &self,
         io: &mut Io,
-        conn: &Arc<Conn>,
+        token: u64,
         peer: Peer,
+        open: &FrameHeader,
         handler: &mut dyn Handler,
     ) -> Result<(), LinkError> {
+        let number = open.request.get();
         let mut table = self.table();
         if table.forgotten.contains(&peer.node) {
             return Err(LinkError::UnknownNode(peer.node));
         }
+        let known = table.accepted.get(&peer.node);
+        let known = known.filter(|session| session.number == number).cloned();
+        let new = known.is_none() && open.arg1.get() == 1;
+        let session = known.clone().or_else(|| {
+            let counters = table.counters(peer.node);
+            let shared = Arc::clone(&self.shared);
+            let session = || Session::new(Side::Accepted, peer.node, number, counters, shared);
+            new.then(|| Arc::new(session()))
+        });
         let mut old = None;
-        match conn.side {
-            Side::Accepted => {
-                self.tune(
-                    &conn
-                        .socket()
-                        .try_clone_to_owned()
-                        .map_err(LinkError::Network)?,
-                )
-                .map_err(LinkError::Network)?;
-                io.half_open.retain(|(_, id)| *id != conn.id);
-                let half_open = io.half_open.len() as u64;
-                let counters = &self.shared.counters;
-                counters.half_open.store(half_open, Ordering::Relaxed);
-                counters.accepted.fetch_add(1, Ordering::Relaxed);
-                old = table.accepted.insert(peer.node, Arc::clone(conn));
-            }
-            Side::Opened => {
-                table.opening.retain(|(_, id)| *id != conn.id);
-                let counters = &self.shared.counters;
-                counters.opened.fetch_add(1, Ordering::Relaxed);
-            }
+        if let Some(session) = session.as_ref().filter(|_| new) {
+            old = table.accepted.insert(peer.node, Arc::clone(session));
+            table.sessions.insert(session.id, Arc::clone(session));
+            self.shared.accepted.fetch_add(1, Ordering::Relaxed);
         }
         drop(table);
         if let Some(old) = old {
-            self.finish(io, &old, &LinkError::Superseded, handler);
+            self.lose(io, &old, &LinkError::Superseded, handler);
         }
-        let stands = conn.stand(peer);
-        handler.up(&(Arc::clone(conn) as Arc<dyn Link>));
-        stands.map_err(LinkError::Network)
+        // What the old connection has brought and nobody has read comes again on this one.
+        if let Some(before) = session.as_ref().and_then(|session| session.token()) {
+            self.drop_connection(io, before);
+        }
+        self.proved(io, token);
+        let Some(connection) = io.connections.get_mut(&token) else {
+            return Ok(());
+        };
+        self.tune(&connection.socket).map_err(LinkError::Network)?;
+        let code = if session.is_some() {
+            Code::Ok
+        } else {
+            Code::Unreachable
+        };
+        let answer = FrameHeader {
+            kind: FrameKind::Open as u8,
+            status: code.to_i32().into(),
+            request: open.request,
+            arg0: session
+                .as_ref()
+                .map_or(0, |session| session.received())
+                .into(),
+            ..FrameHeader::new_zeroed()
+        };
+        connection.session.clone_from(&session);
+        connection.agree(&answer)?;
+        let Some(session) = session else {
+            return Err(LinkError::Ended);
+        };
+        let socket = Arc::clone(&connection.socket);
+        io.broken.retain(|(_, id)| *id != session.id);
+        let stands = session.attach(socket, token, peer.clock_offset, open.arg0.get());
+        self.stood(&session, new, handler);
+        stands
     }
 
-    /// The end of a connection, whatever state it was in.
-    fn finish(&self, io: &mut Io, conn: &Arc<Conn>, reason: &LinkError, handler: &mut dyn Handler) {
-        let mut table = self.table();
-        if table.conns.remove(&conn.id).is_none() {
+    /// The node agrees to a link that this side opened.
+    fn agreed(
+        &self,
+        io: &mut Io,
+        token: u64,
+        peer: Peer,
+        open: &FrameHeader,
+        handler: &mut dyn Handler,
+    ) -> Result<(), LinkError> {
+        let Some(connection) = io.connections.get_mut(&token) else {
+            return Ok(());
+        };
+        let Some(session) = connection.session.clone() else {
+            return Err(LinkError::ClosedHere);
+        };
+        if open.request.get() != session.number || open.status.get() != Code::Ok.to_i32() {
+            return Err(LinkError::Ended);
+        }
+        let socket = Arc::clone(&connection.socket);
+        io.dials.remove(&session.id);
+        let new = !session.is_up();
+        let stands = session.attach(socket, token, peer.clock_offset, open.arg0.get());
+        if new && session.is_up() {
+            self.shared.opened.fetch_add(1, Ordering::Relaxed);
+        }
+        self.stood(&session, new, handler);
+        stands
+    }
+
+    /// The link stands, for the first time or again.
+    fn stood(&self, session: &Arc<Session>, new: bool, handler: &mut dyn Handler) {
+        if !new {
+            session.peer.reconnected();
+        } else if session.is_up() {
+            handler.up(&(Arc::clone(session) as Arc<dyn Link>));
+        }
+    }
+
+    /// The end of a connection, and perhaps of its link.
+    fn finish(&self, io: &mut Io, token: u64, reason: LinkError, handler: &mut dyn Handler) {
+        let Some(connection) = self.take_connection(io, token) else {
             return;
-        }
-        let node = conn.node();
-        if !conn.is_up()
-            && let Some(peer) = table
-                .peers
-                .get_mut(&node)
-                .filter(|_| conn.side == Side::Opened)
-        {
-            // The next attempt goes to another of its addresses.
-            let count = peer.addresses.len();
-            peer.addresses.rotate_left(1.min(count));
-        }
-        let same = |known: Option<&Arc<Conn>>| known.is_some_and(|c| c.id == conn.id);
-        if same(table.opened.get(&node)) {
-            table.opened.remove(&node);
-        }
-        if same(table.accepted.get(&node)) {
-            table.accepted.remove(&node);
-        }
-        table.opening.retain(|(_, id)| *id != conn.id);
-        // Under the lock, so that nobody submits to a link that is no longer to be found.
-        let unsent = conn.end();
-        drop(table);
-        io.readers.remove(&conn.id);
-        // This and the shutdown below fail only for a socket that is gone already.
-        let _ = epoll::delete(&self.shared.epoll, conn.socket());
-        if conn.is_up() || conn.side == Side::Opened {
-            let link = Arc::clone(conn) as Arc<dyn Link>;
-            handler.lost(&link, conn.is_up(), reason, unsent);
-        } else {
-            io.half_open.retain(|(_, id)| *id != conn.id);
-            let counters = &self.shared.counters;
-            let half_open = io.half_open.len() as u64;
-            counters.half_open.store(half_open, Ordering::Relaxed);
-            counters.refused.fetch_add(1, Ordering::Relaxed);
-            io.refusals.log(conn, reason);
+        };
+        match connection.session.clone() {
+            Some(session) => self.without(io, &session, token, reason, handler),
+            None => {
+                self.shared.refused.fetch_add(1, Ordering::Relaxed);
+                io.refusals.log(&connection.socket, &reason);
+            }
         }
         // Last: who sees the end of the stream may rely on everything above.
-        let _ = rustix::net::shutdown(conn.socket(), rustix::net::Shutdown::Both);
+        shut(&connection);
+    }
+
+    /// A link has lost a connection.
+    fn without(
+        &self,
+        io: &mut Io,
+        session: &Arc<Session>,
+        token: u64,
+        reason: LinkError,
+        handler: &mut dyn Handler,
+    ) {
+        session.detach(token);
+        let over = matches!(
+            reason,
+            LinkError::Malformed(_) | LinkError::Ended | LinkError::ClosedHere
+        );
+        if over {
+            return self.lose(io, session, &reason, handler);
+        }
+        match session.side {
+            Side::Opened => self.dial(io, session, reason, handler),
+            Side::Accepted if session.token().is_none() => {
+                let kept =
+                    seconds(self.config.reconnect_s * LONGER + u64::from(self.config.silence_s));
+                let until = clock::now().saturating_add(kept);
+                io.broken.push_back((until, session.id));
+            }
+            Side::Accepted => {}
+        }
+    }
+
+    fn drop_connection(&self, io: &mut Io, token: u64) {
+        if let Some(connection) = self.take_connection(io, token) {
+            shut(&connection);
+        }
+    }
+
+    fn take_connection(&self, io: &mut Io, token: u64) -> Option<Connection> {
+        let connection = io.connections.remove(&token)?;
+        self.proved(io, token);
+        // It fails only for a socket that is gone already.
+        let _ = epoll::delete(&self.shared.epoll, &connection.socket);
+        Some(connection)
+    }
+
+    /// A connection is in its handshake no more.
+    fn proved(&self, io: &mut Io, token: u64) {
+        io.half_open.retain(|(_, t)| *t != token);
+        let half_open = io.half_open.len() as u64;
+        self.shared.half_open.store(half_open, Ordering::Relaxed);
+    }
+
+    /// The end of a link, whatever state it was in.
+    fn lose(
+        &self,
+        io: &mut Io,
+        session: &Arc<Session>,
+        reason: &LinkError,
+        handler: &mut dyn Handler,
+    ) {
+        let mut table = self.table();
+        if table.sessions.remove(&session.id).is_none() {
+            return;
+        }
+        let map = match session.side {
+            Side::Opened => &mut table.opened,
+            Side::Accepted => &mut table.accepted,
+        };
+        if map.get(&session.node).is_some_and(|s| s.id == session.id) {
+            map.remove(&session.node);
+        }
+        // Under the lock, so that nobody submits to a link that is no longer to be found.
+        let token = session.token();
+        let unsent = session.end();
+        drop(table);
+        let under_way = io.dials.remove(&session.id).and_then(|dial| dial.token);
+        io.broken.retain(|(_, id)| *id != session.id);
+        let link = Arc::clone(session) as Arc<dyn Link>;
+        handler.lost(&link, session.is_up(), reason, unsent);
+        // Last: who sees the end of the stream may rely on everything above.
+        for token in [token, under_way].into_iter().flatten() {
+            self.drop_connection(io, token);
+        }
     }
 
     fn accept(&self, io: &mut Io, number: u64) {
@@ -396,28 +498,42 @@ impl TcpFabric {
     fn accepted(&self, io: &mut Io, socket: OwnedFd) {
         // Handshake messages must not wait for each other.
         let _ = sockopt::set_tcp_nodelay(&socket, true);
-        let id = self.shared.next_id();
-        let conn = Arc::new(Conn::accepted(id, socket, Arc::clone(&self.shared)));
-        if let Err(error) = self.shared.add(&conn) {
+        let token = self.shared.next_id();
+        let connection = Connection::accepted(token, socket);
+        if let Err(error) = self
+            .shared
+            .add(&connection.socket, token, session::READABLE)
+        {
             tracing::warn!(%error, "a connection cannot be watched and was closed");
             return;
         }
-        self.table().conns.insert(id, conn);
+        io.connections.insert(token, connection);
         let limit = seconds(self.config.handshake_s);
-        io.half_open
-            .push_back((clock::now().saturating_add(limit), id));
+        let until = clock::now().saturating_add(limit);
+        io.half_open.push_back((until, token));
         let half_open = io.half_open.len() as u64;
-        let counters = &self.shared.counters;
-        counters.half_open.store(half_open, Ordering::Relaxed);
+        self.shared.half_open.store(half_open, Ordering::Relaxed);
     }
 
-    /// Closes what is over a limit or past its deadline, and what another thread wants closed.
+    /// Does what other threads want, and ends what is over a limit or past its deadline.
     fn sweep(&self, io: &mut Io, handler: &mut dyn Handler) {
         let now = clock::now();
-        for id in self.shared.take_doomed() {
-            self.finish_by_id(io, id, &LinkError::ClosedHere, handler);
+        for token in self.shared.take_broken() {
+            let reason = LinkError::Network(io::ErrorKind::BrokenPipe.into());
+            self.finish(io, token, reason, handler);
         }
-        while let Some(&(deadline, id)) = io.half_open.front() {
+        for id in self.shared.take_doomed() {
+            let session = self.table().sessions.get(&id).cloned();
+            if let Some(session) = session {
+                session.say_end();
+                self.lose(io, &session, &LinkError::ClosedHere, handler);
+            }
+        }
+        let wanted = core::mem::take(&mut self.table().wanted);
+        for session in wanted {
+            self.dial_first(io, &session, handler);
+        }
+        while let Some(&(deadline, token)) = io.half_open.front() {
             let reason = if io.half_open.len() > self.config.half_open {
                 LinkError::HalfOpen(self.config.half_open)
             } else if deadline <= now {
@@ -426,24 +542,17 @@ impl TcpFabric {
                 break;
             };
             io.half_open.pop_front();
-            self.finish_by_id(io, id, &reason, handler);
+            self.finish(io, token, reason, handler);
         }
-        loop {
-            let first = self.table().opening.front().copied();
-            let Some((_, id)) = first.filter(|(deadline, _)| *deadline <= now) else {
-                break;
-            };
-            self.table().opening.pop_front();
-            let reason = LinkError::Connect(io::ErrorKind::TimedOut.into());
-            self.finish_by_id(io, id, &reason, handler);
+        while let Some(&(_, id)) = io.broken.front().filter(|(until, _)| *until <= now) {
+            io.broken.pop_front();
+            let session = self.table().sessions.get(&id).cloned();
+            if let Some(session) = session {
+                let reason = LinkError::Network(io::ErrorKind::TimedOut.into());
+                self.lose(io, &session, &reason, handler);
+            }
         }
-    }
-
-    fn finish_by_id(&self, io: &mut Io, id: u64, reason: &LinkError, handler: &mut dyn Handler) {
-        let conn = self.table().conns.get(&id).cloned();
-        if let Some(conn) = conn {
-            self.finish(io, &conn, reason, handler);
-        }
+        self.redial(io, now, handler);
     }
 }
 
@@ -463,13 +572,26 @@ impl Fabric for TcpFabric {
 
     fn link(&self, node: NodeIndex) -> Result<Arc<dyn Link>, LinkError> {
         let mut table = self.table();
-        if let Some(conn) = table.opened.get(&node) {
-            return Ok(Arc::clone(conn) as Arc<dyn Link>);
+        if let Some(session) = table.opened.get(&node) {
+            return Ok(Arc::clone(session) as Arc<dyn Link>);
         }
-        if table.forgotten.contains(&node) {
-            return Err(LinkError::UnknownNode(node));
+        let unknown = table.forgotten.contains(&node);
+        let peer = table.peers.get(&node).filter(|_| !unknown);
+        let peer = peer.ok_or(LinkError::UnknownNode(node))?;
+        if peer.addresses.is_empty() {
+            return Err(LinkError::NoAddress(node));
         }
-        Ok(self.open(&mut table, node)? as Arc<dyn Link>)
+        let number = dial::number().map_err(LinkError::Connect)?;
+        let counters = table.counters(node);
+        let shared = Arc::clone(&self.shared);
+        let session = Session::new(Side::Opened, node, number, counters, shared);
+        let session = Arc::new(session);
+        table.sessions.insert(session.id, Arc::clone(&session));
+        table.opened.insert(node, Arc::clone(&session));
+        table.wanted.push(Arc::clone(&session));
+        drop(table);
+        self.shared.wake();
+        Ok(session as Arc<dyn Link>)
     }
 
     fn forget(&self, node: NodeIndex) {
@@ -478,16 +600,17 @@ impl Fabric for TcpFabric {
         let both = [table.opened.get(&node), table.accepted.get(&node)];
         let both: Vec<_> = both.into_iter().flatten().cloned().collect();
         drop(table);
-        for conn in both {
-            conn.close();
+        for session in both {
+            session.close();
         }
     }
 
     fn progress(&self, handler: &mut dyn Handler, deadline: u64) -> io::Result<()> {
         let mut io = self.io.lock().unwrap_or_else(PoisonError::into_inner);
-        let opening = self.table().opening.front().map(|(at, _)| *at);
         let half_open = io.half_open.front().map(|(at, _)| *at);
-        let deadline = [Some(deadline), opening, half_open];
+        let broken = io.broken.front().map(|(at, _)| *at);
+        let dial = io.dials.values().map(Dial::due).min();
+        let deadline = [Some(deadline), dial, half_open, broken];
         let deadline = deadline.into_iter().flatten().min().unwrap_or(u64::MAX);
         let empty = epoll::Event {
             flags: epoll::EventFlags::empty(),
@@ -519,36 +642,31 @@ impl Fabric for TcpFabric {
 
     fn stats(&self) -> FabricStats {
         let table = self.table();
-        let up = table.conns.values().filter(|c| c.is_up()).count();
-        self.shared.counters.stats(up as u64)
+        let up = table.sessions.values().filter(|s| s.is_up()).count();
+        let peers: Vec<PeerStats> = table.counters.values().map(|c| c.stats()).collect();
+        self.shared.stats(up as u64, &peers)
+    }
+
+    fn peers(&self) -> Vec<PeerStats> {
+        let table = self.table();
+        let counters = table.counters.iter().map(|(node, counters)| {
+            let of = |s: &&Arc<Session>| s.node == *node;
+            let sessions: Vec<_> = table.sessions.values().filter(of).collect();
+            PeerStats {
+                node: *node,
+                links: sessions.iter().filter(|s| s.is_up()).count() as u64,
+                queued: sessions.iter().map(|s| s.queued()).sum(),
+                unacknowledged: sessions.iter().map(|s| s.unacknowledged()).sum(),
+                ..counters.stats()
+            }
+        });
+        counters.collect()
     }
 }
 
-/// Log lines about strangers: at most one a second, with the number of those that were not told.
-#[derive(Debug, Default)]
-struct Refusals {
-    last: u64,
-    untold: u64,
-}
-
-impl Refusals {
-    fn log(&mut self, conn: &Conn, reason: &LinkError) {
-        let now = clock::now();
-        if self.last != 0 && now.saturating_sub(self.last) < seconds(1) {
-            self.untold += 1;
-            return;
-        }
-        let from = rustix::net::getpeername(conn.socket()).ok().flatten();
-        let from = from.and_then(|a| SocketAddr::try_from(a).ok());
-        let from = from.map_or_else(|| "a closed socket".to_owned(), |a| a.to_string());
-        let untold = core::mem::take(&mut self.untold);
-        tracing::warn!(%from, %reason, untold, "refused a connection to the data port");
-        self.last = now;
-    }
-}
-
-fn spare() -> Option<OwnedFd> {
-    std::fs::File::open("/dev/null").ok().map(OwnedFd::from)
+fn shut(connection: &Connection) {
+    // It fails only for a socket that is gone already.
+    let _ = rustix::net::shutdown(&connection.socket, rustix::net::Shutdown::Both);
 }
 
 fn seconds(n: u64) -> u64 {

@@ -3,28 +3,10 @@
 //! A payload lies in shared memory, which other processes may write at any time, so no slice of it may exist: the
 //! addresses go to the kernel as they are.
 
-use core::ptr::NonNull;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// A stretch of memory for one call.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Piece {
-    start: NonNull<u8>,
-    len: usize,
-}
-
-/// How many pieces one call takes at most.
-pub(super) const PIECES: usize = 64;
-
-impl Piece {
-    /// # Safety
-    /// `start .. start + len` must stay mapped while the piece is in use, readable for [`send`] and writable for
-    /// [`receive`], and no reference to it may exist that a write would break.
-    pub(super) unsafe fn new(start: NonNull<u8>, len: usize) -> Self {
-        Self { start, len }
-    }
-}
+use crate::fabric::stream::{PIECES, Piece};
 
 /// Sends what the socket takes without waiting. Returns the number of bytes.
 ///

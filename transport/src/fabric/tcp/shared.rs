@@ -1,19 +1,21 @@
-//! What the connections of one TCP fabric share: the epoll instance, the way to wake the I/O thread, the counters.
+//! What the links of one TCP fabric share: the epoll instance, the way to wake the I/O thread, the counters.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
+use dragon_protocol::NodeIndex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
-use super::conn::Conn;
+use crate::fabric::stream::Wrote;
+use crate::fabric::{FabricStats, PeerStats};
 
 /// Token of the first listener.
 pub(super) const FIRST_LISTENER: u64 = 0;
 /// Token of the eventfd that wakes the I/O thread.
 pub(super) const WAKER: u64 = 63;
-/// The first number of a connection.
+/// The first number of a connection or a link.
 const FIRST: u64 = 64;
 
 #[derive(Debug)]
@@ -21,30 +23,37 @@ pub(super) struct Shared {
     pub(super) epoll: OwnedFd,
     waker: OwnedFd,
     next: AtomicU64,
-    /// Connections that another thread wants to be closed.
+    /// Links that another thread wants to be closed.
     doomed: Mutex<Vec<u64>>,
-    pub(super) counters: Counters,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Counters {
+    /// Connections on which another thread could not send.
+    broken: Mutex<Vec<u64>>,
     pub(super) opened: AtomicU64,
     pub(super) accepted: AtomicU64,
     pub(super) refused: AtomicU64,
     pub(super) half_open: AtomicU64,
+}
+
+/// What was counted with one node.
+#[derive(Debug, Default)]
+pub(super) struct PeerCounters {
     frames_sent: AtomicU64,
     frames_received: AtomicU64,
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
+    retries: AtomicU64,
+    reconnects: AtomicU64,
 }
 
-impl Counters {
+impl PeerCounters {
     pub(super) fn bytes_sent(&self, n: u64) {
         self.bytes_sent.fetch_add(n, Ordering::Relaxed);
     }
 
-    pub(super) fn frame_sent(&self) {
-        self.frames_sent.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn wrote(&self, wrote: Wrote) {
+        self.frames_sent.fetch_add(wrote.frames, Ordering::Relaxed);
+        if wrote.again > 0 {
+            self.retries.fetch_add(wrote.again, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn bytes_received(&self, n: u64) {
@@ -55,18 +64,20 @@ impl Counters {
         self.frames_received.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn stats(&self, links: u64) -> crate::fabric::FabricStats {
+    pub(super) fn reconnected(&self) {
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn stats(&self) -> PeerStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        crate::fabric::FabricStats {
-            opened: get(&self.opened),
-            accepted: get(&self.accepted),
-            links,
-            half_open: get(&self.half_open),
-            refused: get(&self.refused),
+        PeerStats {
             frames_sent: get(&self.frames_sent),
             frames_received: get(&self.frames_received),
             bytes_sent: get(&self.bytes_sent),
             bytes_received: get(&self.bytes_received),
+            retries: get(&self.retries),
+            reconnects: get(&self.reconnects),
+            ..PeerStats::new(NodeIndex::FIRST)
         }
     }
 }
@@ -82,7 +93,11 @@ impl Shared {
             waker,
             next: AtomicU64::new(FIRST),
             doomed: Mutex::default(),
-            counters: Counters::default(),
+            broken: Mutex::default(),
+            opened: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            half_open: AtomicU64::new(0),
         })
     }
 
@@ -91,33 +106,45 @@ impl Shared {
     }
 
     /// Begins to watch a connection.
-    pub(super) fn add(&self, conn: &Conn) -> io::Result<()> {
-        let token = epoll::EventData::new_u64(conn.id);
-        Ok(epoll::add(
-            &self.epoll,
-            conn.socket(),
-            token,
-            conn.interest(),
-        )?)
+    pub(super) fn add(
+        &self,
+        socket: &OwnedFd,
+        token: u64,
+        interest: epoll::EventFlags,
+    ) -> io::Result<()> {
+        let token = epoll::EventData::new_u64(token);
+        Ok(epoll::add(&self.epoll, socket, token, interest)?)
     }
 
     /// Changes what a connection is watched for.
-    pub(super) fn watch(&self, conn: &Conn, interest: epoll::EventFlags) -> io::Result<()> {
-        let token = epoll::EventData::new_u64(conn.id);
-        Ok(epoll::modify(&self.epoll, conn.socket(), token, interest)?)
+    pub(super) fn watch(
+        &self,
+        socket: &OwnedFd,
+        token: u64,
+        interest: epoll::EventFlags,
+    ) -> io::Result<()> {
+        let token = epoll::EventData::new_u64(token);
+        Ok(epoll::modify(&self.epoll, socket, token, interest)?)
     }
 
-    /// Has the I/O thread close a connection.
+    /// Has the I/O thread close a link.
     pub(super) fn doom(&self, id: u64) {
-        self.doomed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(id);
+        lock(&self.doomed).push(id);
         self.wake();
     }
 
     pub(super) fn take_doomed(&self) -> Vec<u64> {
-        core::mem::take(&mut *self.doomed.lock().unwrap_or_else(PoisonError::into_inner))
+        core::mem::take(&mut *lock(&self.doomed))
+    }
+
+    /// Tells the I/O thread that a connection takes no bytes any more.
+    pub(super) fn broken(&self, token: u64) {
+        lock(&self.broken).push(token);
+        self.wake();
+    }
+
+    pub(super) fn take_broken(&self) -> Vec<u64> {
+        core::mem::take(&mut *lock(&self.broken))
     }
 
     pub(super) fn wake(&self) {
@@ -130,4 +157,27 @@ impl Shared {
         // Nothing to read means that another wake-up took it.
         let _ = rustix::io::read(&self.waker, &mut count);
     }
+
+    /// What was counted with all nodes together.
+    pub(super) fn stats(&self, links: u64, peers: &[PeerStats]) -> FabricStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let sum = |of: fn(&PeerStats) -> u64| peers.iter().map(of).sum();
+        FabricStats {
+            opened: get(&self.opened),
+            accepted: get(&self.accepted),
+            links,
+            half_open: get(&self.half_open),
+            refused: get(&self.refused),
+            frames_sent: sum(|p| p.frames_sent),
+            frames_received: sum(|p| p.frames_received),
+            bytes_sent: sum(|p| p.bytes_sent),
+            bytes_received: sum(|p| p.bytes_received),
+            retries: sum(|p| p.retries),
+            reconnects: sum(|p| p.reconnects),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

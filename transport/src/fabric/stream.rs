@@ -1,0 +1,37 @@
+//! Frames over byte streams that may break: numbers, acknowledgements, and the copy that is kept until the other side has
+//! a frame. Without I/O, so that a simulation can break it anywhere.
+//!
+//! A link has two [`Window`]s (one at each end, for what that end sends) and outlives its connections. Frames are numbered
+//! by counting: the n-th frame of a link is the n-th that was submitted, and the receiver hands them on in that order. Each
+//! frame's header says how many frames its sender has received ([`dragon_protocol::wire::FrameHeader::acknowledged`]), and
+//! a frame of its own does when nothing else passes. A frame is kept until it was acknowledged. When a connection breaks,
+//! the next one begins with both sides telling how many frames they have: the sender forgets those, and sends the others
+//! again from the first byte. So each frame is handed on once, in order, or the link is lost.
+
+mod inbound;
+mod window;
+
+#[cfg(test)]
+mod simulation;
+
+pub(super) use self::inbound::{CARRY, Inbound, Sink, read_header};
+pub(super) use self::window::{Window, Wrote};
+
+/// A stretch of memory that a network call reads or writes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    pub(super) start: core::ptr::NonNull<u8>,
+    pub(super) len: usize,
+}
+
+/// How many pieces one call takes at most.
+pub(super) const PIECES: usize = 64;
+
+impl Piece {
+    /// # Safety
+    /// `start .. start + len` must stay mapped while the piece is in use, readable where it is sent from and writable where
+    /// it is received into, and no reference to it may exist that a write would break.
+    pub(super) unsafe fn new(start: core::ptr::NonNull<u8>, len: usize) -> Self {
+        Self { start, len }
+    }
+}

@@ -1,0 +1,203 @@
+//! What one end of a link receives: frames out of a stream of bytes.
+//!
+//! Frames with small payloads are parsed where they were received; nothing is copied unless a frame is cut by the end of
+//! what has arrived. A larger payload goes straight into the memory that the sink names.
+
+use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind, MAX_PAYLOAD};
+use zerocopy::FromBytes;
+
+use super::Piece;
+use crate::body::Body;
+use crate::fabric::{Incoming, LinkError, SMALL};
+
+/// What takes the frames of a connection.
+pub(in crate::fabric) trait Sink {
+    /// A place for a payload of more than [`SMALL`] bytes.
+    fn land(&mut self, header: &FrameHeader) -> Option<Body>;
+    /// A frame that counts.
+    fn frame(&mut self, header: &FrameHeader, payload: Incoming<'_>);
+    /// The other side has so many frames, in 16 bits.
+    fn acknowledged(&mut self, count: u16);
+    /// The other side closes the link.
+    fn end(&mut self);
+}
+
+/// How far the stream of one connection was read.
+#[derive(Debug, Default)]
+pub(in crate::fabric) struct Inbound {
+    stage: Stage,
+    /// The beginning of a frame whose rest has not arrived.
+    carry: Vec<u8>,
+}
+
+/// [`SMALL`] as a length in memory.
+pub(in crate::fabric) const SMALL_BYTES: usize = 4096;
+const _: () = assert!(SMALL_BYTES as u64 == SMALL);
+
+/// The most that [`Inbound::take_carry`] gives.
+pub(in crate::fabric) const CARRY: usize = FRAME_HEADER + SMALL_BYTES;
+
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Header,
+    /// A payload on its way into its place.
+    Landing {
+        header: FrameHeader,
+        body: Body,
+        filled: u64,
+    },
+    /// A payload without a place.
+    Skipping { header: FrameHeader, left: u64 },
+}
+
+impl Inbound {
+    /// Moves what was carried over to the beginning of `buffer`; returns its length.
+    pub(in crate::fabric) fn take_carry(&mut self, buffer: &mut [u8]) -> usize {
+        let carried = self.carry.len();
+        buffer[..carried].copy_from_slice(&self.carry);
+        self.carry.clear();
+        carried
+    }
+
+    /// Keeps bytes until more arrive.
+    pub(in crate::fabric) fn keep(&mut self, bytes: &[u8]) {
+        self.carry.clear();
+        self.carry.extend_from_slice(bytes);
+        if bytes.is_empty() && self.carry.capacity() > 0 {
+            self.carry = Vec::new();
+        }
+    }
+
+    /// The memory that the payload under way still needs.
+    pub(in crate::fabric) fn landing(&mut self) -> Option<Piece> {
+        let Stage::Landing { body, filled, .. } = &mut self.stage else {
+            return None;
+        };
+        let len = usize::try_from(body.len() - *filled).ok()?;
+        let filled = usize::try_from(*filled).ok()?;
+        // SAFETY: less than the body's length is filled, so the place is within the body.
+        let start = unsafe { body.start_mut().add(filled) };
+        // SAFETY: the rest of a body that this reader alone holds.
+        Some(unsafe { Piece::new(start, len) })
+    }
+
+    /// So many bytes of [`Inbound::landing`] were filled.
+    pub(in crate::fabric) fn landed(&mut self, count: u64, sink: &mut dyn Sink) {
+        let Stage::Landing { body, filled, .. } = &mut self.stage else {
+            return;
+        };
+        *filled += count;
+        if *filled == body.len()
+            && let Stage::Landing { header, body, .. } = core::mem::take(&mut self.stage)
+        {
+            sink.frame(&header, Incoming::Landed(body));
+        }
+    }
+
+    /// Parses what arrived: what [`Inbound::take_carry`] gave, and what followed it.
+    ///
+    /// # Errors
+    /// When the bytes are none of this protocol.
+    pub(in crate::fabric) fn parse(
+        &mut self,
+        mut bytes: &[u8],
+        sink: &mut dyn Sink,
+    ) -> Result<(), LinkError> {
+        loop {
+            match &mut self.stage {
+                Stage::Skipping { header, left } => {
+                    let skipped = (bytes.len() as u64).min(*left);
+                    *left -= skipped;
+                    bytes = &bytes[usize::try_from(skipped).unwrap_or(bytes.len())..];
+                    if *left > 0 {
+                        self.keep(&[]);
+                        return Ok(());
+                    }
+                    let header = *header;
+                    self.stage = Stage::Header;
+                    sink.frame(&header, Incoming::Skipped(header.payload.get()));
+                }
+                Stage::Landing { body, filled, .. } => {
+                    let left = usize::try_from(body.len() - *filled).unwrap_or(usize::MAX);
+                    let (now, rest) = bytes.split_at(left.min(bytes.len()));
+                    body.write_at(*filled, now);
+                    bytes = rest;
+                    self.landed(now.len() as u64, sink);
+                    if matches!(self.stage, Stage::Landing { .. }) {
+                        self.keep(&[]);
+                        return Ok(());
+                    }
+                }
+                Stage::Header => {}
+            }
+            let Some((head, rest)) = bytes.split_at_checked(FRAME_HEADER) else {
+                self.keep(bytes);
+                return Ok(());
+            };
+            let (header, kind) = read_header(head)?;
+            let payload = header.payload.get();
+            match kind {
+                FrameKind::Acknowledge if payload == 0 => {
+                    sink.acknowledged(header.acknowledged.get());
+                    bytes = rest;
+                    continue;
+                }
+                FrameKind::End if payload == 0 => {
+                    sink.end();
+                    return Ok(());
+                }
+                FrameKind::Acknowledge | FrameKind::End | FrameKind::Open => {
+                    return Err(LinkError::Malformed(format!("{kind:?} out of place")));
+                }
+                _ => {}
+            }
+            if payload <= SMALL {
+                let payload = usize::try_from(payload).unwrap_or(SMALL_BYTES);
+                let Some((payload, after)) = rest.split_at_checked(payload) else {
+                    self.keep(bytes);
+                    return Ok(());
+                };
+                sink.acknowledged(header.acknowledged.get());
+                sink.frame(&header, Incoming::Small(payload));
+                bytes = after;
+                continue;
+            }
+            sink.acknowledged(header.acknowledged.get());
+            bytes = rest;
+            let body = sink.land(&header).filter(|body| body.len() == payload);
+            self.stage = match body {
+                Some(body) => Stage::Landing {
+                    header,
+                    body,
+                    filled: 0,
+                },
+                None => Stage::Skipping {
+                    header,
+                    left: payload,
+                },
+            };
+        }
+    }
+}
+
+/// Reads a header.
+///
+/// # Errors
+/// When it is none.
+pub(in crate::fabric) fn read_header(bytes: &[u8]) -> Result<(FrameHeader, FrameKind), LinkError> {
+    let header = FrameHeader::read_from_bytes(bytes)
+        .map_err(|_| LinkError::Malformed("a short header".to_owned()))?;
+    let Some(kind) = FrameKind::from_u8(header.kind) else {
+        let text = format!("kind {} is unknown", header.kind);
+        return Err(LinkError::Malformed(text));
+    };
+    if header.payload.get() > MAX_PAYLOAD {
+        let text = format!(
+            "a payload of {} bytes, the limit is {MAX_PAYLOAD}",
+            header.payload.get()
+        );
+        return Err(LinkError::Malformed(text));
+    }
+    Ok((header, kind))
+}

@@ -1,0 +1,449 @@
+//! The protocol of a link against an oracle, over pipes that break anywhere, with a seed that repeats a run exactly.
+//!
+//! The oracle is the list of what each side submitted: what the other side got is a prefix of it at any time, all of it in
+//! the end, and when the link is given up instead, no frame that is returned as unsent was handed on.
+
+use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{CARRY, Inbound, Sink, Window};
+use crate::body::Body;
+use crate::fabric::{Frame, Incoming};
+
+/// A generator of numbers that is the same everywhere (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        (self.next() >> 16) % limit.max(1)
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// One end of the link.
+#[derive(Default)]
+struct End {
+    window: Window,
+    /// The connection's own state; gone with it.
+    inbound: Inbound,
+    attached: bool,
+    /// Bytes on their way to this end.
+    pipe: Vec<u8>,
+    aside: bool,
+    /// Nothing reaches this end: the connection that the other still writes to is gone.
+    deaf: bool,
+    received: u64,
+    told: u64,
+    /// Number and length of what was submitted here.
+    submitted: Vec<u64>,
+    got: Vec<u64>,
+    again: u64,
+}
+
+struct Taking<'a> {
+    window: &'a mut Window,
+    received: &'a mut u64,
+    got: &'a mut Vec<u64>,
+    stingy: bool,
+}
+
+fn size(number: u64) -> usize {
+    let sizes = [0, 1, 79, 300, 4096, 4097, 9000, 40_000];
+    sizes[usize::try_from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 61).unwrap()]
+}
+
+fn payload(number: u64) -> Vec<u8> {
+    let length = size(number);
+    let mut all = number.to_le_bytes().repeat(length / 8 + 1);
+    all.truncate(length);
+    all
+}
+
+impl Sink for Taking<'_> {
+    fn land(&mut self, header: &FrameHeader) -> Option<Body> {
+        let length = usize::try_from(header.payload.get()).unwrap();
+        (!self.stingy).then(|| Body::Bytes(vec![0; length]))
+    }
+
+    fn frame(&mut self, header: &FrameHeader, incoming: Incoming<'_>) {
+        let number = header.request.get();
+        match incoming {
+            Incoming::Small(bytes) => assert_eq!(bytes, payload(number)),
+            Incoming::Landed(body) => assert_eq!(body.to_vec(), payload(number)),
+            Incoming::Skipped(length) => assert_eq!(length, size(number) as u64),
+        }
+        *self.received += 1;
+        self.got.push(number);
+    }
+
+    fn acknowledged(&mut self, count: u16) {
+        self.window.acknowledged(count);
+    }
+
+    fn end(&mut self) {
+        panic!("nobody ends the link");
+    }
+}
+
+impl End {
+    fn submit(&mut self, number: u64) {
+        let header = FrameHeader {
+            kind: FrameKind::Request as u8,
+            request: number.into(),
+            payload: (size(number) as u64).into(),
+            acknowledged: low(self.received).into(),
+            ..FrameHeader::new_zeroed()
+        };
+        self.told = self.received;
+        let body = Body::Bytes(payload(number));
+        self.submitted.push(number);
+        self.window.submit(Frame { header, body });
+    }
+
+    /// Writes some bytes into the pipe to the other end.
+    fn write_to(&mut self, other: &mut Self, random: &mut Random) {
+        self.write(&mut other.pipe, random);
+        if other.deaf {
+            other.pipe.clear();
+        }
+    }
+
+    fn write(&mut self, to: &mut Vec<u8>, random: &mut Random) {
+        if !self.attached || to.len() > 100_000 {
+            return;
+        }
+        if self.aside && !self.window.is_within_a_frame() {
+            let header = FrameHeader {
+                kind: FrameKind::Acknowledge as u8,
+                acknowledged: low(self.received).into(),
+                ..FrameHeader::new_zeroed()
+            };
+            to.extend_from_slice(header.as_bytes());
+            self.told = self.received;
+            self.aside = false;
+            return;
+        }
+        if !self.window.is_ready() {
+            return;
+        }
+        // SAFETY: the window is not changed before the pieces were copied.
+        let (pieces, count) = unsafe { self.window.pieces(self.aside) };
+        let total: usize = pieces[..count].iter().map(|piece| piece.len).sum();
+        let most = if random.one_in(2) {
+            total as u64
+        } else {
+            random.below(total as u64) + 1
+        };
+        let mut left = usize::try_from(most).unwrap();
+        for piece in &pieces[..count] {
+            let take = piece.len.min(left);
+            // SAFETY: a piece of a frame in the window, which is memory of this process.
+            to.extend_from_slice(unsafe {
+                core::slice::from_raw_parts(piece.start.as_ptr(), take)
+            });
+            left -= take;
+        }
+        self.again += self.window.wrote(most).again;
+    }
+
+    /// Reads some bytes of the pipe to this end.
+    fn read(&mut self, random: &mut Random) {
+        if self.pipe.is_empty() {
+            return;
+        }
+        let most = usize::try_from(random.below(self.pipe.len() as u64) + 1).unwrap();
+        let bytes: Vec<u8> = self.pipe.drain(..most).collect();
+        let mut buffer = vec![0; CARRY];
+        let carried = self.inbound.take_carry(&mut buffer);
+        buffer.truncate(carried);
+        let mut bytes = &bytes[..];
+        let mut sink = Taking {
+            window: &mut self.window,
+            received: &mut self.received,
+            got: &mut self.got,
+            stingy: random.one_in(5),
+        };
+        if let Some(piece) = self
+            .inbound
+            .landing()
+            .filter(|_| carried == 0 && random.one_in(2))
+        {
+            let direct = piece.len.min(bytes.len());
+            // SAFETY: the piece is that long, and the body's memory is apart from the bytes.
+            unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), piece.start.as_ptr(), direct) };
+            self.inbound.landed(direct as u64, &mut sink);
+            bytes = &bytes[direct..];
+        }
+        buffer.extend_from_slice(bytes);
+        self.inbound.parse(&buffer, &mut sink).unwrap();
+        self.aside |= self.received - self.told >= 8;
+    }
+
+    /// The connection breaks for this end: of what is on its way to it some arrives yet, and nothing after that.
+    fn broken(&mut self, random: &mut Random) {
+        let arrives = random.below(self.pipe.len() as u64 + 1);
+        self.pipe.truncate(usize::try_from(arrives).unwrap());
+        if self.attached {
+            self.attached = false;
+            self.window.broke();
+        }
+    }
+
+    /// The old connection is dropped with what it has brought.
+    fn drop_connection(&mut self) {
+        self.inbound = Inbound::default();
+        self.pipe.clear();
+        self.aside = false;
+        if self.attached {
+            self.attached = false;
+            self.window.broke();
+        }
+    }
+
+    fn attach(&mut self, received: u64) {
+        self.window.resume(received).unwrap();
+        self.attached = true;
+        self.told = self.received;
+    }
+}
+
+fn low(count: u64) -> u16 {
+    u16::try_from(count & 0xffff).unwrap()
+}
+
+/// What passes in the handshake of a new connection.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Shake {
+    /// None is under way.
+    None,
+    /// The opener has said how many frames it has.
+    Asked(u64),
+    /// The acceptor has answered with the number of its frames.
+    Answered(u64),
+}
+
+struct Link {
+    random: Random,
+    opener: End,
+    acceptor: End,
+    shake: Shake,
+    breaks: u64,
+    /// How much of what both ends got has been checked.
+    checked: [usize; 2],
+}
+
+impl Link {
+    fn new(seed: u64) -> Self {
+        let mut link = Self {
+            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            opener: End::default(),
+            acceptor: End::default(),
+            shake: Shake::None,
+            breaks: 0,
+            checked: [0; 2],
+        };
+        link.opener.attach(0);
+        link.acceptor.attach(0);
+        link
+    }
+
+    fn step(&mut self, faults: bool) {
+        let Self {
+            random,
+            opener,
+            acceptor,
+            ..
+        } = self;
+        match random.below(8) {
+            0 | 1 => opener.write_to(acceptor, random),
+            2 | 3 => acceptor.write_to(opener, random),
+            // Between the opening and its answer nothing else is read.
+            4 if self.shake == Shake::None => opener.read(random),
+            5 => acceptor.read(random),
+            6 => self.shake(),
+            _ if faults && self.random.one_in(12) => self.cut(),
+            _ => {}
+        }
+        self.check();
+    }
+
+    /// Both ends lose the connection, or the opener alone notices: what the other writes goes nowhere.
+    fn cut(&mut self) {
+        self.breaks += 1;
+        let who = self.random.below(2);
+        if self.shake != Shake::None {
+            self.opener.pipe.clear();
+            self.shake = Shake::None;
+        }
+        // The opener notices in the end: nothing more comes.
+        self.opener.broken(&mut self.random);
+        self.opener.deaf = true;
+        if who != 0 {
+            self.acceptor.broken(&mut self.random);
+        }
+    }
+
+    fn shake(&mut self) {
+        self.shake = match self.shake {
+            Shake::None if !self.opener.attached => {
+                self.opener.drop_connection();
+                Shake::Asked(self.opener.received)
+            }
+            Shake::Asked(received) => {
+                self.acceptor.drop_connection();
+                self.acceptor.attach(received);
+                self.opener.deaf = false;
+                Shake::Answered(self.acceptor.received)
+            }
+            Shake::Answered(received) => {
+                self.opener.attach(received);
+                Shake::None
+            }
+            Shake::None => Shake::None,
+        };
+    }
+
+    fn check(&mut self) {
+        let both = [
+            (&self.opener, &self.acceptor),
+            (&self.acceptor, &self.opener),
+        ];
+        for ((from, to), checked) in both.into_iter().zip(&mut self.checked) {
+            let got = &to.got[*checked..];
+            assert!(from.submitted[*checked..].starts_with(got), "{got:?}");
+            *checked = to.got.len();
+        }
+    }
+}
+
+/// Submits at random, with faults.
+fn disturbed(seed: u64) -> Link {
+    let mut link = Link::new(seed);
+    let steps = link.random.below(2500);
+    let mut number = seed << 20;
+    for _ in 0..steps {
+        if link.random.one_in(6) {
+            number += 1;
+            if link.random.one_in(2) {
+                link.opener.submit(number);
+            } else {
+                link.acceptor.submit(number);
+            }
+        }
+        link.step(true);
+    }
+    link
+}
+
+const SEEDS: u64 = if cfg!(miri) { 3 } else { 60 };
+
+#[test]
+fn everything_arrives_once_and_in_order_whatever_breaks() {
+    let (mut breaks, mut again) = (0, 0);
+    for seed in 0..SEEDS {
+        let mut link = disturbed(seed);
+        let over = |link: &Link| {
+            link.acceptor.got.len() == link.opener.submitted.len()
+                && link.opener.got.len() == link.acceptor.submitted.len()
+        };
+        let mut left = 100_000_u64;
+        while !over(&link) {
+            link.step(false);
+            left = left
+                .checked_sub(1)
+                .unwrap_or_else(|| panic!("seed {seed} makes no progress"));
+        }
+        breaks += link.breaks;
+        again += link.opener.again + link.acceptor.again;
+        // What was acknowledged is kept no longer.
+        for _ in 0..300 {
+            link.opener.aside |= link.opener.attached;
+            link.acceptor.aside |= link.acceptor.attached;
+            link.step(false);
+        }
+        assert_eq!(
+            (link.opener.window.len(), link.acceptor.window.len()),
+            (0, 0),
+            "seed {seed}"
+        );
+    }
+    assert!(
+        breaks > SEEDS && again > SEEDS / 4,
+        "{breaks} breaks, {again} frames again"
+    );
+}
+
+#[test]
+fn what_is_returned_as_unsent_was_not_handed_on() {
+    let mut returned = 0;
+    for seed in 0..SEEDS {
+        let mut link = disturbed(seed);
+        let (opener, acceptor) = (&mut link.opener, &mut link.acceptor);
+        let (there, here) = (acceptor.got.clone(), opener.got.clone());
+        for (from, got) in [(opener, there), (acceptor, here)] {
+            let unsent = from.window.end();
+            returned += unsent.len();
+            for frame in &unsent {
+                assert!(!got.contains(&frame.header.request.get()), "seed {seed}");
+            }
+            // And they are the last ones, in their order.
+            let numbers: Vec<u64> = unsent.iter().map(|f| f.header.request.get()).collect();
+            assert!(from.submitted.ends_with(&numbers), "seed {seed}");
+        }
+    }
+    assert!(returned > 0);
+}
+
+#[test]
+fn a_peer_that_claims_what_was_never_sent_is_refused() {
+    let mut end = End::default();
+    end.attach(0);
+    end.submit(1);
+    end.submit(2);
+    assert!(end.window.resume(1).is_err(), "nothing was sent");
+    let mut to = Vec::new();
+    let mut random = Random(1);
+    while end.window.queued() > 0 {
+        end.write(&mut to, &mut random);
+    }
+    assert!(end.window.resume(3).is_err());
+    end.window.resume(1).unwrap();
+    assert!(end.window.resume(0).is_err(), "it had acknowledged one");
+    // An acknowledgement of more than was sent on this connection changes nothing.
+    end.window.acknowledged(2);
+    assert_eq!(end.window.len(), 1);
+}
+
+#[test]
+fn what_is_kept_is_bounded() {
+    let mut end = End::default();
+    end.attach(0);
+    for _ in 0..20_000 {
+        let header = FrameHeader {
+            kind: FrameKind::Request as u8,
+            ..FrameHeader::new_zeroed()
+        };
+        let body = Body::empty();
+        end.window.submit(Frame { header, body });
+    }
+    let mut to = Vec::new();
+    let mut random = Random(1);
+    while end.window.is_ready() {
+        to.clear();
+        end.write(&mut to, &mut random);
+    }
+    // The rest waits until the other side says that it has some of them.
+    assert_eq!(end.window.queued(), (20_000 - 8192) * FRAME_HEADER as u64);
+    end.window.acknowledged(8192);
+    assert!(end.window.is_ready());
+}

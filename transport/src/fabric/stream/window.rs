@@ -1,0 +1,221 @@
+//! What one end of a link sends: frames in their order, kept until the other end has them.
+
+use core::ptr::NonNull;
+use std::collections::VecDeque;
+
+use dragon_protocol::wire::{FRAME_HEADER, FrameHeader};
+use zerocopy::IntoBytes;
+
+use super::{PIECES, Piece};
+use crate::body::Body;
+use crate::fabric::{Frame, LinkError, SMALL};
+
+/// Frames of one link that may be on their way without having been acknowledged; far below what the 16 bits of an
+/// acknowledgement can tell apart.
+const FRAMES: usize = 8192;
+/// Bytes of such frames, unless one alone is larger.
+const BYTES: u64 = 64 << 20;
+
+/// The outgoing frames of a link.
+#[derive(Debug, Default)]
+pub(in crate::fabric) struct Window {
+    /// From the oldest that was not acknowledged.
+    frames: VecDeque<Frame>,
+    /// Frames that were acknowledged: the number of the first in `frames`.
+    acknowledged: u64,
+    /// How many of `frames` have been written to the present connection as a whole.
+    next: usize,
+    /// Bytes of the one after those that have been written.
+    written: u64,
+    /// Bytes of the frames that have been written as a whole.
+    kept: u64,
+    /// Frames of which any byte has ever been written, counted from the beginning of the link.
+    touched: u64,
+    /// Frames that have been written as a whole to any connection, counted likewise.
+    finished: u64,
+    /// Bytes that have not been written to the present connection.
+    queued: u64,
+}
+
+/// What the next call sends.
+type Pieces = ([Piece; PIECES], usize);
+
+/// What happened by writing bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::fabric) struct Wrote {
+    /// Frames that are written as a whole now, for the first time.
+    pub(in crate::fabric) frames: u64,
+    /// The same for frames that were sent before.
+    pub(in crate::fabric) again: u64,
+}
+
+impl Window {
+    /// Queues a frame. Small payloads are copied out of the pool, so that nothing of it is held until they are acknowledged.
+    pub(in crate::fabric) fn submit(&mut self, mut frame: Frame) {
+        if frame.body.len() <= SMALL && !matches!(frame.body, Body::Bytes(_)) {
+            frame.body = Body::Bytes(frame.body.to_vec());
+        }
+        self.queued += length(&frame);
+        self.frames.push_back(frame);
+    }
+
+    /// Bytes that wait to be written.
+    pub(in crate::fabric) fn queued(&self) -> u64 {
+        self.queued
+    }
+
+    /// Frames that were not acknowledged, written or not.
+    pub(in crate::fabric) fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether a frame is written in part: nothing else may be sent before its end.
+    pub(in crate::fabric) fn is_within_a_frame(&self) -> bool {
+        self.written > 0
+    }
+
+    /// Whether there is something to write now.
+    pub(in crate::fabric) fn is_ready(&self) -> bool {
+        self.next < self.frames.len() && self.may_send(self.next, self.kept)
+    }
+
+    /// The bytes to write next. With `rest_only` not beyond the frame that is written in part.
+    ///
+    /// # Safety
+    /// The pieces lead into the window: nothing of it may be changed while they are used.
+    pub(in crate::fabric) unsafe fn pieces(&self, rest_only: bool) -> Pieces {
+        // SAFETY: a piece of no bytes touches no memory.
+        let mut pieces = [unsafe { Piece::new(NonNull::dangling(), 0) }; PIECES];
+        let mut count = 0;
+        let mut skip = self.written;
+        let mut kept = self.kept;
+        for (at, frame) in self.frames.iter().enumerate().skip(self.next) {
+            let over = rest_only && at > self.next;
+            if over || count + 2 > PIECES || !self.may_send(at, kept) {
+                break;
+            }
+            kept += length(frame);
+            for (start, len) in [header_part(&frame.header), body_part(&frame.body)] {
+                let left = len.saturating_sub(skip);
+                if left > 0 {
+                    let offset = usize::try_from(len - left).unwrap_or(0);
+                    let left = usize::try_from(left).unwrap_or(usize::MAX);
+                    // SAFETY: the offset is below the length of the part.
+                    let start = unsafe { start.add(offset) };
+                    // SAFETY: as the caller promises, the frame stays where it is while the piece is used.
+                    pieces[count] = unsafe { Piece::new(start, left) };
+                    count += 1;
+                }
+                skip = skip.saturating_sub(len);
+            }
+        }
+        (pieces, count)
+    }
+
+    /// So many bytes of the pieces were written.
+    pub(in crate::fabric) fn wrote(&mut self, count: u64) -> Wrote {
+        self.queued = self.queued.saturating_sub(count);
+        self.written += count;
+        let mut wrote = Wrote::default();
+        while let Some(frame) = self.frames.get(self.next) {
+            let number = self.acknowledged + self.next as u64;
+            let whole = length(frame);
+            if self.written < whole {
+                if self.written > 0 {
+                    self.touched = self.touched.max(number + 1);
+                }
+                break;
+            }
+            if number < self.finished {
+                wrote.again += 1;
+            } else {
+                wrote.frames += 1;
+                self.finished = number + 1;
+            }
+            self.touched = self.touched.max(number + 1);
+            self.written -= whole;
+            self.kept += whole;
+            self.next += 1;
+        }
+        wrote
+    }
+
+    /// The other side has so many frames, in the 16 bits that a header has room for. What was said earlier and comes again
+    /// changes nothing.
+    pub(in crate::fabric) fn acknowledged(&mut self, count: u16) {
+        let [low, high, ..] = self.acknowledged.to_le_bytes();
+        let by = usize::from(count.wrapping_sub(u16::from_le_bytes([low, high])));
+        if by <= self.next {
+            self.forget(by);
+        }
+    }
+
+    /// A new connection: the other side has `received` frames; the others are sent again.
+    ///
+    /// # Errors
+    /// When it claims frames that were never sent, or has lost some that it had.
+    pub(in crate::fabric) fn resume(&mut self, received: u64) -> Result<(), LinkError> {
+        let by = received.checked_sub(self.acknowledged);
+        let by = by.filter(|_| received <= self.finished);
+        let by = by.and_then(|by| usize::try_from(by).ok());
+        let Some(by) = by.filter(|by| *by <= self.frames.len()) else {
+            let (acknowledged, finished) = (self.acknowledged, self.finished);
+            return Err(LinkError::Malformed(format!(
+                "the peer claims {received} frames; it acknowledged {acknowledged}, and {finished} were sent"
+            )));
+        };
+        self.broke();
+        self.next = by;
+        self.forget(by);
+        self.queued = self.frames.iter().map(length).sum();
+        Ok(())
+    }
+
+    /// The connection broke: what was written to it may have arrived or not.
+    pub(in crate::fabric) fn broke(&mut self) {
+        self.next = 0;
+        self.written = 0;
+        self.kept = 0;
+        self.queued = self.frames.iter().map(length).sum();
+    }
+
+    /// The end of the link. Returns the frames of which no byte was ever written.
+    pub(in crate::fabric) fn end(&mut self) -> Vec<Frame> {
+        let touched = usize::try_from(self.touched - self.acknowledged).unwrap_or(usize::MAX);
+        let frames = core::mem::take(&mut self.frames);
+        self.acknowledged += frames.len() as u64;
+        self.finished = self.acknowledged;
+        self.touched = self.touched.max(self.acknowledged);
+        (self.next, self.written, self.kept, self.queued) = (0, 0, 0, 0);
+        frames.into_iter().skip(touched).collect()
+    }
+
+    fn may_send(&self, at: usize, kept: u64) -> bool {
+        // What has begun goes on, and one frame is always allowed.
+        at == 0 || at < FRAMES && kept < BYTES || at == self.next && self.written > 0
+    }
+
+    fn forget(&mut self, count: usize) {
+        for frame in self.frames.drain(..count) {
+            self.kept = self.kept.saturating_sub(length(&frame));
+        }
+        self.next -= count;
+        self.acknowledged += count as u64;
+        if self.frames.is_empty() && self.frames.capacity() > 64 {
+            self.frames = VecDeque::new();
+        }
+    }
+}
+
+fn length(frame: &Frame) -> u64 {
+    FRAME_HEADER as u64 + frame.body.len()
+}
+
+fn header_part(header: &FrameHeader) -> (NonNull<u8>, u64) {
+    let bytes = header.as_bytes();
+    (NonNull::from(bytes).cast(), bytes.len() as u64)
+}
+
+fn body_part(body: &Body) -> (NonNull<u8>, u64) {
+    (body.start(), body.len())
+}

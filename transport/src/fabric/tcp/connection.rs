@@ -1,0 +1,350 @@
+//! One TCP connection, as the I/O thread has it: the handshake, and what arrives.
+//!
+//! Before the handshake is complete not a byte more than it needs is read.
+
+use core::ptr::NonNull;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use dragon_protocol::NodeIndex;
+use dragon_protocol::handshake::{ANSWER, Acceptor, Connector, HELLO, PROOF, Peer, Role};
+use dragon_protocol::key::JobKey;
+use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind};
+use zerocopy::IntoBytes;
+
+use super::raw;
+use super::session::Session;
+use crate::body::Body;
+use crate::clock;
+use crate::fabric::stream::{CARRY, Inbound, Piece, Sink, read_header};
+use crate::fabric::{Handler, Incoming, Link, LinkError, SMALL};
+
+/// Bytes read by one call into memory that all connections share.
+const SCRATCH: usize = 64 * 1024;
+/// How much of one connection is read before others get their turn.
+const TURN: usize = 4 << 20;
+
+/// Memory of the I/O thread for what arrives.
+#[derive(Debug)]
+pub(super) struct Scratch(Vec<u8>);
+
+impl Scratch {
+    pub(super) fn new() -> Self {
+        Self(vec![0; SCRATCH + CARRY])
+    }
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) token: u64,
+    pub(super) socket: Arc<OwnedFd>,
+    stage: Stage,
+    /// The beginning of a handshake message whose rest has not arrived.
+    carry: Vec<u8>,
+    inbound: Inbound,
+    /// The link that it belongs to: from the beginning where this side opened it.
+    pub(super) session: Option<Arc<Session>>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The connection comes up.
+    Connecting,
+    /// Accepted: the hello comes.
+    Hello,
+    /// Accepted: the proof and the opening of the link come.
+    Proof(Box<Acceptor>),
+    /// Opened: the answer comes.
+    Answer(Box<Connector>),
+    /// Opened: the answer to the opening comes.
+    Opened(Peer),
+    /// Frames.
+    Frames,
+    /// Between two stages.
+    None,
+}
+
+/// Who this side is.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub(super) node: NodeIndex,
+    pub(super) key: JobKey,
+}
+
+/// What reading led to.
+pub(super) enum Progress {
+    /// Everything that has arrived is read, or the turn is over.
+    Waiting,
+    /// The other side proves the key, and opens a link or goes on with one.
+    Asks(Peer, FrameHeader),
+    /// The other side agrees to the link.
+    Agrees(Peer, FrameHeader),
+}
+
+impl Connection {
+    pub(super) fn accepted(token: u64, socket: OwnedFd) -> Self {
+        Self::new(token, socket, Stage::Hello, None)
+    }
+
+    pub(super) fn opening(token: u64, socket: OwnedFd, session: Arc<Session>) -> Self {
+        let stage = Stage::Connecting;
+        Self::new(token, socket, stage, Some(session))
+    }
+
+    fn new(token: u64, socket: OwnedFd, stage: Stage, session: Option<Arc<Session>>) -> Self {
+        Self {
+            token,
+            socket: Arc::new(socket),
+            stage,
+            carry: Vec::new(),
+            inbound: Inbound::default(),
+            session,
+        }
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub(super) fn is_connecting(&self) -> bool {
+        matches!(self.stage, Stage::Connecting)
+    }
+
+    pub(super) fn stands(&self) -> bool {
+        matches!(self.stage, Stage::Frames)
+    }
+
+    /// The connection came up: says hello.
+    pub(super) fn connected(
+        &mut self,
+        identity: &Identity,
+        to: NodeIndex,
+    ) -> Result<(), LinkError> {
+        let challenge = challenge().map_err(LinkError::Network)?;
+        let me = identity.node;
+        let connector = Connector::new(&identity.key, Role::Data, me, to, clock::now(), challenge);
+        self.say(&connector.hello())?;
+        self.stage = Stage::Answer(Box::new(connector));
+        Ok(())
+    }
+
+    /// Reads the handshake as far as it has arrived.
+    pub(super) fn shake(&mut self, identity: &Identity) -> Result<Progress, LinkError> {
+        loop {
+            let needed = match &self.stage {
+                Stage::Hello => HELLO,
+                Stage::Proof(_) => PROOF + FRAME_HEADER,
+                Stage::Answer(_) => ANSWER,
+                _ => FRAME_HEADER,
+            };
+            if !self.fill(needed)? {
+                return Ok(Progress::Waiting);
+            }
+            let message = core::mem::take(&mut self.carry);
+            let now = clock::now();
+            match core::mem::replace(&mut self.stage, Stage::None) {
+                Stage::Hello => {
+                    let challenge = challenge().map_err(LinkError::Network)?;
+                    let me = identity.node;
+                    let hello = exactly(&message)?;
+                    let (acceptor, answer) =
+                        Acceptor::new(&identity.key, Role::Data, me, hello, now, challenge)?;
+                    self.say(&answer)?;
+                    self.stage = Stage::Proof(Box::new(acceptor));
+                }
+                Stage::Proof(acceptor) => {
+                    let (proof, open) = message.split_at(PROOF);
+                    let peer = acceptor.finish(exactly(proof)?)?;
+                    return Ok(Progress::Asks(peer, opening(open)?));
+                }
+                Stage::Answer(connector) => {
+                    let (proof, peer) = connector.answer(exactly(&message)?, now)?;
+                    let open = self.session.as_ref().map(|session| open(session));
+                    let open = open.ok_or(LinkError::ClosedHere)?;
+                    self.say(&[&proof[..], open.as_bytes()].concat())?;
+                    self.stage = Stage::Opened(peer);
+                }
+                Stage::Opened(peer) => {
+                    let open = opening(&message)?;
+                    self.stage = Stage::Frames;
+                    return Ok(Progress::Agrees(peer, open));
+                }
+                _ => return Err(LinkError::Malformed("bytes before a hello".to_owned())),
+            }
+        }
+    }
+
+    /// Answers the opening of a link. `session`: the link, unless there is none such.
+    pub(super) fn agree(&mut self, answer: &FrameHeader) -> Result<(), LinkError> {
+        self.say(answer.as_bytes())?;
+        self.stage = Stage::Frames;
+        Ok(())
+    }
+
+    /// Reads frames and hands them to the handler. Returns when nothing more has arrived or the turn is over.
+    pub(super) fn frames(
+        &mut self,
+        scratch: &mut Scratch,
+        handler: &mut dyn Handler,
+    ) -> Result<(), LinkError> {
+        let Some(session) = self.session.clone() else {
+            return Err(LinkError::ClosedHere);
+        };
+        let link = Arc::clone(&session) as Arc<dyn Link>;
+        let mut sink = Receiving {
+            session: &session,
+            link: &link,
+            handler,
+            acknowledged: None,
+            large: false,
+            ended: false,
+        };
+        let result = read(&mut self.inbound, &self.socket, scratch, &mut sink);
+        let (acknowledged, large) = (sink.acknowledged, sink.large);
+        if sink.ended {
+            return Err(LinkError::Ended);
+        }
+        result?;
+        if let Some(count) = acknowledged {
+            session.acknowledged(count).map_err(LinkError::Network)?;
+        }
+        session.acknowledge(large).map_err(LinkError::Network)
+    }
+
+    /// Sends a message of the handshake. Such a message fits into the socket: nothing else is on its way.
+    fn say(&self, bytes: &[u8]) -> Result<(), LinkError> {
+        // SAFETY: the bytes outlive the call.
+        let piece = unsafe { Piece::new(NonNull::from(bytes).cast(), bytes.len()) };
+        // SAFETY: the piece is initialised memory of this process.
+        let sent = unsafe { raw::send(self.fd(), &[piece]) }.map_err(LinkError::Network)?;
+        if sent < bytes.len() {
+            return Err(LinkError::Network(io::ErrorKind::WriteZero.into()));
+        }
+        Ok(())
+    }
+
+    /// Reads until the carry has `needed` bytes; false when they have not all arrived.
+    fn fill(&mut self, needed: usize) -> Result<bool, LinkError> {
+        let mut buffer = [0_u8; PROOF + FRAME_HEADER];
+        while self.carry.len() < needed {
+            let missing = needed - self.carry.len();
+            match rustix::io::read(&self.socket, &mut buffer[..missing]) {
+                Ok(0) => return Err(LinkError::Closed),
+                Ok(n) => self.carry.extend_from_slice(&buffer[..n]),
+                Err(rustix::io::Errno::AGAIN) => return Ok(false),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(LinkError::Network(e.into())),
+            }
+        }
+        Ok(true)
+    }
+}
+
+const _: () = assert!(PROOF + FRAME_HEADER >= ANSWER && PROOF + FRAME_HEADER >= HELLO);
+
+/// What asks for a link: a new one when it never stood.
+fn open(session: &Session) -> FrameHeader {
+    FrameHeader {
+        kind: FrameKind::Open as u8,
+        request: session.number.into(),
+        arg0: session.received().into(),
+        arg1: u64::from(!session.is_up()).into(),
+        ..zerocopy::FromZeros::new_zeroed()
+    }
+}
+
+fn opening(bytes: &[u8]) -> Result<FrameHeader, LinkError> {
+    match read_header(bytes)? {
+        (header, FrameKind::Open) if header.payload.get() == 0 => Ok(header),
+        (_, kind) => Err(LinkError::Malformed(format!("{kind:?} before a link"))),
+    }
+}
+
+fn read(
+    inbound: &mut Inbound,
+    socket: &OwnedFd,
+    scratch: &mut Scratch,
+    sink: &mut Receiving<'_>,
+) -> Result<(), LinkError> {
+    let mut turn = TURN;
+    loop {
+        let carried = inbound.take_carry(&mut scratch.0);
+        let start = NonNull::from(&mut scratch.0[carried..carried + SCRATCH]).cast();
+        // SAFETY: SCRATCH bytes of the scratch memory, which nothing else uses during the call.
+        let rest = unsafe { Piece::new(start, SCRATCH) };
+        let landing = inbound.landing();
+        let direct = landing.map_or(0, |piece| piece.len);
+        let received = match landing {
+            // SAFETY: both pieces are writable: see above, and the body is this reader's until it is handed on.
+            Some(piece) => unsafe { raw::receive(socket.as_fd(), &[piece, rest]) },
+            // SAFETY: the piece is writable, see above.
+            None => unsafe { raw::receive(socket.as_fd(), &[rest]) },
+        };
+        let received = match received {
+            Ok(0) => return Err(LinkError::Closed),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                inbound.keep(&scratch.0[..carried]);
+                return Ok(());
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+                inbound.keep(&scratch.0[..carried]);
+                continue;
+            }
+            Err(e) => return Err(LinkError::Network(e)),
+        };
+        sink.session.peer.bytes_received(received as u64);
+        let landed = direct.min(received);
+        inbound.landed(landed as u64, sink);
+        inbound.parse(&scratch.0[..carried + received - landed], sink)?;
+        turn = turn.saturating_sub(received);
+        if sink.ended || received < SCRATCH + direct || turn == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Hands what arrives to the handler.
+struct Receiving<'a> {
+    session: &'a Arc<Session>,
+    link: &'a Arc<dyn Link>,
+    handler: &'a mut dyn Handler,
+    acknowledged: Option<u16>,
+    large: bool,
+    ended: bool,
+}
+
+impl Sink for Receiving<'_> {
+    fn land(&mut self, header: &FrameHeader) -> Option<Body> {
+        self.handler.land(self.link, header)
+    }
+
+    fn frame(&mut self, header: &FrameHeader, payload: Incoming<'_>) {
+        self.session.count_received();
+        self.session.peer.frame_received();
+        self.large |= header.payload.get() > SMALL;
+        self.handler.frame(self.link, header, payload);
+    }
+
+    fn acknowledged(&mut self, count: u16) {
+        self.acknowledged = Some(count);
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+    }
+}
+
+fn exactly<const N: usize>(bytes: &[u8]) -> Result<&[u8; N], LinkError> {
+    bytes
+        .try_into()
+        .map_err(|_| LinkError::Malformed("a handshake message of another length".to_owned()))
+}
+
+fn challenge() -> io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|e| io::Error::other(e.to_string()))?;
+    Ok(bytes)
+}
