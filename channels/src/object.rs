@@ -14,7 +14,7 @@ use crate::remote;
 use crate::set::subscribers::{self, AGENT, SUBSCRIBED};
 use crate::set::{Interest, Set};
 use crate::wait::{self, Spin, WaitWord};
-use crate::{Broadcast, Condition};
+use crate::{Broadcast, Condition, SharedMemory};
 use crate::{Channel, Deadline, Endpoint, Event, Lock, PoolHandle, ProcessObject, Semaphore};
 
 /// A handle on an object of any kind.
@@ -41,6 +41,8 @@ pub enum Object {
     Condition(Condition),
     /// A broadcast.
     Broadcast(Broadcast),
+    /// Shared memory.
+    Memory(SharedMemory),
 }
 
 impl Object {
@@ -60,6 +62,7 @@ impl Object {
             ObjectKind::Stream => Self::Stream(Endpoint::attach(member, descriptor, adopt)?),
             ObjectKind::Broadcast => Self::Broadcast(Broadcast::attach(member, descriptor, adopt)?),
             ObjectKind::Condition => Self::Condition(Condition::attach(member, descriptor, adopt)?),
+            ObjectKind::Memory => Self::Memory(SharedMemory::attach(member, descriptor, adopt)?),
             _ => return Err(dragon_shmem::Error::WrongKind(descriptor.object).into()),
         })
     }

@@ -9,6 +9,7 @@
 //!            thread records   8192 × 128 × 512 B
 //!            set records      8192 × 8576 B
 //!            subscriber nodes 65536 × 128 B
+//!            index of named memory 32768 × 128 B
 //! ```
 //! All of it is sparse: a page costs memory when it is first written.
 
@@ -18,6 +19,7 @@ use dragon_protocol::{NodeIndex, ObjectId, ObjectKind, RuntimeId};
 
 use crate::error::{Error, Result};
 use crate::held::Entry;
+use crate::named::{BUCKETS, Bucket};
 use crate::object::ObjectEntry;
 use crate::region::{Region, Shared};
 use crate::slot::{Slot, SlotCounters};
@@ -44,7 +46,8 @@ const THREADS: u64 = HELD + MAX_SLOTS as u64 * MAX_HELD as u64 * size_of::<Entry
 const SETS: u64 =
     THREADS + MAX_SLOTS as u64 * MAX_THREADS as u64 * size_of::<ThreadRecord>() as u64;
 const NODES: u64 = SETS + MAX_SETS as u64 * size_of::<SetRecord>() as u64;
-const SIZE: u64 = NODES + MAX_NODES as u64 * size_of::<SubscriberNode>() as u64;
+const INDEX: u64 = NODES + MAX_NODES as u64 * size_of::<SubscriberNode>() as u64;
+const SIZE: u64 = INDEX + BUCKETS as u64 * size_of::<Bucket>() as u64;
 
 /// Words of the node as a whole. Groups that different processes write lie on cache lines of their own.
 #[derive(Debug)]
@@ -308,6 +311,16 @@ impl Control {
         let number = within(number, MAX_NODES, "number of a subscriber node")?;
         self.region
             .view(NODES + u64::from(number) * size_of::<SubscriberNode>() as u64)
+    }
+
+    /// A bucket of the index of named memory.
+    ///
+    /// # Errors
+    /// When the number is beyond the table.
+    pub(crate) fn bucket(&self, number: u32) -> Result<&Bucket> {
+        let number = within(number, BUCKETS, "bucket of the index of named memory")?;
+        self.region
+            .view(INDEX + u64::from(number) * size_of::<Bucket>() as u64)
     }
 
     fn fixed<T: Shared>(&self, offset: u64) -> &T {

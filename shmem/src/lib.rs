@@ -23,6 +23,7 @@ pub mod held;
 #[doc(hidden)]
 pub mod local;
 pub mod member;
+pub mod named;
 pub mod object;
 pub mod pool;
 pub mod recover;

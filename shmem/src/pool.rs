@@ -24,6 +24,7 @@ pub mod page;
 pub(crate) mod resize;
 pub(crate) mod room;
 pub mod slab;
+mod stats;
 pub mod table;
 pub mod tag;
 
@@ -45,6 +46,7 @@ use commit::Truth;
 use page::{PAGE, PageMeta, PageWord, Stamps, Tag};
 use room::Room;
 use slab::{CLASSES, Class, class_of, class_size};
+pub use stats::Statistics;
 use tag::PoolTag;
 
 /// Kind of a pool's metadata region in its header.
@@ -73,7 +75,9 @@ struct PoolWords {
     hint: AtomicU64,
     /// Per class: a slab whose owner is gone; 0 for none. A hint.
     orphans: [AtomicU32; 16],
-    reserved2: [AtomicU64; 7],
+    /// Pages from the first one to the highest that was ever in use.
+    top: AtomicU64,
+    reserved2: [AtomicU64; 6],
 }
 
 // SAFETY: repr(C), only atomics.
@@ -650,33 +654,25 @@ impl Pool {
         self.data.copy_out(offset + at, bytes)
     }
 
-    /// Counts what is allocated, page by page: for people and tests, not for hot paths.
-    ///
-    /// # Errors
-    /// When shared memory is corrupt.
-    pub fn stats(&self) -> Result<Stats> {
-        let committed = self.committed();
+    /// Bytes committed, and not released again.
+    fn committed_memory(&self) -> Result<u64> {
         let released = self.label_words()?.released.load(Ordering::Relaxed);
-        let mut stats = Stats {
-            limit: self.limit,
-            committed: committed.saturating_sub(released),
-            used: 0,
-            blocks: 0,
-        };
-        for index in 0..u32::try_from(committed / PAGE).unwrap_or(u32::MAX) {
-            let word = self.page(index)?.load();
-            let (blocks, size) = match word.tag() {
-                Tag::Slab => (
-                    slab::in_use(self.page_meta(index)?, word.class()),
-                    class_size(word.class()),
-                ),
-                Tag::Extent => (1, u64::from(word.extra()) * PAGE),
-                _ => continue,
-            };
-            stats.blocks += blocks;
-            stats.used += blocks * size;
+        Ok(self.committed().saturating_sub(released))
+    }
+
+    /// Pages from the first one to the highest that was ever in use.
+    fn top(&self) -> Result<u32> {
+        let top = self.words()?.top.load(Ordering::Relaxed);
+        Ok(u32::try_from(top).map_or(u32::MAX, |top| top.min(self.committed_pages())))
+    }
+
+    /// Pages up to this one are about to be used.
+    pub(crate) fn raise_top(&self, top: u32) -> Result<()> {
+        let word = &self.words()?.top;
+        if word.load(Ordering::Relaxed) < u64::from(top) {
+            word.fetch_max(top.into(), Ordering::Relaxed);
         }
-        Ok(stats)
+        Ok(())
     }
 
     #[inline]

@@ -242,6 +242,7 @@ fn claim_between(
         })? {
             Some(taken) => taken,
             None => {
+                pool.raise_top(first + pages)?;
                 intent.begin(Op::Allocate, pool.number(), 0, [first.into(), pages.into()]);
                 let claimed = PageWord::new(Tag::Claimed, Some(owner.index), 0, 0);
                 let lost = first_that(run, |page| {

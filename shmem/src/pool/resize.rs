@@ -109,6 +109,7 @@ impl Pool {
         if limit < end {
             return Err(room(low(limit)));
         }
+        self.raise_top(first + pages).map_err(|_| now)?;
         announce(self, intent, first, word.extra(), pages);
         let result = self.claim_behind(owner, first, word, pages);
         intent.end();

@@ -160,6 +160,45 @@ fn what_an_idle_process_keeps_is_there_for_others() {
 }
 
 #[test]
+fn statistics_say_what_is_where() {
+    let (control, pool) = node(4 * CHUNK);
+    let page = super::PAGE;
+    let empty = pool.statistics().unwrap();
+    assert_eq!((empty.used, empty.peak, empty.blocks), (0, 0, 0));
+    assert_eq!(empty.largest_free, pool.limit() - page);
+    let (a, one) = member(&control, &pool);
+    let (b, two) = member(&control, &pool);
+    let small = one.alloc(100).unwrap().offset;
+    let large = two.alloc(3 * page).unwrap().offset;
+    let shared = two.alloc(page).unwrap().offset;
+    two.share(shared).unwrap();
+    let all = pool.statistics().unwrap();
+    assert_eq!((all.used, all.blocks), (128 + 4 * page, 3));
+    assert_eq!(all.free, pool.limit() - all.used);
+    assert!(all.peak >= 6 * page, "{all:?}");
+    let sizes: Vec<_> = all.by_size.into_iter().collect();
+    assert_eq!(sizes, [(128, 1), (page, 1), (3 * page, 1)]);
+    let owners: Vec<_> = all.by_owner.into_iter().collect();
+    assert_eq!(
+        owners,
+        [
+            (None, (page, 1)),
+            (Some(a.index), (128, 1)),
+            (Some(b.index), (3 * page, 1))
+        ]
+    );
+    two.free(large).unwrap();
+    let all = pool.statistics().unwrap();
+    assert_eq!((all.kept, all.used), (3 * page, 128 + page));
+    let most = one.alloc(all.largest_free).unwrap().offset;
+    assert!(one.alloc(all.largest_free).is_err());
+    for block in [small, shared, most] {
+        one.free(block).unwrap();
+    }
+    assert_eq!(pool.stats().unwrap().used, 0);
+}
+
+#[test]
 fn a_slab_whose_owner_is_gone_is_adopted() {
     let (control, pool) = node(1 << 30);
     let (_, heir) = member(&control, &pool);
