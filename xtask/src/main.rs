@@ -4,6 +4,7 @@
 
 mod bench;
 mod build_cmd;
+mod checkers;
 mod children;
 mod python;
 mod repo;
@@ -62,6 +63,12 @@ enum Task {
         )]
         args: Vec<OsString>,
     },
+    /// Feed decoders, and operations on scribbled memory, with the fuzzer's inputs (nightly toolchain)
+    Fuzz(checkers::Fuzz),
+    /// Unit tests of protocol, shmem and channels under AddressSanitizer (nightly toolchain)
+    Sanitize,
+    /// Unit tests of protocol, and those of shmem and channels on heap regions, under Miri (nightly toolchain)
+    Miri,
     /// Install the Debian packages that the tests and the Slurm plugin's build need (as root)
     Setup,
 }
@@ -90,6 +97,9 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test { groups } => return test::test(&repo, &groups),
         Task::Bench(args) => bench::bench(&repo, &args)?,
         Task::Torture { args } => return torture::torture(&repo, &args),
+        Task::Fuzz(args) => checkers::fuzz(&repo, &args)?,
+        Task::Sanitize => checkers::sanitize(&repo)?,
+        Task::Miri => checkers::miri(&repo)?,
         Task::Setup => setup::install(&setup::DEBIAN_PACKAGES)?,
     }
     Ok(ExitCode::SUCCESS)

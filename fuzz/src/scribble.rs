@@ -1,0 +1,177 @@
+//! A user program that writes where it has no business: operations on shared memory of which parts were overwritten must give
+//! an error, or go wrong within what was overwritten.
+
+use std::sync::Arc;
+
+use dragon_channels::{
+    Channel, ChannelOptions, Deadline, Event, Interest, Lock, Message, Object, Semaphore, Set,
+    create_channel,
+};
+use dragon_protocol::{NodeIndex, ObjectId, RuntimeId, SlotId};
+use dragon_shmem::{Control, Error, Hooks, Member, Pool, Region};
+
+const RUNTIME: RuntimeId = RuntimeId(3);
+const LIMIT: u64 = 4 << 20;
+/// Where the metadata of so small a pool ends; beyond lie pages that nobody used.
+const META: u64 = 64 << 10;
+/// Words, slots and the first objects.
+const CONTROL: u64 = 16 << 10;
+
+/// The input is a program: each byte chooses a step, the next ones are its arguments.
+pub(crate) fn scribble(data: &[u8]) {
+    // Without memory there is nothing to be seen.
+    let Ok(mut node) = Node::new() else { return };
+    let mut input = Input(data);
+    while let Some(step) = input.byte() {
+        node.step(step, &mut input);
+    }
+}
+
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    /// The next bytes as a number; zeros behind the end.
+    fn number(&mut self, bytes: usize) -> u64 {
+        let (now, rest) = self.0.split_at(bytes.min(self.0.len()));
+        self.0 = rest;
+        let mut number = [0; 8];
+        number[..now.len()].copy_from_slice(now);
+        u64::from_le_bytes(number)
+    }
+}
+
+struct Node {
+    control: Control,
+    daemon: Arc<Member>,
+    member: Arc<Member>,
+    slot: SlotId,
+    channel: Channel,
+    lock: Lock,
+    event: Event,
+    semaphore: Semaphore,
+    set: Set,
+    messages: Vec<Message>,
+    blocks: Vec<u64>,
+    recovered: bool,
+}
+
+impl Node {
+    fn new() -> dragon_channels::Result<Self> {
+        let control = Control::create(RUNTIME, NodeIndex::FIRST, 1)?;
+        let pool = Pool::create(RUNTIME, NodeIndex::FIRST, 0, LIMIT)?;
+        pool.commit(LIMIT)?;
+        let member = |slot| {
+            let hooks = Box::new(NoMore(pool.clone()));
+            Member::new(control.clone(), pool.clone(), slot, hooks)
+        };
+        let daemon = member(control.claim_daemon_slot()?)?;
+        let slot = control.claim_slot(1)?;
+        let member = member(slot)?;
+        let options = ChannelOptions {
+            capacity: 4,
+            block: 64,
+            ..ChannelOptions::default()
+        };
+        let channel = create_channel(&member, &options)?;
+        let set = Set::create(&member, 8, 0)?;
+        set.add(channel.id(), Interest::READABLE, 1)?;
+        Ok(Self {
+            lock: Lock::create(&member, 0)?,
+            event: Event::create(&member, 0)?,
+            semaphore: Semaphore::create(&member, 1, 2, 0)?,
+            set,
+            channel,
+            control,
+            daemon,
+            member,
+            slot,
+            messages: Vec::new(),
+            blocks: Vec::new(),
+            recovered: false,
+        })
+    }
+
+    fn step(&mut self, step: u8, input: &mut Input<'_>) {
+        // Results do not matter: what matters is that there is one.
+        match step % 20 {
+            0..=2 => write(self.member.pool().meta(), META, input),
+            3..=4 => write(self.control.region(), CONTROL, input),
+            5 => write(self.member.pool().data(), LIMIT, input),
+            6 => {
+                let _ = self.channel.send(b"12345678", 1, Deadline::Now);
+            }
+            7 => {
+                let _ = self.channel.send(&[7; 300], 2, Deadline::Now);
+            }
+            8 => self.messages.extend(self.channel.receive(Deadline::Now)),
+            9 => self.messages.clear(),
+            10 => {
+                let block = self.member.try_alloc(input.number(3));
+                self.blocks
+                    .extend(block.ok().flatten().map(|block| block.offset));
+            }
+            11 => {
+                let _ = self.blocks.pop().map(|block| self.member.free(block));
+            }
+            12 => {
+                let _ = self.member.free(input.number(8));
+            }
+            13 => {
+                let _ = self.blocks.last().map(|block| self.member.share(*block));
+            }
+            14 => {
+                let mut descriptor = self.channel.descriptor();
+                descriptor.object.index = u32::from(input.byte().unwrap_or(0));
+                let _ = Object::attach(&self.member, &descriptor, true);
+            }
+            15 => {
+                let _ = self.lock.acquire(Deadline::Now);
+                let _ = self.lock.release(false);
+            }
+            16 => {
+                let _ = self.event.set();
+                let _ = self.semaphore.acquire(Deadline::Now);
+                let _ = self.semaphore.release(1);
+                let _ = self.event.clear();
+            }
+            17 => {
+                let _ = self.set.poll();
+                let _ = self.channel.poll(Deadline::Now);
+                let _ = self.channel.attributes();
+            }
+            18 => {
+                let _ = self.member.pool().stats();
+                let _ = self.control.totals();
+            }
+            _ => {
+                if !std::mem::replace(&mut self.recovered, true) {
+                    let _ = dragon_channels::recover(&self.daemon, self.slot);
+                }
+            }
+        }
+    }
+}
+
+/// Overwrites a word somewhere in the first `length` bytes of a region.
+fn write(region: &Region, length: u64, input: &mut Input<'_>) {
+    let place = input.number(3) * 8 % length;
+    let value = input.number(8).to_le_bytes();
+    // The place lies inside.
+    let _ = region.copy_in(place, &value);
+}
+
+struct NoMore(Pool);
+
+impl Hooks for NoMore {
+    fn commit(&self, _: u32, bytes: u64) -> Result<(), Error> {
+        Err(self.0.out_of_memory(bytes))
+    }
+
+    fn notify(&self, _: ObjectId) {}
+}

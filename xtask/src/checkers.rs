@@ -1,0 +1,162 @@
+//! `cargo xtask fuzz`, `sanitize` and `miri`: the checkers that need a nightly toolchain.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::repo::{self, Repo};
+
+/// What the compiler is told so that libFuzzer sees which branches an input takes, and AddressSanitizer each access.
+const FUZZED: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 -Zsanitizer=address";
+
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Fuzz {
+    /// Which target (all of them, one after the other, when none is named)
+    target: Option<String>,
+    /// How long each
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
+}
+
+pub(crate) fn fuzz(repo: &Repo, args: &Fuzz) -> Result<()> {
+    nightly()?;
+    let folder = repo.target("fuzz");
+    repo::run(
+        plus_nightly(repo)
+            .args(["build", "--release", "--target", TRIPLE])
+            .arg("--manifest-path")
+            .arg(repo.path("fuzz/driver/Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&folder)
+            .env("RUSTFLAGS", FUZZED),
+    )?;
+    let program = folder.join(TRIPLE).join("release/dragon-fuzz-driver");
+    let all = targets(repo)?;
+    let chosen = match &args.target {
+        Some(name) if all.contains(name) => vec![name.clone()],
+        Some(name) => bail!("there is no target {name}; there are {}", all.join(", ")),
+        None => all,
+    };
+    for target in chosen {
+        // What the fuzzer finds is kept apart from what is committed.
+        let found = repo.target(PathBuf::from("fuzz/corpus").join(&target));
+        std::fs::create_dir_all(&found)?;
+        println!("fuzz {target}, {} s", args.seconds);
+        let mut command = Command::new(&program);
+        command
+            .arg(&found)
+            .arg(repo.path("fuzz/corpus").join(&target))
+            .arg(format!("-max_total_time={}", args.seconds))
+            .arg(format!("-artifact_prefix={}/", folder.display()))
+            .args([
+                "-timeout=20",
+                "-rss_limit_mb=4096",
+                "-max_len=512",
+                "-print_final_stats=1",
+            ])
+            .env("DRAGON_FUZZ_TARGET", &target)
+            .env("ASAN_OPTIONS", "detect_leaks=0");
+        repo::run(&mut command)?;
+    }
+    println!("no target failed");
+    Ok(())
+}
+
+/// The targets are the folders of the corpus.
+fn targets(repo: &Repo) -> Result<Vec<String>> {
+    let folders = std::fs::read_dir(repo.path("fuzz/corpus"))?;
+    let mut names: Vec<String> = folders
+        .filter_map(|folder| folder.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Unit tests under AddressSanitizer. The standard library has none of its checks, which would take a build of it; all
+/// code of this project has them.
+pub(crate) fn sanitize(repo: &Repo) -> Result<()> {
+    nightly()?;
+    repo::run(
+        plus_nightly(repo)
+            .args(["test", "--lib", "--target", TRIPLE])
+            .args([
+                "-p",
+                "dragon-protocol",
+                "-p",
+                "dragon-shmem",
+                "-p",
+                "dragon-channels",
+            ])
+            .arg("--target-dir")
+            .arg(repo.target("sanitize"))
+            .env("RUSTFLAGS", "-Zsanitizer=address")
+            .env("ASAN_OPTIONS", "detect_leaks=0"),
+    )
+}
+
+/// Tests under Miri: the whole of `protocol`, and of `shmem` and `channels` those on heap regions, which have `heap` in
+/// their names, since Miri knows no memory that is mapped from files.
+pub(crate) fn miri(repo: &Repo) -> Result<()> {
+    nightly()?;
+    let there = plus_nightly(repo)
+        .args(["miri", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !there {
+        bail!(
+            "Miri is not installed; type: rustup +nightly component add miri rust-src (cargo xtask sanitize runs the same \
+             tests under AddressSanitizer)"
+        );
+    }
+    let flags = "-Zmiri-permissive-provenance";
+    repo::run(
+        plus_nightly(repo)
+            .args(["miri", "test", "-p", "dragon-protocol", "--lib"])
+            .env("MIRIFLAGS", flags),
+    )?;
+    repo::run(
+        plus_nightly(repo)
+            .args([
+                "miri",
+                "test",
+                "--lib",
+                "-p",
+                "dragon-shmem",
+                "-p",
+                "dragon-channels",
+                "heap",
+            ])
+            .env("MIRIFLAGS", flags),
+    )
+}
+
+fn nightly() -> Result<()> {
+    let status = Command::new("cargo")
+        .args(["+nightly", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("this needs a nightly toolchain; type: rustup toolchain install nightly");
+    }
+    Ok(())
+}
+
+/// Cargo of the nightly toolchain: by its name, so that rustup chooses.
+fn plus_nightly(repo: &Repo) -> Command {
+    let mut command = Command::new("cargo");
+    command.arg("+nightly").current_dir(repo.path(""));
+    // What the toolchain that built this program left behind would be taken for nightly's.
+    for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN", "RUSTFLAGS"] {
+        command.env_remove(name);
+    }
+    command
+}
