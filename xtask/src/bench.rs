@@ -3,7 +3,7 @@
 //! Absolute figures move from machine to machine and from hour to hour; a ratio to a peer that ran in the same minute
 //! does so less. A missed goal is printed, never an error.
 
-mod channel;
+mod core;
 mod python;
 mod row;
 mod sample;
@@ -40,8 +40,8 @@ enum Group {
     Slurm,
     /// multiprocessing's objects beside the standard library's
     Python,
-    /// One message between two processes, beside bare atomics and bare futexes
-    Channel,
+    /// Pools and channels between processes, beside bare programs and peers
+    Core,
 }
 
 pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
@@ -53,6 +53,8 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
         "dragon-raw",
         "-p",
         "dragon-channels",
+        "-p",
+        "dragon-bench",
         "--bins",
     ]))?;
     children::adopt_orphans()?;
@@ -83,7 +85,7 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
             Group::Start => start::measure(repo, upstream, &mut print),
             Group::Slurm => slurm::measure(repo, &mut print),
             Group::Python => python::measure(repo, upstream, &mut print),
-            Group::Channel => channel::measure(repo, &mut print),
+            Group::Core => core::measure(repo, &mut print),
         }
     }
     Ok(())

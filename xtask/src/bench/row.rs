@@ -13,6 +13,10 @@ pub(super) enum Goal {
     Ratio(f64),
     /// At most this much, in the row's unit.
     Value(f64),
+    /// At least this many times the peer.
+    RatioAtLeast(f64),
+    /// At least this much, in the row's unit.
+    AtLeast(f64),
     /// No goal: the row says where we stand.
     None,
 }
@@ -43,6 +47,8 @@ impl Row {
         match self.goal {
             Goal::Ratio(limit) => self.ratio().map(|ratio| ratio <= limit),
             Goal::Value(limit) => self.ours.as_ref().ok().map(|ours| ours.median() <= limit),
+            Goal::RatioAtLeast(limit) => self.ratio().map(|ratio| ratio >= limit),
+            Goal::AtLeast(limit) => self.ours.as_ref().ok().map(|ours| ours.median() >= limit),
             Goal::None => None,
         }
     }
@@ -51,6 +57,8 @@ impl Row {
         match self.goal {
             Goal::Ratio(limit) => format!("≤ {} ×", figure(limit)),
             Goal::Value(limit) => format!("≤ {} {}", figure(limit), self.unit),
+            Goal::RatioAtLeast(limit) => format!("≥ {} ×", figure(limit)),
+            Goal::AtLeast(limit) => format!("≥ {} {}", figure(limit), self.unit),
             Goal::None => String::new(),
         }
     }

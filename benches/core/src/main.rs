@@ -1,0 +1,204 @@
+//! `core-bench MODE`: what pools and channels do between processes. Prints one JSON object: `{"values": [one per run], "note"}`.
+//!
+//! | mode | values |
+//! |---|---|
+//! | `rate SENDERS RECEIVERS` | million messages of 64 B a second |
+//! | `bandwidth BYTES` | GB/s with copy in and copy out |
+//! | `handover BYTES` | microseconds to hand a block over, allocation and free included |
+//! | `alloc BYTES [PROCESSES]` | nanoseconds of an allocation and its free |
+//! | `idle` | CPU milliseconds a second with 10 000 channels and 1 000 waiters |
+//! | `attach` | microseconds to attach to the runtime and detach |
+//! | `channel-memory`, `pool-memory` | an empty channel's memory over that of its blocks; KiB of an empty pool |
+
+mod node;
+mod traffic;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use dragon_channels::{ChannelOptions, Deadline, Event, create_channel};
+use dragon_raw::memory::{Children, Shared};
+use dragon_raw::{cores, pin, report, report_skipped};
+
+use crate::node::Node;
+
+const RUNS: usize = 10;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let name = format!("core-bench {}", words.join(" "));
+    match run(&words) {
+        Ok((unit, values, note)) => report(&name, unit, &values, &note),
+        Err(error) => report_skipped(&name, &format!("{error:#}").replace('"', "'")),
+    }
+    ExitCode::SUCCESS
+}
+
+type Measured = (&'static str, Vec<f64>, String);
+
+fn run(words: &[&str]) -> Result<Measured> {
+    match words {
+        ["rate", senders, receivers] => traffic::rate(senders.parse()?, receivers.parse()?),
+        ["bandwidth", bytes] => traffic::bandwidth(bytes.parse()?),
+        ["handover", bytes] => traffic::handover(bytes.parse()?),
+        ["alloc", bytes] => alloc(bytes.parse()?, 1),
+        ["alloc", bytes, processes] => alloc(bytes.parse()?, processes.parse()?),
+        ["idle"] => idle(),
+        ["attach"] => attach(),
+        ["channel-memory"] => channel_memory(),
+        ["pool-memory"] => pool_memory(),
+        _ => bail!("unknown mode; see the head of benches/core/src/main.rs"),
+    }
+}
+
+/// All processes at once; the mean of theirs.
+fn alloc(bytes: u64, processes: usize) -> Result<Measured> {
+    const ROUNDS: u32 = 200_000;
+    let node = Node::new(256 << 20, 2)?;
+    let cores = cores(false)?;
+    let cores = [cores.0, cores.1];
+    let words = Shared::new(4096)?;
+    let mut values = Vec::new();
+    for run in 0..=RUNS {
+        words.word(0).store(0, Ordering::SeqCst);
+        words.word(8).store(0, Ordering::SeqCst);
+        let mut children = Children::default();
+        for n in 0..processes {
+            let slot = node.slot()?;
+            children.fork(|| {
+                pin(cores[n % 2])?;
+                let member = node.member(slot)?;
+                for _ in 0..1_000 {
+                    member.free(member.alloc(bytes)?.offset)?;
+                }
+                words.word(0).fetch_add(1, Ordering::SeqCst);
+                while words.word(0).load(Ordering::SeqCst) < processes as u64 {
+                    std::thread::yield_now();
+                }
+                let start = Instant::now();
+                for _ in 0..ROUNDS {
+                    member.free(member.alloc(bytes)?.offset)?;
+                }
+                let time = u64::try_from(start.elapsed().as_nanos())?;
+                words.word(8).fetch_add(time, Ordering::SeqCst);
+                Ok(())
+            })?;
+        }
+        children.join()?;
+        node.recover_all()?;
+        if run > 0 {
+            let time = words.word(8).load(Ordering::SeqCst) as f64;
+            values.push(time / f64::from(ROUNDS) / processes as f64);
+        }
+    }
+    let note = format!("{bytes} B, {processes} processes pinned to cores, committed memory");
+    Ok(("ns", values, note))
+}
+
+/// Waiters are threads of ten processes, each on an event of its own.
+fn idle() -> Result<Measured> {
+    const CHANNELS: usize = 10_000;
+    const WAITERS: usize = 1_000;
+    const PROCESSES: usize = 10;
+    let node = Node::new(2 << 30, 2)?;
+    let member = node.member(node.slot()?)?;
+    let small = ChannelOptions {
+        capacity: 16,
+        ..ChannelOptions::default()
+    };
+    let mut channels = Vec::new();
+    for _ in 0..CHANNELS {
+        channels.push(create_channel(&member, &small)?);
+    }
+    let event = Event::create(&member, 0)?;
+    let descriptor = event.descriptor();
+    let words = Shared::new(4096)?;
+    let mut children = Children::default();
+    for _ in 0..PROCESSES {
+        let slot = node.slot()?;
+        children.fork(|| {
+            let member = node.member(slot)?;
+            let event = Arc::new(Event::attach(&member, &descriptor, false)?);
+            let threads: Vec<_> = (0..WAITERS / PROCESSES)
+                .map(|_| {
+                    let (event, words) = (Arc::clone(&event), words.clone());
+                    std::thread::spawn(move || {
+                        words.word(0).fetch_add(1, Ordering::SeqCst);
+                        event.wait(Deadline::Never)
+                    })
+                })
+                .collect();
+            for thread in threads {
+                thread.join().ok().context("a waiter panicked")??;
+            }
+            Ok(())
+        })?;
+    }
+    while words.word(0).load(Ordering::SeqCst) < WAITERS as u64 {
+        std::thread::yield_now();
+    }
+    node::pause(Duration::from_millis(500));
+    let mut values = Vec::new();
+    for _ in 0..RUNS {
+        let before = children.cpu()?;
+        node::pause(Duration::from_millis(500));
+        values.push((children.cpu()? - before).as_secs_f64() * 2e3);
+    }
+    event.set()?;
+    children.join()?;
+    let note = format!("{CHANNELS} idle channels, {WAITERS} waiters in {PROCESSES} processes");
+    Ok(("ms/s", values, note))
+}
+
+/// Inside a runtime: `dragon core-bench attach`.
+fn attach() -> Result<Measured> {
+    const ROUNDS: u32 = 200;
+    let mut values = Vec::new();
+    for run in 0..=RUNS {
+        let start = Instant::now();
+        for _ in 0..ROUNDS {
+            dragon::Session::attach().map_err(|error| anyhow::anyhow!("{error}"))?;
+            dragon::Session::detach().map_err(|error| anyhow::anyhow!("{error}"))?;
+        }
+        if run > 0 {
+            values.push(start.elapsed().as_secs_f64() * 1e6 / f64::from(ROUNDS));
+        }
+    }
+    Ok(("us", values, "attach and detach, one process".to_owned()))
+}
+
+/// Memory that the node's regions take more for a channel, over the bytes of its cells.
+fn channel_memory() -> Result<Measured> {
+    const CHANNELS: u64 = 1_000;
+    let node = Node::new(1 << 30, 2)?;
+    let member = node.member(node.slot()?)?;
+    let options = ChannelOptions::default();
+    let first = create_channel(&member, &options)?;
+    let before = node.resident()?;
+    let mut channels = vec![first];
+    for _ in 0..CHANNELS {
+        channels.push(create_channel(&member, &options)?);
+    }
+    let taken = node.resident()? - before;
+    let blocks = u64::from(options.capacity) * u64::from(options.block);
+    let each = taken as f64 / CHANNELS as f64;
+    let note = format!(
+        "{each:.0} B for {} blocks of {} B, touched",
+        options.capacity, options.block
+    );
+    Ok(("x", vec![each / blocks as f64], note))
+}
+
+fn pool_memory() -> Result<Measured> {
+    let node = Node::uncommitted(1 << 30, 2)?;
+    let pool = node.pool_resident()? as f64 / 1024.0;
+    Ok((
+        "KiB",
+        vec![pool],
+        "metadata and data of an empty pool of 1 GiB".to_owned(),
+    ))
+}

@@ -1,0 +1,175 @@
+//! Messages between processes.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use dragon_channels::{Channel, ChannelOptions, Deadline, create_channel};
+use dragon_raw::memory::{Children, Shared};
+use dragon_raw::{cores, pin};
+
+use crate::node::Node;
+use crate::{Measured, RUNS};
+
+const NEVER: Deadline = Deadline::Never;
+
+/// 64 B; with one sender and one receiver pinned to a core each, with more left to the kernel.
+pub(crate) fn rate(senders: u64, receivers: u64) -> Result<Measured> {
+    let total: u64 = if senders == 1 { 500_000 } else { 400_000 };
+    let node = Node::new(64 << 20, 2)?;
+    let member = node.member(node.slot()?)?;
+    let channel = create_channel(&member, &ChannelOptions::default())?;
+    let descriptor = channel.descriptor();
+    let (first, second) = cores(false)?;
+    let pinned = senders == 1 && receivers == 1;
+    let mut values = Vec::new();
+    for run in 0..=RUNS {
+        let words = Shared::new(4096)?;
+        let go = |words: &Shared| {
+            words.word(0).fetch_add(1, Ordering::SeqCst);
+            while words.word(0).load(Ordering::SeqCst) <= senders + receivers {
+                std::thread::yield_now();
+            }
+        };
+        let mut children = Children::default();
+        for n in 0..senders + receivers {
+            let slot = node.slot()?;
+            children.fork(|| {
+                if pinned {
+                    pin(if n == 0 { first } else { second })?;
+                }
+                let member = node.member(slot)?;
+                let channel = Channel::attach(&member, &descriptor, false)?;
+                let payload = [n.to_le_bytes()[0]; 64];
+                go(&words);
+                if n < senders {
+                    for number in 0..total / senders {
+                        channel.send(&payload, number, NEVER)?;
+                    }
+                } else {
+                    let mut bytes = 0;
+                    for _ in 0..total / receivers {
+                        bytes += channel.receive(NEVER)?.len() as u64;
+                    }
+                    ensure!(bytes == total / receivers * 64, "{bytes} bytes came");
+                }
+                Ok(())
+            })?;
+        }
+        while words.word(0).load(Ordering::SeqCst) < senders + receivers {
+            std::thread::yield_now();
+        }
+        let start = Instant::now();
+        words.word(0).fetch_add(1, Ordering::SeqCst);
+        children.join()?;
+        let time = start.elapsed().as_secs_f64();
+        node.recover_all_but(member.slot())?;
+        if run > 0 {
+            values.push(total as f64 / time / 1e6);
+        }
+    }
+    let how = if pinned {
+        format!("pinned to cores {first} and {second}")
+    } else {
+        "oversubscribed, not pinned".to_owned()
+    };
+    Ok((
+        "M/s",
+        values,
+        format!("64 B, {senders}:{receivers}, adaptive waits, {how}"),
+    ))
+}
+
+/// The sender copies in, the receiver copies out.
+pub(crate) fn bandwidth(bytes: usize) -> Result<Measured> {
+    let rounds = rounds(bytes);
+    let run = |channel: &Channel, sends: bool, buffer: &mut [u8]| -> Result<()> {
+        for number in 0..rounds {
+            if sends {
+                channel.send(buffer, number, NEVER)?;
+            } else {
+                let message = channel.receive(NEVER)?;
+                ensure!(message.copy_to(0, buffer) == bytes, "too short");
+            }
+        }
+        Ok(())
+    };
+    let values = pair(|channel, _, sends| {
+        let mut buffer = vec![u8::from(sends); bytes];
+        run(channel, sends, &mut buffer)
+    })?;
+    let volume = bytes as f64 * rounds as f64 / 1e9;
+    let values = values.iter().map(|time| volume / time).collect();
+    Ok((
+        "GB/s",
+        values,
+        format!("{bytes} B, two copies, pinned, memory warm, adaptive waits"),
+    ))
+}
+
+/// The sender allocates a block and sends it, the receiver looks at its first byte and frees it.
+pub(crate) fn handover(bytes: usize) -> Result<Measured> {
+    const ROUNDS: u64 = 20_000;
+    let values = pair(|channel, member, sends| {
+        for number in 0..ROUNDS {
+            if sends {
+                let block = member.alloc(bytes as u64)?;
+                channel.send_block(block, number, NEVER)?;
+            } else {
+                let message = channel.receive(NEVER)?;
+                ensure!(message.len() == bytes, "too short");
+            }
+        }
+        Ok(())
+    })?;
+    let values = values
+        .iter()
+        .map(|time| time * 1e6 / ROUNDS as f64)
+        .collect();
+    Ok((
+        "us",
+        values,
+        format!("{bytes} B by hand-over, pinned, adaptive waits"),
+    ))
+}
+
+fn rounds(bytes: usize) -> u64 {
+    (256_u64 << 20).div_euclid(bytes as u64).clamp(8, 2_000)
+}
+
+/// Seconds of each run that a sender and a receiver take, each pinned and each the same process for all runs.
+fn pair(act: impl Fn(&Channel, &dragon_shmem::Member, bool) -> Result<()>) -> Result<Vec<f64>> {
+    let node = Node::new(1 << 30, 2)?;
+    let member = node.member(node.slot()?)?;
+    let options = ChannelOptions {
+        capacity: 4,
+        ..ChannelOptions::default()
+    };
+    let channel = create_channel(&member, &options)?;
+    let descriptor = channel.descriptor();
+    let (first, second) = cores(false)?;
+    let words = Shared::new(4096)?;
+    let mut children = Children::default();
+    for sends in [true, false] {
+        let slot = node.slot()?;
+        children.fork(|| {
+            pin(if sends { first } else { second })?;
+            let member = node.member(slot)?;
+            let channel = Channel::attach(&member, &descriptor, false)?;
+            for run in 0..=RUNS {
+                let start = Instant::now();
+                act(&channel, &member, sends)?;
+                let time = u64::try_from(start.elapsed().as_nanos())?;
+                if !sends {
+                    words.word(8 + run).store(time, Ordering::SeqCst);
+                }
+            }
+            Ok(())
+        })?;
+    }
+    children.join()?;
+    // The first run warms up and is dropped.
+    Ok((1..=RUNS)
+        .map(|run| words.word(8 + run).load(Ordering::SeqCst) as f64 / 1e9)
+        .collect())
+}

@@ -1,0 +1,347 @@
+//! `raw-memory MODE`: the least that the machine allows between processes. Prints one JSON object, as the other raw programs.
+//!
+//! | mode | values |
+//! |---|---|
+//! | `ring` | million messages of 64 B a second through a Vyukov ring |
+//! | `copies BYTES` | GB/s with one copy in and one copy out, and two atomics |
+//! | `pipe-bandwidth BYTES`, `socket-bandwidth BYTES` | GB/s through a pipe, a Unix socket |
+//! | `socket` | microseconds one way between two sleepers on a Unix socket |
+//! | `bitmap [PROCESSES]` | nanoseconds to set and clear a bit of an atomic bitmap of one's own |
+//! | `connect` | microseconds to connect to a Unix socket and get three descriptors |
+
+use std::cell::Cell;
+use std::hint::spin_loop;
+use std::io::{Read, Write};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use anyhow::{Result, bail, ensure};
+use dragon_raw::memory::{Children, Shared};
+use dragon_raw::{cores, pin, report, report_skipped};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+
+const RUNS: usize = 10;
+
+type Measured = (&'static str, Vec<f64>, String);
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let name = format!("raw-memory {}", words.join(" "));
+    match run(&words) {
+        Ok((unit, values, note)) => report(&name, unit, &values, &note),
+        Err(error) => report_skipped(&name, &format!("{error:#}").replace('"', "'")),
+    }
+}
+
+fn run(words: &[&str]) -> Result<Measured> {
+    match words {
+        ["ring"] => ring(),
+        ["copies", bytes] => copies(bytes.parse()?),
+        ["pipe-bandwidth", bytes] => {
+            let (reader, writer) = std::io::pipe()?;
+            stream(bytes.parse()?, reader, writer)
+        }
+        ["socket-bandwidth", bytes] => {
+            let (reader, writer) = UnixStream::pair()?;
+            stream(bytes.parse()?, reader, writer)
+        }
+        ["socket"] => socket(),
+        ["bitmap"] => bitmap(1),
+        ["bitmap", processes] => bitmap(processes.parse()?),
+        ["connect"] => connect(),
+        _ => bail!("unknown mode; see the head of raw-memory.rs"),
+    }
+}
+
+/// Seconds of each run of a sender and a receiver on a core each; the first run warms up and is dropped.
+fn pair(act: impl Fn(usize, bool) -> Result<()>) -> Result<Vec<f64>> {
+    let (first, second) = cores(false)?;
+    let times = Shared::new(4096)?;
+    let mut children = Children::default();
+    for sends in [true, false] {
+        children.fork(|| {
+            pin(if sends { first } else { second })?;
+            for run in 0..=RUNS {
+                let start = Instant::now();
+                act(run, sends)?;
+                if !sends {
+                    let time = u64::try_from(start.elapsed().as_nanos())?;
+                    times.word(run).store(time, Ordering::SeqCst);
+                }
+            }
+            Ok(())
+        })?;
+    }
+    children.join()?;
+    let seconds = |run| times.word(run).load(Ordering::SeqCst) as f64 / 1e9;
+    Ok((1..=RUNS).map(seconds).collect())
+}
+
+/// D. Vyukov's bounded queue: a cell's sequence says for which position it is ready; positions are claimed by
+/// compare-and-swap on head and tail.
+fn ring() -> Result<Measured> {
+    const CELLS: u64 = 256;
+    const TOTAL: u64 = 2_000_000;
+    const CELL: usize = 128;
+    const HEAD: usize = 0;
+    const TAIL: usize = 16;
+    const FIRST: usize = 256;
+    let shared = Shared::new(FIRST + 256 * CELL)?;
+    let place = |position: u64| FIRST + (position % CELLS) as usize * CELL;
+    for n in 0..CELLS {
+        shared.word(place(n) / 8).store(n, Ordering::SeqCst);
+    }
+    let claim = |word: usize, ahead: u64| {
+        let word = shared.word(word);
+        let mut position = word.load(Ordering::Relaxed);
+        loop {
+            let sequence = shared.word(place(position) / 8).load(Ordering::Acquire);
+            if sequence == position + ahead {
+                match word.compare_exchange_weak(
+                    position,
+                    position + 1,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                ) {
+                    Ok(_) => return position,
+                    Err(now) => position = now,
+                }
+            } else {
+                turn();
+                position = word.load(Ordering::Relaxed);
+            }
+        }
+    };
+    let times = pair(|_, sends| {
+        let mut payload = [7_u8; 64];
+        for _ in 0..TOTAL {
+            let position = claim(if sends { TAIL } else { HEAD }, u64::from(!sends));
+            let bytes = shared.bytes(place(position) + 8, 64);
+            if sends {
+                // SAFETY: the cell is ours until its sequence says otherwise.
+                unsafe { std::ptr::copy_nonoverlapping(payload.as_ptr(), bytes, 64) };
+            } else {
+                // SAFETY: as above.
+                unsafe { std::ptr::copy_nonoverlapping(bytes, payload.as_mut_ptr(), 64) };
+            }
+            let next = if sends {
+                position + 1
+            } else {
+                position + CELLS
+            };
+            shared
+                .word(place(position) / 8)
+                .store(next, Ordering::Release);
+        }
+        ensure!(payload == [7; 64], "other bytes came");
+        Ok(())
+    })?;
+    let values = times.iter().map(|time| TOTAL as f64 / time / 1e6).collect();
+    Ok((
+        "M/s",
+        values,
+        "64 B, 1:1, 256 cells, spinning, pinned".to_owned(),
+    ))
+}
+
+/// Two buffers in turn, so that one is filled while the other is emptied.
+fn copies(bytes: usize) -> Result<Measured> {
+    const DATA: usize = 4096;
+    let rounds = (256 << 20) / bytes as u64;
+    let rounds = rounds.clamp(8, 2_000);
+    let shared = Shared::new(DATA + 2 * bytes)?;
+    let wait = |word: &AtomicU64, until: u64| {
+        while word.load(Ordering::Acquire) < until {
+            turn();
+        }
+    };
+    let times = pair(|run, sends| {
+        let mut own = vec![u8::from(sends); bytes];
+        let (filled, emptied) = (shared.word(0), shared.word(16));
+        for n in run as u64 * rounds..(run as u64 + 1) * rounds {
+            let buffer = shared.bytes(DATA + (n % 2) as usize * bytes, bytes);
+            if sends {
+                wait(emptied, (n + 1).saturating_sub(2));
+                // SAFETY: the receiver has emptied the buffer, and waits for us.
+                unsafe { std::ptr::copy_nonoverlapping(own.as_ptr(), buffer, bytes) };
+                filled.store(n + 1, Ordering::Release);
+            } else {
+                wait(filled, n + 1);
+                // SAFETY: the sender has filled the buffer, and waits for us.
+                unsafe { std::ptr::copy_nonoverlapping(buffer, own.as_mut_ptr(), bytes) };
+                emptied.store(n + 1, Ordering::Release);
+            }
+        }
+        ensure!(own[bytes - 1] == 1, "other bytes came");
+        Ok(())
+    })?;
+    let volume = bytes as f64 * rounds as f64 / 1e9;
+    let values = times.iter().map(|time| volume / time).collect();
+    Ok((
+        "GB/s",
+        values,
+        format!("{bytes} B, two copies, two buffers, spinning, pinned"),
+    ))
+}
+
+/// One turn of a loop that waits. The other process may not run while others use its core: then this one yields.
+fn turn() {
+    thread_local!(static TURNS: Cell<u32> = const { Cell::new(0) });
+    TURNS.set(TURNS.get().wrapping_add(1));
+    if TURNS.get().is_multiple_of(1 << 14) {
+        std::thread::yield_now();
+    }
+    spin_loop();
+}
+
+fn stream(bytes: usize, reader: impl Read, writer: impl Write) -> Result<Measured> {
+    let rounds = ((128 << 20) / bytes as u64).clamp(4, 1_000);
+    let (reader, writer) = (
+        std::cell::RefCell::new(reader),
+        std::cell::RefCell::new(writer),
+    );
+    let times = pair(|_, sends| {
+        let mut own = vec![u8::from(sends); bytes];
+        for _ in 0..rounds {
+            if sends {
+                writer.borrow_mut().write_all(&own)?;
+            } else {
+                reader.borrow_mut().read_exact(&mut own)?;
+            }
+        }
+        Ok(())
+    })?;
+    let volume = bytes as f64 * rounds as f64 / 1e9;
+    let values = times.iter().map(|time| volume / time).collect();
+    Ok(("GB/s", values, format!("{bytes} B, pinned")))
+}
+
+fn socket() -> Result<Measured> {
+    const ROUNDS: u32 = 5_000;
+    let (here, there) = UnixStream::pair()?;
+    let times = pair(|_, first| {
+        let mut stream = if first { &here } else { &there };
+        let mut bytes = [1_u8; 8];
+        for _ in 0..ROUNDS {
+            if first {
+                stream.write_all(&bytes)?;
+                stream.read_exact(&mut bytes)?;
+            } else {
+                stream.read_exact(&mut bytes)?;
+                stream.write_all(&bytes)?;
+            }
+        }
+        Ok(())
+    })?;
+    let values = times
+        .iter()
+        .map(|time| time * 1e6 / f64::from(ROUNDS) / 2.0)
+        .collect();
+    Ok((
+        "us",
+        values,
+        "8 B one way, sleeping, pinned to two cores".to_owned(),
+    ))
+}
+
+/// A bit is looked for, set by compare-and-swap and cleared again: what an allocator cannot do without.
+fn bitmap(processes: usize) -> Result<Measured> {
+    const ROUNDS: u32 = 1_000_000;
+    let (first, second) = cores(processes == 1)?;
+    let cores = [first, second];
+    let mut values = Vec::new();
+    for run in 0..=RUNS {
+        let words = Shared::new(1 << 16)?;
+        let mut children = Children::default();
+        for n in 0..processes {
+            children.fork(|| {
+                pin(cores[n % 2])?;
+                let map = words.word(64 * (n + 1));
+                words.word(0).fetch_add(1, Ordering::SeqCst);
+                while words.word(0).load(Ordering::SeqCst) < processes as u64 {
+                    std::thread::yield_now();
+                }
+                let start = Instant::now();
+                for _ in 0..ROUNDS {
+                    let before = map.load(Ordering::Relaxed);
+                    let bit = 1_u64 << (!before).trailing_zeros();
+                    let set = before | bit;
+                    let done = Ordering::AcqRel;
+                    ensure!(
+                        map.compare_exchange(before, set, done, Ordering::Relaxed)
+                            .is_ok(),
+                        "nobody else writes here"
+                    );
+                    map.fetch_and(!bit, Ordering::AcqRel);
+                }
+                let time = u64::try_from(start.elapsed().as_nanos())?;
+                words.word(8).fetch_add(time, Ordering::SeqCst);
+                Ok(())
+            })?;
+        }
+        children.join()?;
+        if run > 0 {
+            let time = words.word(8).load(Ordering::SeqCst) as f64;
+            values.push(time / f64::from(ROUNDS) / processes as f64);
+        }
+    }
+    Ok((
+        "ns",
+        values,
+        format!("{processes} processes, a bitmap each, pinned"),
+    ))
+}
+
+fn connect() -> Result<Measured> {
+    const ROUNDS: usize = 2_000;
+    let name = std::env::temp_dir().join(format!("raw-connect-{}", std::process::id()));
+    let listener = UnixListener::bind(&name)?;
+    let mut children = Children::default();
+    children.fork(|| {
+        let passed = [listener.as_fd(); 3];
+        for _ in 0..(RUNS + 1) * ROUNDS {
+            let (mut stream, _) = listener.accept()?;
+            let mut hello = [0; 32];
+            stream.read_exact(&mut hello)?;
+            let mut space = [std::mem::MaybeUninit::uninit(); 128];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            ensure!(
+                control.push(SendAncillaryMessage::ScmRights(&passed)),
+                "no room"
+            );
+            let bytes = [std::io::IoSlice::new(&hello)];
+            rustix::net::sendmsg(&stream, &bytes, &mut control, SendFlags::empty())?;
+        }
+        Ok(())
+    })?;
+    let mut values = Vec::new();
+    for run in 0..=RUNS {
+        let start = Instant::now();
+        for _ in 0..ROUNDS {
+            let mut stream = UnixStream::connect(&name)?;
+            stream.write_all(&[1; 32])?;
+            let mut reply = [0; 32];
+            let mut space = [std::mem::MaybeUninit::uninit(); 128];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut bytes = [std::io::IoSliceMut::new(&mut reply)];
+            rustix::net::recvmsg(&stream, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+            // The descriptors are closed here.
+            control.drain().for_each(drop);
+        }
+        if run > 0 {
+            values.push(start.elapsed().as_secs_f64() * 1e6 / ROUNDS as f64);
+        }
+    }
+    children.join()?;
+    std::fs::remove_file(&name)?;
+    Ok((
+        "us",
+        values,
+        "connect, 32 B there, 32 B and three descriptors back".to_owned(),
+    ))
+}
