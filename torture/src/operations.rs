@@ -3,6 +3,7 @@
 mod alloc;
 mod channel;
 mod objects;
+mod pools;
 mod sets;
 mod streams;
 
@@ -72,6 +73,7 @@ pub(crate) fn all() -> Vec<Operation> {
         sets::OPERATIONS,
         streams::OPERATIONS,
         alloc::OPERATIONS,
+        pools::OPERATIONS,
     ]
     .concat()
 }

@@ -1,17 +1,25 @@
 //! A node of a runtime for one operation: its regions, its daemon (this process, slot 0), and what can be counted in it.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
-use dragon_protocol::{NodeIndex, ObjectId, RuntimeId, SlotId};
+use dragon_protocol::{NodeIndex, ObjectId, ObjectKind, RuntimeId, SlotId};
 use dragon_shmem::object::State;
 use dragon_shmem::sync::Ordering;
-use dragon_shmem::{Control, Error, Hooks, Member, Pool};
+use dragon_shmem::{Control, Error, Hooks, Member, Pool, PoolTag};
 
 const RUNTIME: RuntimeId = RuntimeId(0x0dd_c0de);
 /// Objects have the lowest free entry; no operation here makes so many.
 const ENTRIES: u32 = 192;
+
+/// A second pool of the node.
+pub(crate) const SECOND: PoolTag = match PoolTag::new(1, 1) {
+    Some(tag) => tag,
+    None => PoolTag::DEFAULT,
+};
+const SECOND_LIMIT: u64 = 4 << 20;
+const PAGE: u64 = 64 << 10;
 
 /// The regions of a node, and the member that plays its daemon.
 pub(crate) struct World {
@@ -19,6 +27,7 @@ pub(crate) struct World {
     /// As a client maps it.
     pub(crate) pool: Pool,
     pub(crate) daemon: Arc<Member>,
+    second: Arc<OnceLock<(Pool, ObjectId)>>,
 }
 
 impl World {
@@ -29,18 +38,24 @@ impl World {
         made.commit(limit)?;
         let pool = made.as_guest();
         let slot = control.claim_daemon_slot()?;
-        let hooks = Box::new(NoMore(pool.clone()));
+        let second = Arc::default();
+        let hooks = Box::new(NoMore(pool.clone(), Arc::clone(&second)));
         let daemon = Member::new(control.clone(), made, slot, hooks)?;
+        let other = Pool::create_tagged(RUNTIME, NodeIndex::FIRST, SECOND, SECOND_LIMIT)?;
+        other.commit(SECOND_LIMIT)?;
+        let object = daemon.create(ObjectKind::Pool, |_, _| Ok(()))?;
+        let _ = second.set((other.as_guest(), object));
         Ok(Self {
             control,
             pool,
             daemon,
+            second,
         })
     }
 
     /// A member for this process with a slot that the daemon gave out.
     pub(crate) fn member(&self, slot: SlotId) -> Result<Arc<Member>> {
-        let hooks = Box::new(NoMore(self.pool.clone()));
+        let hooks = Box::new(NoMore(self.pool.clone(), Arc::clone(&self.second)));
         let (control, pool) = (self.control.clone(), self.pool.clone());
         Ok(Member::new(control, pool, slot, hooks)?)
     }
@@ -53,6 +68,7 @@ impl World {
     /// Everything that must come back to its start value.
     pub(crate) fn counts(&self) -> Result<Counts> {
         let stats = self.daemon.pool().stats()?;
+        let second = self.second()?.stats()?;
         let mut objects = Vec::new();
         for index in 0..ENTRIES {
             let entry = self.control.object(index)?;
@@ -68,8 +84,8 @@ impl World {
             }
         }
         Ok(Counts {
-            used: stats.used,
-            blocks: stats.blocks,
+            used: stats.used + second.used,
+            blocks: stats.blocks + second.blocks,
             objects,
             slots: self.control.slots().count(),
             spinners: self.control.words().spinners.load(Ordering::Relaxed),
@@ -78,14 +94,21 @@ impl World {
 
     /// Whether every page is free: one block fits over all of them.
     pub(crate) fn is_empty(&self) -> Result<bool> {
-        const PAGE: u64 = 64 << 10;
-        match self.daemon.try_alloc(self.pool.limit() - PAGE)? {
-            Some(block) => {
-                self.daemon.free(block.offset)?;
-                Ok(true)
-            }
-            None => Ok(false),
+        let pin = self.daemon.pin(SECOND.address(0))?;
+        let all = [
+            self.daemon.try_alloc(self.pool.limit() - PAGE)?,
+            self.daemon.try_alloc_in(SECOND, SECOND_LIMIT - PAGE)?,
+        ];
+        for block in all.iter().flatten() {
+            self.daemon.free(block.offset)?;
         }
+        self.daemon.unpin(pin);
+        Ok(all.iter().all(Option::is_some))
+    }
+
+    fn second(&self) -> Result<&Pool> {
+        let (pool, _) = self.second.get().context("no second pool")?;
+        Ok(pool)
     }
 }
 
@@ -137,7 +160,7 @@ impl Counts {
 }
 
 /// Everything is committed from the start, as if the daemon had reached the pool's limit.
-struct NoMore(Pool);
+struct NoMore(Pool, Arc<OnceLock<(Pool, ObjectId)>>);
 
 impl Hooks for NoMore {
     fn commit(&self, _: u32, bytes: u64) -> Result<(), Error> {
@@ -145,6 +168,16 @@ impl Hooks for NoMore {
     }
 
     fn notify(&self, _: ObjectId) {}
+
+    fn pool(&self, tag: PoolTag) -> Result<(Pool, ObjectId), Error> {
+        let second = self.1.get().filter(|(pool, _)| pool.tag() == tag);
+        second.cloned().ok_or(Error::NoSuchPool(tag))
+    }
+
+    fn numbered_pool(&self, number: u32) -> Option<Pool> {
+        let second = self.1.get().filter(|(pool, _)| pool.number() == number);
+        second.map(|(pool, _)| pool.clone())
+    }
 }
 
 /// Recovers a dead process, as the daemon does.
