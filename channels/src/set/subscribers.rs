@@ -205,10 +205,8 @@ pub(crate) fn changed(
 ) {
     let places = OfEntry { control, entry, id };
     tell_each(&places, |subscriber| {
-        if subscriber.interest.0 & what.0 == 0 {
-            return record(control, &subscriber).is_some();
-        }
-        tell(control, &subscriber, thorough)
+        // Of no concern to it; whether its set still exists, a change that is will find out.
+        subscriber.interest.0 & what.0 == 0 || tell(control, &subscriber, thorough)
     });
 }
 

@@ -104,7 +104,8 @@ struct Rig {
     part: Part,
     /// One of its own for each victim.
     endpoint: Option<Endpoint>,
-    senders: Vec<StreamSender>,
+    /// With the number of the next chunk.
+    senders: Vec<(StreamSender, u64)>,
     receivers: Vec<StreamReceiver>,
 }
 
@@ -168,7 +169,7 @@ impl Survivor for Rig {
         let mut senders = Vec::new();
         match self.part {
             Part::Looks | Part::OpensLate | Part::ReceivesLate => {}
-            Part::SendsLate => senders.push(endpoint.open_send(soon())?),
+            Part::SendsLate => senders.push((endpoint.open_send(soon())?, 0)),
             Part::Sends(length) | Part::Sent(length) => {
                 let mut sender = endpoint.open_send(soon())?;
                 send(&mut sender, 0, length)?;
@@ -176,11 +177,11 @@ impl Survivor for Rig {
                 if matches!(self.part, Part::Sent(_)) {
                     sender.close(soon())?;
                 }
-                senders.push(sender);
+                senders.push((sender, 2));
             }
             Part::HasAll => {
                 for _ in 0..STREAMS {
-                    senders.push(endpoint.open_send(soon())?);
+                    senders.push((endpoint.open_send(soon())?, 0));
                 }
             }
         }
@@ -192,13 +193,13 @@ impl Survivor for Rig {
     fn release(&mut self) -> Result<()> {
         match self.part {
             Part::SendsLate => {
-                let sender = self.senders.first_mut().context("armed")?;
+                let (sender, next) = self.senders.first_mut().context("armed")?;
                 // The victim may be dead by now.
-                let _ = send(sender, 0, 8);
+                *next += u64::from(send(sender, *next, 8).is_ok());
             }
             Part::OpensLate => {
                 let sender = self.endpoint()?.open_send(soon())?;
-                self.senders.push(sender);
+                self.senders.push((sender, 0));
             }
             Part::HasAll => {
                 drop(self.senders.pop());
@@ -222,8 +223,8 @@ impl Survivor for Rig {
     }
 
     fn check(&mut self) -> Result<()> {
-        for mut sender in self.senders.drain(..) {
-            match send(&mut sender, 2, 8) {
+        for (mut sender, next) in self.senders.drain(..) {
+            match send(&mut sender, next, 8) {
                 Ok(()) | Err(Error::PeerDied(_) | Error::PeerClosed(_) | Error::Destroyed(_)) => {}
                 Err(error) => return Err(error).context("the survivor's sender"),
             }
