@@ -12,12 +12,14 @@ use dragon_shmem::reference::Change;
 use dragon_shmem::sync::{Ordering, fence, low};
 use dragon_shmem::{Block, Deadline, Member};
 
-use crate::channel::{Local, Outgoing, block_of, open};
+use crate::channel::{Local, Outgoing, Poll, Ticket, block_of, open};
 use crate::condition::phase;
 use crate::error::{Error, Result};
 use crate::lock::Who;
 use crate::message::Message;
 use crate::object::{alive, destroy, discard, drop_transit};
+use crate::remote;
+use crate::ring::Label;
 use crate::set::subscribers::AGENT;
 use crate::wait::Spin;
 use crate::{Trigger, broadcast, condition, event, lock, process, semaphore, stream};
@@ -268,16 +270,19 @@ fn execute(
             Err(dragon_shmem::Error::WrongKind(id))
         }
     };
+    let opened = std::cell::OnceCell::new();
     let channel = || -> Result<Local<'_>> {
         is(ObjectKind::Channel)?;
         // Before the channel is opened, so that the first error tells that it was destroyed.
         alive(entry, id)?;
         let ring = open(member, entry)?;
+        let ring = opened.get_or_init(|| ring);
         Ok(Local {
             member,
             id,
             entry,
             ring,
+            opened: None,
         })
     };
     Ok(match op {
@@ -303,11 +308,27 @@ fn execute(
             Err(Error::Empty) => Attempt::NotYet,
             Err(error) => return Err(error),
         },
-        Op::PollReadable => match channel()?.poll(&Spin::default(), Deadline::Now) {
-            Ok(count) => Attempt::done(count, 0),
-            Err(Error::Empty) => Attempt::NotYet,
-            Err(error) => return Err(error),
+        Op::PollReadable => polled(&channel()?, Poll::Readable)?,
+        Op::PollWritable => polled(&channel()?, Poll::Writable)?,
+        Op::PollEmpty => polled(&channel()?, Poll::Empty)?,
+        Op::PollFull => polled(&channel()?, Poll::Full)?,
+        Op::Peek => match channel()?.try_peek()? {
+            Some(message) => Attempt::Done {
+                status: Code::Ok,
+                arg0: message.hint(),
+                arg1: 0,
+                message: Some(message),
+            },
+            None => Attempt::NotYet,
         },
+        Op::AwaitReceipt => {
+            let channel = channel()?;
+            // A receipt for no message: the wait for the channel's end.
+            match Ticket::unpack(arg0).map(|ticket| channel.try_receipt(ticket)) {
+                Some(received) => Attempt::when(received?.is_some()),
+                None => Attempt::NotYet,
+            }
+        }
         Op::Attributes if id.kind == ObjectKind::Condition => {
             let (waiting, most) = condition::attributes(member, entry, id)?;
             Attempt::done(waiting.into(), most.into())
@@ -317,8 +338,14 @@ fn execute(
             Attempt::done(waiting.into(), most.into())
         }
         Op::Attributes => {
-            let (length, capacity) = channel()?.attributes()?;
-            Attempt::done(length, capacity)
+            let attributes = channel()?.attributes()?;
+            let bytes = remote::encode(&attributes);
+            Attempt::Done {
+                status: Code::Ok,
+                arg0: attributes.messages,
+                arg1: attributes.capacity,
+                message: Some(Message::owned(0, bytes)),
+            }
         }
         Op::Destroy => {
             destroy(member, id)?;
@@ -434,6 +461,11 @@ fn execute(
     })
 }
 
+fn polled(channel: &Local<'_>, what: Poll) -> Result<Attempt> {
+    let count = channel.try_poll(what)?;
+    Ok(count.map_or(Attempt::NotYet, |count| Attempt::done(count, 0)))
+}
+
 /// The bytes of a payload.
 fn bytes_of<'a>(member: &Member, payload: Payload<'a>) -> Result<Cow<'a, [u8]>> {
     match payload {
@@ -456,7 +488,8 @@ pub(crate) fn send(channel: &Local<'_>, payload: Payload<'_>, hint: u64) -> Resu
     let member = channel.member;
     send_with(member, channel.ring.inline(), payload, |outgoing| {
         let thread = member.thread()?;
-        channel.send(&thread, &Spin::default(), outgoing, hint, Deadline::Now)
+        let label = Label { hint, trace: None };
+        channel.send(&thread, &Spin::default(), outgoing, &label, Deadline::Now)
     })
 }
 
@@ -465,15 +498,16 @@ pub(crate) fn send_with(
     member: &Arc<Member>,
     inline: u64,
     payload: Payload<'_>,
-    put: impl Fn(&Outgoing<'_>) -> Result<()>,
+    put: impl Fn(&Outgoing<'_>) -> Result<Ticket>,
 ) -> Result<Attempt> {
     let sent = match payload {
         Payload::Block(block) => put(&Outgoing::Block(block)),
         Payload::Shared(block) => put(&Outgoing::Shared(block)),
         Payload::Inline(bytes) => {
             let parts = [IoSlice::new(bytes)];
-            if bytes.len() as u64 <= inline {
-                put(&Outgoing::Inline(&parts))
+            let length = bytes.len() as u64;
+            if length <= inline {
+                put(&Outgoing::Inline(&parts, length))
             } else {
                 let block = block_of(member, &parts, bytes.len() as u64)?;
                 let sent = put(&Outgoing::Block(block));
@@ -485,8 +519,8 @@ pub(crate) fn send_with(
         }
     };
     match sent {
-        Ok(()) => Ok(Attempt::done(0, 0)),
-        Err(Error::Full) => Ok(Attempt::NotYet),
+        Ok(ticket) => Ok(Attempt::done(ticket.pack(), 0)),
+        Err(Error::Full | Error::AtLimit { .. }) => Ok(Attempt::NotYet),
         Err(error) => Err(error),
     }
 }

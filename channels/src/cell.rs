@@ -1,41 +1,52 @@
 //! Cells: the places of a bounded queue with several senders and receivers, claimed by compare-and-swap on the cell.
 //!
-//! The queue is Vyukov's bounded MPMC queue in so far as each cell carries the lap for which it is ready. It differs in
-//! what it does about death: nobody draws a ticket from a shared counter, since a ticket in a dead process's register would
-//! be lost for good. Whoever wants a position claims its cell, and the claim names the slot of the claimer. `tail` and
-//! `head` are hints: they never run ahead of the first unclaimed position, and everyone who sees them lag moves them on.
+//! The queue descends from Vyukov's bounded MPMC queue: each cell carries the lap for which it is ready. It differs in what
+//! it does about death, and in where its words lie.
 //!
-//! A position `p` belongs to cell `p mod capacity` in lap `p div capacity`. The word of a cell is
-//! `lap 40 bits | slot 20 bits | tag 4 bits`:
+//! * Nobody draws a ticket from a shared counter, since a ticket in a dead process's register would be lost for good.
+//!   Whoever wants a position claims its cell, and the claim names the slot of the claimer. `tail` and `head` are hints:
+//!   they never run ahead of the first unclaimed position, and whoever sees them lag looks further.
+//! * A cell has three words on three cache lines. *Sender* words are written by senders alone, *receiver* words by receivers
+//!   alone; they lie in arrays of their own. The *published* word lies with the message. So a message costs the two
+//!   transfers of a line that it cannot do without, and claims cost none while there is one sender and one receiver.
+//!
+//! A position `p` belongs to cell `p mod capacity` in lap `p div capacity`. Each word is `lap 40 bits | slot 20 | tag 4`:
 //!
 //! ```text
-//!  FREE(n) ─sender: CAS→ WRITING(n, slot) ─store→ FULL(n) ─receiver: CAS→ READING(n, slot) ─store→ FREE(n+1)
-//!                            └─recovery: CAS→ DEAD(n) ─anyone: CAS→ FREE(n+1) ←─recovery: CAS─┘
+//! sender     TAKEN(n-1, …) ─sender: CAS→ TAKEN(n, slot)                    once the receiver word is DONE(n-1)
+//! published  FULL(n-1) ─sender: swap→ FULL(n)                              or, by recovery or a sender that gives up: DEAD(n)
+//! receiver   DONE(n-1) ─receiver: CAS→ DONE(n)                             a message that was copied before: the CAS says
+//!                                                                          that the copy is good, and takes it
+//!            DONE(n-1) ─receiver: CAS→ READING(n, slot) ─swap→ DONE(n)     a message that is copied, or taken over, after
 //! ```
-//! Order is strict: a receiver that finds a WRITING cell at the head takes the queue for empty, for now.
+//! `TAKEN(n)` without `FULL(n)` or `DEAD(n)` is a message that is being written. Order is strict: a receiver that finds one
+//! at the head takes the queue for empty, for now. A queue can be closed to senders: `CLOSED(n)` in the sender word of the
+//! first unclaimed position, which is the last that it will ever have.
 
-use dragon_shmem::sync::{AtomicU64, Ordering, low};
+use dragon_shmem::sync::{AtomicU64, Ordering, fence, low};
 
-/// What a cell is.
+/// What a word says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Tag {
-    /// Ready for the sender of its lap.
-    Free = 0,
-    /// Claimed by a sender.
-    Writing = 1,
-    /// Holds a message.
-    Full = 2,
-    /// Claimed by a receiver.
-    Reading = 3,
-    /// Its sender died: there will be no message.
+    /// Sender word: claimed.
+    Taken = 1,
+    /// Sender word: no sender will claim this position, nor any after it.
+    Closed = 2,
+    /// Published word: there is a message.
+    Full = 3,
+    /// Published word: its sender died, or gave up; there will be no message.
     Dead = 4,
+    /// Receiver word: claimed, and being read.
+    Reading = 5,
+    /// Receiver word: received, or skipped.
+    Done = 6,
 }
 
 const LAPS: u64 = (1 << 40) - 1;
 const SLOTS: u32 = (1 << 20) - 1;
 
-/// The word of a cell.
+/// A word of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(pub u64);
 
@@ -47,33 +58,35 @@ impl State {
         Self((lap & LAPS) << 24 | ((slot & SLOTS) as u64) << 4 | tag as u64)
     }
 
-    /// The tag; `None` when the word was scribbled over.
     #[inline]
-    #[must_use]
-    pub const fn tag(self) -> Option<Tag> {
-        Some(match self.0 & 0xf {
-            0 => Tag::Free,
-            1 => Tag::Writing,
-            2 => Tag::Full,
-            3 => Tag::Reading,
-            4 => Tag::Dead,
-            _ => return None,
-        })
+    const fn is(self, tag: Tag) -> bool {
+        self.0 & 0xf == tag as u64
     }
 
-    /// The slot that claimed the cell.
-    #[inline]
-    #[must_use]
-    pub const fn slot(self) -> u32 {
-        low(self.0 >> 4) & SLOTS
-    }
-
-    /// How many laps the cell is ahead of `lap`; negative when it is behind.
+    /// How many laps the word is ahead of `lap`; negative when it is behind.
     #[inline]
     const fn ahead_of(self, lap: u64) -> i64 {
         // The difference of two 40-bit numbers, sign-extended: laps may wrap around.
         ((self.0 >> 24).wrapping_sub(lap) << 24).cast_signed() >> 24
     }
+
+    /// The slot in the word.
+    #[inline]
+    #[must_use]
+    pub const fn slot(self) -> u32 {
+        low(self.0 >> 4) & SLOTS
+    }
+}
+
+/// The words of a cell that no message has been through, when the first lap is `lap`: sender, published, receiver.
+#[must_use]
+pub const fn unused(lap: u64) -> [u64; 3] {
+    let before = lap.wrapping_sub(1);
+    [
+        State::new(before, 0, Tag::Taken).0,
+        State::new(before, 0, Tag::Full).0,
+        State::new(before, 0, Tag::Done).0,
+    ]
 }
 
 /// How many cells there are.
@@ -127,8 +140,18 @@ pub trait Cells {
     fn tail(&self) -> &AtomicU64;
     /// The hint where the next message is received from.
     fn head(&self) -> &AtomicU64;
-    /// The word of a cell; the index is below the capacity.
-    fn state(&self, index: u64) -> &AtomicU64;
+    /// Hint, among the senders' words: the cells of all positions below are free, or were. Spares them the receiver words.
+    fn free(&self) -> &AtomicU64;
+    /// Hint, among the receivers' words: all positions below have been received.
+    fn done(&self) -> &AtomicU64;
+    /// The position at which the queue is closed to senders, plus one; 0 while it is open.
+    fn end(&self) -> &AtomicU64;
+    /// The sender word of a cell; the index is below the capacity.
+    fn sender(&self, index: u64) -> &AtomicU64;
+    /// The published word of a cell.
+    fn published(&self, index: u64) -> &AtomicU64;
+    /// The receiver word of a cell.
+    fn receiver(&self, index: u64) -> &AtomicU64;
 }
 
 /// The words contradict each other: somebody has scribbled over them.
@@ -138,8 +161,19 @@ pub struct Broken(pub u64);
 /// More rounds than contention can cause: a hint was scribbled over.
 const ROUNDS: u32 = 1 << 20;
 
+/// What a sender found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The position that it has claimed.
+    Claimed(u64),
+    /// There is no room.
+    Full,
+    /// The queue is closed to senders, at this position.
+    Closed(u64),
+}
+
 /// Claims the next cell for a sender. `announce` is called with a position before each try to claim it, so that recovery
-/// finds it. `None`: the queue is full.
+/// finds it; when it says no, there is no room.
 ///
 /// # Errors
 /// When the words contradict each other.
@@ -147,132 +181,323 @@ const ROUNDS: u32 = 1 << 20;
 pub fn claim_to_send(
     cells: &impl Cells,
     slot: u32,
-    mut announce: impl FnMut(u64),
-) -> Result<Option<u64>, Broken> {
+    mut announce: impl FnMut(u64) -> bool,
+) -> Result<Place, Broken> {
+    // Acquire pairs with the Release of the hint: the positions before it are seen to be claimed.
+    let mut position = cells.tail().load(Ordering::Acquire);
     for _ in 0..ROUNDS {
-        let position = cells.tail().load(Ordering::Acquire);
         let (lap, index) = cells.capacity().place(position);
-        let cell = cells.state(index);
-        // Acquire pairs with the Release of `release`: the last receiver has read what we are about to overwrite.
+        let cell = cells.sender(index);
         let word = cell.load(Ordering::Acquire);
-        match (State(word).ahead_of(lap), State(word).tag()) {
-            (0, Some(Tag::Free)) => {
-                announce(position);
-                let claimed = State::new(lap, slot, Tag::Writing).0;
-                // Release: the announcement comes before the claim.
-                if cell
-                    .compare_exchange(word, claimed, Ordering::AcqRel, Ordering::Relaxed)
-                    .is_ok()
-                {
-                    return Ok(Some(position));
-                }
+        let ahead = State(word).ahead_of(lap);
+        if ahead == -1 {
+            match room(cells, position, lap, index) {
+                Ok(true) => {}
+                Ok(false) => return Ok(Place::Full),
+                Err(Overtaken) => continue,
             }
-            (0.., Some(_)) => advance(cells.tail(), position),
-            // The oldest message is none: its place is free.
-            (-1, Some(Tag::Dead)) => {
-                let free = State::new(lap, 0, Tag::Free).0;
-                let _ = cell.compare_exchange(word, free, Ordering::AcqRel, Ordering::Relaxed);
+            if !announce(position) {
+                return Ok(Place::Full);
             }
-            // The position is unclaimed, and the hint is never ahead: so it is the next one, and its cell is in use.
-            (-1, Some(Tag::Writing | Tag::Full | Tag::Reading)) => return Ok(None),
-            _ => return Err(Broken(word)),
+            // Release: the announcement comes before the claim.
+            let claim = cell.compare_exchange(
+                word,
+                State::new(lap, slot, Tag::Taken).0,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+            if claim.is_ok() {
+                // Pairs with the fence of `Take::Leave`: who reads a byte that is written from now on sees its cell received.
+                fence(Ordering::Release);
+                cells
+                    .tail()
+                    .store(position.wrapping_add(1), Ordering::Release);
+                return Ok(Place::Claimed(position));
+            }
+        } else if ahead < 0 {
+            return Err(Broken(word));
+        } else if ahead == 0 && State(word).is(Tag::Closed) {
+            return Ok(Place::Closed(position));
+        } else {
+            position = after_claimed(cells, Cells::sender, position);
+            cells.tail().store(position, Ordering::Release);
         }
     }
     Err(Broken(cells.tail().load(Ordering::Relaxed)))
 }
 
-/// Publishes the message in a claimed cell.
+/// The sender word must be looked at again.
+struct Overtaken;
+
+/// Whether the cell of an unclaimed position is free: the message of the lap before has been received.
+#[inline]
+fn room(cells: &impl Cells, position: u64, lap: u64, index: u64) -> Result<bool, Overtaken> {
+    // Acquire pairs with the Release in `look_for_room`, and so with those of the receivers.
+    if position < cells.free().load(Ordering::Acquire) {
+        return Ok(true);
+    }
+    look_for_room(cells, position, lap, index)
+}
+
+/// Looks at what receivers write: their hint first, which says how far senders may go on without looking again.
+#[cold]
+fn look_for_room(
+    cells: &impl Cells,
+    position: u64,
+    lap: u64,
+    index: u64,
+) -> Result<bool, Overtaken> {
+    // Acquire pairs with the Release in `show_done`.
+    let free = cells
+        .done()
+        .load(Ordering::Acquire)
+        .saturating_add(cells.capacity().cells());
+    if position < free {
+        cells.free().store(free, Ordering::Release);
+        return Ok(true);
+    }
+    // Acquire pairs with the Release of whoever received: the message was read before it is overwritten.
+    let word = cells.receiver(index).load(Ordering::Acquire);
+    if word == State::new(lap.wrapping_sub(1), 0, Tag::Done).0 {
+        return Ok(true);
+    }
+    no_room(cells, lap, index, word)
+}
+
+fn no_room(cells: &impl Cells, lap: u64, index: u64, word: u64) -> Result<bool, Overtaken> {
+    let before = lap.wrapping_sub(1);
+    match State(word).ahead_of(before) {
+        1.. => Err(Overtaken),
+        0 => Ok(false),
+        _ => {
+            // The oldest message is none: its place is free.
+            let published = State(cells.published(index).load(Ordering::Acquire));
+            if published.ahead_of(before) == 0 && published.is(Tag::Dead) {
+                skip(cells, before, index);
+                Err(Overtaken)
+            } else {
+                Ok(false)
+            }
+        }
+    }
+}
+
+/// A receiver moves the hint for senders after positions that end on these bits.
+#[inline]
+fn interval(cells: &impl Cells) -> u64 {
+    match cells.capacity().cells() {
+        0..64 => 0,
+        64..256 => 7,
+        _ => 15,
+    }
+}
+
+/// After the message at `position` was received: moves the hint for senders on, now and then.
+#[inline]
+fn show_done(cells: &impl Cells, position: u64) {
+    let end = position.wrapping_add(1);
+    if end & interval(cells) == 0 {
+        move_done(cells, end);
+    }
+}
+
+fn move_done(cells: &impl Cells, end: u64) {
+    let start = cells.done().load(Ordering::Relaxed);
+    let received = |position: &u64| {
+        let (lap, index) = cells.capacity().place(*position);
+        // Acquire pairs with the Release of whoever received, so that senders have it by way of the hint.
+        let word = State(cells.receiver(index).load(Ordering::Acquire));
+        word.ahead_of(lap) > 0 || word.ahead_of(lap) == 0 && word.is(Tag::Done)
+    };
+    // A hint that lags by laps is moved at once: what is a lap behind was received.
+    let from = start.max(end.saturating_sub(cells.capacity().cells()));
+    let to = (from..end)
+        .find(|position| !received(position))
+        .unwrap_or(end);
+    if to > start {
+        cells.done().store(to, Ordering::Release);
+    }
+}
+
+/// Marks the place of a dead sender received. True when this call did.
+fn skip(cells: &impl Cells, lap: u64, index: u64) -> bool {
+    cells
+        .receiver(index)
+        .compare_exchange(
+            State::new(lap.wrapping_sub(1), 0, Tag::Done).0,
+            State::new(lap, 0, Tag::Done).0,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        )
+        .is_ok()
+}
+
+/// A position behind `position`, which is claimed, such that all before it are claimed too, and far on: the claimed ones
+/// come first, so this gallops.
+#[cold]
+fn after_claimed<C: Cells>(cells: &C, words: impl Fn(&C, u64) -> &AtomicU64, position: u64) -> u64 {
+    let size = cells.capacity().cells();
+    let ahead = |position: u64| {
+        let (lap, index) = cells.capacity().place(position);
+        // Acquire pairs with the claim: who sees it sees the claims before it.
+        let word = State(words(cells, index).load(Ordering::Acquire));
+        if word.is(Tag::Closed) {
+            return None;
+        }
+        u64::try_from(word.ahead_of(lap)).ok()
+    };
+    let mut claimed = position;
+    let mut step = 0;
+    for _ in 0..ROUNDS {
+        let next = claimed.wrapping_add(step);
+        match ahead(next) {
+            Some(laps) => {
+                claimed = next.wrapping_add(laps.wrapping_mul(size));
+                step = (step * 2).clamp(1, size);
+            }
+            None if step <= 1 => break,
+            None => step = 1,
+        }
+    }
+    claimed.wrapping_add(1)
+}
+
+/// Publishes the message in a claimed cell. Ends with a full fence on x86: see `fence_after_rmw`.
 #[inline]
 pub fn publish(cells: &impl Cells, position: u64, slot: u32) {
     let (lap, index) = cells.capacity().place(position);
-    // Release pairs with the Acquire of `claim_to_receive`: who sees FULL sees the message.
+    // Release pairs with the Acquire of whoever receives: who sees FULL sees the message.
     cells
-        .state(index)
+        .published(index)
         .store(State::new(lap, slot, Tag::Full).0, Ordering::Release);
-    advance(cells.tail(), position);
+    cells
+        .tail()
+        .swap(position.wrapping_add(1), Ordering::AcqRel);
+}
+
+/// As [`publish`], one of several: a SeqCst fence follows after the last.
+#[inline]
+pub fn publish_more(cells: &impl Cells, position: u64, slot: u32) {
+    let (lap, index) = cells.capacity().place(position);
+    // Release as in `publish`.
+    cells
+        .published(index)
+        .store(State::new(lap, slot, Tag::Full).0, Ordering::Release);
 }
 
 /// Gives a claimed cell up: there will be no message.
 pub fn abandon(cells: &impl Cells, position: u64) {
     let (lap, index) = cells.capacity().place(position);
     cells
-        .state(index)
-        .store(State::new(lap, 0, Tag::Dead).0, Ordering::Release);
-    advance(cells.tail(), position);
+        .published(index)
+        .swap(State::new(lap, 0, Tag::Dead).0, Ordering::AcqRel);
 }
 
 /// What a receiver found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// The position that was claimed, or is readable.
-    pub position: Option<u64>,
-    /// Places of dead senders were freed on the way: there may be senders to wake.
-    pub skipped: bool,
+pub enum Found<T, L = ()> {
+    /// A message that is received: what was copied before.
+    Copied(u64, T),
+    /// A message that was claimed, and must be released.
+    Claimed(u64),
+    /// A message that was left where it is.
+    Left(u64, L),
+    /// Nothing, for now.
+    Empty,
+    /// Nothing, for ever: the queue was closed to senders here.
+    End,
 }
 
-/// Claims the oldest message for a receiver. `announce` as in [`claim_to_send`].
+/// What to do about a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Take<T, L = ()> {
+    /// It has been copied: receive it if the copy is good.
+    Copied(T),
+    /// Claim it.
+    Claim,
+    /// Leave it; the result is good if nobody has received the message meanwhile.
+    Leave(L),
+}
+
+/// Receives the oldest message. `look` is called with its position and says what to do; a copy that it makes must be thrown
+/// away when it is called again, or when nothing is found in the end: the message was another's, and its bytes may have been
+/// written over meanwhile. `announce` is called with a position before each try to claim it. `skipped` is set when
+/// places of dead senders were freed on the way: there may be senders to wake.
 ///
 /// # Errors
 /// When the words contradict each other.
 #[inline]
-pub fn claim_to_receive(
+pub fn receive<T, L>(
     cells: &impl Cells,
     slot: u32,
+    skipped: &mut bool,
     mut announce: impl FnMut(u64),
-) -> Result<Found, Broken> {
-    look(cells, |cell, word, lap, position| {
-        announce(position);
-        let claimed = State::new(lap, slot, Tag::Reading).0;
-        cell.compare_exchange(word, claimed, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
-    })
-}
-
-/// Whether a message can be received.
-///
-/// # Errors
-/// When the words contradict each other.
-#[inline]
-pub fn peek(cells: &impl Cells) -> Result<Found, Broken> {
-    look(cells, |_, _, _, _| true)
-}
-
-#[inline]
-fn look(
-    cells: &impl Cells,
-    mut claim: impl FnMut(&AtomicU64, u64, u64, u64) -> bool,
-) -> Result<Found, Broken> {
-    let mut skipped = false;
+    mut look: impl FnMut(u64) -> Take<T, L>,
+) -> Result<Found<T, L>, Broken> {
+    // Acquire as in `claim_to_send`.
+    let mut position = cells.head().load(Ordering::Acquire);
     for _ in 0..ROUNDS {
-        let position = cells.head().load(Ordering::Acquire);
         let (lap, index) = cells.capacity().place(position);
-        let cell = cells.state(index);
         // Acquire pairs with the Release of `publish`.
-        let word = cell.load(Ordering::Acquire);
-        match (State(word).ahead_of(lap), State(word).tag()) {
-            (0, Some(Tag::Full)) => {
-                if claim(cell, word, lap, position) {
-                    return Ok(Found {
-                        position: Some(position),
-                        skipped,
-                    });
-                }
-            }
-            (0, Some(Tag::Dead)) => {
-                let free = State::new(lap + 1, 0, Tag::Free).0;
-                skipped |= cell
-                    .compare_exchange(word, free, Ordering::AcqRel, Ordering::Relaxed)
-                    .is_ok();
-            }
-            (0, Some(Tag::Reading)) | (1.., Some(_)) => advance(cells.head(), position),
-            (0, Some(Tag::Free | Tag::Writing)) | (-1, Some(_)) => {
-                return Ok(Found {
-                    position: None,
-                    skipped,
-                });
-            }
-            _ => return Err(Broken(word)),
+        let word = cells.published(index).load(Ordering::Acquire);
+        let ahead = State(word).ahead_of(lap);
+        if ahead == -1 {
+            // Acquire pairs with the Release in `close`.
+            return Ok(
+                if cells.end().load(Ordering::Acquire) == position.wrapping_add(1) {
+                    Found::End
+                } else {
+                    Found::Empty
+                },
+            );
         }
+        if ahead < 0 {
+            return Err(Broken(word));
+        }
+        if ahead == 0 && State(word).is(Tag::Full) {
+            let cell = cells.receiver(index);
+            let before = State::new(lap.wrapping_sub(1), 0, Tag::Done).0;
+            // AcqRel: Release, since what was copied must have been read before somebody sees the cell free.
+            let change = |to| {
+                cell.compare_exchange(before, to, Ordering::AcqRel, Ordering::Acquire)
+                    .is_ok()
+            };
+            let found = match look(position) {
+                Take::Copied(value) => change(State::new(lap, 0, Tag::Done).0)
+                    .then_some(Found::Copied(position, value)),
+                Take::Claim => {
+                    announce(position);
+                    change(State::new(lap, slot, Tag::Reading).0)
+                        .then_some(Found::Claimed(position))
+                }
+                Take::Leave(value) => {
+                    // What was copied was read before the word is looked at.
+                    fence(Ordering::Acquire);
+                    if cell.load(Ordering::Relaxed) == before {
+                        return Ok(Found::Left(position, value));
+                    }
+                    None
+                }
+            };
+            if let Some(found) = found {
+                cells
+                    .head()
+                    .store(position.wrapping_add(1), Ordering::Release);
+                if matches!(found, Found::Copied(..)) {
+                    show_done(cells, position);
+                }
+                return Ok(found);
+            }
+        } else if ahead == 0 && !State(word).is(Tag::Dead) {
+            return Err(Broken(word));
+        } else if ahead == 0 {
+            *skipped |= skip(cells, lap, index);
+        }
+        if State(cells.receiver(index).load(Ordering::Acquire)).ahead_of(lap) < 0 {
+            return Err(Broken(word));
+        }
+        position = after_claimed(cells, Cells::receiver, position);
+        cells.head().store(position, Ordering::Release);
     }
     Err(Broken(cells.head().load(Ordering::Relaxed)))
 }
@@ -280,37 +505,41 @@ fn look(
 /// Whether it is worth while to try to receive. Cheap: for spinning.
 #[inline]
 pub fn maybe_readable(cells: &impl Cells) -> bool {
-    let (lap, index) = cells.capacity().place(cells.head().load(Ordering::Relaxed));
-    let state = State(cells.state(index).load(Ordering::Relaxed));
-    !matches!(
-        (state.ahead_of(lap), state.tag()),
-        (0, Some(Tag::Free | Tag::Writing)) | (-1, Some(_))
-    )
+    let position = cells.head().load(Ordering::Relaxed);
+    let (lap, index) = cells.capacity().place(position);
+    let state = State(cells.published(index).load(Ordering::Relaxed));
+    state.ahead_of(lap) != -1
+}
+
+/// As [`maybe_readable`], for a queue that may be closed.
+#[inline]
+pub fn maybe_ended(cells: &impl Cells) -> bool {
+    cells.end().load(Ordering::Relaxed) == cells.head().load(Ordering::Relaxed).wrapping_add(1)
 }
 
 /// Whether it is worth while to try to send. Cheap: for spinning.
 #[inline]
 pub fn maybe_writable(cells: &impl Cells) -> bool {
-    let (lap, index) = cells.capacity().place(cells.tail().load(Ordering::Relaxed));
-    let state = State(cells.state(index).load(Ordering::Relaxed));
-    !matches!(
-        (state.ahead_of(lap), state.tag()),
-        (-1, Some(Tag::Writing | Tag::Full | Tag::Reading))
-    )
+    let position = cells.tail().load(Ordering::Relaxed);
+    let (lap, index) = cells.capacity().place(position);
+    let state = State(cells.sender(index).load(Ordering::Relaxed));
+    state.ahead_of(lap) != -1 || !matches!(room(cells, position, lap, index), Ok(false))
 }
 
 /// Whether a message can be received. Only reads, so it may be asked about a queue that is about to go; the answer is
 /// worth nothing then.
 #[must_use]
 pub fn is_readable(cells: &impl Cells) -> bool {
-    let head = cells.head().load(Ordering::Acquire);
+    let head = next_to_receive(cells);
     for step in 0..cells.capacity().cells() {
         let (lap, index) = cells.capacity().place(head.wrapping_add(step));
-        let state = State(cells.state(index).load(Ordering::Acquire));
-        match (state.ahead_of(lap), state.tag()) {
-            (0, Some(Tag::Full)) => return true,
-            (0, Some(Tag::Dead | Tag::Reading)) | (1.., Some(_)) => {}
-            _ => return false,
+        let published = State(cells.published(index).load(Ordering::Acquire));
+        if published.ahead_of(lap) != 0 {
+            return false;
+        }
+        let receiver = State(cells.receiver(index).load(Ordering::Acquire));
+        if published.is(Tag::Full) && receiver.ahead_of(lap) < 0 {
+            return true;
         }
     }
     false
@@ -319,66 +548,110 @@ pub fn is_readable(cells: &impl Cells) -> bool {
 /// Whether there is room for a message. Only reads, like [`is_readable`].
 #[must_use]
 pub fn is_writable(cells: &impl Cells) -> bool {
-    let tail = cells.tail().load(Ordering::Acquire);
-    for step in 0..cells.capacity().cells() {
-        let (lap, index) = cells.capacity().place(tail.wrapping_add(step));
-        let state = State(cells.state(index).load(Ordering::Acquire));
-        match (state.ahead_of(lap), state.tag()) {
-            (0, Some(Tag::Free)) | (-1, Some(Tag::Dead)) => return true,
-            (0.., Some(_)) => {}
-            _ => return false,
-        }
-    }
-    false
+    let tail = first_unclaimed(cells, Cells::sender, cells.tail().load(Ordering::Acquire));
+    let (lap, index) = cells.capacity().place(tail);
+    let before = lap.wrapping_sub(1);
+    let receiver = State(cells.receiver(index).load(Ordering::Acquire));
+    let published = State(cells.published(index).load(Ordering::Acquire));
+    receiver.ahead_of(lap) >= 0
+        || receiver.ahead_of(before) == 0 && receiver.is(Tag::Done)
+        || published.ahead_of(before) == 0 && published.is(Tag::Dead)
 }
 
-/// Gives the cell of a received message back to the senders.
+/// Gives the cell of a claimed message back to the senders. Ends with a full fence on x86.
 #[inline]
 pub fn release(cells: &impl Cells, position: u64) {
     let (lap, index) = cells.capacity().place(position);
-    // Release pairs with the Acquire of `claim_to_send`: the message was read before it is overwritten.
+    // Release pairs with the Acquire of `room`: the message was read before it is overwritten.
     cells
-        .state(index)
-        .store(State::new(lap + 1, 0, Tag::Free).0, Ordering::Release);
-    advance(cells.head(), position);
+        .receiver(index)
+        .swap(State::new(lap, 0, Tag::Done).0, Ordering::AcqRel);
+    show_done(cells, position);
+}
+
+/// Closes the queue to senders: what is in it can still be received.
+///
+/// # Errors
+/// When the words contradict each other.
+pub fn close(cells: &impl Cells) -> Result<(), Broken> {
+    let mut position = cells.tail().load(Ordering::Acquire);
+    for _ in 0..ROUNDS {
+        let (lap, index) = cells.capacity().place(position);
+        let cell = cells.sender(index);
+        let word = cell.load(Ordering::Acquire);
+        match State(word).ahead_of(lap) {
+            -1 => {
+                let closed = State::new(lap, 0, Tag::Closed).0;
+                let _ = cell.compare_exchange(word, closed, Ordering::AcqRel, Ordering::Relaxed);
+            }
+            0 if State(word).is(Tag::Closed) => {
+                show_end(cells, position);
+                return Ok(());
+            }
+            0.. => position = after_claimed(cells, Cells::sender, position),
+            _ => return Err(Broken(word)),
+        }
+    }
+    Err(Broken(cells.tail().load(Ordering::Relaxed)))
+}
+
+/// Shows receivers that the queue is closed at `position`. Whoever goes on to another queue has seen to it first, so a
+/// process that died between closing and showing holds nobody up.
+pub fn show_end(cells: &impl Cells, position: u64) {
+    // Release: who sees it sees the claims before it.
+    cells
+        .end()
+        .store(position.wrapping_add(1), Ordering::Release);
 }
 
 /// How many messages there are, those being written among them.
 #[must_use]
 pub fn length(cells: &impl Cells) -> u64 {
-    let head = cells.head().load(Ordering::Acquire);
-    let tail = cells.tail().load(Ordering::Acquire);
+    let head = next_to_receive(cells);
+    let tail = first_unclaimed(cells, Cells::sender, cells.tail().load(Ordering::Acquire));
     tail.saturating_sub(head).min(cells.capacity().cells())
 }
 
-/// Whether a dead sender left its claim at `position`; after [`bury`] the others go on.
+/// The first position that no receiver has claimed, as far as can be seen.
+pub fn next_to_receive(cells: &impl Cells) -> u64 {
+    first_unclaimed(cells, Cells::receiver, cells.head().load(Ordering::Acquire))
+}
+
+fn first_unclaimed<C: Cells>(
+    cells: &C,
+    words: impl Fn(&C, u64) -> &AtomicU64,
+    position: u64,
+) -> u64 {
+    let (lap, index) = cells.capacity().place(position);
+    let word = State(words(cells, index).load(Ordering::Acquire));
+    if word.ahead_of(lap) < 0 || word.is(Tag::Closed) {
+        position
+    } else {
+        after_claimed(cells, words, position)
+    }
+}
+
+/// Whether the message at `position` was received, or is being received.
+#[must_use]
+pub fn is_received(cells: &impl Cells, position: u64) -> bool {
+    let (lap, index) = cells.capacity().place(position);
+    State(cells.receiver(index).load(Ordering::Acquire)).ahead_of(lap) >= 0
+}
+
+/// Whether a sender that died left its claim at `position`, and no message; after [`abandon`] the others go on.
 #[must_use]
 pub fn left_writing(cells: &impl Cells, position: u64, slot: u32) -> bool {
     let (lap, index) = cells.capacity().place(position);
-    cells.state(index).load(Ordering::Acquire) == State::new(lap, slot, Tag::Writing).0
+    let published = State(cells.published(index).load(Ordering::Acquire));
+    cells.sender(index).load(Ordering::Acquire) == State::new(lap, slot, Tag::Taken).0
+        && (published.ahead_of(lap) < 0 || published.ahead_of(lap) == 0 && published.is(Tag::Dead))
 }
 
 /// Whether a dead receiver left its claim at `position`.
 #[must_use]
 pub fn left_reading(cells: &impl Cells, position: u64, slot: u32) -> bool {
     let (lap, index) = cells.capacity().place(position);
-    cells.state(index).load(Ordering::Acquire) == State::new(lap, slot, Tag::Reading).0
-}
-
-/// Ends the claim of a dead sender.
-pub fn bury(cells: &impl Cells, position: u64) {
-    abandon(cells, position);
-}
-
-#[inline]
-fn advance(hint: &AtomicU64, position: u64) {
-    // AcqRel: who sees the hint behind a position sees that position's cell claimed. Whoever was quicker did the same.
-    let _ = hint.compare_exchange(
-        position,
-        position.wrapping_add(1),
-        Ordering::AcqRel,
-        Ordering::Relaxed,
-    );
+    cells.receiver(index).load(Ordering::Acquire) == State::new(lap, slot, Tag::Reading).0
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Channels: bounded FIFO queues of messages, with several senders and receivers.
+//! Channels: FIFO queues of messages, bounded or growing up to a limit, with several senders and receivers.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -9,57 +9,156 @@ use dragon_shmem::object::ObjectEntry;
 use dragon_shmem::sync::Ordering;
 use dragon_shmem::{Block, Deadline, Member, ThreadGuard};
 
-use crate::cell;
+mod chain;
+mod ops;
+
+pub(crate) use ops::{Local, Outgoing, Source, TestPoint, Ticket, block_of, count, test_point};
+
+/// The argument of an intent that says which ring of an object with several ones it is about.
+pub(crate) const ROW_ARGUMENT: usize = 2;
+
+use crate::cell::{self, Found, Take};
 use crate::error::{Error, Result, within};
 use crate::message::Message;
-use crate::object::{Handle, alive, is_alive, notify_watcher_of};
+use crate::object::{Handle, is_alive};
 use crate::remote;
-use crate::ring::{MAX_CAPACITY, MAX_INLINE, Ring};
-use crate::set::Interest;
-use crate::wait::{self, Spin, fence_after_rmw, mark};
+use crate::ring::{Label, MAX_CAPACITY, MAX_INLINE, Ring, to_usize};
+use chain::{Chain, Opened};
 
 /// How a channel is to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelOptions {
-    /// How many messages it holds.
+    /// How many messages it holds; of an unbounded one: how many it has room for at first.
     pub capacity: u32,
     /// Messages up to so many bytes travel in the channel's own memory; larger ones get a block of the pool.
     pub block: u32,
     /// A number of the user's choice.
     pub user: u64,
+    /// The channel grows from its pool when it is full, up to so many messages.
+    pub unbounded: Option<u32>,
 }
 
 impl Default for ChannelOptions {
-    /// 256 messages of 144 bytes: the channel fits into one page of the pool.
+    /// 64 messages of 936 bytes: the channel fits into one page of the pool, of which messages can have 91 %.
     fn default() -> Self {
         Self {
-            capacity: 256,
-            block: 144,
+            capacity: 64,
+            block: 936,
             user: 0,
+            unbounded: None,
         }
     }
 }
 
+/// When a send returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Returns {
+    /// At once. To a channel of another node: nobody reports whether the message arrived. To one of this node: as
+    /// `Deposited`.
+    Immediately,
+    /// When the sender's bytes may be written over: they have been copied. Otherwise as `Immediately`.
+    Buffered,
+    /// When the message is in the channel.
+    #[default]
+    Deposited,
+    /// When somebody has received the message. A time-out takes nothing back: the message stays in the channel.
+    Received,
+}
+
+/// How a message is to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendOptions {
+    /// 64 bits for the receiver, beside the bytes.
+    pub hint: u64,
+    /// How long to wait: for room, and with [`Returns::Received`] for the receipt.
+    pub deadline: Deadline,
+    /// When to return.
+    pub returns: Returns,
+    /// A trace id that travels with the message, in channels of this node.
+    pub trace: Option<[u8; 16]>,
+}
+
+impl Default for SendOptions {
+    fn default() -> Self {
+        Self {
+            hint: 0,
+            deadline: Deadline::Never,
+            returns: Returns::default(),
+            trace: None,
+        }
+    }
+}
+
+/// A state of a channel to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// There is a message.
+    Readable,
+    /// There is room for one.
+    Writable,
+    /// There is no message.
+    Empty,
+    /// There is no room.
+    Full,
+    /// The channel was destroyed.
+    Closed,
+}
+
+impl Poll {
+    fn op(self) -> Op {
+        match self {
+            Self::Readable => Op::PollReadable,
+            Self::Writable => Op::PollWritable,
+            Self::Empty => Op::PollEmpty,
+            Self::Full => Op::PollFull,
+            // No receipt for a message that there is not: it waits for the end.
+            Self::Closed => Op::AwaitReceipt,
+        }
+    }
+}
+
+/// What a channel is and how full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Messages in it, those just being sent among them.
+    pub messages: u64,
+    /// Most messages that it holds; of an unbounded one: its limit.
+    pub capacity: u64,
+    /// Messages up to so many bytes travel in the channel's own memory.
+    pub block: u64,
+    /// Whether it grows.
+    pub unbounded: bool,
+    /// Senders that sleep until there is room.
+    pub senders_waiting: u32,
+    /// Receivers that sleep until there is a message.
+    pub receivers_waiting: u32,
+    /// Sleepers that wait for another state, or for a receipt.
+    pub watchers: u32,
+    /// Rings that it consists of: 1 unless it has grown.
+    pub segments: u32,
+    /// Bytes of its own memory; blocks of large messages are not among them.
+    pub bytes: u64,
+}
+
+/// A message that was received into the receiver's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// The sender's 64 bits.
+    pub hint: u64,
+    /// Bytes of the message, at the start of the buffer.
+    pub length: usize,
+    /// The sender's trace id.
+    pub trace: Option<[u8; 16]>,
+}
+
 /// A handle on a channel of this or another node. Handles can be used by several threads at once.
-///
-/// ```
-/// use dragon_channels::{ChannelOptions, Deadline, Error, create_channel};
-///
-/// let member = dragon_channels::local::member()?;
-/// let options = ChannelOptions { capacity: 2, ..ChannelOptions::default() };
-/// let channel = create_channel(&member, &options)?;
-/// channel.send(b"first", 1, Deadline::Never)?;
-/// channel.send(b"second", 2, Deadline::Now)?;
-/// assert_eq!(channel.send(b"third", 3, Deadline::Now), Err(Error::Full));
-/// let message = channel.receive(Deadline::after(1_000_000_000))?;
-/// assert_eq!((message.hint(), message.into_vec()), (1, b"first".to_vec()));
-/// # Ok::<(), Error>(())
-/// ```
 #[derive(Debug)]
 pub struct Channel {
     handle: Handle,
     /// The channel's memory, when it lies on this node. The handle's reference keeps its block, the member its mapping.
     ring: Option<Ring>,
+    /// What an unbounded channel has grown by.
+    opened: Option<Box<Opened>>,
 }
 
 /// Creates a channel on this node.
@@ -71,14 +170,24 @@ pub fn create_channel(member: &Arc<Member>, options: &ChannelOptions) -> Result<
         capacity,
         block,
         user,
+        unbounded,
     } = *options;
     if member.is_forked() {
         return Err(Error::Forked);
     }
     within("capacity", capacity, 1, MAX_CAPACITY)?;
     within("block", block, 0, MAX_INLINE)?;
+    if let Some(limit) = unbounded {
+        within(
+            "limit of an unbounded channel",
+            limit,
+            capacity,
+            MAX_CAPACITY,
+        )?;
+    }
     let place = member.alloc(Ring::size(capacity, block))?.offset;
-    let made = Ring::init(member.pool(), place, capacity, block).and_then(|()| {
+    let limit = unbounded.map_or(0, u64::from);
+    let made = Ring::init(member.pool(), place, capacity, block, limit).and_then(|()| {
         let id = member.create(ObjectKind::Channel, |entry, _| {
             entry.user.store(user, Ordering::Relaxed);
             // The block is named before it is shared: recovery of an unpublished object frees the block that it names.
@@ -95,13 +204,21 @@ pub fn create_channel(member: &Arc<Member>, options: &ChannelOptions) -> Result<
             return Err(error);
         }
     };
-    Ok(Channel {
-        handle: Handle::created(member, id, user),
-        ring: Some(ring),
-    })
+    Ok(Channel::of(Handle::created(member, id, user), Some(ring)))
 }
 
 impl Channel {
+    fn of(handle: Handle, ring: Option<Ring>) -> Self {
+        let opened = ring
+            .filter(|ring| ring.limit() != 0)
+            .map(|_| Box::default());
+        Self {
+            handle,
+            ring,
+            opened,
+        }
+    }
+
     /// Attaches to the channel that a descriptor names. `adopt`: take over the reference that was counted when the
     /// descriptor was exported.
     ///
@@ -113,14 +230,14 @@ impl Channel {
             Some(entry) => Some(open(member, entry)?),
             None => None,
         };
-        Ok(Self { handle, ring })
+        Ok(Self::of(handle, ring))
     }
 
     /// Sends a message; returns when it is in the channel.
     ///
     /// # Errors
-    /// [`Error::Full`] (try form), [`Error::Timeout`], [`Error::Interrupted`], [`Error::Destroyed`], no memory for a large
-    /// message, or what a remote channel's node answers.
+    /// [`Error::Full`] or [`Error::AtLimit`] (try form), [`Error::Timeout`], [`Error::Interrupted`], [`Error::Destroyed`],
+    /// no memory for a large message, or what a remote channel's node answers.
     #[inline]
     pub fn send(&self, bytes: &[u8], hint: u64, deadline: Deadline) -> Result<()> {
         self.send_parts(&[IoSlice::new(bytes)], hint, deadline)
@@ -132,43 +249,133 @@ impl Channel {
     /// As [`Channel::send`].
     #[inline]
     pub fn send_parts(&self, parts: &[IoSlice<'_>], hint: u64, deadline: Deadline) -> Result<()> {
+        let label = Label { hint, trace: None };
         match self.local()? {
-            Some(local) => local.send_parts(&self.handle.spin, parts, hint, deadline),
+            Some(local) => local
+                .send_parts(&self.handle.spin, parts, &label, deadline)
+                .map(drop),
             None => remote::send(
                 self.handle.member(),
                 self.handle.id(),
                 parts,
                 hint,
                 deadline,
-            ),
+            )
+            .map(drop),
         }
     }
 
-    /// Sends a block that this process allocated, without copying it. With success the block is the receiver's; otherwise
-    /// it stays the caller's.
+    /// Sends one message made of several parts, as the options say.
+    ///
+    /// ```
+    /// # use dragon_channels::{ChannelOptions, Deadline, SendOptions, create_channel};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let member = dragon_channels::local::member()?;
+    /// let channel = create_channel(&member, &ChannelOptions::default())?;
+    /// let options = SendOptions { hint: 7, trace: Some([1; 16]), ..SendOptions::default() };
+    /// channel.send_with(&[std::io::IoSlice::new(b"hello")], &options)?;
+    /// let message = channel.receive(Deadline::Now)?;
+    /// assert_eq!((message.hint(), message.trace()), (7, Some([1; 16])));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Channel::send`]; [`Error::Unsupported`] for a trace id to another node.
+    pub fn send_with(&self, parts: &[IoSlice<'_>], options: &SendOptions) -> Result<()> {
+        let SendOptions {
+            hint,
+            deadline,
+            returns,
+            trace,
+        } = *options;
+        let (member, id) = (self.handle.member(), self.handle.id());
+        let Some(local) = self.local()? else {
+            self.refuse_trace(trace)?;
+            if matches!(returns, Returns::Immediately | Returns::Buffered) {
+                return remote::post_message(member, id, parts, hint, deadline);
+            }
+            let ticket = remote::send(member, id, parts, hint, deadline)?;
+            return self.await_remote(ticket, returns, deadline);
+        };
+        let label = Label { hint, trace };
+        let ticket = local.send_parts(&self.handle.spin, parts, &label, deadline)?;
+        self.await_local(&local, ticket, returns, deadline)
+    }
+
+    /// Sends a block that this process allocated, in whichever pool, without copying it: the time that it takes does not
+    /// depend on its size. With success the block is the receiver's; otherwise it stays the caller's.
     ///
     /// # Errors
     /// As [`Channel::send`].
     pub fn send_block(&self, block: Block, hint: u64, deadline: Deadline) -> Result<()> {
-        match self.local()? {
-            Some(local) => {
-                let thread = local.member.thread()?;
-                local.send(
-                    &thread,
-                    &self.handle.spin,
-                    &Outgoing::Block(block),
-                    hint,
-                    deadline,
-                )
+        let options = SendOptions {
+            hint,
+            deadline,
+            ..SendOptions::default()
+        };
+        self.send_block_with(block, &options)
+    }
+
+    /// As [`Channel::send_block`], as the options say. When only the receipt of the message fails (time-out, destroyed), the
+    /// block is the channel's all the same.
+    ///
+    /// # Errors
+    /// As [`Channel::send_with`].
+    pub fn send_block_with(&self, block: Block, options: &SendOptions) -> Result<()> {
+        let SendOptions {
+            hint,
+            deadline,
+            returns,
+            trace,
+        } = *options;
+        let (member, id) = (self.handle.member(), self.handle.id());
+        let Some(local) = self.local()? else {
+            self.refuse_trace(trace)?;
+            let ticket = remote::send_block(member, id, block, hint, deadline)?;
+            return self.await_remote(ticket, returns, deadline);
+        };
+        let label = Label { hint, trace };
+        let thread = member.thread()?;
+        let outgoing = Outgoing::Block(block);
+        let ticket = local.send(&thread, &self.handle.spin, &outgoing, &label, deadline)?;
+        drop(thread);
+        self.await_local(&local, ticket, returns, deadline)
+    }
+
+    /// Sends several messages, each with its hint, in their order; waits for room until the deadline. Returns how many were
+    /// sent: fewer than all when time was up, or something failed after the first.
+    ///
+    /// # Errors
+    /// As [`Channel::send`], when not a single message was sent.
+    pub fn send_many(&self, messages: &[(&[u8], u64)], deadline: Deadline) -> Result<usize> {
+        let mut sent = 0;
+        while let Some((bytes, hint)) = messages.get(sent) {
+            // What fits goes in one step; the next one, which is too large or finds no room, by itself.
+            if let Some(local) = self.local()? {
+                let rest = messages.get(sent..).unwrap_or(&[]);
+                let fits = |(bytes, _): &&(&[u8], u64)| local.ring.fits(bytes.len() as u64, false);
+                let small = rest.iter().take_while(fits).count();
+                let thread = self.handle.member().thread()?;
+                let now = local.send_some(&thread, rest.get(..small).unwrap_or(&[]));
+                drop(thread);
+                match now {
+                    Ok(0) => {}
+                    Ok(count) => {
+                        sent += count;
+                        continue;
+                    }
+                    Err(_) if sent > 0 => return Ok(sent),
+                    Err(error) => return Err(error),
+                }
             }
-            None => remote::send_block(
-                self.handle.member(),
-                self.handle.id(),
-                block,
-                hint,
-                deadline,
-            ),
+            match self.send(bytes, *hint, deadline) {
+                Ok(()) => sent += 1,
+                Err(_) if sent > 0 => return Ok(sent),
+                Err(error) => return Err(error),
+            }
         }
+        Ok(sent)
     }
 
     /// Receives the oldest message.
@@ -184,28 +391,112 @@ impl Channel {
         }
     }
 
+    /// Receives the oldest message into the caller's memory, without an allocation on the way.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`]; [`Error::TooLong`] when the message does not fit: it stays in the channel. (A message of a
+    /// remote channel that does not fit is lost with this error.)
+    #[inline]
+    pub fn receive_into(&self, buffer: &mut [u8], deadline: Deadline) -> Result<Received> {
+        let Some(local) = self.local()? else {
+            return self.receive_remote_into(buffer, deadline);
+        };
+        let room = buffer.len() as u64;
+        let mut received = Received::default();
+        local.receive_with(&self.handle.spin, room, deadline, |source| match source {
+            Source::Cell(ring, position, content) => {
+                // SAFETY: messages longer than the buffer are left in the channel.
+                unsafe { ring.copy_out(position, content, buffer.as_mut_ptr()) };
+                received = Received {
+                    hint: content.hint,
+                    length: to_usize(content.length),
+                    trace: ring.trace(position, content),
+                };
+            }
+            Source::Message(message) => received = received_into(&message, buffer),
+        })?;
+        Ok(received)
+    }
+
+    #[cold]
+    fn receive_remote_into(&self, buffer: &mut [u8], deadline: Deadline) -> Result<Received> {
+        let message = remote::receive(self.handle.member(), self.handle.id(), deadline)?;
+        if message.len() > buffer.len() {
+            return Err(Error::TooLong {
+                channel: self.handle.id(),
+                length: message.len() as u64,
+                room: buffer.len() as u64,
+            });
+        }
+        Ok(received_into(&message, buffer))
+    }
+
+    /// Receives up to `most` messages: waits for the first until the deadline, and takes what else is there.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`], for the first message.
+    pub fn receive_many(&self, most: usize, deadline: Deadline) -> Result<Vec<Message>> {
+        let mut messages = Vec::new();
+        let mut until = deadline;
+        while messages.len() < most {
+            match self.receive(until) {
+                Ok(message) => messages.push(message),
+                Err(_) if !messages.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+            until = Deadline::Now;
+        }
+        Ok(messages)
+    }
+
+    /// A copy of the oldest message, which stays in the channel.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`].
+    pub fn peek(&self, deadline: Deadline) -> Result<Message> {
+        match self.local()? {
+            Some(local) => local.peek(&self.handle.spin, deadline),
+            None => remote::peek(self.handle.member(), self.handle.id(), deadline),
+        }
+    }
+
     /// Waits until a message can be received; returns how many there are, those just being sent among them.
     ///
     /// # Errors
     /// As [`Channel::receive`].
     pub fn poll(&self, deadline: Deadline) -> Result<u64> {
-        match self.local()? {
-            Some(local) => local.poll(&self.handle.spin, deadline),
-            None => Ok(self.handle.call(Op::PollReadable, [0, 0], deadline)?[0]),
+        self.poll_for(Poll::Readable, deadline)
+    }
+
+    /// Waits until the channel is in a state; returns how many messages it has then. Others may change it at once.
+    ///
+    /// # Errors
+    /// [`Error::Empty`] (try form: it is not in that state), [`Error::Timeout`], [`Error::Interrupted`], [`Error::Destroyed`]
+    /// except for [`Poll::Closed`], or what a remote channel's node answers.
+    pub fn poll_for(&self, what: Poll, deadline: Deadline) -> Result<u64> {
+        let count = match self.local()? {
+            Some(local) => local.poll(what, &self.handle.spin, deadline),
+            None => {
+                // For the end: a receipt that never comes.
+                let arguments = [Ticket::NONE, 0];
+                let reply = self.handle.call(what.op(), arguments, deadline);
+                reply.map(|[count, _]| count)
+            }
+        };
+        match count {
+            Err(Error::Destroyed(_)) if what == Poll::Closed => Ok(0),
+            count => count,
         }
     }
 
-    /// How many messages the channel holds (those being sent among them), and how many it can hold.
+    /// What the channel is and how full.
     ///
     /// # Errors
     /// [`Error::Destroyed`], or what a remote channel's node answers.
-    pub fn attributes(&self) -> Result<(u64, u64)> {
+    pub fn attributes(&self) -> Result<Attributes> {
         match self.local()? {
             Some(local) => local.attributes(),
-            None => {
-                let [length, capacity] = self.handle.call(Op::Attributes, [0, 0], Deadline::Now)?;
-                Ok((length, capacity))
-            }
+            None => remote::attributes(self.handle.member(), self.handle.id()),
         }
     }
 
@@ -213,7 +504,7 @@ impl Channel {
 
     #[inline]
     fn local(&self) -> Result<Option<Local<'_>>> {
-        let (Some(entry), Some(ring)) = (self.handle.local()?, self.ring) else {
+        let (Some(entry), Some(ring)) = (self.handle.local()?, &self.ring) else {
             return Ok(None);
         };
         Ok(Some(Local {
@@ -221,7 +512,50 @@ impl Channel {
             id: self.handle.id(),
             entry,
             ring,
+            opened: self.opened.as_deref(),
         }))
+    }
+
+    fn refuse_trace(&self, trace: Option<[u8; 16]>) -> Result<()> {
+        match trace {
+            None => Ok(()),
+            Some(_) => Err(Error::Unsupported {
+                object: self.handle.id(),
+                what: "a trace id of a message to another node",
+            }),
+        }
+    }
+
+    fn await_local(
+        &self,
+        local: &Local<'_>,
+        ticket: Ticket,
+        returns: Returns,
+        deadline: Deadline,
+    ) -> Result<()> {
+        if returns == Returns::Received {
+            local.await_receipt(&self.handle.spin, ticket, deadline)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn await_remote(&self, ticket: u64, returns: Returns, deadline: Deadline) -> Result<()> {
+        if returns == Returns::Received {
+            self.handle
+                .call(Op::AwaitReceipt, [ticket, 0], deadline)
+                .map(drop)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+fn received_into(message: &Message, buffer: &mut [u8]) -> Received {
+    Received {
+        hint: message.hint(),
+        length: message.copy_to(0, buffer),
+        trace: message.trace(),
     }
 }
 
@@ -230,445 +564,94 @@ pub(crate) fn open(member: &Member, entry: &ObjectEntry) -> Result<Ring> {
     Ring::open(member.pool(), entry.block.load(Ordering::Acquire))
 }
 
-/// Frees the blocks of the messages in a channel to which nobody refers any more. Each is received like any other, so a
-/// death in the middle leaves nothing that recovery of a receiver does not know.
+/// Frees what the memory of a channel names to which nobody refers any more: the blocks of its messages, and the rings that
+/// it has grown by. If the process dies in here, this is done once more, and goes on where it was.
 pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
-    if let Ok(ring) = open(member, entry) {
-        empty(member, id, ring, 0);
+    let (Ok(first), Ok(thread)) = (open(member, entry), member.thread()) else {
+        return;
+    };
+    drain(member, id, &thread, (0, 0), &first);
+    for (n, word) in (1..).zip((1..).map_while(|n| first.segment(n))) {
+        let block = word.load(Ordering::Acquire);
+        if block == 0 {
+            break;
+        }
+        if let Ok(ring) = Ring::open(member.pool(), block) {
+            drain(member, id, &thread, (0, n), &ring);
+        }
+        // It fails only for what was scribbled over.
+        let _ = member.free_then(block, || word.store(0, Ordering::Release));
+        word.store(0, Ordering::Release);
     }
 }
 
 /// Receives and drops what is in a ring that nobody else uses any more. `row`: which one of the object's rings it is.
-pub(crate) fn empty(member: &Member, id: ObjectId, ring: Ring, row: u32) {
-    let Ok(thread) = member.thread() else {
-        return;
-    };
+pub(crate) fn empty(member: &Member, id: ObjectId, ring: &Ring, row: u32) {
+    if let Ok(thread) = member.thread() {
+        drain(member, id, &thread, (row, 0), ring);
+    }
+}
+
+/// Frees the blocks of the messages in a ring. Each is received like any other, so a death in the middle leaves nothing that
+/// recovery of a receiver does not know.
+fn drain(
+    member: &Member,
+    id: ObjectId,
+    thread: &ThreadGuard<'_>,
+    (row, segment): (u32, u64),
+    ring: &Ring,
+) {
     let (index, generation) = (id.index, id.generation);
     // Before the operation: whoever reads the operation finds its row.
     thread.intent.set(ROW_ARGUMENT, row.into());
     thread
         .intent
-        .begin(Op::Receive, index, generation, [NO_POSITION, 0]);
-    let announce = |position| thread.intent.set(0, position);
+        .begin(Op::Receive, index, generation, [Ticket::NONE, 0]);
+    let announce = |position| thread.intent.set(0, Ticket { segment, position }.pack());
+    let look = |position| match ring.content(position).by_reference {
+        true => Take::Claim,
+        false => Take::<_>::Copied(()),
+    };
     // Nobody else is left, so each claim succeeds, and the loop ends after at most one round of the cells.
-    while let Ok(cell::Found {
-        position: Some(position),
-        ..
-    }) = cell::claim_to_receive(&ring, member.slot().index, announce)
-    {
-        let released = || cell::release(&ring, position);
-        match ring.content(position).block {
-            // It fails only for what was scribbled over.
-            Some(block) if member.free_then(block, released).is_ok() => {}
-            _ => released(),
+    let mut skipped = false;
+    let mut next = || cell::receive(ring, member.slot().index, &mut skipped, announce, look);
+    loop {
+        match next() {
+            Ok(Found::Copied(..)) => {}
+            Ok(Found::Claimed(position)) => {
+                let released = || cell::release(ring, position);
+                // It fails only for what was scribbled over.
+                if member.free_then(ring.block(position), released).is_err() {
+                    released();
+                }
+            }
+            _ => break,
         }
     }
+    thread.intent.end();
 }
 
 /// Whether a channel is readable, and whether it is writable, found out by reading alone.
 pub(crate) fn readiness(member: &Member, entry: &ObjectEntry) -> Result<(bool, bool)> {
-    let ring = open(member, entry)?;
-    Ok((cell::is_readable(&ring), cell::is_writable(&ring)))
+    let first = open(member, entry)?;
+    if first.limit() == 0 {
+        return Ok((cell::is_readable(&first), cell::is_writable(&first)));
+    }
+    let chain = Chain {
+        member,
+        first,
+        opened: None,
+    };
+    Ok((chain.is_readable(), chain.has_room()))
 }
 
-/// Makes all senders and receivers that sleep look again.
-pub(crate) fn wake_everyone(member: &Member, entry: &ObjectEntry) -> Result<()> {
+/// Makes all that sleep on a channel look again.
+pub(crate) fn wake_everyone(member: &Member, entry: &ObjectEntry, id: ObjectId) -> Result<()> {
     let ring = open(member, entry)?;
     ring.readable().wake(u32::MAX);
     ring.writable().wake(u32::MAX);
+    if !is_alive(entry, id) {
+        ring.closing().wake(u32::MAX);
+    }
     Ok(())
 }
-
-/// What is sent.
-#[derive(Debug)]
-pub(crate) enum Outgoing<'a> {
-    /// Bytes that fit into a cell.
-    Inline(&'a [IoSlice<'a>]),
-    /// Bytes that fit into a cell and speak of a private block, which is shared with the message.
-    Carrying(&'a [IoSlice<'a>], u64),
-    /// A private block.
-    Block(Block),
-    /// A block that is shared already: one that is put back.
-    Shared(Block),
-}
-
-impl Outgoing<'_> {
-    pub(crate) fn block_to_share(&self) -> Option<u64> {
-        match self {
-            Self::Inline(_) | Self::Shared(_) => None,
-            Self::Carrying(_, offset) => Some(*offset),
-            Self::Block(block) => Some(block.offset),
-        }
-    }
-}
-
-/// Argument 0 of an intent to send or receive, before the first claim.
-pub(crate) const NO_POSITION: u64 = u64::MAX;
-/// The argument that says which ring of an object with several ones it is about.
-pub(crate) const ROW_ARGUMENT: usize = 2;
-
-/// A channel of this node, for one operation.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Local<'a> {
-    pub(crate) member: &'a Arc<Member>,
-    pub(crate) id: ObjectId,
-    pub(crate) entry: &'a ObjectEntry,
-    pub(crate) ring: Ring,
-}
-
-impl Local<'_> {
-    #[inline]
-    pub(crate) fn send_parts(
-        &self,
-        spin: &Spin,
-        parts: &[IoSlice<'_>],
-        hint: u64,
-        deadline: Deadline,
-    ) -> Result<()> {
-        let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
-        if length <= self.ring.inline() {
-            let thread = self.member.thread()?;
-            return self.send(&thread, spin, &Outgoing::Inline(parts), hint, deadline);
-        }
-        self.send_large(spin, parts, length, hint, deadline)
-    }
-
-    fn send_large(
-        &self,
-        spin: &Spin,
-        parts: &[IoSlice<'_>],
-        length: u64,
-        hint: u64,
-        deadline: Deadline,
-    ) -> Result<()> {
-        alive(self.entry, self.id)?;
-        let block = block_of(self.member, parts, length)?;
-        let thread = self.member.thread()?;
-        let sent = self.send(&thread, spin, &Outgoing::Block(block), hint, deadline);
-        if sent.is_err() {
-            drop(thread);
-            self.member.free(block.offset)?;
-        }
-        sent
-    }
-
-    /// Sends with the thread record that the caller has.
-    #[inline]
-    pub(crate) fn send(
-        &self,
-        thread: &ThreadGuard<'_>,
-        spin: &Spin,
-        outgoing: &Outgoing<'_>,
-        hint: u64,
-        deadline: Deadline,
-    ) -> Result<()> {
-        let shares = outgoing.block_to_share().unwrap_or(0);
-        let (index, generation) = (self.id.index, self.id.generation);
-        thread
-            .intent
-            .begin(Op::Send, index, generation, [NO_POSITION, shares]);
-        let attempt = || self.deposit(thread, outgoing, hint);
-        let sent = match attempt() {
-            Ok(Some(())) => Ok(()),
-            Err(error) => Err(error),
-            Ok(None) if deadline == Deadline::Now => Err(Error::Full),
-            Ok(None) => self.wait_to_send(thread, spin, deadline, attempt),
-        };
-        thread.intent.end();
-        if sent.is_ok() {
-            count(
-                &self
-                    .member
-                    .control()
-                    .slot(self.member.slot().index)?
-                    .counters
-                    .sends,
-            );
-        }
-        sent
-    }
-
-    #[cold]
-    pub(crate) fn wait_to_send(
-        &self,
-        thread: &ThreadGuard<'_>,
-        spin: &Spin,
-        deadline: Deadline,
-        mut attempt: impl FnMut() -> Result<Option<()>>,
-    ) -> Result<()> {
-        let writable = || cell::maybe_writable(&self.ring);
-        let ready = || writable() || !is_alive(self.entry, self.id);
-        while spin.until(
-            self.member.control().words(),
-            &thread.intent,
-            deadline,
-            ready,
-        ) {
-            if let Some(sent) = attempt()? {
-                return Ok(sent);
-            }
-            if deadline.passed() {
-                return Err(Error::Timeout);
-            }
-        }
-        let counted = |yes| thread.intent.step(if yes { mark::SECOND } else { 0 });
-        wait::sleep_until(self.ring.writable(), deadline, counted, attempt, writable)
-    }
-
-    /// One try to send. `None`: the channel is full.
-    #[inline]
-    pub(crate) fn deposit(
-        &self,
-        thread: &ThreadGuard<'_>,
-        outgoing: &Outgoing<'_>,
-        hint: u64,
-    ) -> Result<Option<()>> {
-        alive(self.entry, self.id)?;
-        let slot = self.member.slot().index;
-        let announce = |position| thread.intent.set(0, position);
-        let claimed = cell::claim_to_send(&self.ring, slot, announce).map_err(broken)?;
-        let Some(position) = claimed else {
-            return Ok(None);
-        };
-        match outgoing {
-            Outgoing::Inline(parts) | Outgoing::Carrying(parts, _) => {
-                self.ring.write_inline(position, hint, parts);
-            }
-            Outgoing::Block(block) | Outgoing::Shared(block) => {
-                self.ring
-                    .write_reference(position, hint, block.offset, block.length);
-            }
-        }
-        if let Some(offset) = outgoing.block_to_share()
-            // Shared only while the claim stands: from the claim recovery knows whose the block is.
-            && let Err(error) = self.member.share(offset)
-        {
-            cell::abandon(&self.ring, position);
-            self.readable_changed();
-            return Err(error.into());
-        }
-        test_point(TestPoint::Sending);
-        cell::publish(&self.ring, position, slot);
-        self.readable_changed();
-        Ok(Some(()))
-    }
-
-    #[inline]
-    pub(crate) fn receive(&self, spin: &Spin, deadline: Deadline) -> Result<Message> {
-        let thread = self.member.thread()?;
-        let (index, generation) = (self.id.index, self.id.generation);
-        thread
-            .intent
-            .begin(Op::Receive, index, generation, [NO_POSITION, 0]);
-        let attempt = || self.claim(&thread);
-        let claimed = match attempt()? {
-            Some(claimed) => claimed,
-            None if deadline == Deadline::Now => return Err(Error::Empty),
-            None => self.wait_readable(&thread, spin, deadline, attempt)?,
-        };
-        let counters = &self
-            .member
-            .control()
-            .slot(self.member.slot().index)?
-            .counters;
-        count(&counters.receives);
-        self.take(claimed)
-    }
-
-    #[inline]
-    pub(crate) fn wait_readable<T>(
-        &self,
-        thread: &ThreadGuard<'_>,
-        spin: &Spin,
-        deadline: Deadline,
-        mut attempt: impl FnMut() -> Result<Option<T>>,
-    ) -> Result<T> {
-        let readable = || cell::maybe_readable(&self.ring);
-        let ready = || readable() || !is_alive(self.entry, self.id);
-        while spin.until(
-            self.member.control().words(),
-            &thread.intent,
-            deadline,
-            ready,
-        ) {
-            if let Some(value) = attempt()? {
-                return Ok(value);
-            }
-            if deadline.passed() {
-                return Err(Error::Timeout);
-            }
-        }
-        let counted = |yes| thread.intent.step(if yes { mark::FIRST } else { 0 });
-        wait::sleep_until(self.ring.readable(), deadline, counted, attempt, readable)
-    }
-
-    /// One try to claim a message. `None`: nothing is there.
-    #[inline]
-    pub(crate) fn claim(&self, thread: &ThreadGuard<'_>) -> Result<Option<Claimed>> {
-        alive(self.entry, self.id)?;
-        let slot = self.member.slot().index;
-        let announce = |position| thread.intent.set(0, position);
-        let found = cell::claim_to_receive(&self.ring, slot, announce).map_err(broken)?;
-        if found.position.is_none() && found.skipped {
-            self.writable_changed(u32::MAX);
-        }
-        Ok(found.position.map(|position| Claimed {
-            position,
-            skipped: found.skipped,
-        }))
-    }
-
-    /// Takes a claimed message out of its cell. Apart from the claim, so that the message itself is moved less.
-    #[inline]
-    pub(crate) fn take(&self, Claimed { position, skipped }: Claimed) -> Result<Message> {
-        let content = self.ring.content(position);
-        let released = std::cell::Cell::new(false);
-        let message = match content.block {
-            None => {
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    reason = "cut to what fits into a cell"
-                )]
-                let length = content.length as usize;
-                let bytes = self.ring.inline_bytes(position);
-                // SAFETY: the cell has at least so many bytes, and the claim keeps senders away from it.
-                Ok(unsafe { Message::copied(content.hint, bytes, length) })
-            }
-            Some(block) => {
-                let release = || {
-                    cell::release(&self.ring, position);
-                    released.set(true);
-                };
-                Message::leased(self.member, content.hint, block, content.length, release)
-            }
-        };
-        test_point(TestPoint::Receiving);
-        if !released.get() {
-            cell::release(&self.ring, position);
-        }
-        self.writable_changed(if skipped { u32::MAX } else { 1 });
-        message
-    }
-
-    pub(crate) fn poll(&self, spin: &Spin, deadline: Deadline) -> Result<u64> {
-        let attempt = || {
-            let readable = self.is_readable()?;
-            Ok(readable.then(|| cell::length(&self.ring).max(1)))
-        };
-        if let Some(count) = attempt()? {
-            return Ok(count);
-        }
-        if deadline == Deadline::Now {
-            return Err(Error::Empty);
-        }
-        let thread = self.member.thread()?;
-        let (index, generation) = (self.id.index, self.id.generation);
-        thread
-            .intent
-            .begin(Op::PollReadable, index, generation, [NO_POSITION, 0]);
-        self.wait_readable(&thread, spin, deadline, attempt)
-    }
-
-    pub(crate) fn is_readable(&self) -> Result<bool> {
-        alive(self.entry, self.id)?;
-        let found = cell::peek(&self.ring).map_err(broken)?;
-        if found.skipped {
-            self.writable_changed(u32::MAX);
-        }
-        Ok(found.position.is_some())
-    }
-
-    pub(crate) fn attributes(&self) -> Result<(u64, u64)> {
-        use cell::Cells as _;
-        alive(self.entry, self.id)?;
-        Ok((cell::length(&self.ring), self.ring.capacity().cells()))
-    }
-
-    /// Wakes whom a new message concerns.
-    #[inline]
-    pub(crate) fn readable_changed(&self) {
-        // Pairs with the fences of `sleep_until` and of `watch`. Publishing ends with the compare-and-swap of the hint.
-        fence_after_rmw();
-        self.ring.readable().wake_sleepers(1);
-        notify_watcher_of(self.member, self.entry, self.id, Interest::READABLE);
-    }
-
-    /// Wakes whom free cells concern.
-    #[inline]
-    pub(crate) fn writable_changed(&self, count: u32) {
-        // As above; so does releasing.
-        fence_after_rmw();
-        self.ring.writable().wake_sleepers(count);
-        notify_watcher_of(self.member, self.entry, self.id, Interest::WRITABLE);
-    }
-}
-
-/// A private block with the parts of a message.
-pub(crate) fn block_of(member: &Member, parts: &[IoSlice<'_>], length: u64) -> Result<Block> {
-    let block = member.alloc(length)?;
-    let mut at = block.offset;
-    for part in parts {
-        // Invariant: the block, in the default pool, has `length` bytes, the sum of the parts.
-        member.pool().data().copy_in(at, part)?;
-        at += part.len() as u64;
-    }
-    Ok(block)
-}
-
-/// Counts one more; each slot's counters are written by its own process, and a lost count among its threads is no harm.
-#[inline]
-pub(crate) fn count(counter: &dragon_shmem::sync::AtomicU64) {
-    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-}
-
-pub(crate) fn broken(broken: cell::Broken) -> Error {
-    dragon_shmem::Error::Corrupt {
-        what: "cell of a channel",
-        value: broken.0,
-    }
-    .into()
-}
-
-/// A message that this thread has claimed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Claimed {
-    position: u64,
-    /// Places of dead senders were freed on the way.
-    skipped: bool,
-}
-
-/// Where tests stop a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TestPoint {
-    /// A payload of a broadcast is ready, and nobody has been woken.
-    Triggering,
-    /// A waiter has been woken, and has not read.
-    Woken,
-    /// A cell is claimed and written, not published.
-    Sending,
-    /// A message is claimed and taken, its cell not released.
-    Receiving,
-    /// A place in a set is claimed.
-    Subscribing,
-    /// A member is in its set, and not yet in its object's list.
-    Subscribed,
-    /// A member is on its way out of a set.
-    Unsubscribing,
-    /// A waiter has lowered a member's flag, and not yet looked again.
-    Lowered,
-    /// A row is claimed for a conversation.
-    Opening,
-    /// A conversation is open, and not yet shown to those who accept.
-    Offering,
-    /// A conversation is accepted, and still shown.
-    Accepting,
-    /// An end of a conversation is given up, and the other not yet told; or the row is being emptied.
-    Closing,
-}
-
-#[cfg(any(not(test), loom))]
-#[inline]
-pub(crate) fn test_point(_: TestPoint) {}
-
-#[cfg(all(test, not(loom)))]
-pub(crate) use crate::fixture::test_point;

@@ -17,6 +17,30 @@ pub enum Error {
     /// Try form: no room to send.
     #[error("the channel is full")]
     Full,
+    /// Try form: an unbounded channel has as many messages as its limit allows.
+    #[error(
+        "channel {channel} is at its limit: {messages} of {limit} messages; receive some, wait with a deadline, or create it with a higher limit"
+    )]
+    AtLimit {
+        /// Which one.
+        channel: ObjectId,
+        /// Most messages that it may hold.
+        limit: u64,
+        /// How many it holds.
+        messages: u64,
+    },
+    /// The message is longer than the room that the receiver has for it. It stays in the channel.
+    #[error(
+        "the next message of channel {channel} has {length} bytes, and there is room for {room}; it stays in the channel"
+    )]
+    TooLong {
+        /// Which one.
+        channel: ObjectId,
+        /// Length of the message.
+        length: u64,
+        /// Room of the receiver.
+        room: u64,
+    },
     /// A signal handler ran during the wait; nothing happened.
     #[error("a signal interrupted the wait")]
     Interrupted,
@@ -156,13 +180,13 @@ impl Error {
         match self {
             Self::Timeout => Code::Timeout,
             Self::Empty => Code::Empty,
-            Self::Full => Code::Full,
+            Self::Full | Self::AtLimit { .. } => Code::Full,
             Self::Interrupted => Code::Interrupted,
             Self::Destroyed(_) => Code::Destroyed,
             Self::NotOwner(_) => Code::NotOwner,
             Self::OtherRuntime { .. } => Code::Refused,
             Self::InvalidArgument { .. } | Self::TooManyUnits { .. } => Code::InvalidArgument,
-            Self::TooLarge { .. } => Code::TooLarge,
+            Self::TooLarge { .. } | Self::TooLong { .. } => Code::TooLarge,
             Self::NodeDown(_) => Code::NodeDown,
             Self::NoGateway(..) => Code::Unreachable,
             Self::Forked => Code::RuntimeGone,

@@ -43,7 +43,9 @@ mod tests;
 
 pub use attempt::{Attempt, End, Payload, Waiting, attempt, watch, withdraw};
 pub use broadcast::{Broadcast, BroadcastOptions, Trigger};
-pub use channel::{Channel, ChannelOptions, create_channel};
+pub use channel::{
+    Attributes, Channel, ChannelOptions, Poll, Received, Returns, SendOptions, create_channel,
+};
 pub use condition::{Condition, ConditionOptions};
 pub use dragon_protocol::PoolOptions;
 pub use dragon_shmem::Deadline;

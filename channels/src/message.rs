@@ -8,6 +8,7 @@ use std::sync::Arc;
 use dragon_shmem::{Member, Pin};
 
 use crate::error::Result;
+use crate::ring::{Content, Ring, to_usize};
 
 /// Inline messages up to this length are kept without an allocation. Not more: a message is moved a few times on its way to
 /// the caller, and moving two hundred bytes costs as much as an allocation.
@@ -16,19 +17,20 @@ const SMALL: usize = 48;
 /// A received message. One that came by reference lies in shared memory until it is dropped, which frees it.
 pub struct Message {
     hint: u64,
+    /// Few messages have one, and each of the others is smaller for that.
+    trace: Option<Box<[u8; 16]>>,
     body: Body,
 }
 
 enum Body {
+    /// Words, so that they are aligned: a message is moved word by word.
     Small {
-        bytes: [MaybeUninit<u8>; SMALL],
-        length: u8,
+        bytes: [MaybeUninit<u64>; SMALL / 8],
+        length: u64,
     },
     Owned(Vec<u8>),
     Shared(Lease),
 }
-
-const _: () = assert!(SMALL <= u8::MAX as usize);
 
 impl Message {
     /// The 64-bit hint that the sender gave.
@@ -38,12 +40,22 @@ impl Message {
         self.hint
     }
 
+    /// The trace id that the sender gave.
+    #[must_use]
+    pub fn trace(&self) -> Option<[u8; 16]> {
+        self.trace.as_deref().copied()
+    }
+
+    pub(crate) fn set_trace(&mut self, trace: Option<[u8; 16]>) {
+        self.trace = trace.map(Box::new);
+    }
+
     /// Bytes of the message.
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
         match &self.body {
-            Body::Small { length, .. } => usize::from(*length),
+            Body::Small { length, .. } => to_usize(*length),
             Body::Owned(bytes) => bytes.len(),
             Body::Shared(lease) => lease.length,
         }
@@ -105,35 +117,50 @@ impl Message {
     pub fn owned(hint: u64, bytes: Vec<u8>) -> Self {
         Self {
             hint,
+            trace: None,
             body: Body::Owned(bytes),
         }
     }
 
-    /// Copies an inline message out of its cell.
-    ///
-    /// # Safety
-    /// `length` bytes at `from` are mapped, and nobody who behaves writes them.
+    /// A message without bytes.
     #[inline]
-    pub(crate) unsafe fn copied(hint: u64, from: NonNull<u8>, length: usize) -> Self {
-        if let Ok(small) = u8::try_from(length)
-            && length <= SMALL
-        {
-            // Made first and filled in its place: moving it would cost more than the copy of a small message.
-            let mut message = Self {
-                hint,
-                body: Body::Small {
-                    bytes: [MaybeUninit::uninit(); SMALL],
-                    length: small,
-                },
-            };
-            if let Body::Small { bytes, .. } = &mut message.body {
-                // SAFETY: the caller vouches for the source; the target is as long.
-                unsafe { copy(from.as_ptr(), bytes.as_mut_ptr().cast(), length) };
-            }
-            return message;
+    pub(crate) fn empty() -> Self {
+        Self {
+            hint: 0,
+            trace: None,
+            body: Body::Small {
+                bytes: [MaybeUninit::uninit(); SMALL / 8],
+                length: 0,
+            },
         }
-        // SAFETY: the caller vouches for it.
-        Self::owned(hint, unsafe { copy_of(from.as_ptr(), length) })
+    }
+
+    /// Copies an inline message out of its cell, in the place of what this was.
+    #[inline]
+    pub(crate) fn fill(&mut self, ring: &Ring, position: u64, content: &Content) {
+        let room = to_usize(content.length);
+        self.hint = content.hint;
+        match &mut self.body {
+            Body::Small { bytes, length } if room <= SMALL => {
+                // SAFETY: the target is at least as long.
+                unsafe { ring.copy_out(position, content, bytes.as_mut_ptr().cast()) };
+                *length = content.length;
+            }
+            _ => self.fill_owned(ring, position, content),
+        }
+        if content.traced {
+            self.set_trace(ring.trace(position, content));
+        }
+    }
+
+    fn fill_owned(&mut self, ring: &Ring, position: u64, content: &Content) {
+        let length = to_usize(content.length);
+        let mut bytes = Vec::with_capacity(length);
+        // SAFETY: the target has room for them.
+        unsafe { ring.copy_out(position, content, bytes.as_mut_ptr()) };
+        // SAFETY: the first `length` bytes were just written.
+        unsafe { bytes.set_len(length) };
+        self.body = Body::Owned(bytes);
     }
 
     /// Takes over a shared block. Recorded in the held table, so that it is freed if this process dies; when that table is
@@ -193,6 +220,7 @@ impl Message {
         };
         Ok(Self {
             hint,
+            trace: None,
             body: Body::Shared(lease),
         })
     }
@@ -217,22 +245,6 @@ unsafe fn copy_of(from: *const u8, length: usize) -> Vec<u8> {
     // SAFETY: the first `length` bytes were just written.
     unsafe { bytes.set_len(length) };
     bytes
-}
-
-/// Copies a few bytes; without a call when they are one or two words.
-///
-/// # Safety
-/// `length` bytes are mapped at both places, which do not overlap.
-#[inline]
-pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
-    match length {
-        // SAFETY: as the caller vouches; a copy of constant length is a load and a store.
-        8 => unsafe { std::ptr::copy_nonoverlapping(from, to, 8) },
-        // SAFETY: as above.
-        16 => unsafe { std::ptr::copy_nonoverlapping(from, to, 16) },
-        // SAFETY: as above.
-        _ => unsafe { std::ptr::copy_nonoverlapping(from, to, length) },
-    }
 }
 
 /// A block that this process has taken over from the sender.

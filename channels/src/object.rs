@@ -418,7 +418,7 @@ pub(crate) fn wake_everyone(member: &Arc<Member>, id: ObjectId) -> Result<()> {
     let entry = member.control().object(id.index)?;
     fence(Ordering::SeqCst);
     match id.kind {
-        ObjectKind::Channel => crate::channel::wake_everyone(member, entry)?,
+        ObjectKind::Channel => crate::channel::wake_everyone(member, entry, id)?,
         ObjectKind::Lock => crate::lock::words(entry).wake_everyone(is_alive(entry, id)),
         ObjectKind::Event | ObjectKind::Process => wait_word(entry).wake(u32::MAX),
         ObjectKind::Semaphore => {

@@ -13,10 +13,11 @@ use dragon_shmem::recover::{
 use dragon_shmem::sync::{Ordering, fence};
 use dragon_shmem::thread::Intended;
 
-use crate::channel::{Local, NO_POSITION, open};
+use crate::channel::{Local, Ticket, open};
 use crate::error::Result;
 use crate::lock;
 use crate::object::{discard, second_wait_word, wait_word, wake_everyone};
+use crate::ring::Ring;
 use crate::semaphore;
 use crate::wait::{forget_spinner, mark};
 use crate::{broadcast, cell, condition};
@@ -119,33 +120,22 @@ fn finish(
         return;
     };
     match intended.op {
-        Op::Send | Op::Receive | Op::PollReadable => {
+        _ if matches!(id.kind, ObjectKind::Channel | ObjectKind::Stream)
+            && !matches!(intended.op, Op::StreamOpen | Op::StreamAccept) =>
+        {
             let ring = match id.kind {
                 ObjectKind::Stream => crate::stream::ring_of(member, entry, intended),
                 _ => open(member, entry).ok(),
             };
-            let Some(ring) = ring else {
-                return;
-            };
-            if intended.step & mark::FIRST != 0 {
-                ring.readable().forget_waiter();
-            }
-            if intended.step & mark::SECOND != 0 {
-                ring.writable().forget_waiter();
-            }
-            let local = Local {
-                member,
-                id,
-                entry,
-                ring,
-            };
-            let [position, block, ..] = intended.arguments;
-            if position != NO_POSITION {
-                if intended.op == Op::Send {
-                    undo_send(&local, slot, position, block, recovered);
-                } else {
-                    finish_receive(&local, slot, position, leases, recovered);
-                }
+            if let Some(ring) = ring {
+                let local = Local {
+                    member,
+                    id,
+                    entry,
+                    ring: &ring,
+                    opened: None,
+                };
+                finish_on_channel(&local, slot, intended, leases, recovered);
             }
         }
         Op::EventWait | Op::SemaphoreAcquire | Op::ProcessWait
@@ -188,45 +178,88 @@ fn object_of(member: &Member, intended: &Intended) -> Option<ObjectId> {
     })
 }
 
-/// A sender died. If its claim stands, nothing was sent: the cell is buried, and a block that was to travel is freed. If
+fn finish_on_channel(
+    channel: &Local<'_>,
+    slot: SlotId,
+    intended: &Intended,
+    leases: &mut Vec<u64>,
+    recovered: &mut Recovered,
+) {
+    let ring = channel.ring;
+    let places = [
+        (mark::FIRST, ring.readable()),
+        (mark::SECOND, ring.writable()),
+        (mark::THIRD, ring.closing()),
+    ];
+    for (_, word) in places
+        .iter()
+        .filter(|(place, _)| intended.step & place != 0)
+    {
+        if intended.step & mark::WATCHER == 0 {
+            word.forget_waiter();
+        } else {
+            word.forget_watcher();
+        }
+    }
+    let [first, block, ..] = intended.arguments;
+    if intended.op == Op::Grow {
+        return channel.undo_growth(first, block);
+    }
+    let Some(ticket) = Ticket::unpack(first) else {
+        return;
+    };
+    let Ok(ring) = channel.ring_of(ticket) else {
+        return;
+    };
+    match intended.op {
+        Op::Send => undo_send(channel, &ring, slot, ticket.position, block, recovered),
+        Op::Receive => finish_receive(channel, &ring, slot, ticket.position, leases, recovered),
+        _ => {}
+    }
+}
+
+/// A sender died. If its claim stands, nothing was sent: the cell is dead, and a block that was to travel is freed. If
 /// the claim does not stand, the message was published, or the block is still private and goes with the others.
 fn undo_send(
     channel: &Local<'_>,
+    ring: &Ring,
     slot: SlotId,
     position: u64,
     block: u64,
     recovered: &mut Recovered,
 ) {
-    if !cell::left_writing(&channel.ring, position, slot.index) {
+    if !cell::left_writing(ring, position, slot.index) {
         return;
     }
     if block != 0 {
-        // It fails for a large block that is still private: recovery of the memory frees that.
+        // It fails for a block that is still private: recovery of the memory frees that.
         let _ = channel.member.free(block);
     }
-    cell::bury(&channel.ring, position);
+    cell::abandon(ring, position);
     recovered.cells += 1;
-    channel.readable_changed();
+    channel.readable_changed(1);
     channel.writable_changed(u32::MAX);
 }
 
 /// A receiver died. If its claim stands, the message is lost with it, and its block, unless that is among the leases already.
 fn finish_receive(
     channel: &Local<'_>,
+    ring: &Ring,
     slot: SlotId,
     position: u64,
     leases: &mut Vec<u64>,
     recovered: &mut Recovered,
 ) {
-    if !cell::left_reading(&channel.ring, position, slot.index) {
+    if !cell::left_reading(ring, position, slot.index) {
         return;
     }
-    if let Some(block) = channel.ring.content(position).block
-        && !leases.contains(&block)
-    {
-        leases.push(block);
+    if ring.content(position).by_reference {
+        let block = ring.block(position);
+        if !leases.contains(&block) {
+            leases.push(block);
+        }
     }
-    cell::release(&channel.ring, position);
+    cell::release(ring, position);
     recovered.cells += 1;
     channel.writable_changed(u32::MAX);
 }

@@ -15,9 +15,10 @@ use dragon_shmem::thread::{Reply, ReplyPayload};
 use dragon_shmem::{Block, Deadline, Member, ThreadGuard, WaitResult};
 use zerocopy::IntoBytes as _;
 
-use crate::channel::{self, Local, Outgoing, block_of};
+use crate::channel::{self, Attributes, Local, Outgoing, block_of};
 use crate::error::{Error, Result};
 use crate::message::Message;
+use crate::ring::Label;
 use crate::wait::Spin;
 
 /// The operation number of a request that cancels the one with the same ticket.
@@ -53,7 +54,7 @@ pub(crate) fn send(
     parts: &[IoSlice<'_>],
     hint: u64,
     deadline: Deadline,
-) -> Result<()> {
+) -> Result<u64> {
     send_to(member, object, parts, [hint, 0], deadline)
 }
 
@@ -64,9 +65,33 @@ pub(crate) fn send_to(
     parts: &[IoSlice<'_>],
     arguments: [u64; 2],
     deadline: Deadline,
-) -> Result<()> {
+) -> Result<u64> {
     let what = What::Parts(parts);
-    ask(member, Op::Send, object, arguments, &what, deadline).map(drop)
+    sent(
+        member,
+        ask(member, Op::Send, object, arguments, &what, deadline)?,
+    )
+}
+
+/// What the reply to a send says: where the message lies.
+fn sent(member: &Member, answer: Answer<'_>) -> Result<u64> {
+    Ok(answer.discard(member)?.arg0)
+}
+
+/// Sends a message to a channel of another node without waiting for a reply. An error is told to nobody; the agents log it.
+pub(crate) fn post_message(
+    member: &Arc<Member>,
+    object: ObjectId,
+    parts: &[IoSlice<'_>],
+    hint: u64,
+    deadline: Deadline,
+) -> Result<()> {
+    let thread = member.thread()?;
+    let mut request = request(member, &thread, Op::Send as u8, object);
+    request.thread = NO_REPLY.into();
+    request.arg0 = hint.into();
+    request.deadline = deadline.to_wire().into();
+    post(member, &thread, &request, &What::Parts(parts))
 }
 
 /// Sends a private block to a channel of another node. With success the block is the agent's.
@@ -76,7 +101,7 @@ pub(crate) fn send_block(
     block: Block,
     hint: u64,
     deadline: Deadline,
-) -> Result<()> {
+) -> Result<u64> {
     send_block_to(member, object, block, [hint, 0], deadline)
 }
 
@@ -87,9 +112,12 @@ pub(crate) fn send_block_to(
     block: Block,
     arguments: [u64; 2],
     deadline: Deadline,
-) -> Result<()> {
+) -> Result<u64> {
     let what = What::Block(block);
-    ask(member, Op::Send, object, arguments, &what, deadline).map(drop)
+    sent(
+        member,
+        ask(member, Op::Send, object, arguments, &what, deadline)?,
+    )
 }
 
 /// Asks for an operation with a payload.
@@ -112,6 +140,65 @@ pub(crate) fn receive(
     deadline: Deadline,
 ) -> Result<Message> {
     receive_from(member, object, 0, deadline)
+}
+
+/// A copy of the oldest message of a channel of another node.
+pub(crate) fn peek(member: &Arc<Member>, object: ObjectId, deadline: Deadline) -> Result<Message> {
+    Ok(call_for_message(member, Op::Peek, object, [0, 0], deadline)?.0)
+}
+
+/// What a channel of another node is and how full.
+pub(crate) fn attributes(member: &Arc<Member>, object: ObjectId) -> Result<Attributes> {
+    let (reply, _) = call_for_message(member, Op::Attributes, object, [0, 0], Deadline::Now)?;
+    decode(&reply.into_vec()).ok_or(Error::Remote(Code::Corrupt, object))
+}
+
+/// Words of [`Attributes`] in a reply.
+const ATTRIBUTES: usize = 9;
+
+/// Attributes as the payload of a reply: nine words, little-endian.
+pub(crate) fn encode(attributes: &Attributes) -> Vec<u8> {
+    let Attributes {
+        messages,
+        capacity,
+        block,
+        unbounded,
+        senders_waiting,
+        receivers_waiting,
+        watchers,
+        segments,
+        bytes,
+    } = *attributes;
+    let words: [u64; ATTRIBUTES] = [
+        messages,
+        capacity,
+        block,
+        unbounded.into(),
+        senders_waiting.into(),
+        receivers_waiting.into(),
+        watchers.into(),
+        segments.into(),
+        bytes,
+    ];
+    words.into_iter().flat_map(u64::to_le_bytes).collect()
+}
+
+/// The inverse of [`encode`].
+fn decode(payload: &[u8]) -> Option<Attributes> {
+    let (words, _) = payload.as_chunks::<8>();
+    let word = |n: usize| words.get(n).copied().map(u64::from_le_bytes);
+    let small = |n: usize| word(n).and_then(|word| u32::try_from(word).ok());
+    Some(Attributes {
+        messages: word(0)?,
+        capacity: word(1)?,
+        block: word(2)?,
+        unbounded: word(3)? != 0,
+        senders_waiting: small(4)?,
+        receivers_waiting: small(5)?,
+        watchers: small(6)?,
+        segments: small(7)?,
+        bytes: word(8)?,
+    })
 }
 
 /// As [`receive`], from a conversation of an endpoint.
@@ -211,7 +298,10 @@ fn ask<'a>(
         let _ = thread.reply.abandon();
         return Err(error);
     }
-    channel::count(&member.control().slot(member.slot().index)?.counters.remote);
+    channel::count(
+        &member.control().slot(member.slot().index)?.counters.remote,
+        1,
+    );
     let spins = reply_spins(member);
     let record = |block| place.set(block);
     let reply = match thread.reply.wait(Deadline::Never, spins, record) {
@@ -290,23 +380,27 @@ fn post(
     };
     let gateway = member.control().gateway().ok_or_else(none)?;
     let entry = member.control().entry(gateway).map_err(|_| none())?;
+    let ring = channel::open(member, entry)?;
     let local = Local {
         member,
         id: gateway,
         entry,
-        ring: channel::open(member, entry)?,
+        ring: &ring,
+        opened: None,
     };
     let put = |request: &Request, parts: &[IoSlice<'_>], carried: Option<u64>| {
         let mut all = Vec::with_capacity(parts.len() + 1);
         all.push(IoSlice::new(request.as_bytes()));
         all.extend(parts.iter().map(|part| IoSlice::new(part)));
+        let length = all.iter().map(|part| part.len() as u64).sum();
         let outgoing = match carried {
-            Some(offset) => Outgoing::Carrying(&all, offset),
-            None => Outgoing::Inline(&all),
+            Some(offset) => Outgoing::Carrying(&all, length, offset),
+            None => Outgoing::Inline(&all, length),
         };
-        let sent = local.send(thread, &Spin::default(), &outgoing, 0, Deadline::Never);
+        let label = Label::default();
+        let sent = local.send(thread, &Spin::default(), &outgoing, &label, Deadline::Never);
         // The agent has closed its gateway; the object itself may be well.
-        sent.map_err(|error| match error {
+        sent.map(drop).map_err(|error| match error {
             Error::Destroyed(_) => none(),
             other => other,
         })

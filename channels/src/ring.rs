@@ -1,9 +1,12 @@
 //! A channel's words and cells in the block of the pool that holds them.
 //!
 //! ```text
-//! 0      Head: constants, tail, head, readable, writable, each on 128 bytes of its own
-//! 640    cells, `stride` bytes each: CellHead (48 bytes), then the bytes of an inline message
+//! 0      Head: constants, tail, head, readable, writable, each on 128 bytes of its own; segments
+//! 896    sender words, 8 bytes each, to a multiple of 128
+//!        receiver words, likewise
+//!        cells, `stride` bytes each: CellHead (24 bytes), then the bytes of an inline message
 //! ```
+//! An unbounded channel is a chain of such rings; the words that do not belong to one ring are those of the first.
 
 use std::io::IoSlice;
 use std::ptr::NonNull;
@@ -12,11 +15,11 @@ use dragon_shmem::pool::Pool;
 use dragon_shmem::region::Shared;
 use dragon_shmem::sync::{AtomicU32, AtomicU64, Ordering};
 
-use crate::cell::{Capacity, Cells, State, Tag};
+use crate::cell::{Capacity, Cells, unused};
 use crate::error::Result;
 use crate::wait::WaitWord;
 
-/// A word alone on its cache lines (two: processors fetch them in pairs).
+/// Words alone on their cache lines (two: processors fetch them in pairs).
 #[derive(Debug)]
 #[repr(C, align(128))]
 struct Line<T>(T);
@@ -26,32 +29,47 @@ struct Line<T>(T);
 struct Constants {
     magic: AtomicU32,
     capacity: AtomicU32,
-    stride: AtomicU32,
+    /// Bytes of a message that may lie in a cell.
     inline: AtomicU32,
+    reserved: AtomicU32,
+    /// Most messages of an unbounded channel; 0 for a bounded one.
+    limit: AtomicU64,
+    /// See [`Cells::end`]. Written once.
+    end: AtomicU64,
+    /// Where those sleep who wait for the channel's end.
+    closing: WaitWord,
+}
+
+/// The hints of one side: a position, how far it is known to be free (to senders) or received, and the ring of the chain
+/// that the side uses.
+#[derive(Debug)]
+#[repr(C)]
+struct Hint {
+    position: AtomicU64,
+    known: AtomicU64,
+    segment: AtomicU64,
 }
 
 #[derive(Debug)]
 #[repr(C)]
 struct Head {
     constants: Constants,
-    tail: Line<AtomicU64>,
-    head: Line<AtomicU64>,
+    tail: Line<Hint>,
+    head: Line<Hint>,
     readable: Line<WaitWord>,
     writable: Line<WaitWord>,
+    /// The further rings of an unbounded channel: their blocks.
+    segments: Line<[AtomicU64; MAX_SEGMENTS]>,
 }
 
 /// What stands before the bytes of each cell.
 #[derive(Debug)]
 #[repr(C)]
 struct CellHead {
-    state: AtomicU64,
+    published: AtomicU64,
     hint: AtomicU64,
-    /// Bytes of the message, below [`BY_REFERENCE`].
+    /// Bytes of the message, and what else there is: see [`Content`].
     length: AtomicU64,
-    /// Offset of the message's block when the length says so.
-    block: AtomicU64,
-    /// Room for a trace id.
-    trace: [AtomicU64; 2],
 }
 
 // SAFETY: repr(C), only atomics.
@@ -59,27 +77,43 @@ unsafe impl Shared for Head {}
 // SAFETY: as above.
 unsafe impl Shared for CellHead {}
 
-const MAGIC: u32 = u32::from_le_bytes(*b"CHN1");
-/// In a cell's length: the message lies in a block.
+const MAGIC: u32 = u32::from_le_bytes(*b"CHN2");
+/// In a cell's length: the message lies in a block, whose address stands where its bytes would.
 const BY_REFERENCE: u64 = 1 << 63;
-const CELLS: u64 = size_of::<Head>() as u64;
+/// In a cell's length: a trace id of 16 bytes stands before the bytes, or behind the address of the block.
+const TRACED: u64 = 1 << 62;
+const LENGTH: u64 = TRACED - 1;
+/// Bytes of a trace id.
+const TRACE: u64 = 16;
+const WORDS: u64 = size_of::<Head>() as u64;
 const CELL_HEAD: u64 = size_of::<CellHead>() as u64;
+/// Least room in a cell: an address and a trace id.
+const LEAST_ROOM: u32 = 24;
 #[cfg(not(loom))]
-const _: () = assert!(CELLS == 640 && CELL_HEAD == 48);
+const _: () = assert!(WORDS == 896 && CELL_HEAD == 24);
 
 /// Most cells of a channel.
 pub(crate) const MAX_CAPACITY: u32 = 1 << 24;
 /// Most bytes of an inline message.
 pub(crate) const MAX_INLINE: u32 = 1 << 20;
+/// Most rings of an unbounded channel beside the first: each is at least twice as large as the one before it.
+pub(crate) const MAX_SEGMENTS: usize = 24;
+/// Inline messages up to so many bytes are copied before they are claimed, word by word.
+const COPIED_FIRST: u64 = 256;
 
-/// A channel's memory, as this process has it mapped. The constants were checked when it was opened and are never read
-/// again, so a scribbler cannot lead anybody out of the block.
+/// A ring, as this process has it mapped. The constants were checked when it was opened and are never read again, so a
+/// scribbler cannot lead anybody out of the block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ring {
     base: NonNull<u8>,
+    /// Where the receiver words begin.
+    receivers: NonNull<u8>,
+    /// Where the cells begin.
+    cells: NonNull<u8>,
     capacity: Capacity,
     stride: u64,
     inline: u64,
+    limit: u64,
 }
 
 // SAFETY: a Ring only points to shared memory, which it accesses by atomics and by copies of claimed cells.
@@ -92,40 +126,71 @@ unsafe impl Sync for Ring {}
 pub(crate) struct Content {
     pub(crate) hint: u64,
     pub(crate) length: u64,
-    /// The block, for messages by reference.
-    pub(crate) block: Option<u64>,
+    pub(crate) traced: bool,
+    pub(crate) by_reference: bool,
+}
+
+/// What is written before a message.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Label {
+    pub(crate) hint: u64,
+    pub(crate) trace: Option<[u8; 16]>,
 }
 
 impl Ring {
-    /// Bytes that a channel needs.
+    /// Bytes that a ring needs.
     pub(crate) fn size(capacity: u32, inline: u32) -> u64 {
-        CELLS + u64::from(capacity) * stride(inline)
+        cells_at(capacity) + u64::from(capacity) * stride(inline)
     }
 
-    /// Writes an empty channel into a block that has room for it.
-    pub(crate) fn init(pool: &Pool, offset: u64, capacity: u32, inline: u32) -> Result<()> {
-        let size = Self::size(capacity, inline);
-        pool.check(offset, size)?;
+    /// Writes an empty ring into a block that has room for it.
+    pub(crate) fn init(
+        pool: &Pool,
+        offset: u64,
+        capacity: u32,
+        inline: u32,
+        limit: u64,
+    ) -> Result<()> {
+        pool.check(offset, Self::size(capacity, inline))?;
         let head: &Head = pool.data().view(offset)?;
-        // Checked above: a stride fits 32 bits, since the inline bytes have a limit.
-        let stride_word = u32::try_from(stride(inline)).unwrap_or(u32::MAX);
-        head.constants.capacity.store(capacity, Ordering::Relaxed);
-        head.constants.stride.store(stride_word, Ordering::Relaxed);
-        head.constants.inline.store(inline, Ordering::Relaxed);
-        head.tail.0.store(0, Ordering::Relaxed);
-        head.head.0.store(0, Ordering::Relaxed);
+        let Constants {
+            magic,
+            capacity: cells,
+            inline: bytes,
+            reserved,
+            limit: most,
+            end,
+            closing,
+        } = &head.constants;
+        cells.store(capacity, Ordering::Relaxed);
+        bytes.store(inline, Ordering::Relaxed);
+        reserved.store(0, Ordering::Relaxed);
+        most.store(limit, Ordering::Relaxed);
+        end.store(0, Ordering::Relaxed);
+        closing.reset();
+        for hint in [&head.tail.0, &head.head.0] {
+            hint.position.store(0, Ordering::Relaxed);
+            hint.known.store(0, Ordering::Relaxed);
+            hint.segment.store(0, Ordering::Relaxed);
+        }
         head.readable.0.reset();
         head.writable.0.reset();
-        for cell in 0..u64::from(capacity) {
-            let cell: &CellHead = pool.data().view(offset + CELLS + cell * stride(inline))?;
-            cell.state
-                .store(State::new(0, 0, Tag::Free).0, Ordering::Relaxed);
+        for segment in &head.segments.0 {
+            segment.store(0, Ordering::Relaxed);
         }
-        head.constants.magic.store(MAGIC, Ordering::Release);
+        // Opened before the magic says so: the constants are in place.
+        let ring = Self::at(pool, offset, capacity, inline, limit)?;
+        let [sender, published, receiver] = unused(0);
+        for cell in 0..u64::from(capacity) {
+            ring.sender(cell).store(sender, Ordering::Relaxed);
+            ring.published(cell).store(published, Ordering::Relaxed);
+            ring.receiver(cell).store(receiver, Ordering::Relaxed);
+        }
+        magic.store(MAGIC, Ordering::Release);
         Ok(())
     }
 
-    /// The channel in the block at `offset`. It may be used as long as the block is allocated and the pool mapped.
+    /// The ring in the block at `offset`. It may be used as long as the block is allocated and the pool mapped.
     pub(crate) fn open(pool: &Pool, offset: u64) -> Result<Self> {
         let corrupt = |what, value: u32| {
             Err(dragon_shmem::Error::Corrupt {
@@ -134,7 +199,7 @@ impl Ring {
             }
             .into())
         };
-        pool.check(offset, CELLS)?;
+        pool.check(offset, WORDS)?;
         let constants: &Constants = {
             let head: &Head = pool.data().view(offset)?;
             &head.constants
@@ -151,13 +216,24 @@ impl Ring {
         if inline > MAX_INLINE {
             return corrupt("block size of a channel", inline);
         }
+        let limit = constants.limit.load(Ordering::Relaxed);
+        Self::at(pool, offset, capacity, inline, limit)
+    }
+
+    fn at(pool: &Pool, offset: u64, capacity: u32, inline: u32, limit: u64) -> Result<Self> {
         let size = Self::size(capacity, inline);
         pool.check(offset, size)?;
+        let base = pool.data().bytes(offset, size)?;
         Ok(Self {
-            base: pool.data().bytes(offset, size)?,
+            base,
+            // SAFETY: the receiver words begin inside the block, whose size was just checked.
+            receivers: unsafe { base.add(to_usize(WORDS + array(capacity.into()))) },
+            // SAFETY: the cells begin inside the block, whose size was just checked.
+            cells: unsafe { base.add(to_usize(cells_at(capacity))) },
             capacity: Capacity::new(capacity),
             stride: stride(inline),
             inline: inline.into(),
+            limit,
         })
     }
 
@@ -167,20 +243,53 @@ impl Ring {
         self.inline
     }
 
+    /// Most messages of an unbounded channel; 0 for a bounded one.
     #[inline]
-    fn head_words(&self) -> &Head {
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Bytes of its block.
+    pub(crate) fn bytes(&self) -> u64 {
+        let capacity = self.capacity.cells();
+        2 * array(capacity) + WORDS + capacity * self.stride
+    }
+
+    /// Whether a message may travel inline.
+    #[inline]
+    pub(crate) fn fits(&self, length: u64, traced: bool) -> bool {
+        length <= self.inline && (!traced || length + TRACE <= self.room())
+    }
+
+    /// Bytes of a cell behind its head.
+    #[inline]
+    fn room(&self) -> u64 {
+        self.stride - CELL_HEAD
+    }
+
+    #[inline]
+    fn words(&self) -> &Head {
         // SAFETY: `open` checked that the block, which is aligned to at least 64 KiB or its power-of-two class, has room
         // for the head; Head is Shared, so every content is valid.
         unsafe { self.base.cast::<Head>().as_ref() }
     }
 
+    /// The word of a cell in an array that begins at `array`.
+    #[inline]
+    fn word(&self, array: NonNull<u8>, index: u64) -> &AtomicU64 {
+        debug_assert!(index < self.capacity.cells());
+        // SAFETY: callers pass an index below the capacity, so the word lies inside the block that `at` checked.
+        let word = unsafe { array.cast::<AtomicU64>().add(to_usize(index)) };
+        // SAFETY: the arrays are aligned, and hold atomics only.
+        unsafe { word.as_ref() }
+    }
+
     #[inline]
     fn cell(&self, index: u64) -> NonNull<u8> {
         debug_assert!(index < self.capacity.cells());
-        let at = CELLS + index * self.stride;
-        // SAFETY: callers pass an index below the capacity, so the cell lies inside the block that `open` checked. The
+        // SAFETY: callers pass an index below the capacity, so the cell lies inside the block that `at` checked. The
         // block is smaller than the address space, so the cast loses nothing.
-        unsafe { self.base.add(to_usize(at)) }
+        unsafe { self.cells.add(to_usize(index * self.stride)) }
     }
 
     #[inline]
@@ -189,77 +298,182 @@ impl Ring {
         unsafe { self.cell(index).cast::<CellHead>().as_ref() }
     }
 
+    /// Where the bytes of a cell lie: `room()` of them.
+    #[inline]
+    fn bytes_of(&self, position: u64) -> NonNull<u8> {
+        let (_, index) = self.capacity.place(position);
+        // SAFETY: the head of a cell lies inside the cell.
+        unsafe { self.cell(index).add(to_usize(CELL_HEAD)) }
+    }
+
     /// Where sleeping receivers sleep.
     #[inline]
     pub(crate) fn readable(&self) -> &WaitWord {
-        &self.head_words().readable.0
+        &self.words().readable.0
     }
 
     /// Where sleeping senders sleep.
     #[inline]
     pub(crate) fn writable(&self) -> &WaitWord {
-        &self.head_words().writable.0
+        &self.words().writable.0
     }
 
-    /// Writes an inline message into a claimed cell. `length` is the sum of the parts.
+    /// Where those sleep who wait for the channel's end.
+    pub(crate) fn closing(&self) -> &WaitWord {
+        &self.words().constants.closing
+    }
+
+    /// Writes an inline message into a claimed cell. `length` is the sum of the parts, and fits.
     #[inline]
-    pub(crate) fn write_inline(&self, position: u64, hint: u64, parts: &[IoSlice<'_>]) {
+    pub(crate) fn write_inline(
+        &self,
+        position: u64,
+        label: &Label,
+        parts: &[IoSlice<'_>],
+        length: u64,
+    ) {
         let (_, index) = self.capacity.place(position);
         let head = self.cell_head(index);
-        let mut room = self.inline;
-        let mut at = CELL_HEAD;
-        for part in parts {
-            let length = (part.len() as u64).min(room);
-            // SAFETY: `at` is at most the stride, so this stays inside the cell.
-            let to = unsafe { self.cell(index).add(to_usize(at)) };
-            // SAFETY: the cell has `inline` bytes behind its head, of which `room` are left; the claim makes them ours; the
-            // source is private memory.
-            unsafe { crate::message::copy(part.as_ptr(), to.as_ptr(), to_usize(length)) };
-            room -= length;
-            at += length;
+        let mut to = self.bytes_of(position);
+        let mut room = self.room();
+        let mut flags = 0;
+        if let Some(trace) = &label.trace {
+            // SAFETY: each cell has room for more than a trace id.
+            unsafe { store_words(trace.as_ptr(), to, to_usize(TRACE)) };
+            // SAFETY: as above.
+            to = unsafe { to.add(to_usize(TRACE)) };
+            room -= TRACE;
+            flags = TRACED;
         }
-        head.hint.store(hint, Ordering::Relaxed);
-        head.length.store(at - CELL_HEAD, Ordering::Relaxed);
+        let length = length.min(room);
+        match parts {
+            // SAFETY: the cell has `room` bytes here; the claim makes them ours; the source is private memory, and as long.
+            [part] if length <= COPIED_FIRST => unsafe {
+                store_words(part.as_ptr(), to, to_usize(length));
+            },
+            _ => write_parts(to, parts, length),
+        }
+        head.hint.store(label.hint, Ordering::Relaxed);
+        head.length.store(length | flags, Ordering::Relaxed);
     }
 
     /// Writes a message by reference into a claimed cell.
     #[inline]
-    pub(crate) fn write_reference(&self, position: u64, hint: u64, block: u64, length: u64) {
+    pub(crate) fn write_reference(&self, position: u64, label: &Label, block: u64, length: u64) {
         let (_, index) = self.capacity.place(position);
         let head = self.cell_head(index);
-        head.hint.store(hint, Ordering::Relaxed);
-        head.block.store(block, Ordering::Relaxed);
-        head.length.store(length | BY_REFERENCE, Ordering::Relaxed);
+        let to = self.bytes_of(position);
+        let mut flags = BY_REFERENCE;
+        // SAFETY: each cell has room for an address and a trace id.
+        unsafe { to.cast::<AtomicU64>().as_ref() }.store(block, Ordering::Relaxed);
+        if let Some(trace) = &label.trace {
+            // SAFETY: as above.
+            let to = unsafe { to.add(8) };
+            // SAFETY: as above.
+            unsafe { store_words(trace.as_ptr(), to, to_usize(TRACE)) };
+            flags |= TRACED;
+        }
+        head.hint.store(label.hint, Ordering::Relaxed);
+        head.length
+            .store(length & LENGTH | flags, Ordering::Relaxed);
     }
 
-    /// What a claimed cell holds. The length of an inline message is cut to what fits into a cell.
+    /// What a published cell holds. The length of an inline message is cut to what fits into a cell.
     #[inline]
     pub(crate) fn content(&self, position: u64) -> Content {
         let (_, index) = self.capacity.place(position);
         let head = self.cell_head(index);
-        let length = head.length.load(Ordering::Relaxed);
+        let word = head.length.load(Ordering::Relaxed);
         let hint = head.hint.load(Ordering::Relaxed);
-        if length & BY_REFERENCE == 0 {
-            Content {
-                hint,
-                length: length.min(self.inline),
-                block: None,
-            }
-        } else {
-            Content {
-                hint,
-                length: length & !BY_REFERENCE,
-                block: Some(head.block.load(Ordering::Relaxed)),
-            }
+        let traced = word & TRACED != 0;
+        let by_reference = word & BY_REFERENCE != 0;
+        let mut length = word & LENGTH;
+        if !by_reference {
+            length = length.min(self.room() - if traced { TRACE } else { 0 });
+        }
+        Content {
+            hint,
+            length,
+            traced,
+            by_reference,
         }
     }
 
-    /// Where the bytes of an inline message lie: `inline()` of them.
+    /// Whether the bytes of a message may be copied before the message is claimed.
     #[inline]
-    pub(crate) fn inline_bytes(&self, position: u64) -> NonNull<u8> {
-        let (_, index) = self.capacity.place(position);
-        // SAFETY: the head of a cell lies inside the cell.
-        unsafe { self.cell(index).add(to_usize(CELL_HEAD)) }
+    pub(crate) fn copied_first(content: &Content) -> bool {
+        !content.by_reference && content.length <= COPIED_FIRST
+    }
+
+    /// The block of a message by reference.
+    #[inline]
+    pub(crate) fn block(&self, position: u64) -> u64 {
+        // SAFETY: each cell has room for an address behind its head, and is aligned.
+        unsafe { self.bytes_of(position).cast::<AtomicU64>().as_ref() }.load(Ordering::Relaxed)
+    }
+
+    /// The trace id of a message.
+    pub(crate) fn trace(&self, position: u64, content: &Content) -> Option<[u8; 16]> {
+        let at = if content.by_reference { 8 } else { 0 };
+        content.traced.then(|| {
+            let mut trace = [0; 16];
+            // SAFETY: each cell has room for an address and a trace id.
+            let from = unsafe { self.bytes_of(position).add(at) };
+            // SAFETY: as above.
+            unsafe { load_words(from, trace.as_mut_ptr(), trace.len()) };
+            trace
+        })
+    }
+
+    /// Copies the bytes of an inline message that is not claimed: what others write meanwhile may be among them.
+    pub(crate) fn copy_unclaimed(&self, position: u64, content: &Content, to: &mut [u8]) {
+        let mut from = self.bytes_of(position);
+        if content.traced {
+            // SAFETY: each cell has room for a trace id.
+            from = unsafe { from.add(to_usize(TRACE)) };
+        }
+        let length = to.len().min(to_usize(content.length));
+        // SAFETY: `content` cut the length to what the cell has; the target is as long.
+        unsafe { load_words(from, to.as_mut_ptr(), length) };
+    }
+
+    /// Copies the bytes of an inline message, `content.length` of them.
+    ///
+    /// # Safety
+    /// There is room for them at `to`. Unless they may be copied first, the cell is claimed.
+    #[inline]
+    pub(crate) unsafe fn copy_out(&self, position: u64, content: &Content, to: *mut u8) {
+        let mut from = self.bytes_of(position);
+        if content.traced {
+            // SAFETY: each cell has room for a trace id.
+            from = unsafe { from.add(to_usize(TRACE)) };
+        }
+        let length = to_usize(content.length);
+        if Self::copied_first(content) {
+            // SAFETY: `content` cut the length to what the cell has; the caller vouches for the target.
+            unsafe { load_words(from, to, length) };
+        } else {
+            // SAFETY: as above; who behaves does not write a claimed cell.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, length) };
+        }
+    }
+}
+
+/// What belongs to the chain of an unbounded channel.
+impl Ring {
+    /// The block of a further ring; 0 while there is none.
+    pub(crate) fn segment(&self, n: usize) -> Option<&AtomicU64> {
+        self.words().segments.0.get(n.checked_sub(1)?)
+    }
+
+    /// Hint: the ring that senders use.
+    pub(crate) fn sending(&self) -> &AtomicU64 {
+        &self.words().tail.0.segment
+    }
+
+    /// Hint: the ring that receivers use.
+    pub(crate) fn receiving(&self) -> &AtomicU64 {
+        &self.words().head.0.segment
     }
 }
 
@@ -271,17 +485,131 @@ impl Cells for Ring {
 
     #[inline]
     fn tail(&self) -> &AtomicU64 {
-        &self.head_words().tail.0
+        &self.words().tail.0.position
     }
 
     #[inline]
     fn head(&self) -> &AtomicU64 {
-        &self.head_words().head.0
+        &self.words().head.0.position
     }
 
     #[inline]
-    fn state(&self, index: u64) -> &AtomicU64 {
-        &self.cell_head(index).state
+    fn free(&self) -> &AtomicU64 {
+        &self.words().tail.0.known
+    }
+
+    #[inline]
+    fn done(&self) -> &AtomicU64 {
+        &self.words().head.0.known
+    }
+
+    #[inline]
+    fn end(&self) -> &AtomicU64 {
+        &self.words().constants.end
+    }
+
+    #[inline]
+    fn sender(&self, index: u64) -> &AtomicU64 {
+        // SAFETY: the sender words begin inside the block that `at` checked.
+        self.word(unsafe { self.base.add(to_usize(WORDS)) }, index)
+    }
+
+    #[inline]
+    fn published(&self, index: u64) -> &AtomicU64 {
+        &self.cell_head(index).published
+    }
+
+    #[inline]
+    fn receiver(&self, index: u64) -> &AtomicU64 {
+        self.word(self.receivers, index)
+    }
+}
+
+/// Writes the parts of a message one after the other, `length` bytes at most: small ones by way of a buffer, so that the
+/// words of a cell are written as words.
+#[cold]
+fn write_parts(to: NonNull<u8>, parts: &[IoSlice<'_>], length: u64) {
+    let mut left = to_usize(length);
+    let mut buffer = [0_u8; to_usize(COPIED_FIRST)];
+    let target = if length <= COPIED_FIRST {
+        buffer.as_mut_ptr()
+    } else {
+        to.as_ptr()
+    };
+    let mut at = 0;
+    for part in parts {
+        let count = part.len().min(left);
+        // SAFETY: `at` is at most the length, for which there is room in the cell, or in the buffer when it is small.
+        let to = unsafe { target.add(at) };
+        // SAFETY: as above; the claim makes the cell ours; the source is private memory.
+        unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), to, count) };
+        left -= count;
+        at += count;
+    }
+    if length <= COPIED_FIRST {
+        // SAFETY: the cell has room for `at` bytes, which is at most `length`.
+        unsafe { store_words(buffer.as_ptr(), to, at) };
+    }
+}
+
+/// Copies bytes into a cell by atomic words: others may be reading them.
+///
+/// # Safety
+/// `length` bytes are readable at `from`; at `to`, which is aligned to 8, there is room for them, rounded up to words.
+#[inline]
+unsafe fn store_words(from: *const u8, to: NonNull<u8>, length: usize) {
+    let to = to.cast::<AtomicU64>();
+    let store = |n: usize, word: u64| {
+        // SAFETY: the caller vouches for the room.
+        let place = unsafe { to.add(n) };
+        // SAFETY: as above; it is aligned, and atomics accept every content.
+        unsafe { place.as_ref() }.store(word, Ordering::Relaxed);
+    };
+    let words = length / 8;
+    for n in 0..words {
+        // SAFETY: the word lies within the source.
+        let place = unsafe { from.cast::<u64>().add(n) };
+        // SAFETY: as above.
+        store(n, unsafe { place.read_unaligned() });
+    }
+    let rest = length % 8;
+    if rest != 0 {
+        let mut word = [0; 8];
+        // SAFETY: the rest lies within the source.
+        let from = unsafe { from.add(words * 8) };
+        // SAFETY: as above; a word has room for fewer than 8 bytes.
+        unsafe { std::ptr::copy_nonoverlapping(from, word.as_mut_ptr(), rest) };
+        store(words, u64::from_ne_bytes(word));
+    }
+}
+
+/// The inverse of [`store_words`].
+///
+/// # Safety
+/// `length` bytes, rounded up to words, are mapped at `from`, which is aligned to 8; there is room for `length` at `to`.
+#[inline]
+unsafe fn load_words(from: NonNull<u8>, to: *mut u8, length: usize) {
+    let from = from.cast::<AtomicU64>();
+    let load = |n: usize| {
+        // SAFETY: the caller vouches for the source.
+        let place = unsafe { from.add(n) };
+        // SAFETY: as above; it is aligned, and atomics accept every content.
+        unsafe { place.as_ref() }.load(Ordering::Relaxed)
+    };
+    let words = length / 8;
+    for n in 0..words {
+        // SAFETY: the word lies within the target.
+        let place = unsafe { to.cast::<u64>().add(n) };
+        // SAFETY: as above.
+        unsafe { place.write_unaligned(load(n)) };
+    }
+    let rest = length % 8;
+    if rest != 0 {
+        let word = load(words).to_ne_bytes();
+        // SAFETY: the rest lies within the target.
+        let to = unsafe { to.add(words * 8) };
+        // SAFETY: as above; the source is a local word.
+        unsafe { std::ptr::copy_nonoverlapping(word.as_ptr(), to, rest) };
     }
 }
 
@@ -291,10 +619,20 @@ impl Cells for Ring {
     clippy::cast_possible_truncation,
     reason = "the machines that this runs on have 64-bit addresses"
 )]
-const fn to_usize(n: u64) -> usize {
+pub(crate) const fn to_usize(n: u64) -> usize {
     n as usize
 }
 
+/// Bytes of an array of one word for each cell.
+#[inline]
+const fn array(capacity: u64) -> u64 {
+    (capacity * 8).next_multiple_of(128)
+}
+
+fn cells_at(capacity: u32) -> u64 {
+    WORDS + 2 * array(capacity.into())
+}
+
 fn stride(inline: u32) -> u64 {
-    (CELL_HEAD + u64::from(inline)).next_multiple_of(64)
+    (CELL_HEAD + u64::from(inline.max(LEAST_ROOM))).next_multiple_of(64)
 }

@@ -144,7 +144,7 @@ impl Endpoint {
         let place = member.alloc(size)?.offset;
         let init = || {
             if buffered {
-                Ring::init(member.pool(), place, streams, block)
+                Ring::init(member.pool(), place, streams, block, 0)
             } else {
                 Rows::init(member.pool(), place, shape)
             }
@@ -248,13 +248,14 @@ impl Endpoint {
         let entry = self.handle.local()?;
         let member = self.handle.member();
         match self.form {
-            Form::Buffered(ring) => {
+            Form::Buffered(ref ring) => {
                 let entry = entry.ok_or(dragon_shmem::Error::NoSuchObject(self.id()))?;
                 let channel = channel::Local {
                     member,
                     id: self.id(),
                     entry,
                     ring,
+                    opened: None,
                 };
                 let whole = channel.receive(&self.handle.spin, deadline)?;
                 Ok(StreamReceiver::buffered(self, whole))
@@ -377,7 +378,8 @@ pub(crate) fn attempt(
                 member,
                 id,
                 entry,
-                ring,
+                ring: &ring,
+                opened: None,
             };
             return match op {
                 Op::Attributes => Ok(Attempt::done(1, 0)),
@@ -431,7 +433,7 @@ pub(crate) fn attempt(
         Op::Send => {
             let (channel, row) = local.channel_by(named()?, End::Sender, slot)?;
             local::sender_may_go_on(row, id)?;
-            crate::attempt::send_with(member, channel.channel.ring.inline(), payload, |outgoing| {
+            crate::attempt::send_with(member, channel.ring.inline(), payload, |outgoing| {
                 channel.send(&Spin::default(), row, outgoing, arg0, Deadline::Now)
             })
         }

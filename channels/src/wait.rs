@@ -15,6 +15,10 @@ use dragon_shmem::sync::{AtomicU32, Ordering, fence, spin_loop};
 use dragon_shmem::thread::Intent;
 use dragon_shmem::{Deadline, WaitResult, clock};
 
+/// What a watcher counts among the waiters. It waits for a state of the object that others may not care for, and takes
+/// nothing; since a wake-up that it got in another's place would be lost, each change wakes all when there is one.
+const WATCHER: u32 = 1 << 16;
+
 /// The word that sleepers sleep on, and how many there are.
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -30,12 +34,21 @@ pub struct WaitWord {
 unsafe impl dragon_shmem::region::Shared for WaitWord {}
 
 impl WaitWord {
-    /// Wakes up to `count` sleepers if there are any. The change that they wait for, and a SeqCst fence, come before.
+    /// Wakes up to `count` sleepers if there are any, and all when watchers are among them. The change that they wait for,
+    /// and a SeqCst fence, come before.
     #[inline]
     pub fn wake_sleepers(&self, count: u32) {
-        if self.waiters.load(Ordering::Relaxed) != 0 {
-            self.wake(count);
+        let waiters = self.waiters.load(Ordering::Relaxed);
+        if waiters != 0 {
+            self.wake(if waiters < WATCHER { count } else { u32::MAX });
         }
+    }
+
+    /// How many sleep here, or are about to: those that want something of which each gets one, and watchers.
+    #[must_use]
+    pub fn waiters(&self) -> (u32, u32) {
+        let waiters = self.waiters.load(Ordering::Relaxed);
+        (waiters % WATCHER, waiters / WATCHER)
     }
 
     /// Raises the sequence and wakes up to `count` sleepers.
@@ -48,9 +61,20 @@ impl WaitWord {
 
     /// Counts a dead sleeper out.
     pub fn forget_waiter(&self) {
+        self.forget(1);
+    }
+
+    /// Counts a dead watcher out.
+    pub fn forget_watcher(&self) {
+        self.forget(WATCHER);
+    }
+
+    fn forget(&self, count: u32) {
         let _ = self
             .waiters
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| n.checked_sub(1));
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| {
+                n.checked_sub(count)
+            });
     }
 
     /// Empties the word of a new object.
@@ -106,6 +130,10 @@ pub mod mark {
     pub const SECOND: u32 = 2;
     /// Among the node's spinners.
     pub const SPINNER: u32 = 4;
+    /// With one of the other places: as a watcher.
+    pub const WATCHER: u32 = 8;
+    /// Among the waiters of a channel's third wait word (those that wait for its end).
+    pub const THIRD: u32 = 16;
 }
 
 /// Sleeps until `attempt` gives something. `counted` is told when the caller is among the waiters and when it is not any
@@ -117,12 +145,36 @@ pub fn sleep_until<T, E: From<Ended>>(
     word: &WaitWord,
     deadline: Deadline,
     counted: impl Fn(bool),
+    attempt: impl FnMut() -> Result<Option<T>, E>,
+    more: impl FnOnce() -> bool,
+) -> Result<T, E> {
+    sleep(word, 1, deadline, counted, attempt, more)
+}
+
+/// As [`sleep_until`], for a state that the caller does not change and that others may not wait for: a watcher.
+///
+/// # Errors
+/// As [`sleep_until`].
+pub fn watch_until<T, E: From<Ended>>(
+    word: &WaitWord,
+    deadline: Deadline,
+    counted: impl Fn(bool),
+    attempt: impl FnMut() -> Result<Option<T>, E>,
+) -> Result<T, E> {
+    sleep(word, WATCHER, deadline, counted, attempt, || false)
+}
+
+fn sleep<T, E: From<Ended>>(
+    word: &WaitWord,
+    count: u32,
+    deadline: Deadline,
+    counted: impl Fn(bool),
     mut attempt: impl FnMut() -> Result<Option<T>, E>,
     more: impl FnOnce() -> bool,
 ) -> Result<T, E> {
     // The mark comes after the count and goes before it: who dies in between leaves a count too high, which costs a system
     // call now and then, and never one too low, which would cost a wake-up.
-    word.waiters.fetch_add(1, Ordering::SeqCst);
+    word.waiters.fetch_add(count, Ordering::SeqCst);
     counted(true);
     let result = loop {
         // Pairs with the fence between a change and the look at the waiters.
@@ -141,10 +193,10 @@ pub fn sleep_until<T, E: From<Ended>>(
         }
     };
     counted(false);
-    word.waiters.fetch_sub(1, Ordering::SeqCst);
+    word.waiters.fetch_sub(count, Ordering::SeqCst);
     fence(Ordering::SeqCst);
     if word.waiters.load(Ordering::Relaxed) != 0 && more() {
-        word.wake(1);
+        word.wake_sleepers(1);
     }
     result
 }
@@ -173,7 +225,7 @@ pub struct Spin {
 }
 
 /// Rounds that cost less than telling others that one spins.
-const FREE_ROUNDS: u32 = 128;
+const FREE_ROUNDS: u32 = 1024;
 /// Rounds between two looks at the clock.
 const ROUNDS_PER_LOOK: u32 = 32;
 /// Rounds of [`WaitMode::Spin`] after which others get the CPU, when there are more spinners than CPUs.

@@ -155,7 +155,8 @@ impl Channel {
     /// # Errors
     /// When the channel was destroyed, or its node is down.
     pub fn attributes(&self) -> Result<(u64, u64)> {
-        Ok(self.0.get()?.attributes()?)
+        let attributes = self.0.get()?.attributes()?;
+        Ok((attributes.messages, attributes.capacity))
     }
 }
 

@@ -30,6 +30,7 @@ const GATEWAY: ChannelOptions = ChannelOptions {
     capacity: 1024,
     block: 320,
     user: 0,
+    unbounded: None,
 };
 /// Committed at start: the gateway, and what a small program needs, without asking.
 const FIRST_COMMIT: u64 = 2 << 20;

@@ -181,12 +181,14 @@ impl Control {
     }
 
     /// This node.
+    #[inline]
     #[must_use]
     pub fn node(&self) -> NodeIndex {
         self.node
     }
 
     /// The node's words.
+    #[inline]
     #[must_use]
     pub fn words(&self) -> &NodeWords {
         self.fixed(WORDS)

@@ -137,18 +137,21 @@ impl Member {
     }
 
     /// The node's control region.
+    #[inline]
     #[must_use]
     pub fn control(&self) -> &Control {
         &self.control
     }
 
     /// The default pool.
+    #[inline]
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
     /// The process's slot.
+    #[inline]
     #[must_use]
     pub fn slot(&self) -> SlotId {
         self.slot
@@ -161,6 +164,7 @@ impl Member {
     }
 
     /// Whether this process is a child that inherited the member: it has no slot of its own.
+    #[inline]
     #[must_use]
     pub fn is_forked(&self) -> bool {
         self.fork.is_forked()

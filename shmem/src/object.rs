@@ -64,6 +64,7 @@ fn encode(generation: u32, slot: u32, kind: u8, state: State) -> u64 {
 
 impl ObjectEntry {
     /// State, kind, generation and creator's slot.
+    #[inline]
     #[must_use]
     pub fn read(&self) -> (State, u8, u32, u32) {
         let word = self.word.load(Ordering::Acquire);

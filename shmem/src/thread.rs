@@ -33,6 +33,7 @@ pub struct ThreadRecord {
 
 impl ThreadRecord {
     /// Whether a thread has used the record since its slot was given out.
+    #[inline]
     #[must_use]
     pub fn is_touched(&self) -> bool {
         self.touched.load(Ordering::Acquire) != 0

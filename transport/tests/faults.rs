@@ -180,7 +180,7 @@ fn a_connection_that_breaks_is_made_again_and_nothing_is_lost_or_doubled() {
         });
         let mut received = Vec::new();
         let mut cuts = 0;
-        while !sender.is_finished() || owned.attributes().unwrap().0 > 0 {
+        while !sender.is_finished() || owned.attributes().unwrap().messages > 0 {
             if let Ok(message) = owned.receive(Deadline::after(1_000_000)) {
                 received.push(message.hint());
                 if received.len() % 40 == 0 {

@@ -11,11 +11,17 @@ struct Queue {
     capacity: Capacity,
     tail: AtomicU64,
     head: AtomicU64,
-    cells: Vec<AtomicU64>,
+    free: AtomicU64,
+    done: AtomicU64,
+    end: AtomicU64,
+    senders: Vec<AtomicU64>,
+    published: Vec<AtomicU64>,
+    receivers: Vec<AtomicU64>,
+    /// Read before they are claimed, so atomics, without any order of their own.
+    values: Vec<AtomicU64>,
+    /// Read while they are claimed: loom checks that one thread at a time does.
     #[cfg(loom)]
-    values: Vec<UnsafeCell<u64>>,
-    #[cfg(not(loom))]
-    values: Vec<std::cell::Cell<u64>>,
+    owned: Vec<UnsafeCell<u64>>,
 }
 
 #[cfg(loom)]
@@ -35,60 +41,126 @@ impl Cells for Queue {
     fn head(&self) -> &AtomicU64 {
         &self.head
     }
-    fn state(&self, index: u64) -> &AtomicU64 {
-        &self.cells[usize::try_from(index).unwrap()]
+    fn free(&self) -> &AtomicU64 {
+        &self.free
     }
+    fn done(&self) -> &AtomicU64 {
+        &self.done
+    }
+    fn end(&self) -> &AtomicU64 {
+        &self.end
+    }
+    fn sender(&self, index: u64) -> &AtomicU64 {
+        &self.senders[usize::try_from(index).unwrap()]
+    }
+    fn published(&self, index: u64) -> &AtomicU64 {
+        &self.published[usize::try_from(index).unwrap()]
+    }
+    fn receiver(&self, index: u64) -> &AtomicU64 {
+        &self.receivers[usize::try_from(index).unwrap()]
+    }
+}
+
+/// How a message is received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// Copied, then claimed.
+    CopyFirst,
+    /// Claimed, then copied.
+    ClaimFirst,
 }
 
 impl Queue {
     /// `lap`: the first lap, so that laps near their end can be tried.
     fn new(capacity: u32, lap: u64) -> Self {
         let start = lap * u64::from(capacity);
+        let words = |which: usize| (0..capacity).map(|_| unused(lap)[which].into()).collect();
         Self {
             capacity: Capacity::new(capacity),
             tail: AtomicU64::new(start),
             head: AtomicU64::new(start),
-            cells: (0..capacity)
-                .map(|_| AtomicU64::new(State::new(lap, 0, Tag::Free).0))
-                .collect(),
+            free: AtomicU64::new(start),
+            done: AtomicU64::new(start),
+            end: AtomicU64::new(0),
+            senders: words(0),
+            published: words(1),
+            receivers: words(2),
             values: (0..capacity).map(|_| 0.into()).collect(),
+            #[cfg(loom)]
+            owned: (0..capacity).map(|_| 0.into()).collect(),
         }
     }
 
-    fn value(&self, position: u64) -> usize {
+    fn index(&self, position: u64) -> usize {
         usize::try_from(self.capacity.place(position).1).unwrap()
     }
 
     fn write(&self, position: u64, value: u64) {
+        self.values[self.index(position)].store(value, Ordering::Relaxed);
         #[cfg(loom)]
         // SAFETY: the claim gives the cell to this thread; loom checks it.
-        self.values[self.value(position)].with_mut(|cell| unsafe { *cell = value });
-        #[cfg(not(loom))]
-        self.values[self.value(position)].set(value);
+        self.owned[self.index(position)].with_mut(|cell| unsafe { *cell = value });
     }
 
-    fn read(&self, position: u64) -> u64 {
+    fn copy(&self, position: u64) -> u64 {
+        self.values[self.index(position)].load(Ordering::Relaxed)
+    }
+
+    fn read_claimed(&self, position: u64) -> u64 {
         #[cfg(loom)]
         // SAFETY: as in `write`.
-        return self.values[self.value(position)].with(|cell| unsafe { *cell });
+        return self.owned[self.index(position)].with(|cell| unsafe { *cell });
         #[cfg(not(loom))]
-        self.values[self.value(position)].get()
+        self.copy(position)
     }
 
-    fn send(&self, slot: u32, value: u64) -> bool {
-        let claimed = claim_to_send(self, slot, |_| {}).unwrap();
-        if let Some(position) = claimed {
+    fn claim(&self, slot: u32) -> Place {
+        claim_to_send(self, slot, |_| true).unwrap()
+    }
+
+    fn send_to(&self, slot: u32, value: u64) -> Place {
+        let place = self.claim(slot);
+        if let Place::Claimed(position) = place {
             self.write(position, value);
             publish(self, position, slot);
         }
-        claimed.is_some()
+        place
+    }
+
+    fn send(&self, slot: u32, value: u64) -> bool {
+        matches!(self.send_to(slot, value), Place::Claimed(_))
+    }
+
+    fn find(&self, slot: u32, how: How) -> Found<u64> {
+        let look = |position| match how {
+            How::CopyFirst => Take::Copied(self.copy(position)),
+            How::ClaimFirst => Take::Claim,
+        };
+        receive(self, slot, &mut false, |_| {}, look).unwrap()
+    }
+
+    fn receive_as(&self, slot: u32, how: How) -> Option<u64> {
+        match self.find(slot, how) {
+            Found::Copied(_, value) => Some(value),
+            Found::Claimed(position) => {
+                let value = self.read_claimed(position);
+                release(self, position);
+                Some(value)
+            }
+            _ => None,
+        }
     }
 
     fn receive(&self, slot: u32) -> Option<u64> {
-        let position = claim_to_receive(self, slot, |_| {}).unwrap().position?;
-        let value = self.read(position);
-        release(self, position);
-        Some(value)
+        self.receive_as(slot, How::CopyFirst)
+    }
+
+    fn peek(&self) -> Option<u64> {
+        let look = |position| Take::<(), _>::Leave(self.copy(position));
+        match receive(self, 0, &mut false, |_| {}, look).unwrap() {
+            Found::Left(_, value) => Some(value),
+            _ => None,
+        }
     }
 }
 
@@ -103,7 +175,9 @@ mod against_vec_deque {
     #[derive(Clone, Copy, Debug)]
     enum Op {
         Send,
-        Receive,
+        /// Several at once.
+        SendMany(u8),
+        Receive(bool),
         Peek,
         /// A sender claims, and dies.
         DyingSend,
@@ -118,7 +192,8 @@ mod against_vec_deque {
             lap in prop_oneof![Just(0), Just((1_u64 << 40) - 2), 0..1_u64 << 40],
             ops in prop::collection::vec(
                 prop_oneof![
-                    5 => Just(Op::Send), 5 => Just(Op::Receive), 1 => Just(Op::Peek),
+                    5 => Just(Op::Send), 5 => any::<bool>().prop_map(Op::Receive), 1 => Just(Op::Peek),
+                    1 => (1_u8..6).prop_map(Op::SendMany),
                     1 => Just(Op::DyingSend), 1 => Just(Op::DyingReceive),
                 ],
                 0..200,
@@ -141,57 +216,86 @@ mod against_vec_deque {
                             model.pop_front();
                         }
                         let fits = model.len() < capacity as usize;
+                        prop_assert_eq!(is_writable(&queue), fits);
+                        prop_assert_eq!(maybe_writable(&queue), fits);
                         prop_assert_eq!(queue.send(7, value), fits);
                         if fits {
                             model.push_back(Some(value));
                         }
                     }
-                    Op::Receive => {
+                    Op::SendMany(count) => {
+                        for more in 0..u64::from(count) {
+                            if model.len() == capacity as usize && model.front() == Some(&None) {
+                                model.pop_front();
+                            }
+                            let Place::Claimed(position) = queue.claim(7) else {
+                                prop_assert_eq!(model.len(), capacity as usize);
+                                break;
+                            };
+                            queue.write(position, value << 8 | more);
+                            publish_more(&queue, position, 7);
+                            model.push_back(Some(value << 8 | more));
+                        }
+                    }
+                    Op::Receive(copy_first) => {
                         skip(&mut model);
-                        prop_assert_eq!(queue.receive(8), model.pop_front().flatten());
+                        let how = if copy_first { How::CopyFirst } else { How::ClaimFirst };
+                        prop_assert_eq!(queue.receive_as(8, how), model.pop_front().flatten());
                     }
                     Op::Peek => {
+                        prop_assert_eq!(is_readable(&queue), model.iter().any(Option::is_some));
                         skip(&mut model);
-                        prop_assert_eq!(maybe_readable(&queue) || !peek(&queue).unwrap().skipped, true);
-                        prop_assert_eq!(peek(&queue).unwrap().position.is_some(), !model.is_empty());
+                        prop_assert_eq!(queue.peek(), model.front().copied().flatten());
+                        prop_assert_eq!(maybe_readable(&queue), !model.is_empty());
                     }
                     Op::DyingSend => {
                         if model.len() == capacity as usize && model.front() == Some(&None) {
                             model.pop_front();
                         }
-                        let claimed = claim_to_send(&queue, 9, |_| {}).unwrap();
-                        prop_assert_eq!(claimed.is_some(), model.len() < capacity as usize);
-                        if let Some(position) = claimed {
+                        let place = queue.claim(9);
+                        prop_assert_eq!(
+                            matches!(place, Place::Claimed(_)),
+                            model.len() < capacity as usize
+                        );
+                        if let Place::Claimed(position) = place {
                             prop_assert!(left_writing(&queue, position, 9));
                             prop_assert!(!left_writing(&queue, position, 7));
-                            bury(&queue, position);
+                            abandon(&queue, position);
                             model.push_back(None);
                         }
                     }
                     Op::DyingReceive => {
                         skip(&mut model);
-                        let found = claim_to_receive(&queue, 9, |_| {}).unwrap().position;
-                        prop_assert_eq!(found.is_some(), !model.is_empty());
-                        if let Some(position) = found {
+                        let found = queue.find(9, How::ClaimFirst);
+                        prop_assert_eq!(found == Found::Empty, model.is_empty());
+                        if let Found::Claimed(position) = found {
                             prop_assert!(left_reading(&queue, position, 9));
+                            prop_assert!(is_received(&queue, position));
                             release(&queue, position);
                             model.pop_front();
                         }
                     }
                 }
-                prop_assert!(length(&queue) <= u64::from(capacity));
+                prop_assert_eq!(length(&queue), model.len() as u64);
             }
+        }
+    }
+
+    fn claimed(queue: &Queue, slot: u32) -> u64 {
+        match queue.claim(slot) {
+            Place::Claimed(position) => position,
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn a_sender_that_was_overtaken_holds_the_others_up_but_not_for_ever() {
         let queue = Queue::new(2, 0);
-        let slow = claim_to_send(&queue, 1, |_| {}).unwrap().unwrap();
+        let slow = claimed(&queue, 1);
         assert!(queue.send(2, 20));
         assert_eq!(queue.receive(3), None, "order is strict");
         assert!(!queue.send(2, 21), "both cells are in use");
-        bury(&queue, slow);
+        abandon(&queue, slow);
         assert_eq!(queue.receive(3), Some(20));
         assert_eq!(queue.receive(3), None);
     }
@@ -199,22 +303,61 @@ mod against_vec_deque {
     #[test]
     fn a_full_queue_of_dead_cells_takes_messages() {
         let queue = Queue::new(1, 0);
-        let position = claim_to_send(&queue, 1, |_| {}).unwrap().unwrap();
+        let position = claimed(&queue, 1);
         assert!(!queue.send(2, 1));
-        bury(&queue, position);
+        abandon(&queue, position);
         assert!(queue.send(2, 2));
         assert_eq!(queue.receive(3), Some(2));
     }
 
     #[test]
+    fn hints_that_lag_by_laps_are_overtaken_in_a_few_steps() {
+        let queue = Queue::new(100, 0);
+        for n in 0..1_050 {
+            assert!(queue.send(1, n));
+            assert_eq!(queue.receive(2), Some(n));
+        }
+        for n in 0..40 {
+            assert!(queue.send(1, n));
+        }
+        for hint in [&queue.tail, &queue.head, &queue.free, &queue.done] {
+            hint.store(7, Ordering::Relaxed);
+        }
+        assert_eq!(length(&queue), 40);
+        assert!(queue.send(1, 40));
+        assert_eq!(queue.receive(2), Some(0));
+        assert_eq!(queue.head.load(Ordering::Relaxed), 1_051);
+    }
+
+    #[test]
+    fn a_closed_queue_is_drained_to_its_end() {
+        for messages in 0..=3 {
+            let queue = Queue::new(3, 0);
+            for n in 0..messages {
+                assert!(queue.send(1, n));
+            }
+            close(&queue).unwrap();
+            close(&queue).unwrap();
+            assert_eq!(queue.claim(1), Place::Closed(messages));
+            for n in 0..messages {
+                assert_eq!(queue.receive(2), Some(n));
+            }
+            assert_eq!(queue.find(2, How::CopyFirst), Found::End);
+            assert_eq!(length(&queue), 0);
+        }
+    }
+
+    #[test]
     fn scribbled_words_are_reported() {
+        let scribbled = State::new(9, 0, Tag::Full).0;
         let queue = Queue::new(2, 5);
-        queue.cells[0].store(u64::MAX, Ordering::Relaxed);
-        assert!(claim_to_send(&queue, 1, |_| {}).is_err());
-        assert!(claim_to_receive(&queue, 1, |_| {}).is_err());
+        queue.senders[0].store(State::new(2, 0, Tag::Taken).0, Ordering::Relaxed);
+        queue.published[0].store(scribbled, Ordering::Relaxed);
+        assert!(claim_to_send(&queue, 1, |_| true).is_err());
+        assert!(receive(&queue, 1, &mut false, |_| {}, |_| Take::<()>::Copied(())).is_err());
         let queue = Queue::new(2, 5);
         queue.tail.store(100, Ordering::Relaxed);
-        assert!(claim_to_send(&queue, 1, |_| {}).is_err());
+        assert!(claim_to_send(&queue, 1, |_| true).is_err());
     }
 }
 
@@ -337,7 +480,9 @@ mod models {
         check(2, || {
             let channel = Waited::new(2);
             let claimed = [1_u64, 2].map(|value| {
-                let position = claim_to_send(&channel.queue, 1, |_| {}).unwrap().unwrap();
+                let Place::Claimed(position) = channel.queue.claim(1) else {
+                    panic!("full")
+                };
                 channel.queue.write(position, value);
                 position
             });

@@ -9,11 +9,11 @@ use dragon_shmem::sync::{Ordering, fence, low};
 use dragon_shmem::{Deadline, Member, ThreadGuard};
 
 use super::rows::{Phase, Row, Rows, State, flag};
-use crate::channel::{self, NO_POSITION, Outgoing, ROW_ARGUMENT, TestPoint, test_point};
+use crate::channel::{self, Outgoing, ROW_ARGUMENT, Source, TestPoint, Ticket, test_point};
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::object::{alive, notify_watcher_of};
-use crate::ring::Ring;
+use crate::ring::{Label, Ring};
 use crate::set::Interest;
 use crate::wait::Spin;
 
@@ -143,7 +143,7 @@ impl Local<'_> {
         let size = Ring::size(shape.capacity, shape.inline);
         let block = self.member.alloc(size)?.offset;
         let made =
-            Ring::init(self.member.pool(), block, shape.capacity, shape.inline).and_then(|()| {
+            Ring::init(self.member.pool(), block, shape.capacity, shape.inline, 0).and_then(|()| {
                 // Named before it is shared: if this process dies, recovery frees it unless it is the row's by then.
                 thread.intent.set(1, block);
                 Ok(self.member.share(block)?)
@@ -310,7 +310,7 @@ impl Local<'_> {
     pub(super) fn finish_closing(&self, n: u32, row: &Row) {
         let block = row.block.load(Ordering::Acquire);
         if let Ok(ring) = Ring::open(self.member.pool(), block) {
-            channel::empty(self.member, self.id, ring, n);
+            channel::empty(self.member, self.id, &ring, n);
         }
         if block != 0 && n >= self.rows.shape.kept {
             // It fails only on memory that was scribbled over.
@@ -335,12 +335,10 @@ impl Local<'_> {
     /// The stream channel of a row.
     pub(super) fn channel(&self, ring: Ring, row: u32) -> Channel<'_> {
         Channel {
-            channel: channel::Local {
-                member: self.member,
-                id: self.id,
-                entry: self.entry,
-                ring,
-            },
+            member: self.member,
+            id: self.id,
+            entry: self.entry,
+            ring,
             row,
         }
     }
@@ -393,18 +391,31 @@ pub(super) fn end_of(row: &Row, id: ObjectId) -> Option<Error> {
 /// The channel of one conversation, for one operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Channel<'a> {
-    pub(super) channel: channel::Local<'a>,
+    pub(super) member: &'a Arc<Member>,
+    pub(super) id: ObjectId,
+    pub(super) entry: &'a ObjectEntry,
+    pub(super) ring: Ring,
     pub(super) row: u32,
 }
 
 impl Channel<'_> {
+    fn local(&self) -> channel::Local<'_> {
+        channel::Local {
+            member: self.member,
+            id: self.id,
+            entry: self.entry,
+            ring: &self.ring,
+            opened: None,
+        }
+    }
+
     fn begin(&self, thread: &ThreadGuard<'_>, op: Op, block: u64) {
-        let id = self.channel.id;
+        let id = self.id;
         // Before the operation: whoever reads the operation finds its row.
         thread.intent.set(ROW_ARGUMENT, self.row.into());
         thread
             .intent
-            .begin(op, id.index, id.generation, [NO_POSITION, block]);
+            .begin(op, id.index, id.generation, [Ticket::NONE, block]);
     }
 
     /// Sends a chunk, unless the receiver has ended.
@@ -415,48 +426,54 @@ impl Channel<'_> {
         outgoing: &Outgoing<'_>,
         argument: u64,
         deadline: Deadline,
-    ) -> Result<()> {
-        let thread = self.channel.member.thread()?;
+    ) -> Result<Ticket> {
+        let local = self.local();
+        let thread = self.member.thread()?;
         let block = outgoing.block_to_share().unwrap_or(0);
         self.begin(&thread, Op::Send, block);
+        let label = Label {
+            hint: argument,
+            trace: None,
+        };
         let attempt = || {
-            sender_may_go_on(row, self.channel.id)?;
-            self.channel.deposit(&thread, outgoing, argument)
+            sender_may_go_on(row, self.id)?;
+            local.deposit(&thread, outgoing, &label)
         };
         match attempt()? {
-            Some(()) => Ok(()),
+            Some(ticket) => Ok(ticket),
             None if deadline == Deadline::Now => Err(Error::Full),
-            None => self.channel.wait_to_send(&thread, spin, deadline, attempt),
+            None => local.wait_writable(&thread, spin, deadline, attempt),
         }
     }
 
     /// Receives a chunk, or tells how the stream ended.
     pub(super) fn receive(&self, spin: &Spin, row: &Row, deadline: Deadline) -> Result<Message> {
-        let thread = self.channel.member.thread()?;
+        let local = self.local();
+        let thread = self.member.thread()?;
         self.begin(&thread, Op::Receive, 0);
-        let attempt = || {
-            let end = end_of(row, self.channel.id);
-            match (self.channel.claim(&thread)?, end) {
-                (Some(claimed), _) => Ok(Some(claimed)),
+        let mut message = Message::empty();
+        let mut read = |source: Source<'_>| source.read_into(&mut message);
+        let mut attempt = || {
+            let end = end_of(row, self.id);
+            match (local.try_receive(Some(&thread), u64::MAX, &mut read)?, end) {
+                (Some(()), _) => Ok(Some(())),
                 (None, Some(end)) => Err(end),
                 (None, None) => Ok(None),
             }
         };
-        let claimed = match attempt()? {
-            Some(claimed) => claimed,
+        match attempt()? {
+            Some(()) => {}
             None if deadline == Deadline::Now => return Err(Error::Empty),
-            None => self
-                .channel
-                .wait_readable(&thread, spin, deadline, attempt)?,
-        };
-        self.channel.take(claimed)
+            None => local.wait_readable(&thread, spin, deadline, attempt)?,
+        }
+        Ok(message)
     }
 
     /// Waits until a chunk or the end of the stream is there; true for a chunk.
     pub(super) fn poll(&self, spin: &Spin, row: &Row, deadline: Deadline) -> Result<bool> {
         let attempt = || {
-            let end = end_of(row, self.channel.id);
-            let readable = self.channel.is_readable()?;
+            let end = end_of(row, self.id);
+            let readable = self.local().is_readable()?;
             Ok((readable || end.is_some()).then_some(readable))
         };
         if let Some(readable) = attempt()? {
@@ -465,8 +482,8 @@ impl Channel<'_> {
         if deadline == Deadline::Now {
             return Err(Error::Empty);
         }
-        let thread = self.channel.member.thread()?;
+        let thread = self.member.thread()?;
         self.begin(&thread, Op::PollReadable, 0);
-        self.channel.wait_readable(&thread, spin, deadline, attempt)
+        self.local().wait_readable(&thread, spin, deadline, attempt)
     }
 }

@@ -14,7 +14,7 @@ use crate::channel::{self, Outgoing, block_of};
 use crate::error::{Error, Result};
 use crate::object::{Handle, alive};
 use crate::remote;
-use crate::ring::Ring;
+use crate::ring::{Label, Ring};
 
 /// The sending end of a conversation.
 ///
@@ -129,10 +129,13 @@ impl StreamSender {
                 &parts,
                 [argument, *conversation],
                 deadline,
+            )
+            .map(drop),
+            Way::Local { ring, .. } if bytes.len() as u64 <= ring.inline() => self.put(
+                &Outgoing::Inline(&parts, bytes.len() as u64),
+                argument,
+                deadline,
             ),
-            Way::Local { ring, .. } if bytes.len() as u64 <= ring.inline() => {
-                self.put(&Outgoing::Inline(&parts), argument, deadline)
-            }
             Way::Local { .. } => {
                 self.check()?;
                 let member = Arc::clone(self.handle.member());
@@ -160,7 +163,8 @@ impl StreamSender {
                 block,
                 [argument, *conversation],
                 deadline,
-            ),
+            )
+            .map(drop),
             Way::Buffered { .. } => {
                 let member = Arc::clone(self.handle.member());
                 let length = usize::try_from(block.length).map_err(|_| Error::TooLarge {
@@ -260,7 +264,9 @@ impl StreamSender {
             return Err(Error::PeerClosed(local.id));
         }
         let channel = local.channel(*ring, conversation.row);
-        channel.send(&self.handle.spin, row, outgoing, argument, deadline)
+        channel
+            .send(&self.handle.spin, row, outgoing, argument, deadline)
+            .map(drop)
     }
 
     /// Fails early when the receiver has ended, before memory is taken.
@@ -293,11 +299,18 @@ fn send_whole(
                 member,
                 id: handle.id(),
                 entry,
-                ring,
+                ring: &ring,
+                opened: None,
             };
-            channel.send_parts(&handle.spin, &parts, argument, deadline)
+            let label = Label {
+                hint: argument,
+                trace: None,
+            };
+            channel
+                .send_parts(&handle.spin, &parts, &label, deadline)
+                .map(drop)
         }
-        _ => remote::send_to(member, handle.id(), &parts, [argument, 0], deadline),
+        _ => remote::send_to(member, handle.id(), &parts, [argument, 0], deadline).map(drop),
     }
 }
 

@@ -88,7 +88,7 @@ fn channel(node: &Node, capacity: u32) -> (std::sync::Arc<dragon_shmem::Member>,
     let options = ChannelOptions {
         capacity,
         block: 64,
-        user: 0,
+        ..ChannelOptions::default()
     };
     let channel = create_channel(&member, &options).unwrap();
     (member, channel)
@@ -128,10 +128,17 @@ fn a_sender_killed_with_a_claimed_cell_costs_only_its_message() {
 
 #[test]
 fn a_receiver_killed_with_a_claimed_message_costs_only_that() {
-    for size in [8, LARGE, 100_000] {
+    // The smallest of them lies in its cell, and is too large to be copied before it is claimed.
+    for size in [400, LARGE, 100_000] {
         let node = Node::new();
         let before = node.used();
-        let (_member, channel) = channel(&node, 4);
+        let member = node.member();
+        let options = ChannelOptions {
+            capacity: 4,
+            block: 500,
+            ..ChannelOptions::default()
+        };
+        let channel = create_channel(&member, &options).unwrap();
         let with_channel = node.used();
         let receiver = node.spawn("stop-receiving", &[exported(&channel)]);
         for n in 0..4 {
@@ -146,7 +153,7 @@ fn a_receiver_killed_with_a_claimed_message_costs_only_that() {
         );
         let recovered = receiver.kill(&node);
         assert_eq!(recovered.cells, 1);
-        assert_eq!(recovered.blocks, if size > 64 { 2 } else { 0 });
+        assert_eq!(recovered.blocks, if size > 500 { 2 } else { 0 });
         channel.send(b"", 5, Deadline::Now).unwrap();
         for n in 2..6 {
             assert_eq!(channel.receive(Deadline::Now).unwrap().hint(), n);

@@ -94,6 +94,7 @@ fn said(member: &std::sync::Arc<dragon_shmem::Member>) -> Channel {
         capacity: 1,
         block: 8,
         user: 0,
+        ..crate::ChannelOptions::default()
     };
     create_channel(member, &options).unwrap()
 }

@@ -18,7 +18,7 @@ fn options(capacity: u32, block: u32) -> ChannelOptions {
     ChannelOptions {
         capacity,
         block,
-        user: 0,
+        ..ChannelOptions::default()
     }
 }
 
@@ -66,7 +66,8 @@ fn try_forms_and_deadlines() {
     assert_eq!(channel.send(b"x", 0, Deadline::Now), Err(Error::Full));
     assert_eq!(channel.send(&[0; 500], 0, soon()), Err(Error::Timeout));
     assert_eq!(node.used(), used, "a message that was not sent is freed");
-    assert_eq!(channel.attributes().unwrap(), (2, 2));
+    let attributes = channel.attributes().unwrap();
+    assert_eq!((attributes.messages, attributes.capacity), (2, 2));
 }
 
 #[test]
@@ -232,7 +233,7 @@ proptest! {
                 let got = got.map(|message| (message.hint(), message.len()));
                 prop_assert_eq!(got, model.pop_front());
             }
-            prop_assert_eq!(channel.attributes().unwrap().0, model.len() as u64);
+            prop_assert_eq!(channel.attributes().unwrap().messages, model.len() as u64);
         }
     }
 }
@@ -565,7 +566,10 @@ fn a_remote_operation_asks_the_gateway() {
                     status: status.to_i32(),
                     arg0: 11,
                     arg1: 22,
-                    payload: ReplyPayload::Inline(Vec::new()),
+                    payload: ReplyPayload::Inline(match op {
+                        Op::Attributes => (1_u64..10).flat_map(u64::to_le_bytes).collect(),
+                        _ => Vec::new(),
+                    }),
                 };
                 let records = control.threads(request.slot.get()).unwrap();
                 let cell = &records[request.thread.get() as usize].reply;
@@ -578,7 +582,8 @@ fn a_remote_operation_asks_the_gateway() {
     let channel = Channel::attach(&member, &descriptor, true).unwrap();
     channel.send(b"hello", 1, Deadline::Never).unwrap();
     channel.send(&[1; 5000], 1, Deadline::Never).unwrap();
-    assert_eq!(channel.attributes().unwrap(), (11, 22));
+    let attributes = channel.attributes().unwrap();
+    assert_eq!((attributes.messages, attributes.bytes), (1, 9));
     assert!(matches!(channel.receive(soon()), Err(Error::Destroyed(_))));
     drop(channel);
     let seen = agent.join().unwrap();

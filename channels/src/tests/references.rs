@@ -26,6 +26,7 @@ pub(super) fn play(role: &Role) {
             capacity: 4,
             block: 64,
             user: 1,
+            ..ChannelOptions::default()
         };
         let own = create_channel(member, &options).unwrap();
         own.send(&[1; LARGE], 1, Deadline::Now).unwrap();

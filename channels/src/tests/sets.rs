@@ -62,7 +62,7 @@ fn channel(member: &Arc<Member>, capacity: u32) -> Channel {
     let options = ChannelOptions {
         capacity,
         block: 16,
-        user: 0,
+        ..ChannelOptions::default()
     };
     create_channel(member, &options).unwrap()
 }

@@ -116,6 +116,7 @@ fn options(capacity: u32, block: u32, user: u64) -> ChannelOptions {
         capacity: or(capacity, default.capacity),
         block: or(block, default.block),
         user,
+        ..default
     }
 }
 

@@ -71,7 +71,7 @@ impl Node {
         let options = ChannelOptions {
             capacity: GATEWAY_CAPACITY,
             block: GATEWAY_BLOCK,
-            user: 0,
+            ..ChannelOptions::default()
         };
         let gateway = create_channel(&daemon, &options).unwrap();
         control.set_gateway(gateway.id());
