@@ -677,6 +677,8 @@ impl Pool {
 
     #[inline]
     pub(crate) fn page(&self, index: u32) -> Result<&page::Word> {
+        #[cfg(all(test, not(loom)))]
+        tests::LOOKS.set(tests::LOOKS.get() + 1);
         self.meta.view(PAGES + u64::from(index) * 8)
     }
 

@@ -157,7 +157,7 @@ fn used_pools(slot: &Slot) -> impl Iterator<Item = u32> {
 pub fn reset_threads(control: &Control, slot: SlotId) -> Result<Vec<u64>> {
     let records = used(control, slot)?;
     for record in &records {
-        let memory = |op| matches!(op, Op::Allocate | Op::Free);
+        let memory = |op| matches!(op, Op::Allocate | Op::Free | Op::Resize);
         if !record
             .intent
             .read()

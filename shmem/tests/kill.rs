@@ -113,7 +113,15 @@ fn work(member: &Arc<Member>, entry: &ObjectEntry, cell: usize, mut random: Rand
         + 1;
     let mut mine: Vec<Block> = Vec::new();
     loop {
-        match random.below(8) {
+        match random.below(9) {
+            8 if !mine.is_empty() => {
+                let which = random.below(mine.len() as u64);
+                let block = mine[usize::try_from(which).unwrap()];
+                match member.resize(block.offset, 1 + random.below(600 << 10)) {
+                    Ok(_) | Err(Error::CannotGrow { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
             0..=2 if mine.len() < 40 => mine.extend(some_block(member, &mut random)),
             0..=3 if !mine.is_empty() => {
                 let which = random.below(mine.len() as u64);

@@ -9,6 +9,11 @@ use crate::error::{Error, Result};
 use crate::recover::recover_memory;
 use crate::{Control, Hooks, Member};
 
+thread_local! {
+    /// How often this thread looked at the word of a page.
+    pub(super) static LOOKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 struct Direct(Pool);
 
 impl Hooks for Direct {
@@ -157,6 +162,33 @@ fn what_an_idle_process_keeps_is_there_for_others() {
         let again = idle.alloc(1_000).unwrap();
         idle.free(again.offset).unwrap();
     }
+}
+
+#[test]
+fn recovery_does_the_same_whatever_else_is_in_the_pool() {
+    let looks = |others: u32| {
+        let (control, pool) = node(1 << 30);
+        let (_, other) = member(&control, &pool);
+        for n in 0..others {
+            let length = if n % 50 == 0 { 60_000 } else { 64 << (n % 5) };
+            let block = other.alloc(length).unwrap();
+            if n % 3 == 0 {
+                other.share(block.offset).unwrap();
+            }
+        }
+        let (dead, dying) = member(&control, &pool);
+        for n in 0..200_u64 {
+            let block = dying.alloc(100 + n * 997).unwrap();
+            if n % 2 == 0 {
+                dying.share(block.offset).unwrap();
+            }
+        }
+        LOOKS.set(0);
+        recover_memory(&control, &pool, dead).unwrap();
+        LOOKS.get()
+    };
+    let (alone, among_others) = (looks(0), looks(100_000));
+    assert!(among_others <= alone, "{among_others} looks, {alone} alone");
 }
 
 #[test]
