@@ -3,7 +3,7 @@
 //! ```text
 //! 0          header
 //! 4 KiB      NodeWords
-//! 8 KiB      slots            8192 × 1152 B
+//! 8 KiB      slots            8192 × 3200 B
 //!            objects         65536 × 128 B
 //!            held tables      8192 × 65536 × 16 B
 //!            thread records   8192 × 128 × 512 B

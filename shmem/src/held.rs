@@ -37,7 +37,7 @@ pub enum State {
     Held = 2,
     /// The reference is about to be given back.
     Giving = 3,
-    /// The object is about to be created.
+    /// The process has the entry of an object that it is about to create.
     Creating = 5,
     /// One more reference is about to be in transit.
     Exporting = 6,
@@ -53,6 +53,8 @@ pub enum State {
     Refused = 11,
     /// A reference to an object of another node: held, being taken or being given back.
     Remote = 12,
+    /// The process is about to claim an entry of the object table: another may be quicker, also a thread of its own.
+    Claiming = 13,
 }
 
 /// The state of an entry that records a block.
@@ -72,6 +74,7 @@ impl State {
             10 => Self::Over,
             11 => Self::Refused,
             12 => Self::Remote,
+            13 => Self::Claiming,
             _ => return None,
         })
     }

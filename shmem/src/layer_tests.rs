@@ -8,6 +8,7 @@ use crate::control::{self, MAX_HELD, MAX_SLOTS};
 use crate::error::{Error, Result};
 use crate::held::State;
 use crate::pool::CHUNK;
+use crate::recover::{self, Found};
 use crate::reference::{Change, Outcome};
 use crate::region::Region;
 use crate::sync::{AtomicU32, Ordering};
@@ -216,6 +217,35 @@ fn a_creation_that_fails_leaves_nothing() {
     assert!(control.entry(id).is_err());
     let held = control.held(member.slot().index).unwrap();
     assert!(held.iter().all(|entry| entry.is_empty()));
+}
+
+/// A process dies when it has named the entry that it was about to claim, and another process was quicker, or another thread
+/// of its own: the object is theirs.
+#[test]
+fn a_claim_that_another_won_is_not_given_back() {
+    let (control, pool) = node();
+    let [dead, other] = [(); 2].map(|()| member(&control, &pool));
+    for winner in [&other, &dead] {
+        let entry = control.held_entry(dead.slot().index, 9).unwrap();
+        let mut won = None;
+        let claimed = control.claim_object(ObjectKind::Event, dead.slot(), |id| {
+            if won.is_none() {
+                entry.set(id, 0, State::Claiming);
+                won = Some(winner.create(ObjectKind::Event, |_, _| Ok(())).unwrap());
+                assert_eq!(won, Some(id));
+            }
+        });
+        assert_ne!(claimed.ok(), won);
+        // Others read the table when the process is dead; it has used so many places.
+        let top = &control.slot(dead.slot().index).unwrap().held_top;
+        let before = top.swap(10, Ordering::AcqRel);
+        let found = recover::held(&control, dead.slot()).unwrap();
+        top.store(before, Ordering::Release);
+        let own = won.filter(|_| winner.slot() == dead.slot());
+        let own: Vec<_> = own.into_iter().map(Found::Object).collect();
+        assert_eq!(found, own, "only what the process has by its other places");
+        entry.clear();
+    }
 }
 
 #[test]

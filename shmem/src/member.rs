@@ -344,7 +344,7 @@ impl Member {
         let made = self
             .control
             .claim_object(kind, self.slot, |id| {
-                entry.set(id, 0, State::Creating);
+                entry.set(id, 0, State::Claiming);
             })
             .and_then(|id| {
                 let made = self

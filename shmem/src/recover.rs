@@ -73,12 +73,19 @@ fn found(control: &Control, slot: SlotId, entry: &Entry) -> Option<Found> {
             if published {
                 return Some(Found::Object(id));
             }
-            let block = control.unclaim_object(id, slot).ok()??;
-            (block != 0).then_some(Found::Made(block))
+            unclaimed(control, slot, id)
         }
+        // It did not come to publish anything: an object that is alive under this id is that of whoever was quicker.
+        State::Claiming => unclaimed(control, slot, id),
         // Nothing was done, or nothing is left of it.
         _ => None,
     }
+}
+
+/// Frees the entry of an object that the process was creating.
+fn unclaimed(control: &Control, slot: SlotId, id: ObjectId) -> Option<Found> {
+    let block = control.unclaim_object(id, slot).ok()??;
+    (block != 0).then_some(Found::Made(block))
 }
 
 /// Clears the held table of a dead process.
