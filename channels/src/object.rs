@@ -11,7 +11,7 @@ use dragon_shmem::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::error::{Error, Result};
 use crate::remote;
-use crate::set::subscribers::{self, AGENT, SUBSCRIBED};
+use crate::set::subscribers::{self, AGENT, SUBSCRIBED, WATCHED};
 use crate::set::{Interest, Set};
 use crate::wait::{self, Spin, WaitWord};
 use crate::{Broadcast, Condition, SharedMemory};
@@ -350,7 +350,7 @@ pub(crate) fn notify_watcher_of(
     id: ObjectId,
     change: Interest,
 ) {
-    if entry.watch.load(Ordering::Relaxed) != 0 {
+    if entry.watch.load(Ordering::Relaxed) & WATCHED != 0 {
         notify(member, entry, id, change, false);
     }
 }
@@ -438,7 +438,7 @@ pub(crate) fn wake_everyone(member: &Arc<Member>, id: ObjectId) -> Result<()> {
         }
         _ => {}
     }
-    if entry.watch.load(Ordering::Relaxed) != 0 {
+    if entry.watch.load(Ordering::Relaxed) & WATCHED != 0 {
         notify(
             member,
             entry,

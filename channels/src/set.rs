@@ -498,7 +498,8 @@ impl<'a> Local<'a> {
         let capacity = self.table.capacity();
         let start = self.record.0.cursor.load(Ordering::Relaxed) % capacity;
         let mut found = 0;
-        for (from, to) in [(start, capacity), (0, start)] {
+        // Also flags beyond the members: one that was raised for the record's last set is taken away.
+        for (from, to) in [(start, u32::MAX), (0, start)] {
             let mut at = from;
             while let Some(n) = flags::next(&self.record, at).filter(|n| *n < to) {
                 at = n + 1;

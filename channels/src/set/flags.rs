@@ -31,20 +31,22 @@ pub fn announce(flags: &impl Flags, member: u32, thorough: bool) {
 }
 
 /// A flagged member as `state` tells; its flag is lowered when that gives nothing. `lowering` is told before and after: if
-/// the waiter dies in between, recovery raises the flag again. `left` is told when the flag was raised again, so that
-/// another waiter who has come by meanwhile must look once more.
+/// the waiter dies in between, recovery raises the flag again. `left` is told when a flag was not to be seen for a moment, so
+/// that another waiter who has come by meanwhile must look once more.
 pub fn look<T>(
     flags: &impl Flags,
     member: u32,
     state: impl Fn() -> Option<T>,
     lowering: impl Fn(bool),
-    left: impl FnOnce(),
+    left: impl Fn(),
 ) -> Option<T> {
     if let Some(found) = state() {
         return Some(found);
     }
     lowering(true);
-    lower(flags, member);
+    if lower(flags, member) {
+        left();
+    }
     test_point(TestPoint::Lowered);
     // Pairs with the fence between a change and the look at the flag.
     fence(Ordering::SeqCst);
@@ -62,26 +64,33 @@ pub fn look<T>(
 /// `thorough`: for recovery, also when the bit is set already: whoever set it may have died before the summary.
 pub fn raise(flags: &impl Flags, member: u32, thorough: bool) {
     let (word, bit) = place(member);
+    let (summary, of_word) = (word / 64, 1 << (word % 64));
     // A bit that is set stays set until somebody lowers it, who looks at the member afterwards: nothing to do. The load
     // comes after the fence behind the change, the look after the fence behind the lowering.
-    if thorough || flags.word(word).load(Ordering::Relaxed) & bit == 0 {
+    let raised = thorough || flags.word(word).load(Ordering::Relaxed) & bit == 0;
+    if raised {
         flags.word(word).fetch_or(bit, Ordering::AcqRel);
-        let (summary, of_word) = (word / 64, 1 << (word % 64));
+    }
+    // Whoever set the bit may not have come to the summary yet, and be stopped there for long.
+    if raised || flags.summary(summary).load(Ordering::Relaxed) & of_word == 0 {
         flags.summary(summary).fetch_or(of_word, Ordering::AcqRel);
     }
 }
 
-/// Takes a member's flag away. A SeqCst fence, and another look at the member, come after.
-pub fn lower(flags: &impl Flags, member: u32) {
+/// Takes a member's flag away. A SeqCst fence, and another look at the member, come after. True when the summary was away
+/// for a moment in which another flag of its word was up: who came by in that moment has not seen that one.
+pub fn lower(flags: &impl Flags, member: u32) -> bool {
     let (word, bit) = place(member);
     if flags.word(word).fetch_and(!bit, Ordering::AcqRel) & !bit != 0 {
-        return;
+        return false;
     }
     let (summary, of_word) = (word / 64, 1 << (word % 64));
     flags.summary(summary).fetch_and(!of_word, Ordering::AcqRel);
-    if flags.word(word).load(Ordering::Acquire) != 0 {
+    let other = flags.word(word).load(Ordering::Acquire) != 0;
+    if other {
         flags.summary(summary).fetch_or(of_word, Ordering::AcqRel);
     }
+    other
 }
 
 /// The first flagged member from `from` on.
@@ -114,9 +123,20 @@ pub fn next(flags: &impl Flags, from: u32) -> Option<u32> {
     None
 }
 
-/// Whether any member is flagged. Cheap: for spinning.
+/// Whether any member is flagged. Cheap: for spinning. The summary alone does not say so: its bit may be set late, when the
+/// word was lowered already, and stays until the word is lowered again.
 pub fn any(flags: &impl Flags) -> bool {
-    (0..flags.words().div_ceil(64)).any(|n| flags.summary(n).load(Ordering::Relaxed) != 0)
+    (0..flags.words().div_ceil(64)).any(|n| {
+        let mut left = flags.summary(n).load(Ordering::Relaxed);
+        while left != 0 {
+            let word = n * 64 + left.trailing_zeros() as usize;
+            if word < flags.words() && flags.word(word).load(Ordering::Relaxed) != 0 {
+                return true;
+            }
+            left &= left - 1;
+        }
+        false
+    })
 }
 
 const fn place(member: u32) -> (usize, u64) {

@@ -212,3 +212,60 @@ fn loom_a_raised_flag_is_found() {
         assert_eq!(flags::next(&*words, 0), Some(MEMBER + 1));
     });
 }
+
+/// Somebody leaves the object while it is added to another set, and changes: the mark is not away in between.
+#[test]
+fn loom_a_change_while_another_leaves_is_seen() {
+    check(3, || {
+        let words = Arc::new(Words::default());
+        enter(&*words, subscriber(0), |_| false).unwrap();
+        let theirs = Arc::clone(&words);
+        let leaver = thread::spawn(move || leave(&*theirs, subscriber(0)));
+        words.add(MEMBER);
+        let theirs = Arc::clone(&words);
+        let changer = thread::spawn(move || theirs.give());
+        words.take();
+        leaver.join().unwrap();
+        changer.join().unwrap();
+    });
+}
+
+/// One who only looks lowers a flag while another of the same word goes up, and a waiter comes by.
+#[test]
+fn loom_who_only_looks_hides_no_flag() {
+    check(3, || {
+        let words = Arc::new(Words::default());
+        words.add(MEMBER);
+        flags::lower(&*words, MEMBER);
+        flags::raise(&*words, MEMBER + 1, false);
+        let theirs = Arc::clone(&words);
+        let looker = thread::spawn(move || {
+            let left = std::cell::Cell::new(false);
+            flags::look(&*theirs, MEMBER + 1, || None::<()>, |_| {}, || left.set(true));
+            if left.get() {
+                fence(Ordering::SeqCst);
+                theirs.wait.wake_sleepers(1);
+            }
+        });
+        let theirs = Arc::clone(&words);
+        let changer = thread::spawn(move || theirs.give());
+        words.take();
+        looker.join().unwrap();
+        changer.join().unwrap();
+    });
+}
+
+/// When no flag is up, a waiter that spins hears of none, whatever the summary says.
+#[test]
+fn loom_nothing_is_up_when_no_flag_is() {
+    check(3, || {
+        let words = Arc::new(Words::default());
+        let theirs = Arc::clone(&words);
+        let other = thread::spawn(move || flags::raise(&*theirs, MEMBER, false));
+        flags::lower(&*words, MEMBER);
+        other.join().unwrap();
+        let up = words.flags[1].load(Ordering::Acquire) != 0;
+        assert_eq!(flags::any(&*words), up);
+        assert_eq!(flags::next(&*words, 0), up.then_some(MEMBER));
+    });
+}

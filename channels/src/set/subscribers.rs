@@ -22,6 +22,10 @@ use crate::error::Result;
 pub(crate) const AGENT: u32 = 1;
 /// In an object's watch word: it is in sets.
 pub(crate) const SUBSCRIBED: u32 = 2;
+/// In an object's watch word: somebody must hear of its changes. The bits above count how often a subscriber entered.
+pub(crate) const WATCHED: u32 = AGENT | SUBSCRIBED;
+/// One subscriber more has entered, in an object's watch word.
+const ENTERED: u32 = 4;
 
 /// A member of a set, as the objects' places have it: generation of the record 32 bits | member 16 | record 13 |
 /// interests 3.
@@ -76,7 +80,9 @@ pub(crate) fn enter(places: &impl Places, word: u64, gone: impl Fn(u64) -> bool)
     if entered.is_none() {
         places.grow(word)?;
     }
-    // After the word: whoever finds no word takes the mark away, and looks once more afterwards.
+    // After the word, and counted before it is marked: whoever found no word takes the mark away only if the count is what it
+    // was before he looked.
+    places.watch().fetch_add(ENTERED, Ordering::AcqRel);
     places.watch().fetch_or(SUBSCRIBED, Ordering::AcqRel);
     Ok(())
 }
@@ -92,20 +98,23 @@ pub(crate) fn leave(places: &impl Places, word: u64) {
     unmark_when_empty(places);
 }
 
-/// Takes the mark away when nobody is left. A word that is entered meanwhile is seen here, or its mark comes later.
+/// Takes the mark away when nobody is left. It is never away while somebody is there whose [`enter`] has returned: a change
+/// in such a moment would be told to nobody.
 fn unmark_when_empty(places: &impl Places) {
-    let any = || {
-        let found = places.each(|place| match place.load(Ordering::Acquire) {
-            0 => ControlFlow::Continue(()),
-            _ => ControlFlow::Break(()),
-        });
-        found.is_some()
-    };
-    if !any() {
-        places.watch().fetch_and(!SUBSCRIBED, Ordering::AcqRel);
-        if any() {
-            places.watch().fetch_or(SUBSCRIBED, Ordering::AcqRel);
-        }
+    let seen = places.watch().load(Ordering::Acquire);
+    let found = places.each(|place| match place.load(Ordering::Acquire) {
+        0 => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    });
+    if found.is_none() && seen & SUBSCRIBED != 0 {
+        // It fails when somebody has entered since, or the agent's mark has changed: then the mark stays, and whoever tells
+        // nobody next tries again.
+        let _ = places.watch().compare_exchange(
+            seen,
+            seen & !SUBSCRIBED,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -178,7 +187,7 @@ impl Places for OfEntry<'_> {
         let new = self.control.subscriber_node(number)?;
         new.cells[0].store(word, Ordering::Relaxed);
         let mut link = &self.entry.more_subscribers;
-        loop {
+        for _ in 0..MOST_NODES {
             let now = link.load(Ordering::Acquire);
             if let Some(node) = self.node(link) {
                 link = &node.next;
@@ -192,6 +201,11 @@ impl Places for OfEntry<'_> {
                 return Ok(());
             }
         }
+        Err(dragon_shmem::Error::Corrupt {
+            what: "list of the sets that an object is in",
+            value: self.id.index.into(),
+        }
+        .into())
     }
 }
 
