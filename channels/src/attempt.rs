@@ -12,6 +12,7 @@ use dragon_shmem::reference::Change;
 use dragon_shmem::sync::{Ordering, fence, low};
 use dragon_shmem::{Block, Deadline, Member};
 
+use crate::barrier::Place;
 use crate::channel::{Local, Outgoing, Poll, Ticket, block_of, open};
 use crate::condition::phase;
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ use crate::remote;
 use crate::ring::Label;
 use crate::set::subscribers::AGENT;
 use crate::wait::Spin;
-use crate::{Trigger, broadcast, condition, event, lock, process, semaphore, stream};
+use crate::{Trigger, barrier, broadcast, condition, event, lock, process, semaphore, stream};
 
 /// What comes with a request.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +108,8 @@ pub struct Waiting {
     start: Option<u32>,
     /// Where among those who wait at the object.
     seat: Option<u32>,
+    /// Where at a barrier.
+    place: Option<Place>,
 }
 
 /// Tries an operation on an object of this node, for `on_behalf`: the slot, or proxy slot, that owns the locks and
@@ -186,6 +189,9 @@ fn give_up(call: &Call<'_>, op: Op, waiting: Waiting, end: End) -> Result<Attemp
     let &Call {
         member, id, entry, ..
     } = call;
+    if let Some(place) = waiting.place {
+        return barrier::give_up(member, entry, id, place, end);
+    }
     match (op, waiting.seat) {
         (Op::ConditionWait, Some(seat)) if end == End::Lost => {
             condition::stand(member, entry, id, seat, true)?;
@@ -441,6 +447,28 @@ fn execute(
             is(ObjectKind::Condition)?;
             let count = u32::try_from(arg0).unwrap_or(u32::MAX);
             Attempt::done(condition::notify(member, entry, id, count)?.into(), 0)
+        }
+        Op::BarrierWait => {
+            is(ObjectKind::Barrier)?;
+            match barrier::try_wait(member, entry, id, slot, &mut waiting.place)? {
+                Some(number) => Attempt::done(number.into(), 0),
+                None => Attempt::NotYet,
+            }
+        }
+        Op::BarrierAbort => {
+            is(ObjectKind::Barrier)?;
+            barrier::abort(member, entry, id)?;
+            Attempt::done(0, 0)
+        }
+        Op::BarrierReset => {
+            is(ObjectKind::Barrier)?;
+            barrier::reset(member, entry, id)?;
+            Attempt::done(0, 0)
+        }
+        Op::BarrierAttributes => {
+            is(ObjectKind::Barrier)?;
+            let [parties, broken] = barrier::attributes(member, entry, id)?;
+            Attempt::done(parties, broken)
         }
         Op::BroadcastTrigger => {
             is(ObjectKind::Broadcast)?;

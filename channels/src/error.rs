@@ -1,5 +1,6 @@
 //! Errors of operations on objects.
 
+use crate::barrier::Breakage;
 use dragon_protocol::{Code, NodeIndex, ObjectId, RuntimeId};
 
 use crate::set::SetMember;
@@ -63,6 +64,14 @@ pub enum Error {
         most: u32,
         /// The units that were to be given.
         units: u32,
+    },
+    /// The barrier is broken.
+    #[error("barrier {barrier} is broken: {why}")]
+    Broken {
+        /// Which barrier.
+        barrier: ObjectId,
+        /// Why.
+        why: Breakage,
     },
     /// The descriptor is of another runtime.
     #[error(
@@ -189,6 +198,7 @@ impl Error {
             Self::TooLarge { .. } | Self::TooLong { .. } => Code::TooLarge,
             Self::NodeDown(_) => Code::NodeDown,
             Self::NoGateway(..) => Code::Unreachable,
+            Self::Broken { .. } => Code::Broken,
             Self::Forked => Code::RuntimeGone,
             Self::EndOfStream(_) => Code::EndOfStream,
             Self::PeerDied(_) => Code::PeerDied,
@@ -216,6 +226,10 @@ impl Error {
             Code::EndOfStream => Self::EndOfStream(object),
             Code::PeerDied => Self::PeerDied(object),
             Code::PeerClosed => Self::PeerClosed(object),
+            Code::Broken => Self::Broken {
+                barrier: object,
+                why: Breakage::Unknown,
+            },
             Code::NodeDown => Self::NodeDown(object),
             Code::NoSuchObject => Self::Memory(dragon_shmem::Error::NoSuchObject(object)),
             Code::WrongKind => Self::Memory(dragon_shmem::Error::WrongKind(object)),

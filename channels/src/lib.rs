@@ -12,6 +12,7 @@
 //! The algorithms, and which store pairs with which load, are described in `docs/channels.md`.
 
 pub mod attempt;
+pub mod barrier;
 pub mod broadcast;
 pub mod cell;
 pub mod channel;
@@ -42,6 +43,7 @@ mod fixture;
 mod tests;
 
 pub use attempt::{Attempt, End, Payload, Waiting, attempt, watch, withdraw};
+pub use barrier::{Barrier, BarrierState, Breakage};
 pub use broadcast::{Broadcast, BroadcastOptions, Trigger};
 pub use channel::{
     Attributes, Channel, ChannelOptions, Poll, Received, Returns, SendOptions, create_channel,

@@ -7,7 +7,7 @@ use dragon_protocol::{ObjectId, ObjectKind};
 use dragon_shmem::Member;
 use dragon_shmem::object::ObjectEntry;
 use dragon_shmem::region::Shared;
-use dragon_shmem::sync::Ordering;
+use dragon_shmem::sync::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -55,6 +55,18 @@ impl<'a> Map<'a> {
         }
         // SAFETY: inside the map and aligned; T is Shared, so every content is valid, and it is only changed by atomics. A u32
         // fits an address.
+        Ok(unsafe { std::slice::from_raw_parts(first.as_ptr(), count as usize) })
+    }
+
+    /// `count` words from `at` on.
+    pub(crate) fn words(&self, at: u64, count: u32) -> Result<&'a [AtomicU64]> {
+        let size = (size_of::<AtomicU64>() as u64).saturating_mul(count.into());
+        let (first, _) = self.bytes(at, size)?;
+        let first = first.cast::<AtomicU64>();
+        if !first.is_aligned() {
+            return Err(corrupt(at));
+        }
+        // SAFETY: as in `many`.
         Ok(unsafe { std::slice::from_raw_parts(first.as_ptr(), count as usize) })
     }
 

@@ -14,7 +14,7 @@ use crate::remote;
 use crate::set::subscribers::{self, AGENT, SUBSCRIBED, WATCHED};
 use crate::set::{Interest, Set};
 use crate::wait::{self, Spin, WaitWord};
-use crate::{Broadcast, Condition, SharedMemory};
+use crate::{Barrier, Broadcast, Condition, SharedMemory};
 use crate::{Channel, Deadline, Endpoint, Event, Lock, PoolHandle, ProcessObject, Semaphore};
 
 /// A handle on an object of any kind.
@@ -37,6 +37,8 @@ pub enum Object {
     Pool(PoolHandle),
     /// An endpoint of streams.
     Stream(Endpoint),
+    /// A barrier.
+    Barrier(Barrier),
     /// A condition.
     Condition(Condition),
     /// A broadcast.
@@ -61,6 +63,7 @@ impl Object {
             ObjectKind::Pool => Self::Pool(PoolHandle::attach(member, descriptor, adopt)?),
             ObjectKind::Stream => Self::Stream(Endpoint::attach(member, descriptor, adopt)?),
             ObjectKind::Broadcast => Self::Broadcast(Broadcast::attach(member, descriptor, adopt)?),
+            ObjectKind::Barrier => Self::Barrier(Barrier::attach(member, descriptor, adopt)?),
             ObjectKind::Condition => Self::Condition(Condition::attach(member, descriptor, adopt)?),
             ObjectKind::Memory => Self::Memory(SharedMemory::attach(member, descriptor, adopt)?),
             _ => return Err(dragon_shmem::Error::WrongKind(descriptor.object).into()),
@@ -421,7 +424,7 @@ pub(crate) fn wake_everyone(member: &Arc<Member>, id: ObjectId) -> Result<()> {
         ObjectKind::Channel => crate::channel::wake_everyone(member, entry, id)?,
         ObjectKind::Lock => crate::lock::words(entry).wake_everyone(is_alive(entry, id)),
         ObjectKind::Event | ObjectKind::Process => wait_word(entry).wake(u32::MAX),
-        ObjectKind::Semaphore => {
+        ObjectKind::Semaphore | ObjectKind::Barrier => {
             wait_word(entry).wake(u32::MAX);
             second_wait_word(entry).wake(u32::MAX);
         }

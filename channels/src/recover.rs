@@ -20,7 +20,7 @@ use crate::object::{discard, second_wait_word, wait_word, wake_everyone};
 use crate::ring::Ring;
 use crate::semaphore;
 use crate::wait::{forget_spinner, mark};
-use crate::{broadcast, cell, condition};
+use crate::{barrier, broadcast, cell, condition};
 
 /// What recovery found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -143,7 +143,7 @@ fn finish(
         {
             wait_word(entry).forget_waiter();
         }
-        Op::BroadcastTrigger => {
+        Op::BroadcastTrigger | Op::BarrierWait => {
             if intended.step & mark::FIRST != 0 {
                 wait_word(entry).forget_waiter();
             }
@@ -297,6 +297,7 @@ fn give_up(
                     recovered.units += semaphore::recover(member, entry, object, slot.index);
                 }
                 ObjectKind::Stream => crate::stream::give_up(member, slot.index, object, entry),
+                ObjectKind::Barrier => barrier::recover(member, entry, object, slot.index),
                 ObjectKind::Condition => condition::recover(member, entry, slot.index),
                 ObjectKind::Broadcast => {
                     let lost = |block| {

@@ -5,8 +5,8 @@
 mod rig;
 
 use dragon_channels::{
-    Broadcast, BroadcastOptions, Condition, ConditionOptions, Deadline, Error, Event, Lock,
-    Semaphore, SemaphoreOptions, Trigger,
+    Barrier, Breakage, Broadcast, BroadcastOptions, Condition, ConditionOptions, Deadline, Error,
+    Event, Lock, Semaphore, SemaphoreOptions, Trigger,
 };
 use rig::{on_each, pattern, soon, until, watched};
 
@@ -212,6 +212,54 @@ fn a_broadcast_reaches_every_node() {
             until("it waits", || remote.waiting().unwrap() == 1);
             broadcast.destroy().unwrap();
             assert!(matches!(waiter.join().unwrap(), Err(Error::Destroyed(_))));
+        });
+    });
+}
+
+#[test]
+fn parties_of_several_nodes_meet_at_a_barrier() {
+    on_each(3, |nodes| {
+        let members = [nodes[0].client(), nodes[1].client(), nodes[2].client()];
+        let slot = members[2].slot();
+        let owned = Barrier::create(&members[0], 3, 0).unwrap();
+        let theirs = |n: usize| Barrier::attach(&members[n], &owned.descriptor(), false).unwrap();
+        let (second, third) = (theirs(1), theirs(2));
+        let broken = |why| {
+            Err(Error::Broken {
+                barrier: owned.id(),
+                why,
+            })
+        };
+        for _ in 0..5 {
+            std::thread::scope(|scope| {
+                let parties = [&owned, &second, &third]
+                    .map(|barrier| scope.spawn(|| barrier.wait(watched()).unwrap()));
+                let mut numbers = parties.map(|party| party.join().unwrap());
+                numbers.sort_unstable();
+                assert_eq!(numbers, [0, 1, 2]);
+            });
+        }
+        assert_eq!(second.wait(Deadline::Now), Err(Error::Empty));
+        assert_eq!(second.state().unwrap().waiting, 0, "a try leaves nothing");
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| third.wait(watched()));
+            until("it waits", || second.state().unwrap().waiting == 1);
+            assert_eq!(second.wait(soon()), Err(Error::Timeout));
+            assert_eq!(waiter.join().unwrap(), broken(Breakage::Timeout));
+        });
+        assert_eq!(second.wait(watched()), broken(Breakage::Timeout));
+        second.reset().unwrap();
+        second.abort().unwrap();
+        assert_eq!(owned.wait(watched()), broken(Breakage::Aborted));
+        owned.reset().unwrap();
+        // The thread never gets an answer, as the thread of a dead process: it is left behind.
+        std::thread::spawn(move || third.wait(Deadline::Never));
+        until("it waits", || owned.state().unwrap().waiting == 1);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| second.wait(watched()));
+            until("both wait", || owned.state().unwrap().waiting == 2);
+            nodes[2].dies(slot);
+            assert_eq!(waiter.join().unwrap(), broken(Breakage::Died));
         });
     });
 }

@@ -910,6 +910,8 @@ pub(crate) enum TestPoint {
     Triggering,
     /// A waiter has been woken, and has not read.
     Woken,
+    /// A party has its place at a barrier.
+    Arrived,
     /// A cell is claimed and written, not published.
     Sending,
     /// A message is claimed and taken; its cell, unless it was small, is not released; no sender has been woken.

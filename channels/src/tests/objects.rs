@@ -5,8 +5,8 @@ use std::thread;
 use crate::channel::TestPoint;
 use crate::fixture::{Node, Role, stop_at};
 use crate::{
-    Broadcast, BroadcastOptions, Channel, Condition, ConditionOptions, Deadline, Error, Event,
-    Lock, Semaphore, SemaphoreOptions, Trigger, create_channel,
+    Barrier, Broadcast, BroadcastOptions, Channel, Condition, ConditionOptions, Deadline, Error,
+    Event, Lock, Semaphore, SemaphoreOptions, Trigger, create_channel,
 };
 
 pub(super) fn play(name: &str, role: &Role) -> bool {
@@ -73,6 +73,14 @@ pub(super) fn play(name: &str, role: &Role) -> bool {
             lock.acquire(Deadline::Never).unwrap();
             said.send(b"", 0, Deadline::Never).unwrap();
             condition.wait(&lock, Deadline::Never).unwrap();
+        }
+        // Words: barrier, whether to stop there first. Waits there for ever.
+        "wait-barrier" => {
+            let barrier = Barrier::attach(member, &role.descriptor(0), false).unwrap();
+            if role.number(1) != 0 {
+                stop_at(TestPoint::Arrived, 0);
+            }
+            while barrier.wait(Deadline::Never).is_ok() {}
         }
         _ => return false,
     }
@@ -374,4 +382,53 @@ fn a_notification_of_a_dead_waiter_goes_to_the_next() {
         lock.release(false).unwrap();
         next.join().unwrap();
     });
+}
+
+/// A party that is killed while it waits breaks the barrier for the others; a new one can use it after a reset.
+#[test]
+fn a_party_killed_at_a_barrier_breaks_it() {
+    let node = Node::new();
+    let before = node.used();
+    let member = node.member();
+    {
+        let barrier = Barrier::create(&member, 3, 0).unwrap();
+        let words = |stop: u32| [barrier.descriptor().to_string(), stop.to_string()];
+        for stop in [1, 0, 1, 0] {
+            let party = node.spawn("wait-barrier", &words(stop));
+            if stop != 0 {
+                party.wait_until_stopped();
+            }
+            while barrier.state().unwrap().waiting == 0 {
+                thread::yield_now();
+            }
+            thread::scope(|scope| {
+                let other = scope.spawn(|| barrier.wait(Deadline::Never));
+                while barrier.state().unwrap().waiting != 2 {
+                    thread::yield_now();
+                }
+                party.kill(&node);
+                let broken = other.join().unwrap().unwrap_err();
+                let text = format!(
+                    "barrier {} is broken: a process died while it waited there",
+                    barrier.id()
+                );
+                assert_eq!(broken.to_string(), text);
+            });
+            assert_eq!(barrier.state().unwrap().waiting, 0);
+            barrier.reset().unwrap();
+        }
+        // In traffic: each death breaks it, or the party was not there.
+        for round in 0..10 {
+            let parties = [(); 2].map(|()| node.spawn("wait-barrier", &words(0)));
+            for _ in 0..round * 20 {
+                barrier.wait(Deadline::Never).unwrap();
+            }
+            for party in parties {
+                party.kill(&node);
+            }
+            barrier.reset().unwrap();
+            assert_eq!(barrier.state().unwrap().broken, None);
+        }
+    }
+    assert_eq!(node.used(), before);
 }
