@@ -53,9 +53,6 @@ pub fn check(network: &Network) -> Result<()> {
             network.transport
         );
     }
-    if network.encrypt {
-        bail!("encryption is not available in this release");
-    }
     let _: Wanted = network.interface.parse()?;
     Ok(())
 }

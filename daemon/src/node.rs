@@ -258,10 +258,29 @@ impl Node {
                 ("pool_blocks", pool.blocks),
             ]);
         }
-        stats
+        let mut stats: Vec<_> = stats
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value))
-            .collect()
+            .collect();
+        for peer in self.agent.peers() {
+            let counted = peer.fabric;
+            let values = [
+                ("links", counted.links),
+                ("frames_sent", counted.frames_sent),
+                ("frames_received", counted.frames_received),
+                ("bytes_sent", counted.bytes_sent),
+                ("bytes_received", counted.bytes_received),
+                ("retries", counted.retries),
+                ("reconnects", counted.reconnects),
+                ("queued", counted.queued),
+                ("unacknowledged", counted.unacknowledged),
+                ("latency_50_ns", peer.latency.percentile(50)),
+                ("latency_99_ns", peer.latency.percentile(99)),
+            ];
+            let named = values.map(|(name, n)| (format!("peer_{}_{name}", counted.node), n));
+            stats.extend(named);
+        }
+        stats
     }
 
     /// Ends the agent; what is queued for other nodes is sent within `limit`.
@@ -288,6 +307,7 @@ fn start_agent(
     let fabric: Arc<dyn Fabric> = if job.hosts.len() > 1 {
         let config = TcpConfig {
             listen: place.listen.clone(),
+            encrypt: job.network.encrypt,
             ..TcpConfig::new(job.node, job.key.clone())
         };
         Arc::new(TcpFabric::bind(config).context("cannot listen for other nodes")?)

@@ -47,8 +47,8 @@ pub struct Hello {
     pub clock: U64,
     /// 32 fresh random bytes.
     pub challenge: [u8; 32],
-    /// Reserved, 0.
-    pub reserved: U64,
+    /// 1: what follows the handshake is encrypted.
+    pub encrypt: U64,
 }
 
 /// Bytes of a [`Hello`].
@@ -86,6 +86,14 @@ pub enum HandshakeError {
         to: u32,
         /// In which role.
         role: u16,
+    },
+    /// One side encrypts and the other does not.
+    #[error("node {from} {} and this node does the opposite; give all nodes the same setting of encrypt", if *theirs { "encrypts" } else { "does not encrypt" })]
+    Encryption {
+        /// Who the peer says it is.
+        from: u32,
+        /// Whether it encrypts.
+        theirs: bool,
     },
     /// The peer does not know the key.
     #[error("the peer does not prove the job key")]
@@ -131,8 +139,15 @@ impl Connector {
     ) -> Self {
         Self {
             key: key.clone(),
-            hello: hello(role, from, to, now, challenge),
+            hello: hello(role, from, to, now, challenge, false),
         }
+    }
+
+    /// Asks for encryption of what follows the handshake; the other side must do the same.
+    #[must_use]
+    pub fn encrypted(mut self, encrypt: bool) -> Self {
+        self.hello.encrypt = u64::from(encrypt).into();
+        self
     }
 
     /// The bytes to send first.
@@ -152,6 +167,7 @@ impl Connector {
     ) -> Result<([u8; PROOF], Peer), HandshakeError> {
         let (theirs, proof) = answer.split_at(HELLO);
         let their = read_hello(theirs, self.hello.role.get())?;
+        check_encryption(&their, self.hello.encrypt.get() == 1)?;
         if their.from != self.hello.to || their.to != self.hello.from {
             return Err(wrong_peer(&their));
         }
@@ -177,12 +193,29 @@ impl Acceptor {
         now: u64,
         challenge: [u8; 32],
     ) -> Result<(Self, [u8; ANSWER]), HandshakeError> {
+        Self::with_encryption(key, role, me, first, now, challenge, false)
+    }
+
+    /// The same; with `encrypt` what follows the handshake is encrypted.
+    ///
+    /// # Errors
+    /// As [`Acceptor::new`], and when the other side wants it otherwise.
+    pub fn with_encryption(
+        key: &JobKey,
+        role: Role,
+        me: NodeIndex,
+        first: &[u8; HELLO],
+        now: u64,
+        challenge: [u8; 32],
+        encrypt: bool,
+    ) -> Result<(Self, [u8; ANSWER]), HandshakeError> {
         let their = read_hello(first, role as u16)?;
+        check_encryption(&their, encrypt)?;
         if their.to.get() != me.get() {
             return Err(wrong_peer(&their));
         }
         let peer = peer(&their, now)?;
-        let ours = hello(role, me, peer.node, now, challenge);
+        let ours = hello(role, me, peer.node, now, challenge, encrypt);
         let transcript = [&first[..], ours.as_bytes()].concat();
         let mut answer = [0; ANSWER];
         answer[..HELLO].copy_from_slice(ours.as_bytes());
@@ -210,7 +243,14 @@ impl Acceptor {
     }
 }
 
-fn hello(role: Role, from: NodeIndex, to: NodeIndex, now: u64, challenge: [u8; 32]) -> Hello {
+fn hello(
+    role: Role,
+    from: NodeIndex,
+    to: NodeIndex,
+    now: u64,
+    challenge: [u8; 32],
+    encrypt: bool,
+) -> Hello {
     Hello {
         magic: MAGIC,
         protocol: crate::PROTOCOL_VERSION.into(),
@@ -220,7 +260,7 @@ fn hello(role: Role, from: NodeIndex, to: NodeIndex, now: u64, challenge: [u8; 3
         release: crate::attach::release_bytes(),
         clock: now.into(),
         challenge,
-        reserved: U64::ZERO,
+        encrypt: u64::from(encrypt).into(),
     }
 }
 
@@ -241,6 +281,16 @@ fn read_hello(bytes: &[u8], role: u16) -> Result<Hello, HandshakeError> {
         return Err(wrong_peer(&hello));
     }
     Ok(hello)
+}
+
+fn check_encryption(hello: &Hello, ours: bool) -> Result<(), HandshakeError> {
+    let theirs = hello.encrypt.get() == 1;
+    let from = hello.from.get();
+    if theirs == ours {
+        Ok(())
+    } else {
+        Err(HandshakeError::Encryption { from, theirs })
+    }
 }
 
 fn peer(hello: &Hello, now: u64) -> Result<Peer, HandshakeError> {

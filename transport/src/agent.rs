@@ -8,6 +8,7 @@
 mod core;
 mod gateway;
 mod io;
+mod latency;
 mod local;
 mod owner;
 mod requests;
@@ -25,7 +26,8 @@ use dragon_protocol::{NodeIndex, ObjectId, SlotId};
 use dragon_shmem::Member;
 
 use self::core::{Command, Core, lock};
-pub use self::stats::AgentStats;
+pub use self::latency::Histogram;
+pub use self::stats::{AgentStats, PeerReport};
 use crate::clock;
 use crate::error::Error;
 use crate::fabric::{Fabric, PeerAddress};
@@ -131,6 +133,12 @@ impl Agent {
     #[must_use]
     pub fn stats(&self) -> AgentStats {
         self.core.stats()
+    }
+
+    /// What was counted with each other node.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerReport> {
+        self.core.peers()
     }
 
     /// Ends: requests under way end with `RuntimeGone`, what is queued for other nodes is sent, at the longest until

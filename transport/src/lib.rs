@@ -14,6 +14,6 @@ mod error;
 pub mod fabric;
 pub mod interface;
 
-pub use agent::{Agent, AgentConfig, AgentStats};
+pub use agent::{Agent, AgentConfig, AgentStats, Histogram, PeerReport};
 pub use body::{Body, PoolBlock};
 pub use error::Error;

@@ -168,8 +168,16 @@ fn pattern(length: usize, seed: u64) -> Vec<u8> {
 }
 
 fn tcp(nodes: u32) -> Vec<Arc<dyn Fabric>> {
+    tcp_with(nodes, false)
+}
+
+fn tcp_with(nodes: u32, encrypt: bool) -> Vec<Arc<dyn Fabric>> {
+    let config = |n| TcpConfig {
+        encrypt,
+        ..TcpConfig::new(node(n), key())
+    };
     let fabrics: Vec<TcpFabric> = (0..nodes)
-        .map(|n| TcpFabric::bind(TcpConfig::new(node(n), key())).unwrap())
+        .map(|n| TcpFabric::bind(config(n)).unwrap())
         .collect();
     let peers: Vec<PeerAddress> = (0..nodes)
         .zip(&fabrics)
@@ -202,6 +210,7 @@ fn mem(nodes: u32) -> Vec<Arc<dyn Fabric>> {
 
 fn on_each(test: impl Fn(Vec<Arc<dyn Fabric>>)) {
     test(tcp(2));
+    test(tcp_with(2, true));
     test(mem(2));
 }
 
@@ -233,6 +242,18 @@ fn frames_arrive_once_and_in_order_whatever_their_size() {
         assert_eq!(b.fabric.stats().frames_received, frames);
         assert_eq!(a.fabric.stats().opened, 1);
         assert_eq!(b.fabric.stats().accepted, 1);
+        let ([near], [far]) = (&a.fabric.peers()[..], &b.fabric.peers()[..]) else {
+            panic!("one peer each")
+        };
+        assert_eq!(
+            (near.node, near.links, near.frames_sent),
+            (node(1), 1, frames)
+        );
+        assert_eq!(
+            (far.node, far.links, far.frames_received),
+            (node(0), 1, frames)
+        );
+        assert_eq!((far.retries, far.reconnects), (0, 0));
     });
 }
 
@@ -401,4 +422,25 @@ fn a_newer_connection_of_a_node_replaces_the_older() {
     assert!(matches!(b.next(), Event::Lost { was_up: true, .. }));
     assert_eq!(b.next(), Event::Up(Side::Accepted, node(0)));
     assert_eq!(b.fabric.stats().links, 1);
+}
+
+#[test]
+fn a_node_that_encrypts_and_one_that_does_not_refuse_each_other() {
+    let plain = Node::start(Arc::clone(&tcp(2)[0]), false, false);
+    let sealed = tcp_with(1, true).remove(0);
+    plain.fabric.set_peers(vec![PeerAddress {
+        node: node(1),
+        addresses: sealed.local_addresses(),
+    }]);
+    let sealed = Node::start(sealed, false, false);
+    let link = plain.link(1);
+    link.submit(frame(1, vec![1])).unwrap();
+    let (side, was_up) = (Side::Opened, false);
+    let lost = Event::Lost {
+        side,
+        was_up,
+        unsent: vec![1],
+    };
+    assert_eq!(plain.next(), lost);
+    assert!(sealed.events.try_recv().is_err());
 }

@@ -16,10 +16,11 @@ use dragon_shmem::thread::{REPLY_INLINE, Reply, ReplyPayload};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{I32, U32, U64};
 
+use super::latency::Latencies;
 use super::local;
 use super::owner::{Answer, Job, Origin, Owner};
 use super::requests::{Caller, Pending, Requests};
-use super::stats::{AgentStats, Counters, add};
+use super::stats::{AgentStats, Counters, PeerReport, add};
 use crate::body::Body;
 use crate::clock;
 use crate::fabric::{Fabric, Frame, Link};
@@ -52,6 +53,7 @@ pub(super) struct Core {
     requests: Mutex<Requests>,
     owner: Mutex<Owner>,
     commands: Mutex<VecDeque<Command>>,
+    latencies: Mutex<Latencies>,
 }
 
 /// Bytes of one link's queue over which messages that nobody waits for are dropped.
@@ -75,6 +77,7 @@ impl Core {
             requests: Mutex::default(),
             owner: Mutex::default(),
             commands: Mutex::default(),
+            latencies: Mutex::default(),
         }
     }
 
@@ -102,6 +105,16 @@ impl Core {
             fabric: self.fabric.stats(),
             ..self.counters.stats()
         }
+    }
+
+    pub(super) fn peers(&self) -> Vec<PeerReport> {
+        let peers = self.fabric.peers().into_iter();
+        let latencies = lock(&self.latencies);
+        let report = |fabric: crate::fabric::PeerStats| PeerReport {
+            fabric,
+            latency: latencies.of(fabric.node),
+        };
+        peers.map(report).collect()
     }
 
     /// Works on the objects of this node, then sends the answers that came of it.
@@ -355,6 +368,8 @@ impl Core {
             self.undo(&pending, header);
             return self.late(header, payload.keep());
         }
+        let took = clock::now().saturating_sub(pending.begun);
+        lock(&self.latencies).record(pending.node, took);
         let mut status = header.status.get();
         let (payload, kept) = match payload {
             Payload::Small(bytes) if bytes.len() <= REPLY_INLINE => {

@@ -38,6 +38,8 @@ pub(super) struct Pending {
     pub(super) caller: Caller,
     pub(super) op: Op,
     pub(super) target: ObjectId,
+    /// When it was taken from the caller.
+    pub(super) begun: u64,
     /// The link that it was given to.
     link: u64,
     /// When the agent gives up on the owner's word.
@@ -144,6 +146,7 @@ impl Requests {
             caller,
             op,
             target,
+            begun: now,
             link: 0,
             until,
             expired: false,

@@ -7,7 +7,8 @@ use dragon_protocol::op::Op;
 use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind};
 use dragon_shmem::control;
 
-use crate::fabric::FabricStats;
+use super::latency::Histogram;
+use crate::fabric::{FabricStats, PeerStats};
 
 /// What an agent has counted since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +38,16 @@ pub struct AgentStats {
     pub proxies: u64,
     /// What the fabric has counted.
     pub fabric: FabricStats,
+}
+
+/// What an agent has counted with one other node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerReport {
+    /// What the fabric has counted.
+    pub fabric: PeerStats,
+    /// How long this node's requests took there, with what they waited at their objects.
+    pub latency: Histogram,
 }
 
 #[derive(Debug, Default)]

@@ -12,7 +12,8 @@ use std::time::Duration;
 use dragon_protocol::NodeIndex;
 
 use super::{
-    Fabric, FabricStats, Frame, Handler, Incoming, Link, LinkError, PeerAddress, SMALL, Side,
+    Fabric, FabricStats, Frame, Handler, Incoming, Link, LinkError, PeerAddress, PeerStats, SMALL,
+    Side,
 };
 use crate::clock;
 
@@ -42,6 +43,8 @@ struct Node {
     arrived: Condvar,
     links: Mutex<Links>,
     counters: Counters,
+    /// The same by node.
+    peers: Mutex<HashMap<NodeIndex, PeerStats>>,
 }
 
 #[derive(Debug, Default)]
@@ -99,6 +102,7 @@ impl MemHub {
             arrived: Condvar::new(),
             links: Mutex::default(),
             counters: Counters::default(),
+            peers: Mutex::default(),
         });
         lock(&self.inner.nodes).insert(index, Arc::downgrade(&node));
         MemFabric {
@@ -126,6 +130,11 @@ impl Node {
     fn post(&self, event: Event) {
         lock(&self.inbox).push_back(event);
         self.arrived.notify_one();
+    }
+
+    fn with_peer(&self, node: NodeIndex, change: impl FnOnce(&mut PeerStats)) {
+        let mut peers = lock(&self.peers);
+        change(peers.entry(node).or_insert(PeerStats::new(node)));
     }
 
     fn unlink(&self, link: &Arc<MemLink>) {
@@ -187,6 +196,10 @@ impl Link for MemLink {
             return Err(frame);
         }
         home.counters.sent(&frame);
+        home.with_peer(self.node, |peer| {
+            peer.frames_sent += 1;
+            peer.bytes_sent += bytes(&frame);
+        });
         node.post(Event::Frame(link, frame));
         Ok(())
     }
@@ -323,6 +336,10 @@ impl Fabric for MemFabric {
                 Event::Frame(link, _) if link.finished.load(Ordering::Relaxed) => {}
                 Event::Frame(link, frame) => {
                     self.node.counters.received(&frame);
+                    self.node.with_peer(link.node, |peer| {
+                        peer.frames_received += 1;
+                        peer.bytes_received += bytes(&frame);
+                    });
                     deliver(handler, &(link as Arc<dyn Link>), frame);
                 }
             }
@@ -352,6 +369,20 @@ impl Fabric for MemFabric {
             bytes_received: get(&counters.bytes_received),
             ..FabricStats::default()
         }
+    }
+
+    fn peers(&self) -> Vec<PeerStats> {
+        let links = lock(&self.node.links);
+        let peers = lock(&self.node.peers);
+        let with_links = |peer: &PeerStats| {
+            let opened = links.opened.contains_key(&peer.node);
+            let accepted = links.accepted.contains_key(&peer.node);
+            PeerStats {
+                links: u64::from(opened) + u64::from(accepted),
+                ..*peer
+            }
+        };
+        peers.values().map(with_links).collect()
     }
 }
 

@@ -19,6 +19,7 @@
 mod connection;
 mod dial;
 mod raw;
+mod seal;
 mod session;
 mod shared;
 mod strangers;
@@ -65,6 +66,8 @@ pub struct TcpConfig {
     pub silence_s: u32,
     /// For how many seconds a link whose connection broke is tried to be gone on with.
     pub reconnect_s: u64,
+    /// Whether what follows the handshake is encrypted. All nodes must agree.
+    pub encrypt: bool,
 }
 
 impl TcpConfig {
@@ -79,6 +82,7 @@ impl TcpConfig {
             handshake_s: 5,
             silence_s: 10,
             reconnect_s: 5,
+            encrypt: false,
         }
     }
 }
@@ -171,8 +175,8 @@ impl TcpFabric {
             identity: Identity {
                 node: config.node,
                 key: config.key.clone(),
+                encrypt: config.encrypt,
             },
-            config,
             addresses,
             shared,
             table: Mutex::new(Table {
@@ -181,13 +185,14 @@ impl TcpFabric {
             }),
             io: Mutex::new(Io {
                 connections: HashMap::new(),
-                scratch: Scratch::new(),
+                scratch: Scratch::new(config.encrypt),
                 half_open: VecDeque::new(),
                 dials: HashMap::new(),
                 broken: VecDeque::new(),
                 spare: spare(),
                 refusals: Refusals::default(),
             }),
+            config,
         })
     }
 
@@ -325,9 +330,11 @@ impl TcpFabric {
         let Some(session) = session else {
             return Err(LinkError::Ended);
         };
+        let sealer = connection.sealer();
         let socket = Arc::clone(&connection.socket);
         io.broken.retain(|(_, id)| *id != session.id);
-        let stands = session.attach(socket, token, peer.clock_offset, open.arg0.get());
+        let (offset, received) = (peer.clock_offset, open.arg0.get());
+        let stands = session.attach(socket, token, offset, received, sealer);
         self.stood(&session, new, handler);
         stands
     }
@@ -350,10 +357,12 @@ impl TcpFabric {
         if open.request.get() != session.number || open.status.get() != Code::Ok.to_i32() {
             return Err(LinkError::Ended);
         }
+        let sealer = connection.sealer();
         let socket = Arc::clone(&connection.socket);
         io.dials.remove(&session.id);
         let new = !session.is_up();
-        let stands = session.attach(socket, token, peer.clock_offset, open.arg0.get());
+        let (offset, received) = (peer.clock_offset, open.arg0.get());
+        let stands = session.attach(socket, token, offset, received, sealer);
         if new && session.is_up() {
             self.shared.opened.fetch_add(1, Ordering::Relaxed);
         }

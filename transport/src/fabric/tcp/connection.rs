@@ -14,6 +14,7 @@ use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind};
 use zerocopy::IntoBytes;
 
 use super::raw;
+use super::seal::{self, Keys, Opener, Sealer, Shake};
 use super::session::Session;
 use crate::body::Body;
 use crate::clock;
@@ -22,16 +23,26 @@ use crate::fabric::{Handler, Incoming, Link, LinkError, SMALL};
 
 /// Bytes read by one call into memory that all connections share.
 const SCRATCH: usize = 64 * 1024;
+/// The most of a record that is carried over.
+const SEALED_CARRY: usize = seal::RECORD + 2;
 /// How much of one connection is read before others get their turn.
 const TURN: usize = 4 << 20;
 
 /// Memory of the I/O thread for what arrives.
 #[derive(Debug)]
-pub(super) struct Scratch(Vec<u8>);
+pub(super) struct Scratch {
+    plain: Vec<u8>,
+    /// Records of encrypted connections, before they are opened.
+    sealed: Vec<u8>,
+}
 
 impl Scratch {
-    pub(super) fn new() -> Self {
-        Self(vec![0; SCRATCH + CARRY])
+    pub(super) fn new(encrypt: bool) -> Self {
+        let sealed = if encrypt { SCRATCH + SEALED_CARRY } else { 0 };
+        Self {
+            plain: vec![0; SCRATCH + CARRY],
+            sealed: vec![0; sealed],
+        }
     }
 }
 
@@ -44,6 +55,7 @@ pub(super) struct Connection {
     /// The beginning of a handshake message whose rest has not arrived.
     carry: Vec<u8>,
     inbound: Inbound,
+    encryption: Encryption,
     /// The link that it belongs to: from the beginning where this side opened it.
     pub(super) session: Option<Arc<Session>>,
 }
@@ -66,11 +78,32 @@ enum Stage {
     None,
 }
 
+/// How far the encryption of a connection has come.
+#[derive(Debug)]
+enum Encryption {
+    None,
+    Shake(Shake),
+    Keys(Keys),
+    Records(Opener),
+}
+
 /// Who this side is.
 #[derive(Debug)]
 pub(super) struct Identity {
     pub(super) node: NodeIndex,
     pub(super) key: JobKey,
+    pub(super) encrypt: bool,
+}
+
+impl Identity {
+    /// Bytes of the message that opens a link, or answers that.
+    fn opening(&self) -> usize {
+        if self.encrypt {
+            seal::MESSAGE
+        } else {
+            FRAME_HEADER
+        }
+    }
 }
 
 /// What reading led to.
@@ -100,6 +133,7 @@ impl Connection {
             stage,
             carry: Vec::new(),
             inbound: Inbound::default(),
+            encryption: Encryption::None,
             session,
         }
     }
@@ -124,7 +158,8 @@ impl Connection {
     ) -> Result<(), LinkError> {
         let challenge = challenge().map_err(LinkError::Network)?;
         let me = identity.node;
-        let connector = Connector::new(&identity.key, Role::Data, me, to, clock::now(), challenge);
+        let connector = Connector::new(&identity.key, Role::Data, me, to, clock::now(), challenge)
+            .encrypted(identity.encrypt);
         self.say(&connector.hello())?;
         self.stage = Stage::Answer(Box::new(connector));
         Ok(())
@@ -135,9 +170,9 @@ impl Connection {
         loop {
             let needed = match &self.stage {
                 Stage::Hello => HELLO,
-                Stage::Proof(_) => PROOF + FRAME_HEADER,
+                Stage::Proof(_) => PROOF + identity.opening(),
                 Stage::Answer(_) => ANSWER,
-                _ => FRAME_HEADER,
+                _ => identity.opening(),
             };
             if !self.fill(needed)? {
                 return Ok(Progress::Waiting);
@@ -149,25 +184,52 @@ impl Connection {
                     let challenge = challenge().map_err(LinkError::Network)?;
                     let me = identity.node;
                     let hello = exactly(&message)?;
-                    let (acceptor, answer) =
-                        Acceptor::new(&identity.key, Role::Data, me, hello, now, challenge)?;
+                    let (key, encrypt) = (&identity.key, identity.encrypt);
+                    let (acceptor, answer) = Acceptor::with_encryption(
+                        key,
+                        Role::Data,
+                        me,
+                        hello,
+                        now,
+                        challenge,
+                        encrypt,
+                    )?;
                     self.say(&answer)?;
                     self.stage = Stage::Proof(Box::new(acceptor));
                 }
                 Stage::Proof(acceptor) => {
                     let (proof, open) = message.split_at(PROOF);
                     let peer = acceptor.finish(exactly(proof)?)?;
-                    return Ok(Progress::Asks(peer, opening(open)?));
+                    if !identity.encrypt {
+                        return Ok(Progress::Asks(peer, opening(open)?));
+                    }
+                    let mut shake = Shake::new(&identity.key, false)?;
+                    let open = opening(&shake.hear(open)?)?;
+                    self.encryption = Encryption::Shake(shake);
+                    return Ok(Progress::Asks(peer, open));
                 }
                 Stage::Answer(connector) => {
                     let (proof, peer) = connector.answer(exactly(&message)?, now)?;
                     let open = self.session.as_ref().map(|session| open(session));
                     let open = open.ok_or(LinkError::ClosedHere)?;
-                    self.say(&[&proof[..], open.as_bytes()].concat())?;
+                    let mut message = open.as_bytes().to_vec();
+                    if identity.encrypt {
+                        let mut shake = Shake::new(&identity.key, true)?;
+                        message = shake.say(&message)?;
+                        self.encryption = Encryption::Shake(shake);
+                    }
+                    self.say(&[&proof[..], &message].concat())?;
                     self.stage = Stage::Opened(peer);
                 }
                 Stage::Opened(peer) => {
-                    let open = opening(&message)?;
+                    let open = match core::mem::replace(&mut self.encryption, Encryption::None) {
+                        Encryption::Shake(mut shake) => {
+                            let open = opening(&shake.hear(&message)?)?;
+                            self.encryption = Encryption::Keys(shake.finish()?);
+                            open
+                        }
+                        _ => opening(&message)?,
+                    };
                     self.stage = Stage::Frames;
                     return Ok(Progress::Agrees(peer, open));
                 }
@@ -176,11 +238,27 @@ impl Connection {
         }
     }
 
-    /// Answers the opening of a link. `session`: the link, unless there is none such.
+    /// Answers the opening of a link.
     pub(super) fn agree(&mut self, answer: &FrameHeader) -> Result<(), LinkError> {
-        self.say(answer.as_bytes())?;
+        match core::mem::replace(&mut self.encryption, Encryption::None) {
+            Encryption::Shake(mut shake) => {
+                self.say(&shake.say(answer.as_bytes())?)?;
+                self.encryption = Encryption::Keys(shake.finish()?);
+            }
+            _ => self.say(answer.as_bytes())?,
+        }
         self.stage = Stage::Frames;
         Ok(())
+    }
+
+    /// What seals the outgoing records of an encrypted connection whose handshake is complete.
+    pub(super) fn sealer(&mut self) -> Option<Sealer> {
+        let Encryption::Keys(keys) = &self.encryption else {
+            return None;
+        };
+        let keys = keys.clone();
+        self.encryption = Encryption::Records(Opener::new(keys.clone()));
+        Some(Sealer::new(keys))
     }
 
     /// Reads frames and hands them to the handler. Returns when nothing more has arrived or the turn is over.
@@ -201,7 +279,11 @@ impl Connection {
             large: false,
             ended: false,
         };
-        let result = read(&mut self.inbound, &self.socket, scratch, &mut sink);
+        let (inbound, socket) = (&mut self.inbound, &self.socket);
+        let result = match &mut self.encryption {
+            Encryption::Records(opener) => read_sealed(opener, inbound, socket, scratch, &mut sink),
+            _ => read(inbound, socket, &mut scratch.plain, &mut sink),
+        };
         let (acknowledged, large) = (sink.acknowledged, sink.large);
         if sink.ended {
             return Err(LinkError::Ended);
@@ -227,7 +309,7 @@ impl Connection {
 
     /// Reads until the carry has `needed` bytes; false when they have not all arrived.
     fn fill(&mut self, needed: usize) -> Result<bool, LinkError> {
-        let mut buffer = [0_u8; PROOF + FRAME_HEADER];
+        let mut buffer = [0_u8; PROOF + seal::MESSAGE];
         while self.carry.len() < needed {
             let missing = needed - self.carry.len();
             match rustix::io::read(&self.socket, &mut buffer[..missing]) {
@@ -242,7 +324,7 @@ impl Connection {
     }
 }
 
-const _: () = assert!(PROOF + FRAME_HEADER >= ANSWER && PROOF + FRAME_HEADER >= HELLO);
+const _: () = assert!(PROOF + seal::MESSAGE >= ANSWER && PROOF + seal::MESSAGE >= HELLO);
 
 /// What asks for a link: a new one when it never stood.
 fn open(session: &Session) -> FrameHeader {
@@ -265,13 +347,13 @@ fn opening(bytes: &[u8]) -> Result<FrameHeader, LinkError> {
 fn read(
     inbound: &mut Inbound,
     socket: &OwnedFd,
-    scratch: &mut Scratch,
+    scratch: &mut [u8],
     sink: &mut Receiving<'_>,
 ) -> Result<(), LinkError> {
     let mut turn = TURN;
     loop {
-        let carried = inbound.take_carry(&mut scratch.0);
-        let start = NonNull::from(&mut scratch.0[carried..carried + SCRATCH]).cast();
+        let carried = inbound.take_carry(scratch);
+        let start = NonNull::from(&mut scratch[carried..carried + SCRATCH]).cast();
         // SAFETY: SCRATCH bytes of the scratch memory, which nothing else uses during the call.
         let rest = unsafe { Piece::new(start, SCRATCH) };
         let landing = inbound.landing();
@@ -286,11 +368,11 @@ fn read(
             Ok(0) => return Err(LinkError::Closed),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                inbound.keep(&scratch.0[..carried]);
+                inbound.keep(&scratch[..carried]);
                 return Ok(());
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {
-                inbound.keep(&scratch.0[..carried]);
+                inbound.keep(&scratch[..carried]);
                 continue;
             }
             Err(e) => return Err(LinkError::Network(e)),
@@ -298,9 +380,57 @@ fn read(
         sink.session.peer.bytes_received(received as u64);
         let landed = direct.min(received);
         inbound.landed(landed as u64, sink);
-        inbound.parse(&scratch.0[..carried + received - landed], sink)?;
+        inbound.parse(&scratch[..carried + received - landed], sink)?;
         turn = turn.saturating_sub(received);
         if sink.ended || received < SCRATCH + direct || turn == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// The same from an encrypted connection.
+fn read_sealed(
+    opener: &mut Opener,
+    inbound: &mut Inbound,
+    socket: &OwnedFd,
+    scratch: &mut Scratch,
+    sink: &mut Receiving<'_>,
+) -> Result<(), LinkError> {
+    let Scratch { plain, sealed } = scratch;
+    let mut turn = TURN;
+    loop {
+        let carried = opener.carry.len();
+        let room = sealed.len() - carried;
+        let start = NonNull::from(&mut sealed[carried..]).cast();
+        // SAFETY: the rest of the scratch memory, which nothing else uses during the call.
+        let piece = unsafe { Piece::new(start, room) };
+        // SAFETY: the piece is writable, see above.
+        let received = match unsafe { raw::receive(socket.as_fd(), &[piece]) } {
+            Ok(0) => return Err(LinkError::Closed),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(LinkError::Network(e)),
+        };
+        sink.session.peer.bytes_received(received as u64);
+        sealed[..carried].copy_from_slice(&opener.carry);
+        let mut bytes = &sealed[..carried + received];
+        loop {
+            let carried = inbound.take_carry(plain);
+            let Some((took, gave)) = opener.open(bytes, &mut plain[carried..])? else {
+                inbound.keep(&plain[..carried]);
+                break;
+            };
+            bytes = &bytes[took..];
+            inbound.parse(&plain[..carried + gave], sink)?;
+            if sink.ended {
+                return Ok(());
+            }
+        }
+        // An idle connection holds no memory.
+        opener.carry = bytes.to_vec();
+        turn = turn.saturating_sub(received);
+        if received < room || turn == 0 {
             return Ok(());
         }
     }

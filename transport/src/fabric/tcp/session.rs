@@ -13,6 +13,7 @@ use rustix::event::epoll;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::raw;
+use super::seal::Sealer;
 use super::shared::{PeerCounters, Shared};
 use crate::fabric::stream::{Piece, Window};
 use crate::fabric::{Frame, Link, LinkError, Side};
@@ -53,6 +54,8 @@ struct Wire {
     aside: Option<(FrameHeader, usize)>,
     /// An acknowledgement is wanted.
     acknowledge: bool,
+    /// Where the connection is encrypted.
+    sealer: Option<Sealer>,
 }
 
 /// What a connection watches for while nothing is queued.
@@ -122,6 +125,7 @@ impl Session {
         token: u64,
         clock_offset: i64,
         received: u64,
+        sealer: Option<Sealer>,
     ) -> Result<(), LinkError> {
         let mut out = self.out();
         if out.closed {
@@ -134,6 +138,7 @@ impl Session {
             interest: READABLE,
             aside: None,
             acknowledge: false,
+            sealer,
         });
         self.told.store(self.received(), Ordering::Relaxed);
         self.clock_offset.store(clock_offset, Ordering::Relaxed);
@@ -217,7 +222,13 @@ impl Session {
         let Some(wire) = wire else {
             return Ok(());
         };
-        let all = self.send_all(wire, window)?;
+        let all = if let Some(mut sealer) = wire.sealer.take() {
+            let all = self.send_sealed(wire, &mut sealer, window);
+            wire.sealer = Some(sealer);
+            all?
+        } else {
+            self.send_all(wire, window)?
+        };
         let mut wanted = READABLE;
         if !all {
             wanted |= epoll::EventFlags::OUT;
@@ -232,12 +243,7 @@ impl Session {
     /// Returns whether everything went.
     fn send_all(&self, wire: &mut Wire, window: &mut Window) -> io::Result<bool> {
         loop {
-            if wire.acknowledge && wire.aside.is_none() {
-                let received = self.received();
-                self.told.store(received, Ordering::Relaxed);
-                wire.aside = Some((aside(FrameKind::Acknowledge, received), 0));
-                wire.acknowledge = false;
-            }
+            self.want_acknowledge(wire);
             if let Some((header, gone)) =
                 wire.aside.as_mut().filter(|_| !window.is_within_a_frame())
             {
@@ -268,6 +274,64 @@ impl Session {
             };
             self.peer.bytes_sent(sent as u64);
             self.peer.wrote(window.wrote(sent as u64));
+        }
+    }
+
+    /// The same over an encrypted connection: what was sealed counts as written.
+    fn send_sealed(
+        &self,
+        wire: &mut Wire,
+        sealer: &mut Sealer,
+        window: &mut Window,
+    ) -> io::Result<bool> {
+        loop {
+            while !sealer.rest().is_empty() {
+                let bytes = sealer.rest();
+                // SAFETY: the record is not touched before the call returns.
+                let piece = unsafe { Piece::new(NonNull::from(bytes).cast(), bytes.len()) };
+                // SAFETY: the piece is initialised memory of this process.
+                let sent = unsafe { raw::send(wire.socket.as_fd(), &[piece]) };
+                let Some(sent) = taken(sent)? else {
+                    return Ok(false);
+                };
+                self.peer.bytes_sent(sent as u64);
+                sealer.sent(sent);
+            }
+            self.want_acknowledge(wire);
+            if !window.is_within_a_frame()
+                && let Some((header, _)) = wire.aside.take()
+            {
+                let bytes = header.as_bytes();
+                // SAFETY: the header is not touched before it was copied.
+                let piece = unsafe { Piece::new(NonNull::from(bytes).cast(), bytes.len()) };
+                // SAFETY: the piece is initialised memory of this process.
+                unsafe { sealer.take(&[piece]) };
+            }
+            while window.is_ready() {
+                // SAFETY: the window is not changed before the pieces were copied.
+                let (pieces, count) = unsafe { window.pieces(wire.aside.is_some()) };
+                // SAFETY: the pieces are headers and bodies of frames that stay in the window during the call.
+                let took = unsafe { sealer.take(&pieces[..count]) };
+                if took == 0 {
+                    break;
+                }
+                self.peer.wrote(window.wrote(took as u64));
+                if wire.aside.is_some() && !window.is_within_a_frame() {
+                    break;
+                }
+            }
+            if !sealer.seal()? {
+                return Ok(true);
+            }
+        }
+    }
+
+    fn want_acknowledge(&self, wire: &mut Wire) {
+        if wire.acknowledge && wire.aside.is_none() {
+            let received = self.received();
+            self.told.store(received, Ordering::Relaxed);
+            wire.aside = Some((aside(FrameKind::Acknowledge, received), 0));
+            wire.acknowledge = false;
         }
     }
 
@@ -314,7 +378,10 @@ impl Link for Session {
     }
 
     fn queued(&self) -> u64 {
-        self.out().window.queued()
+        let out = self.out();
+        let sealer = out.wire.as_ref().and_then(|wire| wire.sealer.as_ref());
+        let sealed = sealer.map_or(0, |sealer| sealer.rest().len());
+        out.window.queued() + sealed as u64
     }
 
     fn close(&self) {
