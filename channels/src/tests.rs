@@ -5,6 +5,7 @@
     reason = "part of the tests, outside their functions"
 )]
 
+mod channels;
 mod death;
 mod objects;
 mod operations;
