@@ -2,6 +2,7 @@
 
 mod alloc;
 mod channel;
+mod groups;
 mod objects;
 mod pools;
 mod sets;
@@ -70,6 +71,7 @@ pub(crate) fn all() -> Vec<Operation> {
     [
         channel::OPERATIONS,
         objects::OPERATIONS,
+        groups::OPERATIONS,
         sets::OPERATIONS,
         streams::OPERATIONS,
         alloc::OPERATIONS,

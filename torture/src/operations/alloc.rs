@@ -33,6 +33,10 @@ pub(super) const OPERATIONS: &[Operation] = &[
         pool: 4 << 20,
         ..operation("alloc-fails", nothing, allocates_too_much)
     },
+    operation("resize-shrink", nothing, |m, _| resizes(m, EXTENT, HALF)),
+    operation("resize-grow", nothing, |m, _| {
+        resizes(m, EXTENT, 2 * EXTENT)
+    }),
     operation("free", nothing, |m, _| frees(m, SMALL, false)),
     operation("free-shared", finder, |m, _| frees(m, SMALL, true)),
     operation("free-extent", nothing, |m, _| frees(m, EXTENT, false)),
@@ -179,6 +183,16 @@ fn allocates_too_much(member: &Arc<Member>, _: &Words) -> Result<Act> {
     Ok(Box::new(move || match member.try_alloc(EXTENT)? {
         None => Ok(()),
         Some(_) => bail!("the pool was full"),
+    }))
+}
+
+fn resizes(member: &Arc<Member>, from: u64, to: u64) -> Result<Act> {
+    let block = member.alloc(from)?;
+    let member = Arc::clone(member);
+    Ok(Box::new(move || {
+        // It may not be able to grow; that is an answer too.
+        let _ = member.resize(block.offset, to);
+        Ok(())
     }))
 }
 
