@@ -260,7 +260,7 @@ impl Survivor for Rig {
         if let Some(asleep) = self.asleep.take() {
             if self.sleeper == Some(Sleeper::Receiver) {
                 send(&self.channel, MINE, 8)?;
-            } else if self.channel.attributes()?.0 == CAPACITY {
+            } else if self.channel.attributes()?.messages == CAPACITY {
                 // Nothing was received: room for the sender that sleeps.
                 got.push(checked(self.channel.receive(soon())?)?);
             }
