@@ -241,7 +241,13 @@ fn loom_who_only_looks_hides_no_flag() {
         let theirs = Arc::clone(&words);
         let looker = thread::spawn(move || {
             let left = std::cell::Cell::new(false);
-            flags::look(&*theirs, MEMBER + 1, || None::<()>, |_| {}, || left.set(true));
+            flags::look(
+                &*theirs,
+                MEMBER + 1,
+                || None::<()>,
+                |_| {},
+                || left.set(true),
+            );
             if left.get() {
                 fence(Ordering::SeqCst);
                 theirs.wait.wake_sleepers(1);
