@@ -164,7 +164,15 @@ fn finish(
         _ => {}
     }
     // It may have taken a wake-up that was another's.
+    wake_all(member, id);
+}
+
+/// Makes everyone who waits on an object look again, also the agent: the dead process may have taken the agent's mark away,
+/// and not have come to telling it.
+fn wake_all(member: &Arc<Member>, id: ObjectId) {
+    // It fails only on memory that was scribbled over.
     let _ = wake_everyone(member, id);
+    member.hooks().notify(id);
 }
 
 fn object_of(member: &Member, intended: &Intended) -> Option<ObjectId> {
@@ -312,7 +320,7 @@ fn give_up(
             fence(Ordering::SeqCst);
             // It may have taken a wake-up that was another's, or held what others wait for; or it ended the object, and died
             // before it woke those who wait.
-            let _ = wake_everyone(member, object);
+            wake_all(member, object);
             member.give_directly(object, |entry| discard(member, object, entry))
         }
     };

@@ -287,10 +287,15 @@ impl Member {
     /// here, recovery frees the block exactly once.
     ///
     /// # Errors
-    /// When the address is not that of an allocated block; the place is free then too.
+    /// When the address is not that of an allocated block; the place is free then too. When too many threads of the process are
+    /// inside operations; the block is freed when the process ends then.
     pub fn free_held(&self, place: u32, offset: u64) -> Result<()> {
         let entry = self.control.held_entry(self.slot.index, place)?;
         let freed = self.free_then(offset, || entry.clear());
+        if matches!(freed, Err(Error::TableFull { .. })) && !entry.is_empty() {
+            // Too many threads are inside operations. The block stays this process's, and recovery frees it.
+            return freed;
+        }
         entry.clear();
         self.held().free.push(place);
         freed

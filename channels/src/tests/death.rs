@@ -1,10 +1,13 @@
 //! Processes that are killed in the middle of an operation.
 
 use std::collections::HashMap;
+use std::mem::ManuallyDrop;
 
+use dragon_protocol::op::Op;
 use proptest::prelude::RngExt as _;
 use proptest::test_runner::TestRng;
 
+use crate::cell;
 use crate::channel::TestPoint;
 use crate::fixture::{Node, Role, stop_at};
 use crate::{Channel, ChannelOptions, Deadline, Error, Event, Lock, Semaphore, create_channel};
@@ -355,4 +358,52 @@ fn waiters_killed_in_their_sleep_leave_nothing() {
             .load(std::sync::atomic::Ordering::Relaxed),
         0
     );
+}
+
+/// Two threads of a process wanted one cell, and it died before the loser looked for the next: whichever of them has shared
+/// its block, and whichever is found first.
+#[test]
+fn of_two_threads_at_one_cell_no_block_is_lost() {
+    for winner in 0..2 {
+        let node = Node::new();
+        let (_member, channel) = channel(&node, 4);
+        let before = node.used();
+        let dead = node.member();
+        let _theirs =
+            ManuallyDrop::new(Channel::attach(&dead, &channel.descriptor(), false).unwrap());
+        let id = channel.id();
+        let entry = node.control.object(id.index).unwrap();
+        let ring = crate::channel::open(&dead, entry).unwrap();
+        let claimed = cell::claim_to_send(&ring, dead.slot().index, |_| true);
+        let cell::Place::Claimed(position) = claimed.unwrap() else {
+            panic!("the channel has room");
+        };
+        let blocks = [(); 2].map(|()| dead.alloc(1_000).unwrap().offset);
+        for block in blocks {
+            let thread = ManuallyDrop::new(dead.thread().unwrap());
+            let (index, generation) = (id.index, id.generation);
+            let arguments = [position, block];
+            thread.intent.begin(Op::Send, index, generation, arguments);
+        }
+        dead.share(blocks[winner]).unwrap();
+        crate::recover(&node.daemon, dead.slot()).unwrap();
+        assert_eq!(node.used(), before, "{winner}");
+        channel.send(b"next", 0, Deadline::Now).unwrap();
+        channel.receive(Deadline::Now).unwrap();
+    }
+}
+
+/// Who changes an object takes the agent's mark away and then tells the agent. It may die in between.
+#[test]
+fn the_agent_hears_of_a_change_whose_maker_died_before_telling() {
+    let node = Node::new();
+    let (_member, channel) = channel(&node, 4);
+    let dead = node.member();
+    let theirs = ManuallyDrop::new(Channel::attach(&dead, &channel.descriptor(), false).unwrap());
+    crate::watch(&node.daemon, channel.id()).unwrap();
+    theirs.send(b"", 0, Deadline::Now).unwrap();
+    // As if it had not come to that.
+    node.notified.lock().unwrap().clear();
+    crate::recover(&node.daemon, dead.slot()).unwrap();
+    assert!(node.notified.lock().unwrap().contains(&channel.id()));
 }

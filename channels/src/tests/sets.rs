@@ -9,6 +9,8 @@ use proptest::prelude::*;
 
 use crate::channel::TestPoint;
 use crate::fixture::{Node, Role, stop_at};
+use crate::set::subscribers::WATCHED;
+use crate::set::{flags, record_of};
 use crate::{
     Channel, ChannelOptions, Deadline, Error, Event, Interest, ProcessObject, Semaphore, Set,
     SetMember, create_channel,
@@ -190,7 +192,23 @@ fn an_object_in_many_sets_tells_them_all() {
         "places of sets that have gone are cleared"
     );
     let watch = &node.control.object(event.id().index).unwrap().watch;
-    assert_eq!(watch.load(std::sync::atomic::Ordering::Relaxed), 0);
+    let watch = watch.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(watch & WATCHED, 0);
+}
+
+/// One that was raised late, for a larger set that had the record before: else a waiter would spin for it.
+#[test]
+fn a_flag_beyond_the_members_is_taken_away() {
+    let node = Node::new();
+    let set = Set::create(&node.member(), 4, 0).unwrap();
+    let entry = node.control.object(set.id().index).unwrap();
+    let record = record_of(&node.control, entry).unwrap().1;
+    for member in [5, 63, 64, 65_535] {
+        flags::raise(&record, member, false);
+        assert!(flags::any(&record));
+        assert_eq!(tokens(&set), []);
+        assert!(!flags::any(&record), "{member}");
+    }
 }
 
 #[test]
