@@ -204,7 +204,14 @@ impl Condition {
             };
         }
         // Its intent has recovery wake what it may have kept awake others from; the seat itself speaks for the rest.
-        let thread = member.thread()?;
+        let thread = match member.thread() {
+            Ok(thread) => thread,
+            Err(error) => {
+                // Nobody else would ever leave it, and a notification in it would be lost.
+                stand(member, entry, id, seat, true)?;
+                return Err(error.into());
+            }
+        };
         let (index, generation) = (id.index, id.generation);
         thread
             .intent

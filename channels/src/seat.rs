@@ -301,6 +301,14 @@ impl<'a> Seats<'a> {
         given
     }
 
+    /// As [`Seats::give`], by one who dies before it wakes.
+    #[cfg(all(test, loom))]
+    pub(crate) fn give_and_die(&self, index: u32) {
+        let given = |state| waits(state).then_some(retag(state, GIVEN));
+        let word = &self.seats[index as usize].state.word;
+        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, given);
+    }
+
     /// The oldest of those who wait: ticket, state, seat.
     fn oldest(&self, limit: u64, count: u32) -> Vec<(u64, u64, u32)> {
         let waiting = self.used().filter_map(|(index, seat)| {
@@ -349,11 +357,15 @@ impl<'a> Seats<'a> {
         }
     }
 
-    /// Frees the seats of a dead process; `given` hears the note of each that had been woken.
+    /// Frees the seats of a dead process; `given` hears the note of each that had been woken. Wakes those to whom the process
+    /// may have given something without having come to waking them.
     pub(crate) fn recover(&self, slot: u32, mut given: impl FnMut(u8)) {
         for (index, seat) in self.used() {
             let state = seat.state.word.load(Ordering::Acquire);
             if state & TAG == FREE || slot_of(state) != slot {
+                if state & TAG == GIVEN {
+                    seat.state.wake(1);
+                }
                 continue;
             }
             // Whoever wakes may be quicker; nobody else changes it.

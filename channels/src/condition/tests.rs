@@ -370,6 +370,21 @@ mod models {
         });
     }
 
+    /// One is notified by a process that dies before it wakes the sleeper.
+    #[test]
+    fn loom_who_was_notified_by_a_dead_process_is_woken() {
+        check(3, || {
+            let alone = Arc::new(Alone::new(2));
+            let seat = alone.seats().sit(1).unwrap();
+            let theirs = Arc::clone(&alone);
+            let waiter =
+                thread::spawn(move || theirs.seats().wait(seat, Deadline::Never, || Ok(())));
+            alone.seats().give_and_die(seat);
+            alone.seats().recover(9, |_| {});
+            waiter.join().unwrap().unwrap();
+        });
+    }
+
     /// Whoever is told that its time is up while it is being woken has one or the other, and the notification is not gone.
     #[test]
     fn loom_a_wait_that_is_given_up_keeps_what_it_was_given() {
