@@ -468,23 +468,27 @@ impl Pool {
     ) -> Result<()> {
         self.free_quietly(cache, slot, owner, &thread, offset, between)?;
         if self.room()?.is_wanted() {
-            self.make_room(cache, slot, owner, &*thread()?)?;
+            self.make_room(cache, slot, owner, thread);
         }
         Ok(())
     }
 
-    /// Somebody waits for memory: what this process keeps although nothing is in it goes back first.
+    /// Somebody waits for memory: what this process keeps although nothing is in it goes back first. If that fails, the block is
+    /// free all the same, and who waits looks for it.
     #[cold]
-    fn make_room(
+    fn make_room<'a>(
         &self,
         cache: &Mutex<Cache>,
         slot: &Slot,
         owner: SlotId,
-        thread: &ThreadGuard<'_>,
-    ) -> Result<()> {
-        self.trim(&mut lock(cache), slot, owner, &thread.intent)?;
-        self.room()?.freed();
-        Ok(())
+        thread: impl Fn() -> Result<ThreadRef<'a>>,
+    ) {
+        if let Ok(thread) = thread() {
+            let _ = self.trim(&mut lock(cache), slot, owner, &thread.intent);
+        }
+        if let Ok(room) = self.room() {
+            room.freed();
+        }
     }
 
     /// Where those wait who found no room.
