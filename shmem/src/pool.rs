@@ -504,6 +504,7 @@ impl Pool {
         }
     }
 
+    #[inline]
     fn free_quietly<'a>(
         &self,
         cache: &Mutex<Cache>,
@@ -725,6 +726,7 @@ impl Pool {
         index.ok_or_else(|| self.not_allocated(offset))
     }
 
+    #[cold]
     pub(crate) fn not_allocated(&self, offset: u64) -> Error {
         Error::NotAllocated {
             pool: self.number(),
@@ -732,6 +734,7 @@ impl Pool {
         }
     }
 
+    #[inline]
     fn words(&self) -> Result<&PoolWords> {
         self.meta.view(WORDS)
     }

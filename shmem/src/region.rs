@@ -212,19 +212,12 @@ impl Region {
 
     #[inline]
     fn aligned<T>(&self, offset: u64, count: usize) -> Result<NonNull<T>> {
-        let length = (size_of::<T>() as u64).checked_mul(count as u64);
-        let pointer = self.bytes(
-            offset,
-            length.ok_or(Error::Corrupt {
-                what: "count",
-                value: count as u64,
-            })?,
-        )?;
+        let Some(length) = (size_of::<T>() as u64).checked_mul(count as u64) else {
+            return Err(corrupt("count", count as u64));
+        };
+        let pointer = self.bytes(offset, length)?;
         if !pointer.addr().get().is_multiple_of(align_of::<T>()) {
-            return Err(Error::Corrupt {
-                what: "offset",
-                value: offset,
-            });
+            return Err(corrupt("offset", offset));
         }
         Ok(pointer.cast())
     }
@@ -238,13 +231,9 @@ impl Region {
         let inside = offset
             .checked_add(length)
             .is_some_and(|end| end <= self.inner.size());
-        let at = usize::try_from(offset)
-            .ok()
-            .filter(|_| inside)
-            .ok_or(Error::Corrupt {
-                what: "offset",
-                value: offset,
-            })?;
+        let (true, Ok(at)) = (inside, usize::try_from(offset)) else {
+            return Err(corrupt("offset", offset));
+        };
         // SAFETY: the offset lies inside the mapping, whose size was checked against the file's.
         Ok(unsafe { self.inner.start().add(at) })
     }
@@ -342,6 +331,12 @@ fn check_size(fd: &OwnedFd, size: u64) -> Result<()> {
         return differs("size", size, real);
     }
     Ok(())
+}
+
+/// Apart from what is called all the time: an error is large, and most calls need none.
+#[cold]
+fn corrupt(what: &'static str, value: u64) -> Error {
+    Error::Corrupt { what, value }
 }
 
 fn differs<T>(what: &'static str, expected: u64, found: u64) -> Result<T> {

@@ -133,6 +133,7 @@ impl<'a> Bits<'a> {
 
     /// Frees a block of one's own; `between` is called when it is private again. False when it is free. For the owner only.
     #[must_use]
+    #[inline]
     pub fn free_own(self, block: u32, between: impl FnOnce()) -> bool {
         let (n, bit) = place(block);
         let mine = self.allocated[n].load(Ordering::Relaxed);
@@ -317,6 +318,7 @@ impl Class {
         Ok(any)
     }
 
+    #[inline]
     fn freed(&mut self, page: u32, block: u32) {
         if self.current == Some(page) {
             self.word = self.word.min(place(block).0);
@@ -531,6 +533,7 @@ pub(super) fn trim(
 }
 
 /// Which block of the slab starts at `offset`, whatever its state.
+#[inline]
 fn block_at(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<u32> {
     let size = class_size(word.class());
     let inside = offset - u64::from(page) * PAGE;
@@ -540,6 +543,7 @@ fn block_at(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<u32> 
         .ok_or_else(|| pool.not_allocated(offset))
 }
 
+#[inline]
 pub(super) fn check(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<u32> {
     let block = block_at(pool, page, word, offset)?;
     if Bits::of(pool.page_meta(page)?, word.class()).is_used(block) {
@@ -556,6 +560,7 @@ pub(super) fn is_shared(pool: &Pool, page: u32, word: PageWord, offset: u64) -> 
 }
 
 /// Frees a block of one's own slab.
+#[inline]
 pub(super) fn free_own(
     pool: &Pool,
     cached: &mut Class,
