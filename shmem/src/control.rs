@@ -6,7 +6,7 @@
 //! 8 KiB      slots            8192 × 3200 B
 //!            objects         65536 × 128 B
 //!            held tables      8192 × 65536 × 16 B
-//!            thread records   8192 × 128 × 512 B
+//!            thread records   8192 × 2048 × 512 B
 //!            set records      8192 × 8576 B
 //!            subscriber nodes 65536 × 128 B
 //!            index of named memory 32768 × 128 B
@@ -36,7 +36,7 @@ pub const MAX_OBJECTS: u32 = if cfg!(miri) { 128 } else { 65536 };
 /// Objects, and blocks of messages, that one process can hold at once.
 pub const MAX_HELD: u32 = if cfg!(miri) { 64 } else { 65536 };
 /// Threads of one process that can be inside an operation at once.
-pub const MAX_THREADS: u32 = if cfg!(miri) { 8 } else { 128 };
+pub const MAX_THREADS: u32 = if cfg!(miri) { 8 } else { 2048 };
 
 const WORDS: u64 = 4096;
 const SLOTS: u64 = 8192;
