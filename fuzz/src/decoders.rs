@@ -99,6 +99,13 @@ pub(crate) fn text(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
-    let _ = hostlist::expand(text);
     let _ = JobKey::from_hex(text);
+    // A short list may name all of the 2^24 hosts that there can be, which takes its time and shows nothing.
+    let longest = text
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::len)
+        .max();
+    if longest.unwrap_or(0) <= 2 && text.matches('[').count() <= 2 {
+        let _ = hostlist::expand(text);
+    }
 }

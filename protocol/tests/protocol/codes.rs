@@ -15,7 +15,7 @@ fn every_number_names_one_code_with_a_text_of_its_own() {
 
 #[test]
 fn a_number_of_a_newer_peer_reads_as_corrupt() {
-    for n in [-1, 30, i32::MIN, i32::MAX] {
+    for n in [-1, 10_000, i32::MIN, i32::MAX] {
         assert_eq!(Code::from_i32(n), Code::Corrupt);
     }
 }
