@@ -186,6 +186,12 @@ class InternalError(DragonError, RuntimeError):
     code = 29
 
 
+class PeerClosedError(DragonError, BrokenPipeError):
+    """The other end of a stream was closed."""
+
+    code = 30
+
+
 class WorkerLostError(DragonError, RuntimeError):
     """The worker of a pool that ran a task ended before the task did."""
 
