@@ -100,14 +100,24 @@ impl Trace {
     }
 
     /// The instructions to be killed at, as numbers of instructions executed before. Of those that are executed many times
-    /// (in loops that wait, clear or copy) the first rounds, the last, and every one whose number is a power of two; all
-    /// when `every` is set.
+    /// (in loops that wait, clear or copy) the first rounds, the last, and every one whose number is a power of two, as long as
+    /// they are not far from where the victim can be stopped without steps; all when `every` is set.
     pub(crate) fn points(&self, every: bool) -> Vec<usize> {
-        let wanted = |&k: &usize| {
+        /// Steps to a point at most: a tenth of a second.
+        const FAR: usize = 4_000;
+        let mut checkpoint = 0;
+        let mut points = Vec::new();
+        for k in 0..self.len() {
             let (visit, all) = self.visits[k];
-            every || visit < 3 || visit.is_power_of_two() || visit + 1 == all
-        };
-        (0..self.len()).filter(wanted).collect()
+            if all == 1 {
+                checkpoint = k;
+            }
+            let wanted = visit < 3 || visit.is_power_of_two() || visit + 1 == all;
+            if every || wanted && k - checkpoint <= FAR {
+                points.push(k);
+            }
+        }
+        points
     }
 
     /// Where to begin to step for point `k`: the nearest instruction before it that is executed once only.
