@@ -7,11 +7,9 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use dragon_protocol::{Code, ObjectId, ObjectKind, PoolOptions, SlotId};
-use memmap2::MmapMut;
-use rustix::mm::Advice;
 
 use crate::control::{Control, MAX_HELD, MAX_THREADS};
-use crate::error::{Error, Result, io, system};
+use crate::error::{Error, Result};
 use crate::held::State;
 use crate::object::ObjectEntry;
 use crate::pool::tag::PoolTag;
@@ -21,9 +19,11 @@ use crate::slot::Slot;
 use crate::sync::Ordering;
 use crate::thread::ThreadRecord;
 
+mod fork;
 mod memory;
 mod pools;
 
+use fork::ForkMark;
 pub use memory::Value;
 pub use pools::Pin;
 
@@ -796,35 +796,5 @@ impl Drop for ThreadGuard<'_> {
     fn drop(&mut self) {
         self.record.intent.end();
         self.record.busy.store(0, Ordering::Release);
-    }
-}
-
-/// A byte that the kernel clears in a forked child. Under Miri nothing forks.
-struct ForkMark(Option<MmapMut>);
-
-impl ForkMark {
-    fn new() -> Result<Self> {
-        if cfg!(miri) {
-            return Ok(Self(None));
-        }
-        let mut page = MmapMut::map_anon(4096).map_err(io("mmap"))?;
-        // SAFETY: the range is exactly the mapping that `page` owns; the advice changes nothing in this process.
-        unsafe {
-            rustix::mm::madvise(
-                page.as_mut_ptr().cast(),
-                page.len(),
-                Advice::LinuxWipeOnFork,
-            )
-        }
-        .map_err(system("madvise(MADV_WIPEONFORK)"))?;
-        page[0] = 1;
-        Ok(Self(Some(page)))
-    }
-
-    #[inline]
-    fn is_forked(&self) -> bool {
-        // SAFETY: the page is mapped as long as self lives. Volatile, since the kernel changes it behind the compiler.
-        let wiped = |page: &MmapMut| unsafe { page.as_ptr().read_volatile() == 0 };
-        self.0.as_ref().is_some_and(wiped)
     }
 }
