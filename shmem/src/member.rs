@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
-use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use dragon_protocol::{Code, ObjectId, ObjectKind, PoolOptions, SlotId};
@@ -20,10 +19,12 @@ use crate::sync::Ordering;
 use crate::thread::ThreadRecord;
 
 mod fork;
+mod guard;
 mod memory;
 mod pools;
 
 use fork::ForkMark;
+pub use guard::ThreadGuard;
 pub use memory::Value;
 pub use pools::Pin;
 
@@ -764,37 +765,5 @@ impl Reserved<'_> {
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         self.member.forget_place(self.place);
-    }
-}
-
-/// A thread record in use.
-#[derive(Debug)]
-pub struct ThreadGuard<'a> {
-    record: &'a ThreadRecord,
-    index: u32,
-}
-
-impl ThreadGuard<'_> {
-    /// Its number within the slot.
-    #[must_use]
-    pub fn index(&self) -> u32 {
-        self.index
-    }
-}
-
-impl Deref for ThreadGuard<'_> {
-    type Target = ThreadRecord;
-
-    #[inline]
-    fn deref(&self) -> &ThreadRecord {
-        self.record
-    }
-}
-
-impl Drop for ThreadGuard<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        self.record.intent.end();
-        self.record.busy.store(0, Ordering::Release);
     }
 }
