@@ -134,6 +134,16 @@ typedef struct dragon_ready {
     uint32_t reserved; /* 0 */
 } dragon_ready;
 
+/* How a channel is to be made. Set size to sizeof(dragon_channel_options) and all that is not needed to 0. */
+typedef struct dragon_channel_options {
+    size_t size;
+    uint64_t user;     /* a number of the caller's choice, carried in descriptors */
+    uint32_t capacity; /* messages that it holds; of one that grows: that it has room for at first */
+    uint32_t block;    /* messages up to so many bytes travel in the channel's own memory, larger ones by reference */
+    uint32_t limit;    /* messages that it may grow to, from its pool, when it is full; 0: it does not grow */
+    uint32_t reserved; /* 0 */
+} dragon_channel_options;
+
 /* How an endpoint of streams is to be made. Set size to sizeof(dragon_endpoint_options) and all that is not needed to 0. */
 typedef struct dragon_endpoint_options {
     size_t size;
@@ -230,9 +240,8 @@ int32_t dragon_descriptor_parse(const char *text, uint8_t descriptor[32]);
 
 /* Channels --------------------------------------------------------------------------------------------------------- */
 
-/* capacity: messages that it holds (0: the default). block: messages up to so many bytes travel in the channel's own
- * memory (0: the default), larger ones are passed by reference. user: a number of the caller's choice, carried in descriptors. */
-int32_t dragon_channel_create(uint32_t capacity, uint32_t block, uint64_t user, dragon_channel **channel);
+/* options may be NULL. */
+int32_t dragon_channel_create(const dragon_channel_options *options, dragon_channel **channel);
 int32_t dragon_channel_attach(const uint8_t descriptor[32], int32_t adopt, dragon_channel **channel);
 int32_t dragon_channel_close(dragon_channel *channel);
 /* Fails all operations of everybody on it with DRAGON_DESTROYED, from now on. The handle is still to be closed. */

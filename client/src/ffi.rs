@@ -19,7 +19,7 @@ pub mod set;
 pub mod spawn;
 pub mod stream;
 
-pub use channel::{DragonBytes, DragonMessage};
+pub use channel::{DragonBytes, DragonChannelOptions, DragonMessage};
 pub use pool::{DragonPoolOptions, DragonPoolStats};
 pub use runtime::{DragonNode, DragonRuntime, DragonStat};
 pub use set::DragonReady;
@@ -38,6 +38,22 @@ use crate::error::{Error, Result};
 
 /// `DRAGON_NEVER`.
 const NEVER: i64 = -1;
+
+/// Checks the `size` that a caller wrote into a structure: its caller may know another release's.
+fn check_size<T>(structure: &str, size: usize) -> Result<()> {
+    if size == size_of::<T>() {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!(
+        "{structure}.size is {size}, this library knows {} bytes; set it to sizeof({structure}), with the header of the library's release",
+        size_of::<T>()
+    )))
+}
+
+/// A number of an options structure, where 0 stands for the default.
+fn or_default(given: u32, default: u32) -> u32 {
+    if given == 0 { default } else { given }
+}
 
 /// Runs the body of a function of the C interface; returns its code.
 #[inline]

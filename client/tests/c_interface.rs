@@ -14,8 +14,9 @@ use std::process::Command;
 
 use dragon::Code;
 use dragon::ffi::{
-    DragonBytes, DragonEndpointOptions, DragonMessage, DragonNode, DragonPoolOptions,
-    DragonPoolStats, DragonReady, DragonRuntime, DragonSpawnRequest, DragonSpawnResult, DragonStat,
+    DragonBytes, DragonChannelOptions, DragonEndpointOptions, DragonMessage, DragonNode,
+    DragonPoolOptions, DragonPoolStats, DragonReady, DragonRuntime, DragonSpawnRequest,
+    DragonSpawnResult, DragonStat,
 };
 
 use support::{compile, crate_dir, library, stdout};
@@ -126,6 +127,16 @@ fn header_and_library_agree_on_layouts_and_numbers() {
         huge
     );
     layout!(DragonReady, "dragon_ready", token, member, ready, reserved);
+    layout!(
+        DragonChannelOptions,
+        "dragon_channel_options",
+        size,
+        user,
+        capacity,
+        block,
+        limit,
+        reserved
+    );
     layout!(
         DragonEndpointOptions,
         "dragon_endpoint_options",

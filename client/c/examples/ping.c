@@ -25,7 +25,7 @@ int main(void)
     printf("node %u of %u, dragon %s\n", (unsigned)runtime.node, (unsigned)runtime.nodes, dragon_version());
 
     dragon_channel *channel = NULL;
-    check(dragon_channel_create(16, 0, 0, &channel), "create");
+    check(dragon_channel_create(NULL, &channel), "create");
 
     uint8_t descriptor[DRAGON_DESCRIPTOR_BYTES];
     char name[DRAGON_DESCRIPTOR_TEXT];

@@ -68,7 +68,7 @@ def dumps(obj: Any) -> Any:
 def dump_parts(obj: Any) -> Any:
     """Bytes (or a view), or a list of parts when the object holds large buffers.
 
-    The parts refer to the object's own memory: send or :func:`join` them before it can change.
+    The parts refer to the object's own memory: send them before it can change.
     """
     if _is_plain(obj):
         return pickle.dumps(obj, 5)
@@ -101,11 +101,6 @@ def dump_parts(obj: Any) -> Any:
         parts.append(part)
         at += gap + memoryview(part).nbytes
     return parts
-
-
-def join(parts: Any) -> Any:
-    """What :func:`dump_parts` gave, as one piece of bytes that depends on nothing else."""
-    return b"".join(parts) if type(parts) is list else parts
 
 
 def loads(message: Any, _loads: Any = pickle.loads) -> Any:

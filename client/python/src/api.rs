@@ -105,6 +105,18 @@ impl RawNode {
     };
 }
 
+/// `dragon_channel_options`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChannelOptions {
+    pub(crate) size: usize,
+    pub(crate) user: u64,
+    pub(crate) capacity: u32,
+    pub(crate) block: u32,
+    pub(crate) limit: u32,
+    pub(crate) reserved: u32,
+}
+
 /// `dragon_stat`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -178,7 +190,7 @@ functions! {
     fn dragon_nodes(*mut RawNode, usize, *mut usize) -> i32;
     fn dragon_stats(*mut RawStat, usize, *mut usize) -> i32;
 
-    fn dragon_channel_create(u32, u32, u64, *mut Object) -> i32;
+    fn dragon_channel_create(*const ChannelOptions, *mut Object) -> i32;
     fn dragon_channel_attach(*const u8, i32, *mut Object) -> i32;
     fn dragon_channel_close(Object) -> i32;
     fn dragon_channel_destroy(Object) -> i32;

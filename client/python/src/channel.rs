@@ -7,7 +7,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PySequence};
 
-use crate::api::{self, Api, Bytes, DESCRIPTOR, OK, Object, RawMessage, TRY};
+use crate::api::{self, Api, Bytes, ChannelOptions, DESCRIPTOR, OK, Object, RawMessage, TRY};
 use crate::error::{check, error};
 use crate::handle::{Handle, Kind};
 use crate::wait::{is_too_early, timeout, wait};
@@ -39,7 +39,7 @@ impl Kind for ChannelKind {
 /// What pickle asks for: a function and its arguments.
 type Reduced<'py> = (Bound<'py, PyAny>, ([u8; DESCRIPTOR], bool));
 
-/// A bounded first-in-first-out channel.
+/// A first-in-first-out channel. With a limit it grows up to so many messages.
 #[pyclass(frozen, module = "dragon._native")]
 #[derive(Debug)]
 pub(crate) struct Channel {
@@ -49,12 +49,20 @@ pub(crate) struct Channel {
 #[pymethods]
 impl Channel {
     #[new]
-    #[pyo3(signature = (capacity=256, block=192, user=0))]
-    fn new(py: Python<'_>, capacity: u32, block: u32, user: u64) -> PyResult<Self> {
+    #[pyo3(signature = (capacity=256, block=192, user=0, limit=0))]
+    fn new(py: Python<'_>, capacity: u32, block: u32, user: u64, limit: u32) -> PyResult<Self> {
         let api = api::api()?;
         let mut object = std::ptr::null_mut();
-        // SAFETY: the result is writable.
-        let code = unsafe { (api.dragon_channel_create)(capacity, block, user, &raw mut object) };
+        let options = ChannelOptions {
+            size: size_of::<ChannelOptions>(),
+            user,
+            capacity,
+            block,
+            limit,
+            reserved: 0,
+        };
+        // SAFETY: the options are readable, the result is writable.
+        let code = unsafe { (api.dragon_channel_create)(&raw const options, &raw mut object) };
         check(py, api, code)?;
         Ok(Self {
             handle: Handle::new(object, true),
@@ -82,12 +90,6 @@ impl Channel {
         let timeout = self::timeout(timeout)?;
         let view = View::of(data)?;
         self.send_views(py, &[view], hint, timeout)
-    }
-
-    /// Sends a message unless there is no room.
-    fn try_send(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let view = View::of(data)?;
-        self.send_views(py, &[view], 0, TRY)
     }
 
     /// Sends pieces as one message. False when there was no room in time.

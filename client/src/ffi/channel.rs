@@ -7,10 +7,41 @@ use std::{mem, ptr};
 use dragon_channels::{self as channels, ChannelOptions};
 use dragon_shmem::Deadline;
 
-use super::{Out, close, deadline, descriptor, guard, many, null, refer};
+use super::{Out, check_size, close, deadline, descriptor, guard, many, null, or_default, refer};
 use crate::error::Result;
 use crate::objects::Channel;
 use crate::session::Session;
+
+/// `dragon_channel_options`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DragonChannelOptions {
+    /// Bytes of this structure, as the caller knows it.
+    pub size: usize,
+    /// A number of the caller's choice.
+    pub user: u64,
+    /// Messages that it holds; 0: the default.
+    pub capacity: u32,
+    /// Bytes of a message that travels in the channel itself; 0: the default.
+    pub block: u32,
+    /// Messages that it may grow to; 0: it does not grow.
+    pub limit: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl DragonChannelOptions {
+    fn read(&self) -> Result<ChannelOptions> {
+        check_size::<Self>("dragon_channel_options", self.size)?;
+        let default = ChannelOptions::default();
+        Ok(ChannelOptions {
+            capacity: or_default(self.capacity, default.capacity),
+            block: or_default(self.block, default.block),
+            user: self.user,
+            unbounded: (self.limit != 0).then_some(self.limit),
+        })
+    }
+}
 
 /// `dragon_bytes`.
 #[derive(Clone, Copy, Debug)]
@@ -109,17 +140,6 @@ impl DragonMessage {
     }
 }
 
-fn options(capacity: u32, block: u32, user: u64) -> ChannelOptions {
-    let default = ChannelOptions::default();
-    let or = |given, default| if given == 0 { default } else { given };
-    ChannelOptions {
-        capacity: or(capacity, default.capacity),
-        block: or(block, default.block),
-        user,
-        ..default
-    }
-}
-
 /// As many parts as find room on the stack.
 const FEW: usize = 8;
 
@@ -149,15 +169,18 @@ fn send(channel: &Channel, parts: &[DragonBytes], hint: u64, deadline: Deadline)
 /// As the module's parent says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dragon_channel_create(
-    capacity: u32,
-    block: u32,
-    user: u64,
+    options: *const DragonChannelOptions,
     channel: *mut *mut Channel,
 ) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(channel, "channel") }?;
-        out.give(Channel::create(&options(capacity, block, user))?);
+        // SAFETY: the caller's promise.
+        let options = match unsafe { options.as_ref() } {
+            Some(options) => options.read()?,
+            None => ChannelOptions::default(),
+        };
+        out.give(Channel::create(&options)?);
         Ok(())
     })
 }

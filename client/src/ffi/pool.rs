@@ -5,7 +5,7 @@ use std::ptr;
 
 use dragon_protocol::PoolOptions;
 
-use super::{Out, close, deadline, descriptor, guard, null, refer, text};
+use super::{Out, check_size, close, deadline, descriptor, guard, null, refer, text};
 use crate::error::{Error, Result};
 use crate::objects::Channel;
 use crate::pool::{Pool, PoolBlock};
@@ -55,13 +55,7 @@ impl DragonPoolOptions {
     /// # Safety
     /// Strings are null or NUL-terminated.
     unsafe fn read(&self) -> Result<PoolOptions> {
-        if self.size != size_of::<Self>() {
-            return Err(Error::InvalidArgument(format!(
-                "dragon_pool_options.size is {}, this library knows {} bytes; set it to sizeof(dragon_pool_options)",
-                self.size,
-                size_of::<Self>()
-            )));
-        }
+        check_size::<Self>("dragon_pool_options", self.size)?;
         let default = PoolOptions::default();
         let numa_node = u32::try_from(self.numa_node).ok();
         if numa_node.is_none() && self.numa_node != -1 {

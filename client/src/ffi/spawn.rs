@@ -8,7 +8,7 @@ use dragon_protocol::NodeIndex;
 use dragon_protocol::control::Output;
 
 use super::channel::DragonBytes;
-use super::{Out, guard, last_error, many, put_if_wanted, refer, text};
+use super::{Out, check_size, guard, last_error, many, put_if_wanted, refer, text};
 use crate::error::{Error, Result};
 use crate::objects::{Channel, Process};
 use crate::spawn::{Child, Spawn};
@@ -58,13 +58,7 @@ impl DragonSpawnRequest {
     /// # Safety
     /// The pointers are what the header says.
     unsafe fn read(&self) -> Result<Spawn> {
-        if self.size != size_of::<Self>() {
-            return Err(Error::InvalidArgument(format!(
-                "dragon_spawn_request.size is {}, this release of libdragon knows {} (set it to sizeof, and use a libdragon of the header's release)",
-                self.size,
-                size_of::<Self>()
-            )));
-        }
+        check_size::<Self>("dragon_spawn_request", self.size)?;
         // SAFETY: the caller's promise.
         let mut spawn = unsafe { self.program() }?;
         if self.node != BY_POLICY {

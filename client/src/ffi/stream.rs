@@ -8,8 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use dragon_channels::EndpointOptions;
 
 use super::channel::DragonMessage;
-use super::{Out, close, deadline, descriptor, guard, many, null, put_if_wanted, refer};
-use crate::error::{Error, Result};
+use super::{
+    Out, check_size, close, deadline, descriptor, guard, many, null, or_default, put_if_wanted,
+    refer,
+};
+use crate::error::Result;
 use crate::pool::PoolBlock;
 use crate::streams::{Endpoint, Pump, StreamReceiver, StreamSender};
 
@@ -37,21 +40,14 @@ pub struct DragonEndpointOptions {
 
 impl DragonEndpointOptions {
     fn read(&self) -> Result<EndpointOptions> {
-        if self.size != size_of::<Self>() {
-            return Err(Error::InvalidArgument(format!(
-                "dragon_endpoint_options.size is {}, this library knows {} bytes; set it to sizeof(dragon_endpoint_options)",
-                self.size,
-                size_of::<Self>()
-            )));
-        }
+        check_size::<Self>("dragon_endpoint_options", self.size)?;
         let default = EndpointOptions::default();
-        let or = |given, default| if given == 0 { default } else { given };
         Ok(EndpointOptions {
             buffered: self.buffered != 0,
-            streams: or(self.streams, default.streams),
-            kept: or(self.kept, default.kept),
-            capacity: or(self.capacity, default.capacity),
-            block: or(self.block, default.block),
+            streams: or_default(self.streams, default.streams),
+            kept: or_default(self.kept, default.kept),
+            capacity: or_default(self.capacity, default.capacity),
+            block: or_default(self.block, default.block),
             user: self.user,
         })
     }

@@ -24,6 +24,14 @@
         }                                                                                                    \
     } while (0)
 
+static inline dragon_channel *new_channel(uint32_t capacity, uint32_t block)
+{
+    dragon_channel_options options = {.size = sizeof options, .capacity = capacity, .block = block};
+    dragon_channel *channel = NULL;
+    OK(dragon_channel_create(&options, &channel));
+    return channel;
+}
+
 static inline void send_text(dragon_channel *channel, const char *text, uint64_t hint)
 {
     dragon_bytes part = {text, strlen(text)};

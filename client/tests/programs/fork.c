@@ -60,8 +60,8 @@ static void *many_forks(void *ignored)
 
 int main(void)
 {
-    OK(dragon_channel_create(8, 64, 0, &there));
-    OK(dragon_channel_create(8, 64, 0, &back));
+    there = new_channel(8, 64);
+    back = new_channel(8, 64);
     char *large = malloc(1 << 20);
     memset(large, 'y', 1 << 20);
     dragon_bytes part = {large, 1 << 20};

@@ -3,6 +3,25 @@
 
 #define MILLISECOND 1000000
 
+static void channel_that_grows(void)
+{
+    dragon_channel_options options = {.size = sizeof options, .capacity = 2, .limit = 100};
+    dragon_channel *channel = NULL;
+    uint64_t count, capacity;
+    OK(dragon_channel_create(&options, &channel));
+    for (int i = 0; i < 100; i++)
+        send_text(channel, "x", i);
+    OK(dragon_channel_attributes(channel, &count, &capacity));
+    TRUE(count == 100 && capacity == 100);
+    dragon_bytes part = {"y", 1};
+    EXPECT(DRAGON_FULL, dragon_channel_send(channel, &part, 1, 0, DRAGON_TRY));
+    TRUE(strstr(dragon_last_error(), "100 of 100 messages") != NULL);
+    EXPECT(DRAGON_TIMEOUT, dragon_channel_send(channel, &part, 1, 0, MILLISECOND));
+    for (int i = 0; i < 100; i++)
+        expect_text(channel, "x", i);
+    OK(dragon_channel_close(channel));
+}
+
 static void channels(void)
 {
     dragon_channel *channel = NULL, *same = NULL;
@@ -11,7 +30,8 @@ static void channels(void)
     uint64_t count, capacity;
     dragon_message message;
 
-    OK(dragon_channel_create(4, 64, 42, &channel));
+    dragon_channel_options options = {.size = sizeof options, .user = 42, .capacity = 4, .block = 64};
+    OK(dragon_channel_create(&options, &channel));
     OK(dragon_channel_export(channel, descriptor));
     OK(dragon_descriptor_text(descriptor, text, sizeof text));
     OK(dragon_descriptor_parse(text, parsed));
@@ -57,8 +77,12 @@ static void channels(void)
     EXPECT(DRAGON_INVALID_ARGUMENT, dragon_channel_receive(channel, DRAGON_TRY, NULL));
     EXPECT(DRAGON_INVALID_ARGUMENT, dragon_channel_send(channel, NULL, 1, 0, DRAGON_TRY));
     EXPECT(DRAGON_INVALID_ARGUMENT, dragon_channel_close(NULL));
-    EXPECT(DRAGON_INVALID_ARGUMENT, dragon_channel_create(UINT32_MAX, 0, 0, &same));
+    dragon_channel_options wrong = {.size = sizeof wrong, .capacity = UINT32_MAX};
+    EXPECT(DRAGON_INVALID_ARGUMENT, dragon_channel_create(&wrong, &same));
     TRUE(strstr(dragon_last_error(), "4294967295") != NULL);
+    wrong = (dragon_channel_options){.size = 8};
+    EXPECT(DRAGON_INVALID_ARGUMENT, dragon_channel_create(&wrong, &same));
+    TRUE(strstr(dragon_last_error(), "dragon_channel_options.size is 8") != NULL);
     dragon_lock *lock = NULL;
     EXPECT(DRAGON_WRONG_KIND, dragon_lock_attach(descriptor, 0, &lock));
     descriptor[0] = 9;
@@ -163,6 +187,7 @@ int main(void)
     TRUE(dragon_last_error()[0] == 0);
     TRUE(!dragon_is_attached());
     channels();
+    channel_that_grows();
     TRUE(dragon_is_attached());
     locks();
     events();

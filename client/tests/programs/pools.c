@@ -31,7 +31,7 @@ int main(void)
     OK(dragon_pool_create(&options, &pool));
     OK(dragon_pool_get_stats(pool, &stats));
     TRUE(stats.limit == 32 << 20 && stats.used == 0 && stats.blocks == 0 && stats.committed == 0);
-    OK(dragon_channel_create(16, 64, 0, &channel));
+    channel = new_channel(16, 64);
 
     /* In this process. */
     OK(dragon_pool_alloc(pool, 3 << 20, &block));

@@ -12,7 +12,7 @@ static void sets(void)
     size_t count = 9;
 
     OK(dragon_set_create(2, 7, &set));
-    OK(dragon_channel_create(1, 0, 0, &channel));
+    channel = new_channel(1, 0);
     OK(dragon_event_create(0, &event));
     OK(dragon_channel_descriptor(channel, descriptor));
     OK(dragon_set_add(set, descriptor, DRAGON_READABLE | DRAGON_WRITABLE, 11, &of_channel));

@@ -13,7 +13,7 @@ int main(int argc, char **argv)
     dragon_channel *channel = NULL;
     dragon_message message;
     (void)argv;
-    OK(dragon_channel_create(1, 0, 0, &channel));
+    channel = new_channel(1, 0);
     if (argc > 1) {
         /* A handler interrupts the wait; the alarm is for the thread that waits. */
         struct sigaction action = {.sa_handler = on_signal};
