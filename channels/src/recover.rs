@@ -4,14 +4,14 @@
 use std::sync::Arc;
 
 use dragon_protocol::op::Op;
-use dragon_protocol::{ObjectId, ObjectKind, SlotId};
+use dragon_protocol::{Code, ObjectId, ObjectKind, SlotId};
 use dragon_shmem::Member;
 use dragon_shmem::object::State as ObjectState;
 use dragon_shmem::recover::{
     Found, forget_held, held, recover_lengths, recover_memory, reset_threads,
 };
 use dragon_shmem::sync::{Ordering, fence};
-use dragon_shmem::thread::Intended;
+use dragon_shmem::thread::{Intended, ReplyPayload, Untaken};
 
 use crate::channel::{Local, Ticket, open};
 use crate::error::Result;
@@ -35,6 +35,8 @@ pub struct Recovered {
     pub cells: u32,
     /// Blocks of messages and replies that it had received and not freed.
     pub blocks: u32,
+    /// What came from other nodes and found the process dead: the agent gives it back. Blocks in it are the caller's.
+    pub untaken: Vec<Untaken>,
 }
 
 /// Recovers everything that the dead process of `slot` had on this node, and gives the slot back at the end. The caller is
@@ -69,11 +71,8 @@ pub fn recover(member: &Arc<Member>, slot: SlotId) -> Result<Recovered> {
             found => give_up(member, slot, found, &mut leases, &mut recovered),
         }
     }
-    // A block that came with a reply may stand in the reply's cell and in the held table: it is one block.
-    for block in reset_threads(control, slot)? {
-        if !leases.contains(&block) {
-            leases.push(block);
-        }
+    for untaken in reset_threads(control, slot)? {
+        sort_out(untaken, &mut leases, &mut recovered);
     }
     for block in leases {
         // It fails when the process died between recording the block and taking it, or scribbled; then it is not ours.
@@ -99,6 +98,26 @@ pub fn recover(member: &Arc<Member>, slot: SlotId) -> Result<Recovered> {
         .fetch_add(1, Ordering::Relaxed);
     control.release_slot(slot)?;
     Ok(recovered)
+}
+
+/// A reply that the process did not take: what it brought belongs to others, unless it went with the process. Its block may
+/// stand in the held table, too: it is one block.
+fn sort_out(untaken: Untaken, leases: &mut Vec<u64>, recovered: &mut Recovered) {
+    let done = untaken.reply.status == Code::Ok.to_i32();
+    let kept = match untaken.asked {
+        Some((Op::Receive, object)) => done && object.kind == ObjectKind::Channel,
+        Some((Op::SemaphoreAcquire, _)) => done,
+        _ => false,
+    };
+    if let ReplyPayload::Block { offset, .. } = untaken.reply.payload {
+        leases.retain(|block| *block != offset);
+        if !kept {
+            leases.push(offset);
+        }
+    }
+    if kept {
+        recovered.untaken.push(untaken);
+    }
 }
 
 /// Finishes or undoes what a thread was doing. Whatever it names is looked at as possibly scribbled over: errors mean that

@@ -287,7 +287,7 @@ fn ask<'a>(
     // Before the request leaves: a block that comes with the reply must find a place.
     let place = member.reserve()?;
     let thread = member.thread()?;
-    let ticket = thread.reply.begin();
+    let ticket = thread.reply.begin(op, object);
     let mut request = request(member, &thread, op as u8, object);
     request.ticket = ticket.into();
     request.deadline = deadline.to_wire().into();

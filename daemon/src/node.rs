@@ -163,7 +163,7 @@ impl Node {
                         recovered.locks
                     );
                 }
-                self.agent.slot_gone(slot, recovered.remote);
+                self.agent.slot_gone(slot, recovered);
                 self.memory.pools().slot_gone(slot);
             }
             // The slot is not given out again.

@@ -10,7 +10,7 @@ use crate::object;
 use crate::pool::{Pool, extent, resize, slab};
 use crate::slot::Slot;
 use crate::sync::Ordering;
-use crate::thread::ThreadRecord;
+use crate::thread::{ThreadRecord, Untaken};
 
 /// Where recovery finds the pools of the node.
 pub trait Pools {
@@ -156,12 +156,12 @@ fn used_pools(slot: &Slot) -> impl Iterator<Item = u32> {
     (0..u64::BITS).filter(move |number| noted >> number & 1 != 0)
 }
 
-/// Empties the reply cells of a dead process; returns the blocks of replies that nobody took. What its threads were doing
+/// Empties the reply cells of a dead process; returns the replies that it did not take. What its threads were doing
 /// to the pool stays recorded for [`recover_memory`].
 ///
 /// # Errors
 /// When shared memory is corrupt.
-pub fn reset_threads(control: &Control, slot: SlotId) -> Result<Vec<u64>> {
+pub fn reset_threads(control: &Control, slot: SlotId) -> Result<Vec<Untaken>> {
     let records = used(control, slot)?;
     for record in &records {
         let memory = |op| matches!(op, Op::Allocate | Op::Free | Op::Resize);

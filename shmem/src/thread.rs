@@ -1,6 +1,7 @@
 //! Thread records: what a thread is doing (its *intent*), and where the reply to its remote request arrives.
 
 use dragon_protocol::op::Op;
+use dragon_protocol::{NodeIndex, ObjectId, ObjectKind};
 
 use crate::error::{Error, Result};
 #[cfg(not(loom))]
@@ -148,6 +149,8 @@ pub struct ReplyCell {
     state: AtomicU32,
     status: AtomicU32,
     ticket: AtomicU64,
+    /// What the reply is for: `node 32 | index 32`, `generation 32 | kind 8 | operation 8`.
+    asked: [AtomicU64; 2],
     arg0: AtomicU64,
     arg1: AtomicU64,
     length: AtomicU64,
@@ -195,12 +198,29 @@ pub enum ReplyPayload {
     },
 }
 
+/// A reply that its thread did not live to take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Untaken {
+    /// What was asked for, and of which object; none when that was scribbled over.
+    pub asked: Option<(Op, ObjectId)>,
+    /// The reply. A block that came with it is whoever's has this value.
+    pub reply: Reply,
+}
+
 impl ReplyCell {
-    /// Opens the cell for the reply with a new ticket, which this returns.
+    /// Opens the cell for the reply to a request, with a new ticket, which this returns.
     #[inline]
-    pub fn begin(&self) -> u64 {
+    pub fn begin(&self, op: Op, object: ObjectId) -> u64 {
         let ticket = self.ticket.load(Ordering::Relaxed).wrapping_add(1);
         self.ticket.store(ticket, Ordering::Relaxed);
+        let [place, what] = &self.asked;
+        let node = u64::from(object.node.get());
+        place.store(node << 32 | u64::from(object.index), Ordering::Relaxed);
+        let kind = u64::from(object.kind as u8);
+        what.store(
+            u64::from(object.generation) << 32 | kind << 8 | u64::from(op as u8),
+            Ordering::Relaxed,
+        );
         self.state.store(word(ticket, WAITING), Ordering::Release);
         ticket
     }
@@ -256,7 +276,30 @@ impl ReplyCell {
         self.state.load(Ordering::Acquire) & STATE == IDLE
     }
 
+    fn asked(&self) -> Option<(Op, ObjectId)> {
+        let place = self.asked[0].load(Ordering::Relaxed);
+        let what = self.asked[1].load(Ordering::Relaxed);
+        let [op, kind, ..] = what.to_le_bytes();
+        let object = ObjectId {
+            node: NodeIndex::new(low(place >> 32))?,
+            kind: ObjectKind::from_u8(kind)?,
+            index: low(place),
+            generation: low(what >> 32),
+        };
+        Some((Op::from_u8(op)?, object))
+    }
+
     fn take(&self, record: impl FnOnce(u64)) -> Reply {
+        let reply = self.read();
+        if let ReplyPayload::Block { offset, .. } = reply.payload {
+            record(offset);
+        }
+        let ticket = self.ticket.load(Ordering::Relaxed);
+        self.state.store(word(ticket, IDLE), Ordering::Release);
+        reply
+    }
+
+    fn read(&self) -> Reply {
         let length = self.length.load(Ordering::Relaxed);
         let block = self.block.load(Ordering::Relaxed);
         let payload = if block == 0 {
@@ -271,21 +314,17 @@ impl ReplyCell {
             bytes.truncate(length);
             ReplyPayload::Inline(bytes)
         } else {
-            record(block);
             ReplyPayload::Block {
                 offset: block,
                 length,
             }
         };
-        let reply = Reply {
+        Reply {
             status: self.status.load(Ordering::Relaxed).cast_signed(),
             arg0: self.arg0.load(Ordering::Relaxed),
             arg1: self.arg1.load(Ordering::Relaxed),
             payload,
-        };
-        let ticket = self.ticket.load(Ordering::Relaxed);
-        self.state.store(word(ticket, IDLE), Ordering::Release);
-        reply
+        }
     }
 
     /// Delivers a reply, and wakes the thread. False: nobody waits with that ticket (any more).
@@ -333,9 +372,9 @@ impl ReplyCell {
         Ok(done)
     }
 
-    /// Empties the cell of a dead thread; returns the block of a reply that nobody took. A cell that is being filled at
-    /// this moment becomes an orphan: the agent will find that nobody waits.
-    pub(crate) fn reset(&self) -> Option<u64> {
+    /// Empties the cell of a dead thread; returns a reply that it did not take. A cell that is being filled at this moment
+    /// becomes an orphan: the agent will find that nobody waits.
+    pub(crate) fn reset(&self) -> Option<Untaken> {
         loop {
             let before = self.state.load(Ordering::Acquire);
             let to = match before & STATE {
@@ -350,8 +389,10 @@ impl ReplyCell {
                 Ordering::Acquire,
             );
             if changed.is_ok() {
-                let block = self.block.load(Ordering::Relaxed);
-                return (before & STATE == READY && block != 0).then_some(block);
+                return (before & STATE == READY).then(|| Untaken {
+                    asked: self.asked(),
+                    reply: self.read(),
+                });
             }
         }
     }

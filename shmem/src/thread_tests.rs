@@ -1,6 +1,16 @@
+use dragon_protocol::op::Op;
+use dragon_protocol::{NodeIndex, ObjectId, ObjectKind};
+
 use super::{IDLE, Intent, Reply, ReplyCell, ReplyPayload, STATE, ThreadRecord};
 use crate::futex::Deadline;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+const CHANNEL: ObjectId = ObjectId {
+    node: NodeIndex::FIRST,
+    kind: ObjectKind::Channel,
+    index: 7,
+    generation: 9,
+};
 
 impl ThreadRecord {
     fn empty() -> Self {
@@ -18,6 +28,7 @@ impl ThreadRecord {
                 state: AtomicU32::new(IDLE),
                 status: AtomicU32::new(0),
                 ticket: AtomicU64::new(0),
+                asked: std::array::from_fn(|_| AtomicU64::new(0)),
                 arg0: AtomicU64::new(0),
                 arg1: AtomicU64::new(0),
                 length: AtomicU64::new(0),
@@ -45,8 +56,6 @@ fn inline(arg0: u64) -> Reply {
 mod plain {
     use std::sync::Arc;
 
-    use dragon_protocol::op::Op;
-
     use super::super::READY;
     use super::*;
     use crate::futex::WaitResult;
@@ -55,10 +64,10 @@ mod plain {
     fn a_reply_reaches_only_the_request_with_its_ticket() {
         let cell = ThreadRecord::empty().reply;
         assert!(!cell.complete(0, &inline(1)).unwrap(), "nobody asked");
-        let first = cell.begin();
+        let first = cell.begin(Op::Receive, CHANNEL);
         assert!(cell.abandon());
         assert!(!cell.complete(first, &inline(1)).unwrap(), "given up");
-        let second = cell.begin();
+        let second = cell.begin(Op::Receive, CHANNEL);
         assert!(!cell.complete(first, &inline(1)).unwrap(), "too late");
         assert_eq!(
             cell.wait(Deadline::Now, 0, |_| {}),
@@ -74,7 +83,7 @@ mod plain {
     #[test]
     fn a_reply_that_does_not_fit_is_refused() {
         let cell = ThreadRecord::empty().reply;
-        let ticket = cell.begin();
+        let ticket = cell.begin(Op::Receive, CHANNEL);
         let large = reply(
             0,
             ReplyPayload::Inline(vec![0; super::super::REPLY_INLINE + 1]),
@@ -86,7 +95,7 @@ mod plain {
     #[test]
     fn a_waiting_thread_is_woken() {
         let record = Arc::new(ThreadRecord::empty());
-        let ticket = record.reply.begin();
+        let ticket = record.reply.begin(Op::Receive, CHANNEL);
         let theirs = record.clone();
         let agent = std::thread::spawn(move || theirs.reply.complete(ticket, &inline(9)).unwrap());
         let wait = || record.reply.wait(Deadline::Never, 0, |_| {});
@@ -100,17 +109,24 @@ mod plain {
     }
 
     #[test]
-    fn recovery_gets_the_block_of_a_reply_that_nobody_took() {
+    fn recovery_gets_a_reply_that_nobody_took() {
         let record = ThreadRecord::empty();
         record.busy.store(1, Ordering::Relaxed);
         record.touched.store(1, Ordering::Relaxed);
-        let ticket = record.reply.begin();
+        let ticket = record.reply.begin(Op::Receive, CHANNEL);
         let block = ReplyPayload::Block {
             offset: 4096,
             length: 10,
         };
-        assert!(record.reply.complete(ticket, &reply(0, block)).unwrap());
-        assert_eq!(record.reply.reset(), Some(4096));
+        assert!(
+            record
+                .reply
+                .complete(ticket, &reply(0, block.clone()))
+                .unwrap()
+        );
+        let untaken = record.reply.reset().unwrap();
+        assert_eq!(untaken.asked, Some((Op::Receive, CHANNEL)));
+        assert_eq!(untaken.reply, reply(0, block));
         assert_eq!(record.reply.reset(), None);
         record.clear();
         assert_eq!(record.busy.load(Ordering::Relaxed), 0);
@@ -120,7 +136,7 @@ mod plain {
     fn a_record_that_is_being_filled_is_not_given_out_again() {
         let record = ThreadRecord::empty();
         record.busy.store(1, Ordering::Relaxed);
-        let ticket = record.reply.begin();
+        let ticket = record.reply.begin(Op::Receive, CHANNEL);
         assert!(
             record
                 .reply
@@ -171,7 +187,7 @@ mod model {
     fn loom_complete_against_abandon() {
         loom::model(|| {
             let cell = loom::sync::Arc::new(ThreadRecord::empty());
-            let ticket = cell.reply.begin();
+            let ticket = cell.reply.begin(Op::Receive, CHANNEL);
             let theirs = cell.clone();
             let agent = thread::spawn(move || theirs.reply.complete(ticket, &inline(1)).unwrap());
             let given_up = cell.reply.abandon();
@@ -192,11 +208,11 @@ mod model {
         model.preemption_bound = Some(3);
         model.check(|| {
             let cell = loom::sync::Arc::new(ThreadRecord::empty());
-            let first = cell.reply.begin();
+            let first = cell.reply.begin(Op::Receive, CHANNEL);
             assert!(cell.reply.abandon());
             let late = cell.clone();
             let late = thread::spawn(move || late.reply.complete(first, &inline(1)).unwrap());
-            let second = cell.reply.begin();
+            let second = cell.reply.begin(Op::Receive, CHANNEL);
             let agent = cell.clone();
             let agent = thread::spawn(move || agent.reply.complete(second, &inline(2)).unwrap());
             assert_eq!(

@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use dragon_channels::Channel;
+use dragon_channels::{Channel, Recovered};
 use dragon_protocol::launch::NodeInfo;
 use dragon_protocol::{NodeIndex, ObjectId, SlotId};
 use dragon_shmem::Member;
@@ -118,10 +118,13 @@ impl Agent {
         self.core.command(Command::Post(channel, hint, payload));
     }
 
-    /// A process of this node is gone: its requests are cancelled, and the other nodes recover what it held there. `held`:
-    /// the objects of other nodes in its held table. To be called before the slot is given out again.
-    pub fn slot_gone(&self, slot: SlotId, held: Vec<ObjectId>) {
-        self.core.command(Command::SlotGone(slot, held));
+    /// A process of this node is gone and recovered: its requests are cancelled, what other nodes sent to it and it did not
+    /// live to take goes back, and they recover what it held there. To be called before the slot is given out again.
+    pub fn slot_gone(&self, slot: SlotId, recovered: Recovered) {
+        let Recovered {
+            remote, untaken, ..
+        } = recovered;
+        self.core.command(Command::SlotGone(slot, remote, untaken));
     }
 
     /// A node is down for good: requests to it end with `NodeDown`, and what its processes held here is recovered.

@@ -1,6 +1,9 @@
 """What the tests inside a runtime share."""
 
 import multiprocessing
+import os
+import signal
+import time
 
 import pytest
 
@@ -36,3 +39,22 @@ def start(ctx):
         if process.is_alive():
             process.kill()
         process.join()
+
+
+@pytest.fixture
+def stopped(start):
+    """Starts a process that waits for something of this node; returns it when it waits, if it does so on another node, and
+    has been stopped."""
+
+    def parked():
+        return dragon._native.stats()["requests_parked"]
+
+    def stopped(node, target, *args):
+        before = parked()
+        process = start(node, target, *args)
+        while node != 0 and parked() == before:
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGSTOP)
+        return process
+
+    return stopped

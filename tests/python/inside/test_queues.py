@@ -3,6 +3,7 @@
 import os
 import queue as std
 import threading
+import time
 
 import pytest
 
@@ -143,6 +144,18 @@ def test_a_receiver_killed_while_it_waits_takes_nothing_along(ctx, start, node):
     put_all(queue, range(20))
     assert [queue.get() for _ in range(20)] == list(range(20))
     assert taken.empty()
+
+
+def test_an_item_that_reaches_a_stopped_process_is_not_lost_with_it(ctx, stopped, node):
+    queue, taken = ctx.Queue(), ctx.Queue()
+    for size in (10, 100_000):
+        victim = stopped(node, hold, queue, taken)
+        queue.put(b"x" * size)
+        while node != 0 and not queue.empty():  # until it is on its way to the one who waits
+            time.sleep(0.001)
+        victim.kill()
+        victim.join()
+        assert len(queue.get(timeout=60)) == size
 
 
 def test_item_that_cannot_be_pickled(ctx):

@@ -109,6 +109,17 @@ def test_semaphore(ctx):
         ctx.Semaphore(-1)
 
 
+def test_a_unit_that_reaches_a_stopped_process_is_not_lost_with_it(ctx, stopped, node):
+    semaphore = ctx.Semaphore(0)
+    victim = stopped(node, semaphore.acquire)
+    semaphore.release()
+    while node != 0 and semaphore.get_value() != 0:  # until it is on its way to the one who waits
+        time.sleep(0.001)
+    victim.kill()
+    victim.join()
+    assert semaphore.acquire(timeout=60)
+
+
 def test_bounded_semaphore(ctx):
     semaphore = ctx.BoundedSemaphore(1)
     with pytest.raises(ValueError, match="released too many times"):

@@ -11,8 +11,8 @@ use dragon_channels::stream;
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{self, FrameHeader, FrameKind};
 use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId};
-use dragon_shmem::Member;
-use dragon_shmem::thread::{REPLY_INLINE, Reply, ReplyPayload};
+use dragon_shmem::thread::{REPLY_INLINE, Reply, ReplyPayload, Untaken};
+use dragon_shmem::{Block, Member};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{I32, U32, U64};
 
@@ -21,7 +21,7 @@ use super::local;
 use super::owner::{Answer, Job, Origin, Owner};
 use super::requests::{Caller, Pending, Requests};
 use super::stats::{AgentStats, Counters, PeerReport, add};
-use crate::body::Body;
+use crate::body::{Body, PoolBlock};
 use crate::clock;
 use crate::fabric::{Fabric, Frame, Link};
 
@@ -32,8 +32,8 @@ pub(super) enum Command {
     Post(ObjectId, u64, Vec<u8>),
     /// An object of this node that has parked requests changed.
     Changed(ObjectId),
-    /// A process of this node is gone.
-    SlotGone(SlotId, Vec<ObjectId>),
+    /// A process of this node is gone: what it held of other nodes, and the replies that it did not take.
+    SlotGone(SlotId, Vec<ObjectId>, Vec<Untaken>),
     /// A node is down.
     NodeDown(NodeIndex),
     /// End.
@@ -358,6 +358,7 @@ impl Core {
     pub(super) fn reply(&self, link: &dyn Link, header: &FrameHeader, payload: Payload<'_>) {
         let pending = self.requests().finish(header.request.get());
         let Some(pending) = pending else {
+            self.undo(None, header);
             return self.late(header, payload.keep());
         };
         if let Caller::Gone(slot) = pending.caller {
@@ -365,7 +366,7 @@ impl Core {
             return;
         }
         if pending.expired {
-            self.undo(&pending, header);
+            self.undo(pending.caller.slot(), header);
             return self.late(header, payload.keep());
         }
         let took = clock::now().saturating_sub(pending.begun);
@@ -403,7 +404,7 @@ impl Core {
             }
             return;
         }
-        self.undo(&pending, header);
+        self.undo(pending.caller.slot(), header);
         let body = kept.unwrap_or_else(|| match reply.payload {
             ReplyPayload::Inline(bytes) => Body::Bytes(bytes),
             ReplyPayload::Block { .. } => Body::empty(),
@@ -428,44 +429,68 @@ impl Core {
         self.send_to(target.node, Frame { header: back, body });
     }
 
-    /// What a request obtained for a caller that no longer waits, and still lives, is given back. (What a dead caller had
-    /// is recovered by its owner.)
-    fn undo(&self, pending: &Pending, header: &FrameHeader) {
+    /// A reply that a dead process of this node did not take: what it brought goes back.
+    pub(super) fn untaken(&self, untaken: Untaken) {
+        let Untaken { asked, reply } = untaken;
+        let Some((op, target)) = asked else { return };
+        let body = match reply.payload {
+            ReplyPayload::Inline(bytes) => Body::Bytes(bytes),
+            ReplyPayload::Block { offset, length } => {
+                match PoolBlock::adopt(&self.member, Block { offset, length }) {
+                    Ok(block) => Body::Block(block),
+                    Err(error) => {
+                        tracing::warn!(object = %target, %error, "a message for a dead process was lost");
+                        return;
+                    }
+                }
+            }
+        };
+        let header = FrameHeader {
+            status: I32::new(reply.status),
+            arg0: reply.arg0.into(),
+            arg1: reply.arg1.into(),
+            ..header(FrameKind::Reply, op, target)
+        };
+        self.undo(None, &header);
+        self.late(&header, body);
+    }
+
+    /// What a request obtained for a caller that no longer waits is given back. Of a dead caller that is only what its owner
+    /// does not recover.
+    fn undo(&self, slot: Option<SlotId>, header: &FrameHeader) {
         let code = Code::from_i32(header.status.get());
-        let Caller::Thread { slot, .. } = pending.caller else {
+        let Some(target) = header.target.object() else {
             return;
         };
-        if !matches!(code, Code::Ok | Code::OwnerDied) || !self.member.control().slot_is(slot) {
+        if !matches!(code, Code::Ok | Code::OwnerDied) {
             return;
         }
+        let alive = slot.filter(|slot| self.member.control().slot_is(*slot));
         // Of an opened or accepted stream the reply names the conversation.
         let conversation = header.arg0.get();
-        let (op, arg0, arg1) = match pending.op {
+        let (op, arg0, arg1) = match Op::from_u8(header.op) {
+            // The reply names the units; one of an earlier release does not, and there was one. A semaphore that knows its
+            // owners gives them back by itself, and refuses the agent.
+            Some(Op::SemaphoreAcquire) => (Op::SemaphoreRelease, header.arg0.get().max(1), 0),
+            _ if alive.is_none() => return,
             // The reply names the thread.
-            Op::LockAcquire => (Op::LockRelease, 0, header.arg1.get()),
-            // The reply names the units; one of an earlier release does not, and there was one.
-            Op::SemaphoreAcquire => (Op::SemaphoreRelease, header.arg0.get().max(1), 0),
-            Op::Attach => (Op::Detach, 0, 0),
-            Op::StreamOpen => (Op::StreamClose, stream::UNOPEN, conversation),
-            Op::StreamAccept => (Op::StreamClose, stream::UNACCEPT, conversation),
+            Some(Op::LockAcquire) => (Op::LockRelease, 0, header.arg1.get()),
+            Some(Op::Attach) => (Op::Detach, 0, 0),
+            Some(Op::StreamOpen) => (Op::StreamClose, stream::UNOPEN, conversation),
+            Some(Op::StreamAccept) => (Op::StreamClose, stream::UNACCEPT, conversation),
             _ => return,
         };
-        let request = FrameHeader {
+        let slot = alive.unwrap_or(self.member.slot());
+        let header = FrameHeader {
             slot: slot.index.into(),
             slot_generation: slot.generation.into(),
             deadline: wire::NEVER.into(),
             arg0: U64::new(arg0),
             arg1: U64::new(arg1),
-            ..self::header(FrameKind::Request, op, pending.target)
+            ..self::header(FrameKind::Request, op, target)
         };
         let body = Body::empty();
-        self.send_to(
-            pending.node,
-            Frame {
-                header: request,
-                body,
-            },
-        );
+        self.send_to(target.node, Frame { header, body });
     }
 
     /// Tells a node of the dead processes that it has not heard of.

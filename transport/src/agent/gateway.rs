@@ -48,12 +48,15 @@ fn obey(core: &Core, command: super::core::Command) {
         Command::Changed(object) => {
             core.with_owner(|owner, member, answers| owner.changed(member, object, answers));
         }
-        Command::SlotGone(slot, held) => {
+        Command::SlotGone(slot, held, untaken) => {
             let nodes = held.iter().map(|object| object.node);
             let nodes = nodes.filter(|node| *node != core.node);
             let end = core.requests().slot_gone(slot, nodes);
             for (number, node) in end.cancel {
                 core.cancel(number, node, false);
+            }
+            for reply in untaken {
+                core.untaken(reply);
             }
             for node in end.tell {
                 core.tell(node);

@@ -31,12 +31,21 @@ pub(super) enum Caller {
     Gone(SlotId),
 }
 
+impl Caller {
+    /// The process that waits.
+    pub(super) fn slot(self) -> Option<SlotId> {
+        match self {
+            Self::Thread { slot, .. } => Some(slot),
+            Self::Gone(_) => None,
+        }
+    }
+}
+
 /// A request under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pending {
     pub(super) node: NodeIndex,
     pub(super) caller: Caller,
-    pub(super) op: Op,
     pub(super) target: ObjectId,
     /// When it was taken from the caller.
     pub(super) begun: u64,
@@ -144,7 +153,6 @@ impl Requests {
         let pending = Pending {
             node: target.node,
             caller,
-            op,
             target,
             begun: now,
             link: 0,

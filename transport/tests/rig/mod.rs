@@ -102,7 +102,7 @@ impl Node {
     /// What the daemon does when a process is gone.
     pub(crate) fn dies(&self, slot: SlotId) {
         let recovered = dragon_channels::recover(&self.daemon, slot).unwrap();
-        self.agent.slot_gone(slot, recovered.remote);
+        self.agent.slot_gone(slot, recovered);
     }
 
     pub(crate) fn stats(&self) -> AgentStats {
