@@ -71,6 +71,9 @@ typedef struct dragon_channel dragon_channel;
 typedef struct dragon_lock dragon_lock;
 typedef struct dragon_event dragon_event;
 typedef struct dragon_semaphore dragon_semaphore;
+typedef struct dragon_barrier dragon_barrier;
+typedef struct dragon_condition dragon_condition;
+typedef struct dragon_broadcast dragon_broadcast;
 typedef struct dragon_process dragon_process;
 typedef struct dragon_set dragon_set;
 typedef struct dragon_endpoint dragon_endpoint;
@@ -79,6 +82,27 @@ typedef struct dragon_stream_receiver dragon_stream_receiver;
 typedef struct dragon_pump dragon_pump;
 typedef struct dragon_pool dragon_pool;
 typedef struct dragon_pool_block dragon_pool_block;
+
+/* How the waits of a handle wait for an object of this node; a wait for another node sleeps. */
+typedef enum dragon_wait_mode {
+    DRAGON_WAIT_ADAPTIVE = 0, /* spin as long as that has paid lately, then sleep: what a new handle does */
+    DRAGON_WAIT_SPIN = 1,     /* never sleep: the shortest time to an answer, at the price of a CPU. A signal handler does
+                               * not end such a wait */
+    DRAGON_WAIT_SLEEP = 2     /* sleep at once: a wait costs a system call and nothing else */
+} dragon_wait_mode;
+
+/* Why a barrier is broken. A later release may add some. */
+typedef enum dragon_breakage {
+    DRAGON_WHOLE = 0,             /* it is not */
+    DRAGON_BROKEN_BY_TIMEOUT = 1, /* the time of a party was up */
+    DRAGON_BROKEN_BY_ABORT = 2,   /* dragon_barrier_abort */
+    DRAGON_BROKEN_BY_DEATH = 3,   /* a party died while it waited */
+    DRAGON_BROKEN_BY_RESET = 4,   /* dragon_barrier_reset while parties waited */
+    DRAGON_BROKEN_UNKNOWN = 5     /* for a reason that this release does not know */
+} dragon_breakage;
+
+/* How many to wake: all who wait. */
+#define DRAGON_ALL UINT32_MAX
 
 /* Bytes of the caller. The same layout as struct iovec. */
 typedef struct dragon_bytes {
@@ -155,6 +179,17 @@ typedef struct dragon_endpoint_options {
     uint32_t block;    /* chunks up to so many bytes travel in the stream channel's own memory */
     uint32_t reserved; /* 0 */
 } dragon_endpoint_options;
+
+/* How a broadcast is to be made. Set size to sizeof(dragon_broadcast_options) and all that is not needed to 0. */
+typedef struct dragon_broadcast_options {
+    size_t size;
+    uint64_t user;         /* a number of the caller's choice, carried in descriptors */
+    uint32_t waiters;      /* threads that can wait at once, at most 65536; 0: 1024 */
+    uint32_t inline_bytes; /* payloads up to so many bytes lie in the broadcast's own memory, longer ones in the pool; 0: 128 */
+    uint32_t payloads;     /* payloads that can be on their way at once, at most 255: triggered, and not yet read by all whom
+                            * they woke; 0: 8 */
+    uint32_t reserved;     /* 0 */
+} dragon_broadcast_options;
 
 #define DRAGON_BY_POLICY (-1)   /* dragon_spawn_request.node */
 #define DRAGON_OUTPUT_FORWARD 0 /* dragon_spawn_request.output: to the output of the job */
@@ -235,8 +270,12 @@ int32_t dragon_descriptor_parse(const char *text, uint8_t descriptor[32]);
  *   _attach      makes a handle from a descriptor. adopt 1: take over the reference that _export counted, so that the
  *                object lives on even when the exporter has gone; each export is adopted at most once.
  *   _close       gives the handle back. The object's memory goes with its last reference.
+ *   _destroy     fails all operations of everybody on it with DRAGON_DESTROYED, from now on. The handle is still to be
+ *                closed.
  *   _descriptor  its name, which keeps nothing alive.
- *   _export      its name together with one reference in transit. */
+ *   _export      its name together with one reference in transit.
+ *   _set_wait_mode  how this handle waits from its next wait on, a dragon_wait_mode; children forked later inherit it.
+ * Units of time are nanoseconds; user is a number of the caller's choice, carried in descriptors. */
 
 /* Channels --------------------------------------------------------------------------------------------------------- */
 
@@ -248,6 +287,7 @@ int32_t dragon_channel_close(dragon_channel *channel);
 int32_t dragon_channel_destroy(const dragon_channel *channel);
 int32_t dragon_channel_descriptor(const dragon_channel *channel, uint8_t descriptor[32]);
 int32_t dragon_channel_export(const dragon_channel *channel, uint8_t descriptor[32]);
+int32_t dragon_channel_set_wait_mode(const dragon_channel *channel, int32_t mode);
 /* Sends the parts as one message. */
 int32_t dragon_channel_send(const dragon_channel *channel, const dragon_bytes *parts, size_t count, uint64_t hint, int64_t timeout);
 /* On success the caller owes one dragon_message_release. */
@@ -261,15 +301,21 @@ int32_t dragon_channel_attributes(const dragon_channel *channel, uint64_t *count
 
 /* Locks ------------------------------------------------------------------------------------------------------------ */
 
+/* A lock that belongs to the process that acquires it, not to the thread: another thread of the process may release it. */
 int32_t dragon_lock_create(uint64_t user, dragon_lock **lock);
+/* A lock that belongs to the thread that acquires it, which may acquire it again, and releases it as often. When its owner
+ * dies, it becomes free whatever its depth. */
+int32_t dragon_lock_create_recursive(uint64_t user, dragon_lock **lock);
 int32_t dragon_lock_attach(const uint8_t descriptor[32], int32_t adopt, dragon_lock **lock);
 int32_t dragon_lock_close(dragon_lock *lock);
 int32_t dragon_lock_destroy(const dragon_lock *lock);
 int32_t dragon_lock_descriptor(const dragon_lock *lock, uint8_t descriptor[32]);
 int32_t dragon_lock_export(const dragon_lock *lock, uint8_t descriptor[32]);
+int32_t dragon_lock_set_wait_mode(const dragon_lock *lock, int32_t mode);
 /* *owner_died (may be NULL): 1 when the lock was obtained because its last owner died while it held it. */
 int32_t dragon_lock_acquire(const dragon_lock *lock, int64_t timeout, int32_t *owner_died);
-/* any 0: only the process that holds it may; else DRAGON_NOT_OWNER. any 1: every process may. */
+/* any 0: only the process that holds it may; else DRAGON_NOT_OWNER. any 1: every process may. A recursive lock is released
+ * by the thread that holds it and by nobody else, whatever any says. */
 int32_t dragon_lock_release(const dragon_lock *lock, int32_t any);
 
 /* Events ----------------------------------------------------------------------------------------------------------- */
@@ -280,6 +326,7 @@ int32_t dragon_event_close(dragon_event *event);
 int32_t dragon_event_destroy(const dragon_event *event);
 int32_t dragon_event_descriptor(const dragon_event *event, uint8_t descriptor[32]);
 int32_t dragon_event_export(const dragon_event *event, uint8_t descriptor[32]);
+int32_t dragon_event_set_wait_mode(const dragon_event *event, int32_t mode);
 int32_t dragon_event_set(const dragon_event *event);
 int32_t dragon_event_clear(const dragon_event *event);
 int32_t dragon_event_wait(const dragon_event *event, int64_t timeout);
@@ -287,16 +334,90 @@ int32_t dragon_event_is_set(const dragon_event *event, int32_t *set);
 
 /* Semaphores ------------------------------------------------------------------------------------------------------- */
 
-/* max: the value that a release may not exceed. */
+/* Units that processes take and give. max: the value that a release may not exceed; else DRAGON_INVALID_ARGUMENT. One process
+ * may take a unit and another give it; the units of a process that dies are gone. */
 int32_t dragon_semaphore_create(uint32_t value, uint32_t max, uint64_t user, dragon_semaphore **semaphore);
+/* A semaphore of at most 65471 units whose units have an owner: only the process that took units may give them, else
+ * DRAGON_NOT_OWNER, and what a process had is given back when it dies. */
+int32_t dragon_semaphore_create_owned(uint32_t value, uint32_t max, uint64_t user, dragon_semaphore **semaphore);
 int32_t dragon_semaphore_attach(const uint8_t descriptor[32], int32_t adopt, dragon_semaphore **semaphore);
 int32_t dragon_semaphore_close(dragon_semaphore *semaphore);
 int32_t dragon_semaphore_destroy(const dragon_semaphore *semaphore);
 int32_t dragon_semaphore_descriptor(const dragon_semaphore *semaphore, uint8_t descriptor[32]);
 int32_t dragon_semaphore_export(const dragon_semaphore *semaphore, uint8_t descriptor[32]);
+int32_t dragon_semaphore_set_wait_mode(const dragon_semaphore *semaphore, int32_t mode);
+/* Takes one unit. */
 int32_t dragon_semaphore_acquire(const dragon_semaphore *semaphore, int64_t timeout);
+/* Takes units (1 to max) at once, or none of them. */
+int32_t dragon_semaphore_acquire_many(const dragon_semaphore *semaphore, uint32_t units, int64_t timeout);
+/* Waits until all units are taken. A moment of that is noticed also when it is over at once. */
+int32_t dragon_semaphore_wait_zero(const dragon_semaphore *semaphore, int64_t timeout);
+/* Gives count units (1 to max). */
 int32_t dragon_semaphore_release(const dragon_semaphore *semaphore, uint32_t count);
 int32_t dragon_semaphore_value(const dragon_semaphore *semaphore, uint32_t *value);
+
+/* Barriers: a fixed number of parties wait for each other, again and again ------------------------------------------ */
+
+/* parties: how many, 1 to 65536, threads of processes of any nodes. A party that gives up or dies breaks the barrier: the
+ * others, and all who come, get DRAGON_BROKEN until somebody resets it. */
+int32_t dragon_barrier_create(uint32_t parties, uint64_t user, dragon_barrier **barrier);
+int32_t dragon_barrier_attach(const uint8_t descriptor[32], int32_t adopt, dragon_barrier **barrier);
+int32_t dragon_barrier_close(dragon_barrier *barrier);
+int32_t dragon_barrier_destroy(const dragon_barrier *barrier);
+int32_t dragon_barrier_descriptor(const dragon_barrier *barrier, uint8_t descriptor[32]);
+int32_t dragon_barrier_export(const dragon_barrier *barrier, uint8_t descriptor[32]);
+int32_t dragon_barrier_set_wait_mode(const dragon_barrier *barrier, int32_t mode);
+/* Arrives, and waits until all parties are there. *number (may be NULL): each party gets another one, 0 to parties - 1.
+ * DRAGON_TIMEOUT: this party's time was up, which has broken the barrier. DRAGON_EMPTY (DRAGON_TRY while others are missing)
+ * and DRAGON_INTERRUPTED break nothing. */
+int32_t dragon_barrier_wait(const dragon_barrier *barrier, int64_t timeout, uint32_t *number);
+/* Breaks it. */
+int32_t dragon_barrier_abort(const dragon_barrier *barrier);
+/* Makes it whole again. Who waits at this moment gets DRAGON_BROKEN. */
+int32_t dragon_barrier_reset(const dragon_barrier *barrier);
+/* How many parties it is for, how many wait, and a dragon_breakage. Each may be NULL. */
+int32_t dragon_barrier_state(const dragon_barrier *barrier, uint32_t *parties, uint32_t *waiting, int32_t *broken);
+
+/* Conditions: who holds a lock waits for what others bring about under the same lock --------------------------------- */
+
+/* waiters: threads that can wait at once, at most 65536 (0: 1024). */
+int32_t dragon_condition_create(uint32_t waiters, uint64_t user, dragon_condition **condition);
+int32_t dragon_condition_attach(const uint8_t descriptor[32], int32_t adopt, dragon_condition **condition);
+int32_t dragon_condition_close(dragon_condition *condition);
+int32_t dragon_condition_destroy(const dragon_condition *condition);
+int32_t dragon_condition_descriptor(const dragon_condition *condition, uint8_t descriptor[32]);
+int32_t dragon_condition_export(const dragon_condition *condition, uint8_t descriptor[32]);
+int32_t dragon_condition_set_wait_mode(const dragon_condition *condition, int32_t mode);
+/* Gives the lock up, waits for a notification, and takes the lock again, with its depth when it is recursive; also when the
+ * wait failed. Only the caller of a wait that failed because the lock itself was destroyed, or its node is down, does not have
+ * it afterwards. *owner_died (may be NULL): as for dragon_lock_acquire. DRAGON_NOT_OWNER: the caller does not hold the lock.
+ * DRAGON_TABLE_FULL: as many wait as can. */
+int32_t dragon_condition_wait(const dragon_condition *condition, const dragon_lock *lock, int64_t timeout, int32_t *owner_died);
+/* Wakes up to count who wait (1, DRAGON_ALL), the longest first; *woken (may be NULL): how many. */
+int32_t dragon_condition_notify(const dragon_condition *condition, uint32_t count, uint32_t *woken);
+/* How many wait at this moment. */
+int32_t dragon_condition_waiting(const dragon_condition *condition, uint32_t *waiting);
+
+/* Broadcasts: those who wait at this moment are woken, and get what comes with it ------------------------------------ */
+
+/* options may be NULL. */
+int32_t dragon_broadcast_create(const dragon_broadcast_options *options, dragon_broadcast **broadcast);
+int32_t dragon_broadcast_attach(const uint8_t descriptor[32], int32_t adopt, dragon_broadcast **broadcast);
+int32_t dragon_broadcast_close(dragon_broadcast *broadcast);
+int32_t dragon_broadcast_destroy(const dragon_broadcast *broadcast);
+int32_t dragon_broadcast_descriptor(const dragon_broadcast *broadcast, uint8_t descriptor[32]);
+int32_t dragon_broadcast_export(const dragon_broadcast *broadcast, uint8_t descriptor[32]);
+int32_t dragon_broadcast_set_wait_mode(const dragon_broadcast *broadcast, int32_t mode);
+/* Waits for the next trigger; on success the caller owes one dragon_message_release. A trigger is for those who wait already,
+ * so DRAGON_TRY gives DRAGON_EMPTY. DRAGON_TABLE_FULL: as many wait as can. */
+int32_t dragon_broadcast_wait(const dragon_broadcast *broadcast, int64_t timeout, dragon_message *message);
+/* Wakes up to count who wait (1, DRAGON_ALL), the longest first, and gives them length bytes (payload may be NULL when length
+ * is 0); *woken (may be NULL): how many, perhaps 0. after: not before so many wait (0: at once); while fewer do, DRAGON_EMPTY
+ * or DRAGON_TIMEOUT. When as many payloads as can be are on their way: DRAGON_FULL or DRAGON_TIMEOUT. */
+int32_t dragon_broadcast_trigger(const dragon_broadcast *broadcast, uint32_t count, uint32_t after, const void *payload,
+                                 size_t length, int64_t timeout, uint32_t *woken);
+/* How many wait at this moment. */
+int32_t dragon_broadcast_waiting(const dragon_broadcast *broadcast, uint32_t *waiting);
 
 /* Pools ------------------------------------------------------------------------------------------------------------ */
 
@@ -330,6 +451,7 @@ int32_t dragon_set_close(dragon_set *set);
 int32_t dragon_set_destroy(const dragon_set *set);
 int32_t dragon_set_descriptor(const dragon_set *set, uint8_t descriptor[32]);
 int32_t dragon_set_export(const dragon_set *set, uint8_t descriptor[32]);
+int32_t dragon_set_set_wait_mode(const dragon_set *set, int32_t mode);
 /* Adds the channel, event, semaphore, process or endpoint that the descriptor names; the set does not keep it alive.
  * token comes back when it is ready. *member (may be NULL): its place. */
 int32_t dragon_set_add(const dragon_set *set, const uint8_t object[32], uint32_t interest, uint64_t token, uint64_t *member);
@@ -347,6 +469,7 @@ int32_t dragon_endpoint_close(dragon_endpoint *endpoint);
 int32_t dragon_endpoint_destroy(const dragon_endpoint *endpoint);
 int32_t dragon_endpoint_descriptor(const dragon_endpoint *endpoint, uint8_t descriptor[32]);
 int32_t dragon_endpoint_export(const dragon_endpoint *endpoint, uint8_t descriptor[32]);
+int32_t dragon_endpoint_set_wait_mode(const dragon_endpoint *endpoint, int32_t mode);
 /* Opens a conversation, and accepts the one that waits longest. An end belongs to its process, not to forked children; of
  * several threads that use one end, one does and the others wait. */
 int32_t dragon_endpoint_open_send(const dragon_endpoint *endpoint, int64_t timeout, dragon_stream_sender **sender);
@@ -391,6 +514,7 @@ int32_t dragon_process_attach(const uint8_t descriptor[32], int32_t adopt, drago
 int32_t dragon_process_close(dragon_process *process);
 int32_t dragon_process_descriptor(const dragon_process *process, uint8_t descriptor[32]);
 int32_t dragon_process_export(const dragon_process *process, uint8_t descriptor[32]);
+int32_t dragon_process_set_wait_mode(const dragon_process *process, int32_t mode);
 /* *status (may be NULL): as waitpid gives it. Any number of processes may wait, any number of times. */
 int32_t dragon_process_wait(const dragon_process *process, int64_t timeout, int32_t *status);
 int32_t dragon_process_signal(const dragon_process *process, int32_t signal_number);

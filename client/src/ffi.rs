@@ -6,9 +6,13 @@
 //! Safety of all functions: pointers are null or point to what the header says; handles come from this library and are
 //! not closed yet. Null is refused wherever the header does not allow it.
 
+pub mod barrier;
+pub mod broadcast;
 pub mod channel;
+pub mod condition;
 pub mod descriptor;
 pub mod event;
+pub mod function;
 pub mod last_error;
 pub mod lock;
 pub mod pool;
@@ -19,6 +23,7 @@ pub mod set;
 pub mod spawn;
 pub mod stream;
 
+pub use broadcast::DragonBroadcastOptions;
 pub use channel::{DragonBytes, DragonChannelOptions, DragonMessage};
 pub use pool::{DragonPoolOptions, DragonPoolStats};
 pub use runtime::{DragonNode, DragonRuntime, DragonStat};
@@ -27,13 +32,14 @@ pub use spawn::{DragonSpawnRequest, DragonSpawnResult};
 pub use stream::{DragonEndpointOptions, DragonStreamReceiver, DragonStreamSender};
 
 use std::any::Any;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::{self, NonNull};
+use std::ptr;
 
 use dragon_protocol::Code;
 use dragon_shmem::Deadline;
 
+use self::function::Out;
 use crate::error::{Error, Result};
 
 /// `DRAGON_NEVER`.
@@ -51,8 +57,8 @@ fn check_size<T>(structure: &str, size: usize) -> Result<()> {
 }
 
 /// A number of an options structure, where 0 stands for the default.
-fn or_default(given: u32, default: u32) -> u32 {
-    if given == 0 { default } else { given }
+fn or_default<T: PartialEq + From<u8>>(given: T, default: T) -> T {
+    if given == T::from(0) { default } else { given }
 }
 
 /// Runs the body of a function of the C interface; returns its code.
@@ -89,57 +95,6 @@ unsafe fn refer<'a, T>(pointer: *const T, what: &str) -> Result<&'a T> {
     unsafe { pointer.as_ref() }.ok_or_else(|| null(what))
 }
 
-/// Where a result goes: checked before the operation, so that no result is lost for want of a place.
-#[derive(Debug)]
-struct Out<T>(NonNull<T>);
-
-impl<T> Out<T> {
-    /// # Safety
-    /// The pointer is null, or valid for a write until the result is dropped.
-    #[inline]
-    unsafe fn new(pointer: *mut T, what: &str) -> Result<Self> {
-        NonNull::new(pointer).map(Self).ok_or_else(|| null(what))
-    }
-
-    #[inline]
-    fn put(self, value: T) {
-        // SAFETY: `new`'s promise. What was there is the caller's plain data and needs no drop.
-        unsafe { self.0.write(value) };
-    }
-}
-
-impl<T> Out<*mut T> {
-    /// Gives a handle to the caller.
-    fn give(self, value: T) {
-        self.put(Box::into_raw(Box::new(value)));
-    }
-}
-
-/// Writes to a place that the caller may have left out.
-///
-/// # Safety
-/// The pointer is null, or valid for a write.
-#[inline]
-unsafe fn put_if_wanted<T>(pointer: *mut T, value: T) {
-    if let Some(place) = NonNull::new(pointer) {
-        // SAFETY: the caller's promise.
-        unsafe { place.write(value) };
-    }
-}
-
-/// Takes a handle back from the caller.
-///
-/// # Safety
-/// The pointer is null, or came from [`Out::give`] and was not closed yet.
-unsafe fn close<T>(handle: *mut T, what: &str) -> i32 {
-    guard(|| {
-        let handle = NonNull::new(handle).ok_or_else(|| null(what))?;
-        // SAFETY: the caller's promise.
-        drop(unsafe { Box::from_raw(handle.as_ptr()) });
-        Ok(())
-    })
-}
-
 /// `count` values at `pointer`; null is allowed when there are none.
 ///
 /// # Safety
@@ -158,6 +113,21 @@ unsafe fn many<'a, T>(pointer: *const T, count: usize, what: &str) -> Result<&'a
     }
     // SAFETY: the caller's promise, not null, and the size fits.
     Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
+}
+
+/// `capacity` bytes at `buffer`, to be written to; null is allowed when there are none.
+///
+/// # Safety
+/// Null, or valid for writes of so many bytes, which nobody else uses as long as the result lives.
+unsafe fn room<'a>(buffer: *mut c_void, capacity: usize) -> Result<&'a mut [u8]> {
+    if capacity == 0 {
+        return Ok(&mut []);
+    }
+    if buffer.is_null() {
+        return Err(null("buffer"));
+    }
+    // SAFETY: the caller's promise, and not null.
+    Ok(unsafe { std::slice::from_raw_parts_mut(buffer.cast::<u8>(), capacity) })
 }
 
 /// # Safety
@@ -193,18 +163,16 @@ fn fill(array: &mut [c_char], text: &str) {
 /// Writes `items` to the caller's array, as many as it holds, and how many there are to `count`.
 ///
 /// # Safety
-/// `array` is null or valid for writes of `capacity` values; `count` is null or valid for a write.
+/// `array` is null or valid for writes of `capacity` values.
 unsafe fn list<T>(
     items: impl ExactSizeIterator<Item = T>,
     array: *mut T,
     capacity: usize,
-    count: *mut usize,
+    count: Out<usize>,
 ) -> Result<()> {
     if array.is_null() && capacity != 0 {
         return Err(null("the array"));
     }
-    // SAFETY: the caller's promise.
-    let count = unsafe { Out::new(count, "count") }?;
     count.put(items.len());
     for (index, item) in items.take(capacity).enumerate() {
         // SAFETY: below capacity, for which the caller vouches.

@@ -26,6 +26,8 @@ pub(crate) trait Object: Sized {
     fn attach(member: &Arc<Member>, descriptor: Descriptor, adopt: bool) -> Result<Self>;
     /// The object's name.
     fn descriptor(&self) -> Descriptor;
+    /// Waits from now on as a parent's handle does.
+    fn wait_as(&self, _parent: &Self) {}
 }
 
 /// An object, as long as this handle lives.
@@ -100,7 +102,9 @@ impl<T: Object> Handle<T> {
     fn successor(&self) -> Result<&Self> {
         let mut next = self.after_fork.load(Ordering::Acquire);
         if next.is_null() {
-            let made = Box::into_raw(Box::new(Self::attach(self.descriptor, false)?));
+            let made = Self::attach(self.descriptor, false)?;
+            made.object.wait_as(&self.object);
+            let made = Box::into_raw(Box::new(made));
             next = match self.after_fork.compare_exchange(
                 ptr::null_mut(),
                 made,

@@ -1,7 +1,7 @@
 //! The client core of a process: `libdragon.so.1` for every language, and the same as a Rust library.
 //!
 //! A process has one [`Session`], whatever languages it mixes: one slot on its node, one mapping of the node's memory,
-//! one control socket to the node's daemon. Operations on objects (channels, locks, events, semaphores, processes) touch
+//! one control socket to the node's daemon. Operations on objects (channels, streams, locks, barriers, processes, …) touch
 //! shared memory alone; for an object of another node they go through the node's transport agent. Only starting and
 //! signalling processes, asking for the nodes, and fetching memory for a pool ask the daemon.
 //!
@@ -30,19 +30,22 @@ mod set;
 mod spawn;
 mod start;
 mod streams;
+mod sync;
 mod watcher;
 
 pub use dragon_channels::{
-    Acquired, ChannelOptions, EndpointOptions, Interest, Part, Ready, SetMember,
+    Acquired, BarrierState, Breakage, BroadcastOptions, ChannelOptions, ConditionOptions,
+    EndpointOptions, Interest, Part, Ready, SemaphoreOptions, SetMember, Trigger, WaitMode,
 };
 pub use dragon_protocol::control::{ExitNotice, Membership, Output};
 pub use dragon_protocol::launch::NodeInfo;
 pub use dragon_protocol::{Code, Descriptor, NodeIndex, ObjectId, PoolOptions, RuntimeId, SlotId};
 pub use dragon_shmem::Deadline;
 pub use error::{Error, Result};
-pub use objects::{Channel, Event, Lock, Message, Process, Semaphore};
+pub use objects::{Channel, Message, Process};
 pub use pool::{Pool, PoolBlock, PoolStats};
 pub use session::Session;
 pub use set::Set;
 pub use spawn::{Child, Spawn};
 pub use streams::{Endpoint, Pump, StreamReceiver, StreamSender};
+pub use sync::{Barrier, Broadcast, Condition, Event, Lock, Semaphore};

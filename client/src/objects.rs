@@ -6,7 +6,7 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use dragon_channels as channels;
-use dragon_channels::{Acquired, ChannelOptions};
+use dragon_channels::ChannelOptions;
 use dragon_protocol::Descriptor;
 use dragon_shmem::{Deadline, Member};
 
@@ -14,19 +14,9 @@ use crate::error::Result;
 use crate::handle::{Handle, Object};
 use crate::session::Session;
 
-/// What all kinds of object have in common.
-macro_rules! common {
-    ($name:ident, $lower:ty, $what:literal) => {
-        impl Object for $lower {
-            fn attach(member: &Arc<Member>, descriptor: Descriptor, adopt: bool) -> Result<Self> {
-                Ok(Self::attach(member, &descriptor, adopt)?)
-            }
-
-            fn descriptor(&self) -> Descriptor {
-                self.descriptor()
-            }
-        }
-
+/// What all kinds of object have in common: names.
+macro_rules! names {
+    ($name:ident, $what:literal) => {
         impl $name {
             #[doc = concat!("A handle on the ", $what, " that `descriptor` names.")]
             /// `adopt`: take over the reference that an export counted, so that the object lives on when the exporter
@@ -55,6 +45,47 @@ macro_rules! common {
     };
 }
 
+/// What all kinds of object have in common that one can wait for.
+macro_rules! common {
+    ($name:ident, $lower:ty, $what:literal) => {
+        impl Object for $lower {
+            fn attach(member: &Arc<Member>, descriptor: Descriptor, adopt: bool) -> Result<Self> {
+                Ok(Self::attach(member, &descriptor, adopt)?)
+            }
+
+            fn descriptor(&self) -> Descriptor {
+                self.descriptor()
+            }
+
+            fn wait_as(&self, parent: &Self) {
+                self.set_wait_mode(parent.wait_mode());
+            }
+        }
+
+        crate::objects::names!($name, $what);
+
+        impl $name {
+            /// How this handle waits: adaptively, unless it was set.
+            ///
+            /// # Errors
+            /// In a forked child that cannot attach.
+            pub fn wait_mode(&self) -> Result<dragon_channels::WaitMode> {
+                Ok(self.0.get()?.wait_mode())
+            }
+
+            /// Sets how this handle waits for an object of this node, from the next wait on. Children forked later inherit
+            /// it. A wait for another node sleeps.
+            ///
+            /// # Errors
+            /// In a forked child that cannot attach.
+            pub fn set_wait_mode(&self, mode: dragon_channels::WaitMode) -> Result<()> {
+                self.0.get()?.set_wait_mode(mode);
+                Ok(())
+            }
+        }
+    };
+}
+
 /// What all kinds but processes have in common.
 macro_rules! destroy {
     ($($name:ident),+) => {$(
@@ -70,13 +101,10 @@ macro_rules! destroy {
     )+};
 }
 
-pub(crate) use {common, destroy};
+pub(crate) use {common, destroy, names};
 
-destroy!(Channel, Lock, Event, Semaphore);
+destroy!(Channel);
 common!(Channel, channels::Channel, "channel");
-common!(Lock, channels::Lock, "lock");
-common!(Event, channels::Event, "event");
-common!(Semaphore, channels::Semaphore, "semaphore");
 common!(Process, channels::ProcessObject, "process");
 
 /// A bounded FIFO of messages: any number of senders and receivers, on any node.
@@ -238,153 +266,6 @@ impl fmt::Debug for Message {
     }
 }
 
-/// A lock among processes of any node. It belongs to the process that acquired it, not to the thread.
-///
-/// ```no_run
-/// use dragon::{Deadline, Lock};
-///
-/// let lock = Lock::create(0)?;
-/// if lock.acquire(Deadline::Never)?.owner_died {
-///     eprintln!("the last owner died half-way");
-/// }
-/// lock.release(false)?;
-/// # Ok::<(), dragon::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct Lock(Handle<channels::Lock>);
-
-impl Lock {
-    /// Makes a lock on this node, held by nobody. `user`: a number of the caller's choice, carried in descriptors.
-    ///
-    /// # Errors
-    /// When a table is full.
-    pub fn create(user: u64) -> Result<Self> {
-        Handle::create(|member| Ok(channels::Lock::create(member, user)?)).map(Self)
-    }
-
-    /// Acquires the lock; tells whether its last owner died while it held it.
-    ///
-    /// # Errors
-    /// [`Code::Timeout`](crate::Code::Timeout) or, for [`Deadline::Now`], [`Code::Empty`](crate::Code::Empty) when it did
-    /// not become free in time; [`Code::Interrupted`](crate::Code::Interrupted) after a signal.
-    #[inline]
-    pub fn acquire(&self, deadline: Deadline) -> Result<Acquired> {
-        Ok(self.0.get()?.acquire(deadline)?)
-    }
-
-    /// Releases the lock. `any`: whichever process holds it.
-    ///
-    /// # Errors
-    /// [`Code::NotOwner`](crate::Code::NotOwner) when nobody holds it, or without `any` another process does.
-    #[inline]
-    pub fn release(&self, any: bool) -> Result<()> {
-        Ok(self.0.get()?.release(any)?)
-    }
-}
-
-/// A flag that processes wait for.
-///
-/// ```no_run
-/// use dragon::{Deadline, Event};
-///
-/// let event = Event::create(0)?;
-/// event.set()?;
-/// event.wait(Deadline::Never)?;
-/// # Ok::<(), dragon::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct Event(Handle<channels::Event>);
-
-impl Event {
-    /// Makes an event on this node, not set.
-    ///
-    /// # Errors
-    /// When a table is full.
-    pub fn create(user: u64) -> Result<Self> {
-        Handle::create(|member| Ok(channels::Event::create(member, user)?)).map(Self)
-    }
-
-    /// Sets it: all who wait go on.
-    ///
-    /// # Errors
-    /// When it was destroyed, or its node is down.
-    pub fn set(&self) -> Result<()> {
-        Ok(self.0.get()?.set()?)
-    }
-
-    /// Clears it.
-    ///
-    /// # Errors
-    /// As [`Event::set`].
-    pub fn clear(&self) -> Result<()> {
-        Ok(self.0.get()?.clear()?)
-    }
-
-    /// Whether it is set.
-    ///
-    /// # Errors
-    /// As [`Event::set`].
-    pub fn is_set(&self) -> Result<bool> {
-        Ok(self.0.get()?.is_set()?)
-    }
-
-    /// Waits until it is set.
-    ///
-    /// # Errors
-    /// As [`Lock::acquire`].
-    pub fn wait(&self, deadline: Deadline) -> Result<()> {
-        Ok(self.0.get()?.wait(deadline)?)
-    }
-}
-
-/// A counting semaphore.
-///
-/// ```no_run
-/// use dragon::{Deadline, Semaphore};
-///
-/// let places = Semaphore::create(2, 2, 0)?;
-/// places.acquire(Deadline::Never)?;
-/// places.release(1)?;
-/// # Ok::<(), dragon::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct Semaphore(Handle<channels::Semaphore>);
-
-impl Semaphore {
-    /// Makes a semaphore on this node with `value` units, that never has more than `max`.
-    ///
-    /// # Errors
-    /// When `value` is more than `max`, or a table is full.
-    pub fn create(value: u32, max: u32, user: u64) -> Result<Self> {
-        Handle::create(|member| Ok(channels::Semaphore::create(member, value, max, user)?))
-            .map(Self)
-    }
-
-    /// Takes one unit.
-    ///
-    /// # Errors
-    /// As [`Lock::acquire`].
-    pub fn acquire(&self, deadline: Deadline) -> Result<()> {
-        Ok(self.0.get()?.acquire(deadline)?)
-    }
-
-    /// Gives `count` units.
-    ///
-    /// # Errors
-    /// [`Code::InvalidArgument`](crate::Code::InvalidArgument) when there would be more than it can have.
-    pub fn release(&self, count: u32) -> Result<()> {
-        Ok(self.0.get()?.release(count)?)
-    }
-
-    /// How many units there are.
-    ///
-    /// # Errors
-    /// When it was destroyed, or its node is down.
-    pub fn value(&self) -> Result<u32> {
-        Ok(self.0.get()?.value()?)
-    }
-}
-
 /// A managed process: to wait for and to signal. [`Spawn`](crate::Spawn) starts one.
 #[derive(Debug)]
 pub struct Process(Handle<channels::ProcessObject>);
@@ -393,7 +274,9 @@ impl Process {
     /// Waits until it has ended; its status as `waitpid` gives it. Any number of processes may wait, any number of times.
     ///
     /// # Errors
-    /// As [`Lock::acquire`]; [`Code::NodeDown`](crate::Code::NodeDown) when the process's node is lost.
+    /// [`Code::Timeout`](crate::Code::Timeout) or, for [`Deadline::Now`], [`Code::Empty`](crate::Code::Empty) when it goes on
+    /// running; [`Code::Interrupted`](crate::Code::Interrupted) after a signal;
+    /// [`Code::NodeDown`](crate::Code::NodeDown) when the process's node is lost.
     pub fn wait(&self, deadline: Deadline) -> Result<i32> {
         Ok(self.0.get()?.wait(deadline)?)
     }

@@ -12,7 +12,7 @@ use dragon_shmem::{Block, Deadline, Member, Pin};
 
 use crate::error::{Error, Result};
 use crate::handle::{Handle, Object};
-use crate::objects::Channel;
+use crate::objects::{Channel, names};
 use crate::session::Session;
 
 impl Object for channels::PoolHandle {
@@ -24,6 +24,8 @@ impl Object for channels::PoolHandle {
         self.descriptor()
     }
 }
+
+names!(Pool, "pool");
 
 /// A pool of shared memory on this node, apart from the default one: with a limit, a name and a policy of its own.
 ///
@@ -69,29 +71,6 @@ impl Pool {
     pub fn create(options: &PoolOptions) -> Result<Self> {
         let make = |member: &Arc<Member>| Ok(channels::PoolHandle::create(member, options)?);
         Handle::create(make).map(Self)
-    }
-
-    /// A handle on the pool that `descriptor` names. `adopt`: take over the reference that an export counted, so that the
-    /// pool lives on when the exporter has gone; each export is adopted at most once.
-    ///
-    /// # Errors
-    /// When there is no such pool (any more), or it lies on another node.
-    pub fn attach(descriptor: Descriptor, adopt: bool) -> Result<Self> {
-        Ok(Self(Handle::attach(descriptor, adopt)?))
-    }
-
-    /// Its name, which keeps nothing alive.
-    #[must_use]
-    pub fn descriptor(&self) -> Descriptor {
-        self.0.descriptor()
-    }
-
-    /// Its name together with one reference in transit, for whoever attaches with `adopt`.
-    ///
-    /// # Errors
-    /// When the pool is gone.
-    pub fn export(&self) -> Result<Descriptor> {
-        Ok(self.0.get()?.export()?)
     }
 
     /// Ends the pool: nothing is allocated in it, and nobody attaches to it, from now on. Its memory goes with the last

@@ -12,13 +12,13 @@ use std::fs;
 use std::mem::{align_of, offset_of, size_of};
 use std::process::Command;
 
-use dragon::Code;
 use dragon::ffi::{
-    DragonBytes, DragonChannelOptions, DragonEndpointOptions, DragonMessage, DragonNode,
-    DragonPoolOptions, DragonPoolStats, DragonReady, DragonRuntime, DragonSpawnRequest,
-    DragonSpawnResult, DragonStat,
+    DragonBroadcastOptions, DragonBytes, DragonChannelOptions, DragonEndpointOptions,
+    DragonMessage, DragonNode, DragonPoolOptions, DragonPoolStats, DragonReady, DragonRuntime,
+    DragonSpawnRequest, DragonSpawnResult, DragonStat,
 };
 
+use dragon::{Code, WaitMode};
 use support::{compile, crate_dir, library, stdout};
 
 fn header() -> String {
@@ -149,6 +149,16 @@ fn header_and_library_agree_on_layouts_and_numbers() {
         block,
         reserved
     );
+    layout!(
+        DragonBroadcastOptions,
+        "dragon_broadcast_options",
+        size,
+        user,
+        waiters,
+        inline_bytes,
+        payloads,
+        reserved
+    );
     layout!(DragonSpawnResult, "dragon_spawn_result", code, pid, process);
     layout!(
         DragonSpawnRequest,
@@ -164,6 +174,13 @@ fn header_and_library_agree_on_layouts_and_numbers() {
         directory,
         notify
     );
+    let modes = ["ADAPTIVE", "SPIN", "SLEEP"];
+    for (name, mode) in modes
+        .into_iter()
+        .zip([WaitMode::Adaptive, WaitMode::Spin, WaitMode::Sleep])
+    {
+        claim(format!("DRAGON_WAIT_{name} == {}", mode as u32));
+    }
     // Every number that the library knows has a name in the header.
     let codes =
         (0..64).filter(|&n| n == Code::Corrupt.to_i32() || Code::from_i32(n) != Code::Corrupt);
@@ -259,31 +276,78 @@ fn c_parameter(parameter: &str) -> String {
 /// Name → result and parameter types in C, from the Rust sources.
 fn defined() -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
+    // Functions that objects of all kinds have: parameter of the macro → signature for the type `Object`.
+    let mut common = BTreeMap::new();
+    let mut objects = Vec::new();
     for file in fs::read_dir(crate_dir().join("src/ffi")).unwrap() {
         let source = fs::read_to_string(file.unwrap().path()).unwrap();
-        for part in source.split("extern \"C\" fn ").skip(1) {
-            let (name, rest) = part.split_once('(').unwrap();
-            let (parameters, rest) = rest.split_once(')').unwrap();
-            let result = rest.split_once("->").unwrap().1.split_once('{').unwrap().0;
-            let types: Vec<String> = parameters
+        for part in source.split("fn dragon_").skip(1) {
+            let (name, signature) = signature(part);
+            found.insert(format!("dragon_{name}"), signature);
+        }
+        let macros = source.split("macro_rules! object").nth(1).unwrap_or("");
+        for part in macros
+            .split("fn $")
+            .skip(1)
+            .take_while(|part| part.contains("$name:"))
+        {
+            let (name, signature) = signature(&part.replace("$object", "Object"));
+            common.insert(name, signature);
+        }
+        // Type { role: name, … }
+        for part in source.split("\nobject! {").skip(1) {
+            let (head, rest) = part.split_once('{').unwrap();
+            let kind = head.split_whitespace().next().unwrap().to_owned();
+            for (role, name) in rest
+                .split_once('}')
+                .unwrap()
+                .0
                 .split(',')
-                .filter_map(|parameter| parameter.split_once(':'))
-                .map(|(_, kind)| c_type(kind))
-                .collect();
-            found.insert(
-                name.to_owned(),
-                format!("{}({})", c_type(result), types.join(",")),
-            );
+                .filter_map(|pair| pair.split_once(':'))
+            {
+                objects.push((kind.clone(), role.trim().to_owned(), name.trim().to_owned()));
+            }
         }
     }
+    for (kind, role, name) in objects {
+        let signature = common[&role].replace("dragon_object", &c_name(&kind));
+        found.insert(name, signature);
+    }
     found
+}
+
+/// Name and signature of a function: `name(parameters) -> result {`. What has no result gives a code.
+fn signature(source: &str) -> (String, String) {
+    let (name, rest) = source.split_once('(').unwrap();
+    let (parameters, rest) = rest.split_once(')').unwrap();
+    let head = rest.split_once('{').unwrap().0;
+    let result = head.split_once("->").map_or("i32", |(_, result)| result);
+    let types: Vec<String> = parameters
+        .split(',')
+        .filter_map(|parameter| parameter.split_once(": "))
+        .map(|(_, kind)| c_type(kind))
+        .collect();
+    let signature = format!("{}({})", c_type(result), types.join(","));
+    (name.to_owned(), signature)
 }
 
 /// A Rust type as C writes it.
 fn c_type(kind: &str) -> String {
     let kind = kind.trim();
-    if let Some(target) = kind.strip_prefix("*mut ") {
+    if let Some((generic, argument)) = kind.split_once('<') {
+        let argument = argument.strip_suffix('>').unwrap();
+        return match generic.rsplit("::").next().unwrap() {
+            "Option" => c_type(argument),
+            "Out" | "Wanted" | "Box" => format!("{}*", c_type(argument)),
+            "Taken" => format!("{}**", c_type(argument)),
+            other => panic!("{other}<{argument}>"),
+        };
+    }
+    if let Some(target) = kind.strip_prefix("&mut ").or(kind.strip_prefix("*mut ")) {
         return format!("{}*", c_type(target));
+    }
+    if let Some(target) = kind.strip_prefix('&') {
+        return c_type(&format!("*const {target}"));
     }
     if let Some(target) = kind.strip_prefix("*const ") {
         // A pointer to a pointer that may not be written.
@@ -298,7 +362,11 @@ fn c_type(kind: &str) -> String {
         let (element, length) = array.trim_end_matches(']').split_once(';').unwrap();
         return format!("{}[{}]", c_type(element), length.trim());
     }
-    match kind {
+    match kind.rsplit("::").next().unwrap() {
+        "Deadline" => "int64_t".to_owned(),
+        "WaitMode" => "int32_t".to_owned(),
+        "Descriptor" => "constuint8_t[32]*".to_owned(),
+        "DescriptorBytes" => "uint8_t[32]".to_owned(),
         "u8" => "uint8_t".to_owned(),
         "c_void" => "void".to_owned(),
         "i32" => "int32_t".to_owned(),

@@ -20,6 +20,13 @@ fn program(runtime: &SmallRuntime, name: &str) -> String {
     stdout(&mut runtime.command(&program))
 }
 
+/// Runs a program after which the pool must be empty, whoever was killed in it.
+fn leaves_nothing(name: &str) {
+    let runtime = SmallRuntime::start();
+    program(&runtime, name);
+    assert_eq!(runtime.blocks(), 0);
+}
+
 #[test]
 fn ping() {
     let runtime = SmallRuntime::start();
@@ -58,9 +65,22 @@ fn pools() {
 
 #[test]
 fn sets_and_streams() {
-    let runtime = SmallRuntime::start();
-    program(&runtime, "streams.c");
-    assert_eq!(runtime.blocks(), 0);
+    leaves_nothing("streams.c");
+}
+
+#[test]
+fn barriers() {
+    leaves_nothing("barriers.c");
+}
+
+#[test]
+fn locks_conditions_and_semaphores() {
+    leaves_nothing("locks.c");
+}
+
+#[test]
+fn broadcasts() {
+    leaves_nothing("broadcasts.c");
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::{mem, ptr};
 use dragon_channels::{self as channels, ChannelOptions};
 use dragon_shmem::Deadline;
 
-use super::{Out, check_size, close, deadline, descriptor, guard, many, null, or_default, refer};
+use super::function::{Out, functions, object};
+use super::{check_size, many, or_default};
 use crate::error::Result;
 use crate::objects::Channel;
 use crate::session::Session;
@@ -163,197 +164,55 @@ fn send(channel: &Channel, parts: &[DragonBytes], hint: u64, deadline: Deadline)
     channel.send_parts(slices, hint, deadline)
 }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_channel_create(
-    options: *const DragonChannelOptions,
-    channel: *mut *mut Channel,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(channel, "channel") }?;
-        // SAFETY: the caller's promise.
-        let options = match unsafe { options.as_ref() } {
-            Some(options) => options.read()?,
-            None => ChannelOptions::default(),
-        };
-        out.give(Channel::create(&options)?);
+object! {
+    Channel channel {
+        attach: dragon_channel_attach,
+        close: dragon_channel_close,
+        descriptor: dragon_channel_descriptor,
+        export: dragon_channel_export,
+        destroy: dragon_channel_destroy,
+        set_wait_mode: dragon_channel_set_wait_mode,
+    }
+}
+
+functions! {
+    fn dragon_channel_create(options: Option<&DragonChannelOptions>, channel: Out<*mut Channel>) {
+        let options = options.map(DragonChannelOptions::read).transpose()?;
+        channel.give(Channel::create(&options.unwrap_or_default())?);
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_channel_attach(
-    descriptor: *const [u8; 32],
-    adopt: i32,
-    channel: *mut *mut Channel,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(channel, "channel") }?;
-        // SAFETY: the caller's promise.
-        let descriptor = unsafe { descriptor::read(descriptor) }?;
-        out.give(Channel::attach(descriptor, adopt != 0)?);
-        Ok(())
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_channel_close(channel: *mut Channel) -> i32 {
-    // SAFETY: the caller's promise.
-    unsafe { close(channel, "channel") }
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_channel_destroy(channel: *const Channel) -> i32 {
-    // SAFETY: the caller's promise.
-    guard(|| unsafe { refer(channel, "channel") }?.destroy())
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_channel_descriptor(
-    channel: *const Channel,
-    descriptor: *mut [u8; 32],
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let channel = unsafe { refer(channel, "channel") }?;
-        // SAFETY: the caller's promise.
-        unsafe { descriptor::write(|| Ok(channel.descriptor()), descriptor) }
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_channel_export(
-    channel: *const Channel,
-    descriptor: *mut [u8; 32],
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let channel = unsafe { refer(channel, "channel") }?;
-        // SAFETY: the caller's promise.
-        unsafe { descriptor::write(|| channel.export(), descriptor) }
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_channel_send(
-    channel: *const Channel,
-    parts: *const DragonBytes,
-    count: usize,
-    hint: u64,
-    timeout: i64,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let channel = unsafe { refer(channel, "channel") }?;
+    fn dragon_channel_send(
+        channel: &Channel,
+        parts: *const DragonBytes,
+        count: usize,
+        hint: u64,
+        timeout: Deadline,
+    ) {
         // SAFETY: the caller's promise.
         let parts = unsafe { many(parts, count, "parts") }?;
-        send(channel, parts, hint, deadline(timeout)?)
-    })
-}
+        send(channel, parts, hint, timeout)
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_channel_receive(
-    channel: *const Channel,
-    timeout: i64,
-    message: *mut DragonMessage,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let channel = unsafe { refer(channel, "channel") }?;
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(message, "message") }?;
-        DragonMessage::receive(channel, deadline(timeout)?, out)
-    })
-}
+    fn dragon_channel_receive(channel: &Channel, timeout: Deadline, message: Out<DragonMessage>) {
+        DragonMessage::receive(channel, timeout, message)
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_message_release(message: *mut DragonMessage) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let message = unsafe { message.as_mut() }.ok_or_else(|| null("message"))?;
-        // SAFETY: the message came from `dragon_channel_receive`, or is all zeros.
+    fn dragon_message_release(message: &mut DragonMessage) {
+        // SAFETY: the message came from a function that receives, or is all zeros.
         unsafe { message.release() };
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_channel_poll(
-    channel: *const Channel,
-    timeout: i64,
-    count: *mut u64,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let channel = unsafe { refer(channel, "channel") }?;
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(count, "count") }?;
-        out.put(channel.poll(deadline(timeout)?)?);
+    fn dragon_channel_poll(channel: &Channel, timeout: Deadline, count: Out<u64>) {
+        count.put(channel.poll(timeout)?);
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_channel_attributes(
-    channel: *const Channel,
-    count: *mut u64,
-    capacity: *mut u64,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let channel = unsafe { refer(channel, "channel") }?;
-        // SAFETY: the caller's promise.
-        let count = unsafe { Out::new(count, "count") }?;
-        // SAFETY: the caller's promise.
-        let capacity = unsafe { Out::new(capacity, "capacity") }?;
+    fn dragon_channel_attributes(channel: &Channel, count: Out<u64>, capacity: Out<u64>) {
         let (messages, room) = channel.attributes()?;
         count.put(messages);
         capacity.put(room);
         Ok(())
-    })
+    }
 }

@@ -1,147 +1,41 @@
 //! Events.
 
-use super::{Out, close, deadline, descriptor, guard, refer};
-use crate::objects::Event;
+use dragon_shmem::Deadline;
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_event_create(user: u64, event: *mut *mut Event) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(event, "event") }?;
-        out.give(Event::create(user)?);
+use super::function::{Out, functions, object};
+use crate::sync::Event;
+
+object! {
+    Event event {
+        attach: dragon_event_attach,
+        close: dragon_event_close,
+        descriptor: dragon_event_descriptor,
+        export: dragon_event_export,
+        destroy: dragon_event_destroy,
+        set_wait_mode: dragon_event_set_wait_mode,
+    }
+}
+
+functions! {
+    fn dragon_event_create(user: u64, event: Out<*mut Event>) {
+        event.give(Event::create(user)?);
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_event_attach(
-    descriptor: *const [u8; 32],
-    adopt: i32,
-    event: *mut *mut Event,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(event, "event") }?;
-        // SAFETY: the caller's promise.
-        let descriptor = unsafe { descriptor::read(descriptor) }?;
-        out.give(Event::attach(descriptor, adopt != 0)?);
-        Ok(())
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_event_close(event: *mut Event) -> i32 {
-    // SAFETY: the caller's promise.
-    unsafe { close(event, "event") }
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_event_destroy(event: *const Event) -> i32 {
-    // SAFETY: the caller's promise.
-    guard(|| unsafe { refer(event, "event") }?.destroy())
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_event_descriptor(
-    event: *const Event,
-    descriptor: *mut [u8; 32],
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let event = unsafe { refer(event, "event") }?;
-        // SAFETY: the caller's promise.
-        unsafe { descriptor::write(|| Ok(event.descriptor()), descriptor) }
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_event_export(
-    event: *const Event,
-    descriptor: *mut [u8; 32],
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let event = unsafe { refer(event, "event") }?;
-        // SAFETY: the caller's promise.
-        unsafe { descriptor::write(|| event.export(), descriptor) }
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_event_set(event: *const Event) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let event = unsafe { refer(event, "event") }?;
+    fn dragon_event_set(event: &Event) {
         event.set()
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_event_clear(event: *const Event) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let event = unsafe { refer(event, "event") }?;
+    fn dragon_event_clear(event: &Event) {
         event.clear()
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_event_wait(event: *const Event, timeout: i64) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let event = unsafe { refer(event, "event") }?;
-        event.wait(deadline(timeout)?)
-    })
-}
+    fn dragon_event_wait(event: &Event, timeout: Deadline) {
+        event.wait(timeout)
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_event_is_set(event: *const Event, set: *mut i32) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let event = unsafe { refer(event, "event") }?;
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(set, "set") }?;
-        out.put(event.is_set()?.into());
+    fn dragon_event_is_set(event: &Event, set: Out<i32>) {
+        set.put(event.is_set()?.into());
         Ok(())
-    })
+    }
 }

@@ -1,11 +1,12 @@
 //! Pools and their blocks.
 
 use std::ffi::{c_char, c_void};
-use std::ptr;
 
 use dragon_protocol::PoolOptions;
+use dragon_shmem::Deadline;
 
-use super::{Out, check_size, close, deadline, descriptor, guard, null, refer, text};
+use super::function::{Out, Taken, Wanted, functions, object};
+use super::{check_size, or_default, text};
 use crate::error::{Error, Result};
 use crate::objects::Channel;
 use crate::pool::{Pool, PoolBlock};
@@ -69,16 +70,8 @@ impl DragonPoolOptions {
         // SAFETY: the caller's promise.
         let file = unsafe { optional(self.file) }?;
         Ok(PoolOptions {
-            limit: if self.limit == 0 {
-                default.limit
-            } else {
-                self.limit
-            },
-            minimum_block: if self.minimum_block == 0 {
-                default.minimum_block
-            } else {
-                self.minimum_block
-            },
+            limit: or_default(self.limit, default.limit),
+            minimum_block: or_default(self.minimum_block, default.minimum_block),
             huge_pages: self.huge_pages != 0,
             numa_node,
             name: String::from_utf8_lossy(name).into_owned(),
@@ -101,222 +94,63 @@ unsafe fn optional<'a>(string: *const c_char) -> Result<&'a [u8]> {
     Ok(unsafe { text(string, "string") }?.to_bytes())
 }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_create(
-    options: *const DragonPoolOptions,
-    pool: *mut *mut Pool,
-) -> i32 {
-    guard(|| {
+object! {
+    Pool pool {
+        attach: dragon_pool_attach,
+        close: dragon_pool_close,
+        descriptor: dragon_pool_descriptor,
+        export: dragon_pool_export,
+        destroy: dragon_pool_destroy,
+    }
+}
+
+functions! {
+    fn dragon_pool_create(options: Option<&DragonPoolOptions>, pool: Out<*mut Pool>) {
         // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(pool, "pool") }?;
-        // SAFETY: the caller's promise.
-        let options = match unsafe { options.as_ref() } {
-            // SAFETY: the caller's promise.
-            Some(options) => unsafe { options.read() }?,
-            None => PoolOptions::default(),
-        };
-        out.give(Pool::create(&options)?);
+        let options = options.map(|options| unsafe { options.read() });
+        pool.give(Pool::create(&options.transpose()?.unwrap_or_default())?);
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_attach(
-    descriptor: *const [u8; 32],
-    adopt: i32,
-    pool: *mut *mut Pool,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(pool, "pool") }?;
-        // SAFETY: the caller's promise.
-        let descriptor = unsafe { descriptor::read(descriptor) }?;
-        out.give(Pool::attach(descriptor, adopt != 0)?);
-        Ok(())
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_close(pool: *mut Pool) -> i32 {
-    // SAFETY: the caller's promise.
-    unsafe { close(pool, "pool") }
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_destroy(pool: *const Pool) -> i32 {
-    // SAFETY: the caller's promise.
-    guard(|| unsafe { refer(pool, "pool") }?.destroy())
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_descriptor(
-    pool: *const Pool,
-    descriptor: *mut [u8; 32],
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let pool = unsafe { refer(pool, "pool") }?;
-        // SAFETY: the caller's promise.
-        unsafe { descriptor::write(|| Ok(pool.descriptor()), descriptor) }
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_export(pool: *const Pool, descriptor: *mut [u8; 32]) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let pool = unsafe { refer(pool, "pool") }?;
-        // SAFETY: the caller's promise.
-        unsafe { descriptor::write(|| pool.export(), descriptor) }
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_get_stats(
-    pool: *const Pool,
-    stats: *mut DragonPoolStats,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let pool = unsafe { refer(pool, "pool") }?;
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(stats, "stats") }?;
-        let stats = pool.stats()?;
-        out.put(DragonPoolStats {
-            limit: stats.limit,
-            committed: stats.committed,
-            used: stats.used,
-            blocks: stats.blocks,
-            huge: stats.huge,
+    fn dragon_pool_get_stats(pool: &Pool, stats: Out<DragonPoolStats>) {
+        let found = pool.stats()?;
+        stats.put(DragonPoolStats {
+            limit: found.limit,
+            committed: found.committed,
+            used: found.used,
+            blocks: found.blocks,
+            huge: found.huge,
         });
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_trim(released: *mut u64) -> i32 {
-    guard(|| {
-        let bytes = Session::attach_or_start()?.trim_pools()?;
-        // SAFETY: the caller's promise.
-        unsafe { super::put_if_wanted(released, bytes) };
+    fn dragon_pool_trim(released: Wanted<u64>) {
+        released.put(Session::attach_or_start()?.trim_pools()?);
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_alloc(
-    pool: *const Pool,
-    length: u64,
-    block: *mut *mut PoolBlock,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let pool = unsafe { refer(pool, "pool") }?;
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(block, "block") }?;
-        out.give(pool.alloc(length)?);
+    fn dragon_pool_alloc(pool: &Pool, length: u64, block: Out<*mut PoolBlock>) {
+        block.give(pool.alloc(length)?);
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_block_data(
-    block: *mut PoolBlock,
-    data: *mut *mut c_void,
-    length: *mut u64,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let block = unsafe { block.as_mut() }.ok_or_else(|| null("block"))?;
-        // SAFETY: the caller's promise.
-        unsafe { super::put_if_wanted(length, block.len()) };
-        // SAFETY: the caller's promise.
-        unsafe { super::put_if_wanted(data, block.as_mut_ptr().cast()) };
+    fn dragon_pool_block_data(block: &mut PoolBlock, data: Wanted<*mut c_void>, length: Wanted<u64>) {
+        length.put(block.len());
+        data.put(block.as_mut_ptr().cast());
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_block_free(block: *mut PoolBlock) -> i32 {
-    // SAFETY: the caller's promise.
-    unsafe { close(block, "block") }
-}
+    fn dragon_pool_block_free(block: Box<PoolBlock>) {
+        drop(block);
+        Ok(())
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pool_block_send(
-    block: *mut *mut PoolBlock,
-    channel: *const Channel,
-    hint: u64,
-    timeout: i64,
-) -> i32 {
-    guard(|| {
-        let deadline = deadline(timeout)?;
-        // SAFETY: the caller's promise.
-        let channel = unsafe { refer(channel, "channel") }?;
-        // SAFETY: the caller's promise.
-        let place = unsafe { block.as_mut() }.ok_or_else(|| null("block"))?;
-        if place.is_null() {
-            return Err(null("block"));
-        }
-        // SAFETY: the caller's promise: it came from `Out::give`, and was neither freed nor sent.
-        let block = unsafe { Box::from_raw(*place) };
-        match block.send(channel, hint, deadline) {
-            Ok(()) => {
-                *place = ptr::null_mut();
-                Ok(())
-            }
-            Err((error, back)) => {
-                *place = Box::into_raw(Box::new(back));
-                Err(error)
-            }
-        }
-    })
+    fn dragon_pool_block_send(
+        block: Taken<PoolBlock>,
+        channel: &Channel,
+        hint: u64,
+        timeout: Deadline,
+    ) {
+        block.hand_over(|block| block.send(channel, hint, timeout))
+    }
 }

@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 
 use dragon_protocol::{Code, RELEASE};
 
-use super::{Out, fill, guard, list};
+use super::function::{Out, functions};
+use super::{fill, guard, list};
 use crate::session::Session;
 
 /// `dragon_runtime`.
@@ -104,18 +105,11 @@ pub extern "C" fn dragon_detach() -> i32 {
     guard(Session::detach)
 }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_runtime_info(info: *mut DragonRuntime) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(info, "info") }?;
+functions! {
+    fn dragon_runtime_info(info: Out<DragonRuntime>) {
         let session = Session::attach_or_start()?;
         let membership = session.nodes()?;
-        out.put(DragonRuntime {
+        info.put(DragonRuntime {
             runtime: session.runtime().0,
             node: session.node().get(),
             nodes: u32::try_from(membership.nodes.len()).unwrap_or(u32::MAX),
@@ -128,20 +122,9 @@ pub unsafe extern "C" fn dragon_runtime_info(info: *mut DragonRuntime) -> i32 {
             slot_generation: session.slot().generation,
         });
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_nodes(
-    nodes: *mut DragonNode,
-    capacity: usize,
-    count: *mut usize,
-) -> i32 {
-    guard(|| {
+    fn dragon_nodes(nodes: *mut DragonNode, capacity: usize, count: Out<usize>) {
         let membership = Session::attach_or_start()?.nodes()?;
         let all = membership.nodes.iter().map(|node| {
             let mut shown = DragonNode {
@@ -158,20 +141,9 @@ pub unsafe extern "C" fn dragon_nodes(
         });
         // SAFETY: the caller's promise.
         unsafe { list(all, nodes, capacity, count) }
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stats(
-    stats: *mut DragonStat,
-    capacity: usize,
-    count: *mut usize,
-) -> i32 {
-    guard(|| {
+    fn dragon_stats(stats: *mut DragonStat, capacity: usize, count: Out<usize>) {
         let counted = Session::attach_or_start()?.stats()?;
         let all = counted.iter().map(|(name, value)| {
             let mut shown = DragonStat {
@@ -183,5 +155,5 @@ pub unsafe extern "C" fn dragon_stats(
         });
         // SAFETY: the caller's promise.
         unsafe { list(all, stats, capacity, count) }
-    })
+    }
 }

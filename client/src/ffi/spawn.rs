@@ -8,7 +8,8 @@ use dragon_protocol::NodeIndex;
 use dragon_protocol::control::Output;
 
 use super::channel::DragonBytes;
-use super::{Out, check_size, guard, last_error, many, put_if_wanted, refer, text};
+use super::function::{Wanted, functions};
+use super::{check_size, guard, last_error, many, refer, text};
 use crate::error::{Error, Result};
 use crate::objects::{Channel, Process};
 use crate::spawn::{Child, Spawn};
@@ -158,29 +159,14 @@ unsafe fn environment(mut next: *const *const c_char) -> Result<Vec<(OsString, O
     }
 }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_spawn(
-    request: *const DragonSpawnRequest,
-    process: *mut *mut Process,
-    pid: *mut u32,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let request = unsafe { refer(request, "request") }?;
+functions! {
+    fn dragon_spawn(request: &DragonSpawnRequest, process: Wanted<*mut Process>, pid: Wanted<u32>) {
         // SAFETY: the caller's promise.
         let child = unsafe { request.read() }?.start()?;
-        // SAFETY: the caller's promise.
-        unsafe { put_if_wanted(pid, child.pid) };
-        if !process.is_null() {
-            // SAFETY: the caller's promise.
-            unsafe { Out::new(process, "process") }?.give(child.process);
-        }
+        pid.put(child.pid);
+        process.give(child.process);
         Ok(())
-    })
+    }
 }
 
 /// See `dragon.h`.

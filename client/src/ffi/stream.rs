@@ -1,17 +1,15 @@
 //! Streams: endpoints, both ends of a conversation, and pumps. An end is used by one thread at a time; others wait for it.
 
 use std::ffi::c_void;
-use std::os::fd::IntoRawFd as _;
-use std::ptr;
+use std::os::fd::{IntoRawFd as _, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dragon_channels::EndpointOptions;
+use dragon_shmem::Deadline;
 
 use super::channel::DragonMessage;
-use super::{
-    Out, check_size, close, deadline, descriptor, guard, many, null, or_default, put_if_wanted,
-    refer,
-};
+use super::function::{Out, Taken, Wanted, functions, object};
+use super::{check_size, many, or_default, room};
 use crate::error::Result;
 use crate::pool::PoolBlock;
 use crate::streams::{Endpoint, Pump, StreamReceiver, StreamSender};
@@ -70,395 +68,139 @@ fn unwrap<T>(mutex: Mutex<T>) -> T {
     mutex.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a handle back from the caller, whose place becomes NULL.
-///
-/// # Safety
-/// Null, or valid for a read and a write; what is there is NULL or came from [`Out::give`] and was not given back.
-unsafe fn take<T>(place: *mut *mut T, what: &str) -> Result<Box<T>> {
-    // SAFETY: the caller's promise.
-    let place = unsafe { place.as_mut() }.ok_or_else(|| null(what))?;
-    let handle = std::mem::replace(place, ptr::null_mut());
-    if handle.is_null() {
-        return Err(null(what));
+object! {
+    Endpoint endpoint {
+        attach: dragon_endpoint_attach,
+        close: dragon_endpoint_close,
+        descriptor: dragon_endpoint_descriptor,
+        export: dragon_endpoint_export,
+        destroy: dragon_endpoint_destroy,
+        set_wait_mode: dragon_endpoint_set_wait_mode,
     }
-    // SAFETY: the caller's promise.
-    Ok(unsafe { Box::from_raw(handle) })
 }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_endpoint_create(
-    options: *const DragonEndpointOptions,
-    endpoint: *mut *mut Endpoint,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(endpoint, "endpoint") }?;
-        // SAFETY: the caller's promise.
-        let options = match unsafe { options.as_ref() } {
-            Some(options) => options.read()?,
-            None => EndpointOptions::default(),
-        };
-        out.give(Endpoint::create(&options)?);
+functions! {
+    fn dragon_endpoint_create(options: Option<&DragonEndpointOptions>, endpoint: Out<*mut Endpoint>) {
+        let options = options.map(DragonEndpointOptions::read).transpose()?;
+        endpoint.give(Endpoint::create(&options.unwrap_or_default())?);
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_endpoint_attach(
-    descriptor: *const [u8; 32],
-    adopt: i32,
-    endpoint: *mut *mut Endpoint,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(endpoint, "endpoint") }?;
-        // SAFETY: the caller's promise.
-        let descriptor = unsafe { descriptor::read(descriptor) }?;
-        out.give(Endpoint::attach(descriptor, adopt != 0)?);
+    fn dragon_endpoint_open_send(
+        endpoint: &Endpoint,
+        timeout: Deadline,
+        sender: Out<*mut DragonStreamSender>,
+    ) {
+        sender.give(DragonStreamSender(Mutex::new(endpoint.open_send(timeout)?)));
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_endpoint_close(endpoint: *mut Endpoint) -> i32 {
-    // SAFETY: the caller's promise.
-    unsafe { close(endpoint, "endpoint") }
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_endpoint_destroy(endpoint: *const Endpoint) -> i32 {
-    // SAFETY: the caller's promise.
-    guard(|| unsafe { refer(endpoint, "endpoint") }?.destroy())
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_endpoint_descriptor(
-    endpoint: *const Endpoint,
-    descriptor: *mut [u8; 32],
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let endpoint = unsafe { refer(endpoint, "endpoint") }?;
-        // SAFETY: the caller's promise.
-        unsafe { descriptor::write(|| Ok(endpoint.descriptor()), descriptor) }
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_endpoint_export(
-    endpoint: *const Endpoint,
-    descriptor: *mut [u8; 32],
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let endpoint = unsafe { refer(endpoint, "endpoint") }?;
-        // SAFETY: the caller's promise.
-        unsafe { descriptor::write(|| endpoint.export(), descriptor) }
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_endpoint_open_send(
-    endpoint: *const Endpoint,
-    timeout: i64,
-    sender: *mut *mut DragonStreamSender,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let endpoint = unsafe { refer(endpoint, "endpoint") }?;
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(sender, "sender") }?;
-        let opened = endpoint.open_send(deadline(timeout)?)?;
-        out.give(DragonStreamSender(Mutex::new(opened)));
+    fn dragon_endpoint_accept(
+        endpoint: &Endpoint,
+        timeout: Deadline,
+        receiver: Out<*mut DragonStreamReceiver>,
+    ) {
+        receiver.give(DragonStreamReceiver(Mutex::new(endpoint.accept(timeout)?)));
         Ok(())
-    })
-}
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_endpoint_accept(
-    endpoint: *const Endpoint,
-    timeout: i64,
-    receiver: *mut *mut DragonStreamReceiver,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let endpoint = unsafe { refer(endpoint, "endpoint") }?;
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(receiver, "receiver") }?;
-        let accepted = endpoint.accept(deadline(timeout)?)?;
-        out.give(DragonStreamReceiver(Mutex::new(accepted)));
-        Ok(())
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stream_send(
-    sender: *const DragonStreamSender,
-    data: *const c_void,
-    length: usize,
-    argument: u64,
-    timeout: i64,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let sender = unsafe { refer(sender, "sender") }?;
+    fn dragon_stream_send(
+        sender: &DragonStreamSender,
+        data: *const c_void,
+        length: usize,
+        argument: u64,
+        timeout: Deadline,
+    ) {
         // SAFETY: the caller's promise.
         let bytes = unsafe { many(data.cast::<u8>(), length, "data") }?;
-        lock(&sender.0).send(bytes, argument, deadline(timeout)?)
-    })
-}
+        lock(&sender.0).send(bytes, argument, timeout)
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stream_send_block(
-    sender: *const DragonStreamSender,
-    block: *mut *mut PoolBlock,
-    argument: u64,
-    timeout: i64,
-) -> i32 {
-    guard(|| {
-        let deadline = deadline(timeout)?;
-        // SAFETY: the caller's promise.
-        let sender = unsafe { refer(sender, "sender") }?;
-        // SAFETY: the caller's promise.
-        let taken = unsafe { take(block, "block") }?;
-        let sent = lock(&sender.0).send_block(*taken, argument, deadline);
-        sent.map_err(|(error, back)| {
-            // SAFETY: not null: `take` found a block there.
-            unsafe { block.write(Box::into_raw(Box::new(back))) };
-            error
-        })
-    })
-}
+    fn dragon_stream_send_block(
+        sender: &DragonStreamSender,
+        block: Taken<PoolBlock>,
+        argument: u64,
+        timeout: Deadline,
+    ) {
+        block.hand_over(|block| lock(&sender.0).send_block(block, argument, timeout))
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stream_sender_finish(
-    sender: *const DragonStreamSender,
-    timeout: i64,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let sender = unsafe { refer(sender, "sender") }?;
-        lock(&sender.0).close(deadline(timeout)?)
-    })
-}
+    fn dragon_stream_sender_finish(sender: &DragonStreamSender, timeout: Deadline) {
+        lock(&sender.0).close(timeout)
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stream_sender_close(sender: *mut DragonStreamSender) -> i32 {
-    // SAFETY: the caller's promise.
-    unsafe { close(sender, "sender") }
-}
+    fn dragon_stream_sender_close(sender: Box<DragonStreamSender>) {
+        drop(sender);
+        Ok(())
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stream_sender_abort(sender: *mut *mut DragonStreamSender) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let sender = unsafe { take(sender, "sender") }?;
-        unwrap(sender.0).abort()
-    })
-}
+    fn dragon_stream_sender_abort(sender: Taken<DragonStreamSender>) {
+        unwrap(sender.out().0).abort()
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stream_receive(
-    receiver: *const DragonStreamReceiver,
-    timeout: i64,
-    message: *mut DragonMessage,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let receiver = unsafe { refer(receiver, "receiver") }?;
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(message, "message") }?;
+    fn dragon_stream_receive(
+        receiver: &DragonStreamReceiver,
+        timeout: Deadline,
+        message: Out<DragonMessage>,
+    ) {
         let mut receiver = lock(&receiver.0);
         let (receiver, session) = receiver.below()?;
-        DragonMessage::show(receiver.receive(deadline(timeout)?), session, out)
-    })
-}
+        DragonMessage::show(receiver.receive(timeout), session, message)
+    }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stream_receive_into(
-    receiver: *const DragonStreamReceiver,
-    buffer: *mut c_void,
-    capacity: usize,
-    timeout: i64,
-    length: *mut usize,
-    argument: *mut u64,
-    last: *mut i32,
-) -> i32 {
-    guard(|| {
+    fn dragon_stream_receive_into(
+        receiver: &DragonStreamReceiver,
+        buffer: *mut c_void,
+        capacity: usize,
+        timeout: Deadline,
+        length: Out<usize>,
+        argument: Wanted<u64>,
+        last: Wanted<i32>,
+    ) {
         // SAFETY: the caller's promise.
-        let receiver = unsafe { refer(receiver, "receiver") }?;
-        // SAFETY: the caller's promise.
-        let length = unsafe { Out::new(length, "length") }?;
-        if buffer.is_null() && capacity != 0 {
-            return Err(null("buffer"));
-        }
-        let mut nothing = [];
-        let buffer = if capacity == 0 {
-            &mut nothing[..]
-        } else {
-            // SAFETY: not null, and the caller vouches for so many bytes, which nobody else uses meanwhile.
-            unsafe { std::slice::from_raw_parts_mut(buffer.cast::<u8>(), capacity) }
-        };
-        let part = lock(&receiver.0).receive_into(buffer, deadline(timeout)?)?;
+        let buffer = unsafe { room(buffer, capacity) }?;
+        let part = lock(&receiver.0).receive_into(buffer, timeout)?;
         length.put(part.length);
-        // SAFETY: the caller's promise.
-        unsafe { put_if_wanted(argument, part.argument) };
-        // SAFETY: the caller's promise.
-        unsafe { put_if_wanted(last, part.last.into()) };
+        argument.put(part.argument);
+        last.put(part.last.into());
         Ok(())
-    })
+    }
+
+    fn dragon_stream_poll(receiver: &DragonStreamReceiver, timeout: Deadline, chunk: Out<i32>) {
+        chunk.put(lock(&receiver.0).poll(timeout)?.into());
+        Ok(())
+    }
+
+    fn dragon_stream_receiver_close(receiver: Box<DragonStreamReceiver>) {
+        drop(receiver);
+        Ok(())
+    }
+
+    fn dragon_stream_sender_into_fd(
+        sender: Taken<DragonStreamSender>,
+        fd: Out<i32>,
+        pump: Out<*mut Pump>,
+    ) {
+        give_fd(unwrap(sender.out().0).into_fd()?, fd, pump);
+        Ok(())
+    }
+
+    fn dragon_stream_receiver_into_fd(
+        receiver: Taken<DragonStreamReceiver>,
+        fd: Out<i32>,
+        pump: Out<*mut Pump>,
+    ) {
+        give_fd(unwrap(receiver.out().0).into_fd()?, fd, pump);
+        Ok(())
+    }
+
+    fn dragon_pump_join(pump: Taken<Pump>, bytes: Wanted<u64>) {
+        bytes.put(pump.out().join()?);
+        Ok(())
+    }
 }
 
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stream_poll(
-    receiver: *const DragonStreamReceiver,
-    timeout: i64,
-    chunk: *mut i32,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let receiver = unsafe { refer(receiver, "receiver") }?;
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(chunk, "chunk") }?;
-        out.put(lock(&receiver.0).poll(deadline(timeout)?)?.into());
-        Ok(())
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stream_receiver_close(receiver: *mut DragonStreamReceiver) -> i32 {
-    // SAFETY: the caller's promise.
-    unsafe { close(receiver, "receiver") }
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stream_sender_into_fd(
-    sender: *mut *mut DragonStreamSender,
-    fd: *mut i32,
-    pump: *mut *mut Pump,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let fd = unsafe { Out::new(fd, "fd") }?;
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(pump, "pump") }?;
-        // SAFETY: the caller's promise.
-        let sender = unsafe { take(sender, "sender") }?;
-        let (ours, pump) = unwrap(sender.0).into_fd()?;
-        fd.put(ours.into_raw_fd());
-        out.give(pump);
-        Ok(())
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_stream_receiver_into_fd(
-    receiver: *mut *mut DragonStreamReceiver,
-    fd: *mut i32,
-    pump: *mut *mut Pump,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let fd = unsafe { Out::new(fd, "fd") }?;
-        // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(pump, "pump") }?;
-        // SAFETY: the caller's promise.
-        let receiver = unsafe { take(receiver, "receiver") }?;
-        let (ours, pump) = unwrap(receiver.0).into_fd()?;
-        fd.put(ours.into_raw_fd());
-        out.give(pump);
-        Ok(())
-    })
-}
-
-/// See `dragon.h`.
-///
-/// # Safety
-/// As the module's parent says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dragon_pump_join(pump: *mut *mut Pump, bytes: *mut u64) -> i32 {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let pump = unsafe { take(pump, "pump") }?;
-        let carried = pump.join()?;
-        // SAFETY: the caller's promise.
-        unsafe { put_if_wanted(bytes, carried) };
-        Ok(())
-    })
+fn give_fd((ours, carrier): (OwnedFd, Pump), fd: Out<i32>, pump: Out<*mut Pump>) {
+    fd.put(ours.into_raw_fd());
+    pump.give(carrier);
 }

@@ -1,6 +1,8 @@
 /* What the programs of the client's tests share. */
 #include <dragon.h>
 
+#include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,4 +56,57 @@ static inline void reap(pid_t child)
     int status = 0;
     TRUE(waitpid(child, &status, 0) == child);
     TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/* Another process brings it about; the caller sets an alarm() that ends a program that waits in vain. */
+#define UNTIL(what)                                                                                          \
+    do {                                                                                                     \
+        while (!(what))                                                                                      \
+            sched_yield();                                                                                   \
+    } while (0)
+
+/* A child that does something with its parent's handles and ends well. */
+static inline pid_t child_that(void (*does)(void))
+{
+    pid_t pid = fork();
+    TRUE(pid >= 0);
+    if (pid == 0) {
+        does();
+        exit(0);
+    }
+    return pid;
+}
+
+/* Kills a child wherever it is. */
+static inline void kill_child(pid_t pid)
+{
+    int status = 0;
+    TRUE(kill(pid, SIGKILL) == 0);
+    TRUE(waitpid(pid, &status, 0) == pid);
+    TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+}
+
+/* Stops a child wherever it is: what happens to it from now on, it does not notice. */
+static inline void stop_child(pid_t pid)
+{
+    int status = 0;
+    TRUE(kill(pid, SIGSTOP) == 0);
+    TRUE(waitpid(pid, &status, WUNTRACED) == pid);
+    TRUE(WIFSTOPPED(status));
+}
+
+/* Kills a child when it has written a byte to the pipe. */
+static inline void kill_when_told(pid_t pid, const int told[2])
+{
+    char byte;
+    TRUE(read(told[0], &byte, 1) == 1);
+    kill_child(pid);
+}
+
+/* In such a child: tells, and waits for its end. */
+static inline void tell_and_wait(const int told[2])
+{
+    TRUE(write(told[1], "x", 1) == 1);
+    for (;;)
+        pause();
 }

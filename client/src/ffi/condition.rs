@@ -1,0 +1,42 @@
+//! Conditions.
+
+use dragon_channels::ConditionOptions;
+use dragon_shmem::Deadline;
+
+use super::function::{Out, Wanted, functions, object};
+use super::or_default;
+use crate::sync::{Condition, Lock};
+
+object! {
+    Condition condition {
+        attach: dragon_condition_attach,
+        close: dragon_condition_close,
+        descriptor: dragon_condition_descriptor,
+        export: dragon_condition_export,
+        destroy: dragon_condition_destroy,
+        set_wait_mode: dragon_condition_set_wait_mode,
+    }
+}
+
+functions! {
+    fn dragon_condition_create(waiters: u32, user: u64, condition: Out<*mut Condition>) {
+        let waiters = or_default(waiters, ConditionOptions::default().waiters);
+        condition.give(Condition::create(&ConditionOptions { waiters, user })?);
+        Ok(())
+    }
+
+    fn dragon_condition_wait(condition: &Condition, lock: &Lock, timeout: Deadline, owner_died: Wanted<i32>) {
+        owner_died.put(condition.wait(lock, timeout)?.owner_died.into());
+        Ok(())
+    }
+
+    fn dragon_condition_notify(condition: &Condition, count: u32, woken: Wanted<u32>) {
+        woken.put(condition.notify(count)?);
+        Ok(())
+    }
+
+    fn dragon_condition_waiting(condition: &Condition, waiting: Out<u32>) {
+        waiting.put(condition.waiting()?);
+        Ok(())
+    }
+}
