@@ -168,6 +168,58 @@ typedef struct dragon_channel_options {
     uint32_t reserved; /* 0 */
 } dragon_channel_options;
 
+/* When a send returns. */
+typedef enum dragon_returns {
+    DRAGON_RETURN_DEPOSITED = 0,   /* when the message is in the channel */
+    DRAGON_RETURN_IMMEDIATELY = 1, /* at once. To a channel of another node: nobody tells whether the message arrived. To one
+                                    * of this node: as DRAGON_RETURN_DEPOSITED */
+    DRAGON_RETURN_BUFFERED = 2,    /* when the caller's bytes may be written over; otherwise as DRAGON_RETURN_IMMEDIATELY */
+    DRAGON_RETURN_RECEIVED = 3     /* when somebody has received it. DRAGON_TIMEOUT takes nothing back then: once the message
+                                    * is in the channel, it stays there */
+} dragon_returns;
+
+/* How a message is to be sent. Set size to sizeof(dragon_send_options) and all that is not needed to 0. */
+typedef struct dragon_send_options {
+    size_t size;
+    uint64_t hint;        /* for the receiver, beside the bytes */
+    const uint8_t *trace; /* a trace id of 16 bytes that travels with the message, in channels of this node; NULL: none */
+    int32_t returns;      /* a dragon_returns */
+    uint32_t reserved;    /* 0 */
+} dragon_send_options;
+
+/* What was received into the caller's memory. */
+typedef struct dragon_received {
+    size_t length;     /* bytes of the message, at the start of the buffer */
+    uint64_t hint;
+    uint8_t trace[16]; /* the sender's trace id */
+    int32_t traced;    /* 1: it gave one */
+    uint32_t reserved; /* 0 */
+} dragon_received;
+
+/* A state of a channel to wait for. */
+typedef enum dragon_poll {
+    DRAGON_POLL_READABLE = 0, /* there is a message */
+    DRAGON_POLL_WRITABLE = 1, /* there is room for one */
+    DRAGON_POLL_EMPTY = 2,    /* there is no message */
+    DRAGON_POLL_FULL = 3,     /* there is no room */
+    DRAGON_POLL_CLOSED = 4    /* the channel was destroyed */
+} dragon_poll;
+
+/* What a channel is and how full. Set size to sizeof(dragon_channel_info) before the call. */
+typedef struct dragon_channel_info {
+    size_t size;
+    uint64_t messages;          /* in it, those just being sent among them */
+    uint64_t capacity;          /* messages that it can hold; of one that grows: its limit */
+    uint64_t block;             /* messages up to so many bytes travel in the channel's own memory */
+    uint64_t bytes;             /* of its own memory; large messages are not among them */
+    uint32_t senders_waiting;   /* threads that sleep until there is room */
+    uint32_t receivers_waiting; /* threads that sleep until there is a message */
+    uint32_t watchers;          /* threads that sleep until it is in another state, or for a receipt */
+    uint32_t segments;          /* pieces that it consists of: 1 unless it has grown */
+    int32_t grows;              /* 1: it does */
+    uint32_t reserved;          /* 0 */
+} dragon_channel_info;
+
 /* How an endpoint of streams is to be made. Set size to sizeof(dragon_endpoint_options) and all that is not needed to 0. */
 typedef struct dragon_endpoint_options {
     size_t size;
@@ -290,12 +342,35 @@ int32_t dragon_channel_export(const dragon_channel *channel, uint8_t descriptor[
 int32_t dragon_channel_set_wait_mode(const dragon_channel *channel, int32_t mode);
 /* Sends the parts as one message. */
 int32_t dragon_channel_send(const dragon_channel *channel, const dragon_bytes *parts, size_t count, uint64_t hint, int64_t timeout);
+/* Sends the parts as one message, as the options say. DRAGON_UNSUPPORTED: a trace id to a channel of another node. */
+int32_t dragon_channel_send_with(const dragon_channel *channel, const dragon_bytes *parts, size_t count,
+                                 const dragon_send_options *options, int64_t timeout);
+/* Sends count messages in their order, each with its hint (hints NULL: 0); the timeout is for all of them together. *sent: how
+ * many; fewer than count when time was up, or something failed after the first. An error: not a single one. */
+int32_t dragon_channel_send_many(const dragon_channel *channel, const dragon_bytes *messages, const uint64_t *hints, size_t count,
+                                 int64_t timeout, size_t *sent);
 /* On success the caller owes one dragon_message_release. */
 int32_t dragon_channel_receive(const dragon_channel *channel, int64_t timeout, dragon_message *message);
+/* Takes the oldest message into capacity bytes at buffer. DRAGON_TOO_LARGE: it is longer, and stays in the channel (one of
+ * another node's channel is lost). */
+int32_t dragon_channel_receive_into(const dragon_channel *channel, void *buffer, size_t capacity, int64_t timeout,
+                                    dragon_received *received);
+/* Waits for the first message, and takes what else is there: *count of them, at most capacity (not 0), each of which is to be
+ * released. */
+int32_t dragon_channel_receive_many(const dragon_channel *channel, int64_t timeout, dragon_message *messages, size_t capacity,
+                                    size_t *count);
+/* A copy of the oldest message, which stays in the channel. The copy is to be released. */
+int32_t dragon_channel_peek(const dragon_channel *channel, int64_t timeout, dragon_message *message);
+/* The trace id that the sender gave: *traced is 0 when it gave none. Not for a message that was released. */
+int32_t dragon_message_trace(const dragon_message *message, uint8_t trace[16], int32_t *traced);
 /* Releasing a message that was released already, or was zeroed and never received, does nothing. */
 int32_t dragon_message_release(dragon_message *message);
 /* Waits until there is something to receive; *count: how many messages. DRAGON_TRY always succeeds, perhaps with 0. */
 int32_t dragon_channel_poll(const dragon_channel *channel, int64_t timeout, uint64_t *count);
+/* Waits until the channel is in a state, a dragon_poll; *count (may be NULL): how many messages it has then. Others may change
+ * it at once. With DRAGON_TRY: DRAGON_EMPTY when it is not in that state. */
+int32_t dragon_channel_poll_for(const dragon_channel *channel, int32_t state, int64_t timeout, uint64_t *count);
+int32_t dragon_channel_get_info(const dragon_channel *channel, dragon_channel_info *info);
 /* Messages in it now, and how many it can hold. */
 int32_t dragon_channel_attributes(const dragon_channel *channel, uint64_t *count, uint64_t *capacity);
 

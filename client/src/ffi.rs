@@ -24,7 +24,10 @@ pub mod spawn;
 pub mod stream;
 
 pub use broadcast::DragonBroadcastOptions;
-pub use channel::{DragonBytes, DragonChannelOptions, DragonMessage};
+pub use channel::{
+    DragonBytes, DragonChannelInfo, DragonChannelOptions, DragonMessage, DragonReceived,
+    DragonSendOptions,
+};
 pub use pool::{DragonPoolOptions, DragonPoolStats};
 pub use runtime::{DragonNode, DragonRuntime, DragonStat};
 pub use set::DragonReady;

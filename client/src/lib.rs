@@ -34,8 +34,9 @@ mod sync;
 mod watcher;
 
 pub use dragon_channels::{
-    Acquired, BarrierState, Breakage, BroadcastOptions, ChannelOptions, ConditionOptions,
-    EndpointOptions, Interest, Part, Ready, SemaphoreOptions, SetMember, Trigger, WaitMode,
+    Acquired, Attributes, BarrierState, Breakage, BroadcastOptions, ChannelOptions,
+    ConditionOptions, EndpointOptions, Interest, Part, Poll, Ready, Received, Returns,
+    SemaphoreOptions, SendOptions, SetMember, Trigger, WaitMode,
 };
 pub use dragon_protocol::control::{ExitNotice, Membership, Output};
 pub use dragon_protocol::launch::NodeInfo;

@@ -6,7 +6,7 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use dragon_channels as channels;
-use dragon_channels::ChannelOptions;
+use dragon_channels::{Attributes, ChannelOptions, Poll, Received, SendOptions};
 use dragon_protocol::Descriptor;
 use dragon_shmem::{Deadline, Member};
 
@@ -107,7 +107,7 @@ destroy!(Channel);
 common!(Channel, channels::Channel, "channel");
 common!(Process, channels::ProcessObject, "process");
 
-/// A bounded FIFO of messages: any number of senders and receivers, on any node.
+/// A FIFO of messages, bounded or growing up to a limit: any number of senders and receivers, on any node.
 ///
 /// ```no_run
 /// use dragon::{Channel, ChannelOptions, Deadline};
@@ -150,6 +150,34 @@ impl Channel {
         Ok(self.0.get()?.send_parts(parts, hint, deadline)?)
     }
 
+    /// Sends the parts as one message, as the options say: with a hint and a trace id, by a deadline, and returning when the
+    /// message is in the channel or when somebody has received it.
+    ///
+    /// ```no_run
+    /// use dragon::{Channel, ChannelOptions, Returns, SendOptions};
+    ///
+    /// let channel = Channel::create(&ChannelOptions::default())?;
+    /// let options = SendOptions { hint: 7, returns: Returns::Received, ..SendOptions::default() };
+    /// channel.send_with(&[std::io::IoSlice::new(b"please confirm")], &options)?;
+    /// # Ok::<(), dragon::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Channel::send`]; [`Code::Unsupported`](crate::Code::Unsupported) for a trace id to another node. When the time for
+    /// a receipt is up, the message stays in the channel.
+    pub fn send_with(&self, parts: &[IoSlice<'_>], options: &SendOptions) -> Result<()> {
+        Ok(self.0.get()?.send_with(parts, options)?)
+    }
+
+    /// Sends several messages in their order, each with its hint; waits for room until the deadline. How many were sent:
+    /// fewer than all when time was up, or something failed after the first.
+    ///
+    /// # Errors
+    /// As [`Channel::send`], when not a single message was sent.
+    pub fn send_many(&self, messages: &[(&[u8], u64)], deadline: Deadline) -> Result<usize> {
+        Ok(self.0.get()?.send_many(messages, deadline)?)
+    }
+
     /// Takes the oldest message.
     ///
     /// # Errors
@@ -159,6 +187,36 @@ impl Channel {
     pub fn receive(&self, deadline: Deadline) -> Result<Message> {
         let (channel, session) = self.0.get_with_session()?;
         Ok(Message::new(channel.receive(deadline)?, session))
+    }
+
+    /// Takes the oldest message into the caller's memory.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`]; [`Code::TooLarge`](crate::Code::TooLarge) when the message is longer than the buffer: it
+    /// stays in the channel. (A message of another node's channel is lost then.)
+    #[inline]
+    pub fn receive_into(&self, buffer: &mut [u8], deadline: Deadline) -> Result<Received> {
+        Ok(self.0.get()?.receive_into(buffer, deadline)?)
+    }
+
+    /// Takes up to `most` messages: waits for the first until the deadline, and takes what else is there.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`], for the first message.
+    pub fn receive_many(&self, most: usize, deadline: Deadline) -> Result<Vec<Message>> {
+        let (channel, session) = self.below()?;
+        let received = channel.receive_many(most, deadline)?;
+        let own = |message| Message::new(message, session);
+        Ok(received.into_iter().map(own).collect())
+    }
+
+    /// A copy of the oldest message, which stays in the channel.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`].
+    pub fn peek(&self, deadline: Deadline) -> Result<Message> {
+        let (channel, session) = self.below()?;
+        Ok(Message::new(channel.peek(deadline)?, session))
     }
 
     /// The channel of the layer below, and the session that it belongs to.
@@ -178,13 +236,31 @@ impl Channel {
         }
     }
 
-    /// How many messages are in it, and how many it can hold.
+    /// Waits until the channel is in a state; how many messages it has then. Others may change it at once.
+    ///
+    /// ```no_run
+    /// use dragon::{Channel, ChannelOptions, Deadline, Poll};
+    ///
+    /// let channel = Channel::create(&ChannelOptions::default())?;
+    /// channel.send(b"the last one", 0, Deadline::Never)?;
+    /// // Until somebody has received everything.
+    /// channel.poll_for(Poll::Empty, Deadline::Never)?;
+    /// # Ok::<(), dragon::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Code::Timeout`](crate::Code::Timeout) or, for [`Deadline::Now`], [`Code::Empty`](crate::Code::Empty) when it was not
+    /// in that state in time; [`Code::Interrupted`](crate::Code::Interrupted) after a signal.
+    pub fn poll_for(&self, state: Poll, deadline: Deadline) -> Result<u64> {
+        Ok(self.0.get()?.poll_for(state, deadline)?)
+    }
+
+    /// What the channel is and how full: messages, capacity, memory, who waits.
     ///
     /// # Errors
     /// When the channel was destroyed, or its node is down.
-    pub fn attributes(&self) -> Result<(u64, u64)> {
-        let attributes = self.0.get()?.attributes()?;
-        Ok((attributes.messages, attributes.capacity))
+    pub fn attributes(&self) -> Result<Attributes> {
+        Ok(self.0.get()?.attributes()?)
     }
 }
 
@@ -211,6 +287,12 @@ impl Message {
     #[must_use]
     pub fn hint(&self) -> u64 {
         self.message.hint()
+    }
+
+    /// The trace id that the sender gave.
+    #[must_use]
+    pub fn trace(&self) -> Option<[u8; 16]> {
+        self.message.trace()
     }
 
     /// Bytes of the message.

@@ -13,9 +13,10 @@ use std::mem::{align_of, offset_of, size_of};
 use std::process::Command;
 
 use dragon::ffi::{
-    DragonBroadcastOptions, DragonBytes, DragonChannelOptions, DragonEndpointOptions,
-    DragonMessage, DragonNode, DragonPoolOptions, DragonPoolStats, DragonReady, DragonRuntime,
-    DragonSpawnRequest, DragonSpawnResult, DragonStat,
+    DragonBroadcastOptions, DragonBytes, DragonChannelInfo, DragonChannelOptions,
+    DragonEndpointOptions, DragonMessage, DragonNode, DragonPoolOptions, DragonPoolStats,
+    DragonReady, DragonReceived, DragonRuntime, DragonSendOptions, DragonSpawnRequest,
+    DragonSpawnResult, DragonStat,
 };
 
 use dragon::{Code, WaitMode};
@@ -147,6 +148,39 @@ fn header_and_library_agree_on_layouts_and_numbers() {
         kept,
         capacity,
         block,
+        reserved
+    );
+    layout!(
+        DragonSendOptions,
+        "dragon_send_options",
+        size,
+        hint,
+        trace,
+        returns,
+        reserved
+    );
+    layout!(
+        DragonReceived,
+        "dragon_received",
+        length,
+        hint,
+        trace,
+        traced,
+        reserved
+    );
+    layout!(
+        DragonChannelInfo,
+        "dragon_channel_info",
+        size,
+        messages,
+        capacity,
+        block,
+        bytes,
+        senders_waiting,
+        receivers_waiting,
+        watchers,
+        segments,
+        grows,
         reserved
     );
     layout!(
@@ -364,7 +398,7 @@ fn c_type(kind: &str) -> String {
     }
     match kind.rsplit("::").next().unwrap() {
         "Deadline" => "int64_t".to_owned(),
-        "WaitMode" => "int32_t".to_owned(),
+        "WaitMode" | "Poll" => "int32_t".to_owned(),
         "Descriptor" => "constuint8_t[32]*".to_owned(),
         "DescriptorBytes" => "uint8_t[32]".to_owned(),
         "u8" => "uint8_t".to_owned(),

@@ -69,6 +69,11 @@ fn sets_and_streams() {
 }
 
 #[test]
+fn channels() {
+    leaves_nothing("channels.c");
+}
+
+#[test]
 fn barriers() {
     leaves_nothing("barriers.c");
 }

@@ -4,12 +4,12 @@ use std::ffi::c_void;
 use std::io::IoSlice;
 use std::{mem, ptr};
 
-use dragon_channels::{self as channels, ChannelOptions};
+use dragon_channels::{self as channels, Attributes, ChannelOptions, Poll, Returns, SendOptions};
 use dragon_shmem::Deadline;
 
-use super::function::{Out, functions, object};
-use super::{check_size, many, or_default};
-use crate::error::Result;
+use super::function::{Argument, Out, Wanted, functions, object};
+use super::{check_size, list, many, null, or_default, room};
+use crate::error::{Error, Result};
 use crate::objects::Channel;
 use crate::session::Session;
 
@@ -41,6 +41,128 @@ impl DragonChannelOptions {
             user: self.user,
             unbounded: (self.limit != 0).then_some(self.limit),
         })
+    }
+}
+
+/// `dragon_send_options`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DragonSendOptions {
+    /// Bytes of this structure, as the caller knows it.
+    pub size: usize,
+    /// A number for the receiver.
+    pub hint: u64,
+    /// A trace id of 16 bytes, or null.
+    pub trace: *const u8,
+    /// When to return.
+    pub returns: i32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl DragonSendOptions {
+    /// # Safety
+    /// The pointers are what the header says.
+    unsafe fn read(&self, deadline: Deadline) -> Result<SendOptions> {
+        check_size::<Self>("dragon_send_options", self.size)?;
+        let returns = match self.returns {
+            0 => Returns::Deposited,
+            1 => Returns::Immediately,
+            2 => Returns::Buffered,
+            3 => Returns::Received,
+            other => {
+                return Err(Error::InvalidArgument(format!(
+                    "dragon_send_options.returns is {other}; it must be from DRAGON_RETURN_DEPOSITED (0) to DRAGON_RETURN_RECEIVED (3)"
+                )));
+            }
+        };
+        Ok(SendOptions {
+            hint: self.hint,
+            deadline,
+            returns,
+            // SAFETY: the caller's promise.
+            trace: unsafe { self.trace.cast::<[u8; 16]>().as_ref() }.copied(),
+        })
+    }
+}
+
+/// `dragon_channel_info`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DragonChannelInfo {
+    /// Bytes of this structure, as the caller knows it.
+    pub size: usize,
+    /// Messages in it.
+    pub messages: u64,
+    /// Messages that it can hold.
+    pub capacity: u64,
+    /// Bytes of a message that travels in the channel itself.
+    pub block: u64,
+    /// Bytes of its own memory.
+    pub bytes: u64,
+    /// Senders that sleep.
+    pub senders_waiting: u32,
+    /// Receivers that sleep.
+    pub receivers_waiting: u32,
+    /// Others that sleep.
+    pub watchers: u32,
+    /// Pieces that it consists of.
+    pub segments: u32,
+    /// Whether it grows.
+    pub grows: i32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl DragonChannelInfo {
+    fn of(found: &Attributes) -> Self {
+        Self {
+            size: size_of::<Self>(),
+            messages: found.messages,
+            capacity: found.capacity,
+            block: found.block,
+            bytes: found.bytes,
+            senders_waiting: found.senders_waiting,
+            receivers_waiting: found.receivers_waiting,
+            watchers: found.watchers,
+            segments: found.segments,
+            grows: found.unbounded.into(),
+            reserved: 0,
+        }
+    }
+}
+
+/// `dragon_received`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DragonReceived {
+    /// Bytes of the message.
+    pub length: usize,
+    /// The sender's number.
+    pub hint: u64,
+    /// The sender's trace id.
+    pub trace: [u8; 16],
+    /// Whether it gave one.
+    pub traced: i32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// A `dragon_poll`.
+impl Argument for Poll {
+    type Raw = i32;
+
+    unsafe fn take(raw: i32, _: &str) -> Result<Self> {
+        match raw {
+            0 => Ok(Self::Readable),
+            1 => Ok(Self::Writable),
+            2 => Ok(Self::Empty),
+            3 => Ok(Self::Full),
+            4 => Ok(Self::Closed),
+            _ => Err(Error::InvalidArgument(format!(
+                "the state to wait for is {raw}; it must be from DRAGON_POLL_READABLE (0) to DRAGON_POLL_CLOSED (4)"
+            ))),
+        }
     }
 }
 
@@ -99,6 +221,17 @@ impl DragonMessage {
         if let Err(error) = received {
             return Err(error.into());
         }
+        out.put(Self::shown(received, session));
+        Ok(())
+    }
+
+    /// A message to be given to the caller.
+    fn of(message: channels::Message, session: &'static Session) -> Self {
+        Self::shown(Ok(message), session)
+    }
+
+    #[inline]
+    fn shown(received: Received, session: &'static Session) -> Self {
         // A box, since the bytes of a small message lie inside it, and the caller may move this structure.
         let received: Box<Received> = Box::new(received);
         let mut shown = Self {
@@ -117,12 +250,21 @@ impl DragonMessage {
             }
         }
         shown.private_words[0] = Box::into_raw(received).cast();
-        out.put(shown);
-        Ok(())
+        shown
+    }
+
+    /// The message that it owns, unless it was released.
+    ///
+    /// # Safety
+    /// Made by [`Self::shown`], or all zeros; no copy of it was released.
+    unsafe fn received(&self) -> Option<&channels::Message> {
+        // SAFETY: the caller's promise.
+        let received = unsafe { self.private_words[0].cast::<Received>().as_ref() };
+        received.and_then(|received| received.as_ref().ok())
     }
 
     /// # Safety
-    /// Made by [`Self::receive`], or all zeros; at most one copy is released.
+    /// Made by [`Self::shown`], or all zeros; at most one copy is released.
     #[inline]
     unsafe fn release(&mut self) {
         let received = mem::replace(&mut self.private_words[0], ptr::null_mut());
@@ -144,24 +286,26 @@ impl DragonMessage {
 /// As many parts as find room on the stack.
 const FEW: usize = 8;
 
+/// Sends through a function that takes slices.
+///
+/// The parts are what the caller of the C function promised.
 #[inline]
-fn send(channel: &Channel, parts: &[DragonBytes], hint: u64, deadline: Deadline) -> Result<()> {
-    if let [only] = parts {
-        // SAFETY: the promise of `dragon_channel_send`'s caller.
-        return channel.send(unsafe { only.get() }?, hint, deadline);
-    }
+fn with_slices(
+    parts: &[DragonBytes],
+    send: impl FnOnce(&[IoSlice<'_>]) -> Result<()>,
+) -> Result<()> {
     let mut few = [IoSlice::new(&[]); FEW];
     let Some(slices) = few.get_mut(..parts.len()) else {
-        // SAFETY: as above.
+        // SAFETY: the promise of the C function's caller.
         let read = |part: &DragonBytes| unsafe { part.get() }.map(IoSlice::new);
         let many: Vec<IoSlice<'_>> = parts.iter().map(read).collect::<Result<_>>()?;
-        return channel.send_parts(&many, hint, deadline);
+        return send(&many);
     };
     for (slice, part) in slices.iter_mut().zip(parts) {
         // SAFETY: as above.
         *slice = IoSlice::new(unsafe { part.get() }?);
     }
-    channel.send_parts(slices, hint, deadline)
+    send(slices)
 }
 
 object! {
@@ -191,7 +335,11 @@ functions! {
     ) {
         // SAFETY: the caller's promise.
         let parts = unsafe { many(parts, count, "parts") }?;
-        send(channel, parts, hint, timeout)
+        if let [only] = parts {
+            // SAFETY: the caller's promise.
+            return channel.send(unsafe { only.get() }?, hint, timeout);
+        }
+        with_slices(parts, |slices| channel.send_parts(slices, hint, timeout))
     }
 
     fn dragon_channel_receive(channel: &Channel, timeout: Deadline, message: Out<DragonMessage>) {
@@ -210,9 +358,110 @@ functions! {
     }
 
     fn dragon_channel_attributes(channel: &Channel, count: Out<u64>, capacity: Out<u64>) {
-        let (messages, room) = channel.attributes()?;
-        count.put(messages);
-        capacity.put(room);
+        let found = channel.attributes()?;
+        count.put(found.messages);
+        capacity.put(found.capacity);
+        Ok(())
+    }
+
+    fn dragon_channel_get_info(channel: &Channel, info: &mut DragonChannelInfo) {
+        check_size::<DragonChannelInfo>("dragon_channel_info", info.size)?;
+        *info = DragonChannelInfo::of(&channel.attributes()?);
+        Ok(())
+    }
+
+    fn dragon_channel_poll_for(channel: &Channel, state: Poll, timeout: Deadline, count: Wanted<u64>) {
+        count.put(channel.poll_for(state, timeout)?);
+        Ok(())
+    }
+
+    fn dragon_channel_send_with(
+        channel: &Channel,
+        parts: *const DragonBytes,
+        count: usize,
+        options: &DragonSendOptions,
+        timeout: Deadline,
+    ) {
+        // SAFETY: the caller's promise.
+        let parts = unsafe { many(parts, count, "parts") }?;
+        // SAFETY: the caller's promise.
+        let options = unsafe { options.read(timeout) }?;
+        with_slices(parts, |slices| channel.send_with(slices, &options))
+    }
+
+    fn dragon_channel_send_many(
+        channel: &Channel,
+        messages: *const DragonBytes,
+        hints: *const u64,
+        count: usize,
+        timeout: Deadline,
+        sent: Out<usize>,
+    ) {
+        // SAFETY: the caller's promise.
+        let messages = unsafe { many(messages, count, "messages") }?;
+        let mut outgoing = Vec::with_capacity(count);
+        for message in messages {
+            // SAFETY: the caller's promise.
+            outgoing.push((unsafe { message.get() }?, 0));
+        }
+        if !hints.is_null() {
+            // SAFETY: the caller's promise, and not null.
+            let hints = unsafe { many(hints, count, "hints") }?;
+            for ((_, place), hint) in outgoing.iter_mut().zip(hints) {
+                *place = *hint;
+            }
+        }
+        sent.put(channel.send_many(&outgoing, timeout)?);
+        Ok(())
+    }
+
+    fn dragon_channel_receive_into(
+        channel: &Channel,
+        buffer: *mut c_void,
+        capacity: usize,
+        timeout: Deadline,
+        received: Out<DragonReceived>,
+    ) {
+        // SAFETY: the caller's promise.
+        let buffer = unsafe { room(buffer, capacity) }?;
+        let found = channel.receive_into(buffer, timeout)?;
+        received.put(DragonReceived {
+            length: found.length,
+            hint: found.hint,
+            trace: found.trace.unwrap_or_default(),
+            traced: found.trace.is_some().into(),
+            reserved: 0,
+        });
+        Ok(())
+    }
+
+    fn dragon_channel_receive_many(
+        channel: &Channel,
+        timeout: Deadline,
+        messages: *mut DragonMessage,
+        capacity: usize,
+        count: Out<usize>,
+    ) {
+        if messages.is_null() || capacity == 0 {
+            return Err(null("messages"));
+        }
+        let (channel, session) = channel.below()?;
+        let received = channel.receive_many(capacity, timeout)?;
+        let shown = received.into_iter().map(|message| DragonMessage::of(message, session));
+        // SAFETY: the caller's promise.
+        unsafe { list(shown, messages, capacity, count) }
+    }
+
+    fn dragon_channel_peek(channel: &Channel, timeout: Deadline, message: Out<DragonMessage>) {
+        let (channel, session) = channel.below()?;
+        DragonMessage::show(channel.peek(timeout), session, message)
+    }
+
+    fn dragon_message_trace(message: &DragonMessage, trace: Out<[u8; 16]>, traced: Out<i32>) {
+        // SAFETY: the message came from a function that receives, or is all zeros.
+        let found = unsafe { message.received() }.and_then(channels::Message::trace);
+        traced.put(found.is_some().into());
+        trace.put(found.unwrap_or_default());
         Ok(())
     }
 }

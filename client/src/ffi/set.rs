@@ -5,8 +5,7 @@ use dragon_protocol::Descriptor;
 use dragon_shmem::Deadline;
 
 use super::function::{Out, Wanted, functions, object};
-use super::null;
-use crate::error::Result;
+use super::{list, null};
 use crate::set::Set;
 
 /// `dragon_ready`.
@@ -60,26 +59,15 @@ functions! {
         if ready.is_null() || capacity == 0 {
             return Err(null("ready"));
         }
-        count.put(wait(set, timeout, ready, capacity)?);
-        Ok(())
-    }
-}
-
-/// `ready` is valid for writes of `capacity` values, as the caller of `dragon_set_wait` promises.
-fn wait(set: &Set, until: Deadline, ready: *mut DragonReady, capacity: usize) -> Result<usize> {
-    let mut found = Vec::new();
-    let length = set.wait_into(&mut found, capacity, until)?;
-    for (n, member) in found.iter().enumerate().take(capacity) {
-        let shown = DragonReady {
+        let mut found = Vec::new();
+        set.wait_into(&mut found, capacity, timeout)?;
+        let shown = found.iter().map(|member| DragonReady {
             token: member.token,
             member: member.member.to_u64(),
             ready: member.ready.bits(),
             reserved: 0,
-        };
-        // SAFETY: below the capacity, for which the caller vouches.
-        let place = unsafe { ready.add(n) };
-        // SAFETY: as above.
-        unsafe { place.write(shown) };
+        });
+        // SAFETY: the caller's promise.
+        unsafe { list(shown, ready, capacity, count) }
     }
-    Ok(length)
 }
