@@ -236,6 +236,7 @@ static void spin_through_signals(void)
     dragon_message message;
     struct sigaction action = {.sa_handler = on_signal};
     struct itimerval often = {.it_interval = {.tv_usec = 5000}, .it_value = {.tv_usec = 5000}};
+    TRUE(info().messages == 0); /* attached before the first signal, which could interrupt that too */
     TRUE(sigaction(SIGALRM, &action, NULL) == 0);
     TRUE(setitimer(ITIMER_REAL, &often, NULL) == 0);
     EXPECT(DRAGON_TIMEOUT, dragon_channel_receive(channel, 100 * MILLISECOND, &message));

@@ -19,8 +19,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use dragon_channels::recover;
@@ -100,6 +100,11 @@ struct Node {
     member: Arc<Member>,
     pools: Arc<PoolTable>,
     clients: Mutex<Vec<UnixStream>>,
+    /// Processes that are attached, or not yet recovered.
+    present: Mutex<usize>,
+    fewer: Condvar,
+    /// A daemon that was killed recovers nobody.
+    gone: AtomicBool,
 }
 
 const RUNTIME: RuntimeId = RuntimeId(0x00c0_ffee);
@@ -120,6 +125,9 @@ impl SmallRuntime {
             member,
             pools,
             clients: Mutex::default(),
+            present: Mutex::new(0),
+            fewer: Condvar::new(),
+            gone: AtomicBool::new(false),
         });
         let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
         let listener = UnixListener::bind_addr(&address).unwrap();
@@ -131,7 +139,12 @@ impl SmallRuntime {
                     .lock()
                     .unwrap()
                     .push(client.try_clone().unwrap());
-                thread::spawn(move || node.serve(client));
+                *node.present.lock().unwrap() += 1;
+                thread::spawn(move || {
+                    node.serve(client);
+                    *node.present.lock().unwrap() -= 1;
+                    node.fewer.notify_all();
+                });
             }
         });
         Self { name, node }
@@ -146,19 +159,28 @@ impl SmallRuntime {
 
     /// As if the daemon had been killed.
     pub fn hang_up(&self) {
+        self.node.gone.store(true, Ordering::Relaxed);
         for client in self.node.clients.lock().unwrap().iter() {
             // Clients that have gone are not connected any more.
             let _ = client.shutdown(Shutdown::Both);
         }
     }
 
-    /// Pools beside the default one.
+    /// Waits until everything is done about all processes, which must have ended.
+    fn settle(&self) {
+        let present = self.node.present.lock().unwrap();
+        drop(self.node.fewer.wait_while(present, |present| *present != 0));
+    }
+
+    /// Pools beside the default one that the processes have left.
     pub fn pools(&self) -> usize {
+        self.settle();
         self.node.pools.all().len() - 1
     }
 
-    /// Blocks of the pool in use.
+    /// Blocks of the pool that the processes have left in use.
     pub fn blocks(&self) -> u64 {
+        self.settle();
         self.node.member.pool().stats().unwrap().blocks
     }
 }
@@ -192,6 +214,9 @@ impl Node {
             } else if client.write_all(&bytes).is_err() {
                 break;
             }
+        }
+        if self.gone.load(Ordering::Relaxed) {
+            return;
         }
         recover(&self.member, slot).unwrap();
         self.pools.slot_gone(slot);
