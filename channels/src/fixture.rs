@@ -112,6 +112,12 @@ fn member(
     Member::new(control.clone(), pool.clone(), slot, Box::new(hooks)).unwrap()
 }
 
+/// Lets others work for a while.
+pub(crate) fn pause(nanoseconds: u64) {
+    let never = dragon_shmem::sync::AtomicU32::new(0);
+    let _ = dragon_shmem::futex::wait(&never, 0, crate::Deadline::after(nanoseconds));
+}
+
 /// A further process of a node.
 pub(crate) struct Process {
     child: Child,
@@ -130,7 +136,12 @@ impl Process {
     /// Kills it, and recovers what it had.
     pub(crate) fn kill(mut self, node: &Node) -> Recovered {
         self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        let status = self.child.wait().unwrap();
+        // It may have ended before, but not by a failure of its own.
+        assert!(
+            status.code().is_none_or(|code| code == 0),
+            "a child failed: {status}"
+        );
         crate::recover(&node.daemon, self.slot).unwrap()
     }
 
@@ -139,6 +150,11 @@ impl Process {
         let status = self.child.wait().unwrap();
         assert!(status.success(), "a child failed: {status}");
         crate::recover(&node.daemon, self.slot).unwrap()
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     fn pid(&self) -> Pid {

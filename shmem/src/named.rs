@@ -8,7 +8,9 @@
 //! A number is given once. Two creators of the same one meet in the bucket's `pending` word: who wants to enter an object
 //! announces it there, and whoever finds one announced brings that to its end before he announces his own (as
 //! [`crate::reference`] does): he looks through the bucket, puts the object's word into a free place, and writes the verdict
-//! into the object's entry, where the first verdict stays.
+//! into the object's entry, where the first verdict stays. The verdict takes the place of a word that names the object, in a
+//! word of the entry that no other kind of object uses: so a helper who was stopped and comes back when the entry has gone to
+//! another object changes nothing there.
 
 use dragon_protocol::{ObjectId, ObjectKind};
 
@@ -38,13 +40,15 @@ pub struct Bucket {
 // SAFETY: repr(C), only atomics.
 unsafe impl Shared for Bucket {}
 
-/// Where an entry's body says whether its number is its own.
-const VERDICT: usize = 3;
+/// Where an entry's body says whether its number is its own: a word that no other kind of object uses.
+const VERDICT: usize = 7;
 /// Where it says how long the memory is.
 const LENGTH: usize = 2;
 const ACCEPTED: u64 = 1;
 const TAKEN: u64 = 2;
 const FULL: u64 = 3;
+/// There is none yet.
+const OPEN: u64 = 4;
 
 /// A verdict on the object of this generation: one that comes late says nothing of the entry's next object.
 fn verdict(id: ObjectId, verdict: u64) -> u64 {
@@ -90,6 +94,8 @@ impl Control {
     fn enter(&self, id: ObjectId, pool: PoolTag, user: u64) -> Result<()> {
         let bucket = self.bucket_of(pool, user)?;
         let mine = word(id);
+        // Release by way of the announcement: who finds it finds this.
+        self.object(id.index)?.body[VERDICT].store(verdict(id, OPEN), Ordering::Relaxed);
         loop {
             let pending = bucket.pending.load(Ordering::Acquire);
             if pending != 0 {
@@ -120,23 +126,27 @@ impl Control {
 
     /// Brings the entering of an object to its end.
     fn help_enter(&self, bucket: &Bucket, pending: u64) {
-        if let Some((id, entry)) = self.named(pending) {
-            let place = &entry.body[VERDICT];
-            let now = place.load(Ordering::Acquire);
-            if high(now) != id.generation {
-                let (pool, user) = key(entry);
-                let reached = match self.find_in(bucket, pool, user) {
-                    Some(other) if other != id => TAKEN,
-                    _ if self.put(bucket, pending) => ACCEPTED,
-                    _ => FULL,
-                };
-                let to = verdict(id, reached);
-                let _ = place.compare_exchange(now, to, Ordering::AcqRel, Ordering::Relaxed);
-            }
+        if let Some((entry, id, reached)) = self.judge(bucket, pending) {
+            give(entry, id, reached);
         }
         let _ = bucket
             .pending
             .compare_exchange(pending, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// What is to be said of an object that is being entered; `None` when somebody has said it, or the object is gone.
+    fn judge(&self, bucket: &Bucket, pending: u64) -> Option<(&ObjectEntry, ObjectId, u64)> {
+        let (id, entry) = self.named(pending)?;
+        if entry.body[VERDICT].load(Ordering::Acquire) != verdict(id, OPEN) {
+            return None;
+        }
+        let (pool, user) = key(entry);
+        let reached = match self.find_in(bucket, pool, user) {
+            Some(other) if other != id => TAKEN,
+            _ if self.put(bucket, pending) => ACCEPTED,
+            _ => FULL,
+        };
+        Some((entry, id, reached))
     }
 
     /// Puts a word into a place that is free, or whose object is gone.
@@ -158,6 +168,16 @@ impl Control {
         let mixed = (user ^ u64::from(pool.to_u16()) << 48).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.bucket(high(mixed) % BUCKETS)
     }
+}
+
+/// Gives a verdict; the first one stays. It may come when the entry is another object's already.
+fn give(entry: &ObjectEntry, id: ObjectId, reached: u64) {
+    let _ = entry.body[VERDICT].compare_exchange(
+        verdict(id, OPEN),
+        verdict(id, reached),
+        Ordering::AcqRel,
+        Ordering::Relaxed,
+    );
 }
 
 /// Pool and number of a memory object.
@@ -201,8 +221,9 @@ impl Member {
                 entry.body[LENGTH].store(length, Ordering::Relaxed);
                 // Recovery of an object that was not published frees the block that it names.
                 entry.block.store(block, Ordering::Release);
-                self.share(block)?;
-                self.control().enter(id, pool, user)
+                self.control().enter(id, pool, user)?;
+                // Last: when the number is taken, the block goes with the private memory if this process dies.
+                self.share(block)
             })
         });
         if made.is_err() {

@@ -1,8 +1,8 @@
 use std::sync::Barrier;
 
-use dragon_protocol::ObjectId;
+use dragon_protocol::{ObjectId, ObjectKind};
 
-use super::{BUCKETS, PLACES, VERDICT, word};
+use super::{BUCKETS, OPEN, PLACES, VERDICT, give, verdict, word};
 use crate::error::Error;
 use crate::local::Node;
 use crate::pool::tag::PoolTag;
@@ -110,7 +110,7 @@ fn a_creator_that_died_keeps_no_number() {
         let entry = node.control.object(id.index).unwrap();
         let bucket = node.control.bucket_of(DEFAULT, 5).unwrap();
         if step < 2 {
-            entry.body[VERDICT].store(0, Ordering::Relaxed);
+            entry.body[VERDICT].store(verdict(id, OPEN), Ordering::Relaxed);
             bucket.pending.store(word(id), Ordering::Relaxed);
         }
         if step < 1 {
@@ -125,4 +125,45 @@ fn a_creator_that_died_keeps_no_number() {
         living.detach(mine).unwrap();
         assert_eq!(node.pool.stats().unwrap().used, before);
     }
+}
+
+/// A helper is stopped before it gives its verdict, and goes on when the entry is another object's.
+#[test]
+fn a_helper_that_comes_late_changes_nothing() {
+    let node = Node::new().unwrap();
+    let member = node.member().unwrap();
+    let control = &node.control;
+    let id = member.create_memory(DEFAULT, 5, 64, |_| Ok(())).unwrap();
+    let entry = control.object(id.index).unwrap();
+    let bucket = control.bucket_of(DEFAULT, 5).unwrap();
+    entry.body[VERDICT].store(verdict(id, OPEN), Ordering::Relaxed);
+    let (_, of, reached) = control.judge(bucket, word(id)).unwrap();
+    control.help_enter(bucket, word(id));
+    member.detach(id).unwrap();
+    // Body words as the objects of this entry may have them: also such as the verdict's place had before.
+    for body in [0, verdict(id, 0), verdict(id, reached)] {
+        let next = member
+            .create(ObjectKind::Semaphore, |entry, _| {
+                for word in &entry.body[..VERDICT] {
+                    word.store(body, Ordering::Relaxed);
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(next.index, id.index, "the lowest free entry is used next");
+        give(entry, of, reached);
+        let words: Vec<u64> = entry
+            .body
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed))
+            .collect();
+        assert_eq!(words[..VERDICT], [body; VERDICT]);
+        assert_eq!(words[VERDICT], 0);
+        member.detach(next).unwrap();
+    }
+    // The next memory there has a verdict of its own.
+    let again = member.create_memory(DEFAULT, 5, 64, |_| Ok(())).unwrap();
+    assert_eq!(again.index, id.index);
+    give(entry, of, reached);
+    assert_eq!(member.find_memory(DEFAULT, 5).unwrap(), again);
 }
