@@ -574,7 +574,8 @@ pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
     for (n, word) in (1..).zip((1..).map_while(|n| first.segment(n))) {
         let block = word.load(Ordering::Acquire);
         if block == 0 {
-            break;
+            // None, or freed by a process that died in here before it came to the next one.
+            continue;
         }
         if let Ok(ring) = Ring::open(member.pool(), block) {
             drain(member, id, &thread, (0, n), &ring);

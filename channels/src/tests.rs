@@ -7,6 +7,7 @@
 
 mod channels;
 mod death;
+mod growth;
 mod memory;
 mod objects;
 mod operations;
@@ -22,7 +23,7 @@ use crate::fixture::Role;
 pub(crate) fn play(name: &str, role: &Role) {
     match name {
         "references" => references::play(role),
-        other if memory::play(other, role) => {}
+        other if growth::play(other, role) || memory::play(other, role) => {}
         other
             if sets::play(other, role)
                 || objects::play(other, role)

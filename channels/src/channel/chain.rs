@@ -15,7 +15,7 @@ use dragon_protocol::op::Op;
 use dragon_shmem::sync::Ordering;
 use dragon_shmem::{Member, ThreadGuard};
 
-use super::ops::{Local, Ticket, broken};
+use super::ops::{Local, TestPoint, Ticket, broken, test_point};
 use crate::cell::{self, Cells as _, Place};
 use crate::error::{Error, Result};
 use crate::ring::{MAX_SEGMENTS, Ring};
@@ -78,13 +78,14 @@ impl Chain<'_> {
 
     /// Messages in the rings from `oldest` on that are before `segment`.
     fn left_before(&self, oldest: u64, segment: u64) -> u64 {
-        (oldest..segment)
+        // Both may have been scribbled over.
+        (oldest..segment.min(MAX_SEGMENTS as u64 + 1))
             .filter_map(|n| self.segment(n).ok())
             .map(|ring| {
                 let end = ring.end().load(Ordering::Acquire).saturating_sub(1);
                 end.saturating_sub(cell::next_to_receive(&ring))
             })
-            .sum()
+            .fold(0, u64::saturating_add)
     }
 
     /// Messages, those being sent among them.
@@ -92,7 +93,8 @@ impl Chain<'_> {
         let oldest = self.first.receiving().load(Ordering::Acquire);
         let newest = self.first.sending().load(Ordering::Acquire).max(oldest);
         let newest_ring = self.segment(newest).unwrap_or(self.first);
-        let length = self.left_before(oldest, newest) + cell::length(&newest_ring);
+        let before = self.left_before(oldest, newest);
+        let length = before.saturating_add(cell::length(&newest_ring));
         length.min(self.first.limit())
     }
 
@@ -117,7 +119,7 @@ impl Chain<'_> {
                 return true;
             }
             // What is in the next ring comes after all of this one.
-            if ring.end().load(Ordering::Acquire) != cell::next_to_receive(&ring) + 1 {
+            if ring.end().load(Ordering::Acquire) != cell::next_to_receive(&ring).wrapping_add(1) {
                 break;
             }
         }
@@ -197,7 +199,8 @@ impl Local<'_> {
         if oldest >= segment {
             return true;
         }
-        position + self.chain().left_before(oldest, segment) < self.ring.limit()
+        let before = self.chain().left_before(oldest, segment);
+        position.saturating_add(before) < self.ring.limit()
     }
 
     /// Adds a ring behind ring `full`, and closes that. False: the limit is reached.
@@ -212,6 +215,7 @@ impl Local<'_> {
         if self.chain().segment(next).is_err() {
             self.add_ring(next, cells.saturating_mul(2).min(limit))?;
         }
+        test_point(TestPoint::Grown);
         cell::close(ring).map_err(broken)?;
         self.ring.sending().fetch_max(next, Ordering::AcqRel);
         Ok(true)
@@ -240,6 +244,7 @@ impl Local<'_> {
             .intent
             .begin(Op::Grow, id.index, id.generation, [block, n]);
         member.share(block)?;
+        test_point(TestPoint::Growing);
         // Release: who sees the block sees an empty ring.
         let added = word.compare_exchange(0, block, Ordering::AcqRel, Ordering::Acquire);
         if added.is_err() {

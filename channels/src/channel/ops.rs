@@ -753,6 +753,10 @@ pub(crate) enum TestPoint {
     Sending,
     /// A message is claimed and taken; its cell, unless it was small, is not released; no sender has been woken.
     Receiving,
+    /// A further ring is ready and shared, and not in the chain.
+    Growing,
+    /// It is in the chain, and the full one is not closed.
+    Grown,
     /// A place in a set is claimed.
     Subscribing,
     /// A member is in its set, and not yet in its object's list.
