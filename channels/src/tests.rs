@@ -8,6 +8,7 @@
 mod channels;
 mod death;
 mod growth;
+mod idle;
 mod memory;
 mod objects;
 mod operations;
@@ -23,7 +24,10 @@ use crate::fixture::Role;
 pub(crate) fn play(name: &str, role: &Role) {
     match name {
         "references" => references::play(role),
-        other if growth::play(other, role) || memory::play(other, role) => {}
+        other
+            if growth::play(other, role)
+                || idle::play(other, role)
+                || memory::play(other, role) => {}
         other
             if sets::play(other, role)
                 || objects::play(other, role)
