@@ -1,8 +1,11 @@
 //! The operations that are tortured: for each what the survivor does, and what the victim does between its two markers.
 
 mod alloc;
+mod batches;
 mod channel;
 mod groups;
+mod growth;
+mod memory;
 mod objects;
 mod pools;
 mod sets;
@@ -70,6 +73,9 @@ const fn operation(
 pub(crate) fn all() -> Vec<Operation> {
     [
         channel::OPERATIONS,
+        batches::OPERATIONS,
+        growth::OPERATIONS,
+        memory::OPERATIONS,
         objects::OPERATIONS,
         groups::OPERATIONS,
         sets::OPERATIONS,

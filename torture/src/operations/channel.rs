@@ -1,10 +1,14 @@
 //! Channels.
 
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail, ensure};
-use dragon_channels::{Channel, ChannelOptions, Deadline, Error, Message, create_channel};
+use dragon_channels::wait::mark;
+use dragon_channels::{
+    Channel, ChannelOptions, Deadline, Error, Message, Returns, SendOptions, create_channel,
+};
 use dragon_shmem::Member;
 
 use crate::operations::{
@@ -15,8 +19,8 @@ use crate::survivor::Survivor;
 const CAPACITY: u64 = 4;
 const INLINE: u32 = 64;
 /// Hint of the victim's message, and of the survivor's.
-const THEIRS: u64 = 7;
-const MINE: u64 = 99;
+pub(super) const THEIRS: u64 = 7;
+pub(super) const MINE: u64 = 99;
 
 pub(super) const OPERATIONS: &[Operation] = &[
     operation("send", empty, |m, w| sends(m, w, 8)),
@@ -72,34 +76,37 @@ pub(super) const OPERATIONS: &[Operation] = &[
 ];
 
 /// Survivor with one channel.
-struct Rig {
-    member: Arc<Member>,
-    channel: Arc<Channel>,
+pub(super) struct Rig {
+    pub(super) member: Arc<Member>,
+    pub(super) channel: Arc<Channel>,
     /// A new channel each time, since the victim may destroy it.
-    renewed: bool,
+    pub(super) renewed: bool,
     /// Lengths of messages 0, 1, … that are in the channel at the start.
-    filled: Vec<usize>,
+    pub(super) filled: Vec<usize>,
     /// A thread sleeps in `receive` or `send` while the victim works.
-    sleeper: Option<Sleeper>,
-    asleep: Option<JoinHandle<Result<Option<u64>, Error>>>,
+    pub(super) sleeper: Option<Sleeper>,
+    pub(super) asleep: Option<JoinHandle<Result<Option<u64>, Error>>>,
     /// What `release` does.
-    release: Release,
-    released: bool,
+    pub(super) release: Release,
+    pub(super) released: bool,
+    /// What it has received.
+    pub(super) early: Option<u64>,
     /// One more reference in transit at the start; what is in transit at the end is adopted.
-    exports: bool,
-    transit: bool,
+    pub(super) exports: bool,
+    pub(super) transit: bool,
     /// What can be in the channel afterwards.
-    outcomes: Vec<Vec<u64>>,
+    pub(super) outcomes: Vec<Vec<u64>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Sleeper {
+pub(super) enum Sleeper {
     Receiver,
     Sender,
+    Receipt,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Release {
+pub(super) enum Release {
     Refused,
     Send,
     Receive,
@@ -114,7 +121,7 @@ fn made(member: &Arc<Member>) -> Result<Arc<Channel>> {
     Ok(Arc::new(create_channel(member, &options)?))
 }
 
-fn rig(member: &Arc<Member>, outcomes: &[&[u64]]) -> Result<Rig> {
+pub(super) fn rig(member: &Arc<Member>, outcomes: &[&[u64]]) -> Result<Rig> {
     Ok(Rig {
         member: Arc::clone(member),
         channel: made(member)?,
@@ -124,13 +131,14 @@ fn rig(member: &Arc<Member>, outcomes: &[&[u64]]) -> Result<Rig> {
         asleep: None,
         release: Release::Refused,
         released: false,
+        early: None,
         exports: false,
         transit: false,
         outcomes: outcomes.iter().map(|list| list.to_vec()).collect(),
     })
 }
 
-fn empty(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
+pub(super) fn empty(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
     Ok(Box::new(rig(member, &[&[], &[THEIRS]])?))
 }
 
@@ -141,7 +149,7 @@ fn sleeping(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
     }))
 }
 
-fn full(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
+pub(super) fn full(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
     Ok(Box::new(Rig {
         filled: vec![8; 4],
         release: Release::Receive,
@@ -149,14 +157,14 @@ fn full(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
     }))
 }
 
-fn filled(member: &Arc<Member>, length: usize) -> Result<Box<dyn Survivor>> {
+pub(super) fn filled(member: &Arc<Member>, length: usize) -> Result<Box<dyn Survivor>> {
     Ok(Box::new(Rig {
         filled: vec![length; 3],
         ..rig(member, &[&[0, 1, 2], &[1, 2]])?
     }))
 }
 
-fn untouched(member: &Arc<Member>, length: usize) -> Result<Box<dyn Survivor>> {
+pub(super) fn untouched(member: &Arc<Member>, length: usize) -> Result<Box<dyn Survivor>> {
     Ok(Box::new(Rig {
         filled: vec![length; 3],
         ..rig(member, &[&[0, 1, 2]])?
@@ -178,7 +186,7 @@ fn sends_later(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
     }))
 }
 
-fn polled(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
+pub(super) fn polled(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
     Ok(Box::new(Rig {
         release: Release::Send,
         ..rig(member, &[&[MINE]])?
@@ -225,6 +233,17 @@ impl Survivor for Rig {
                 Sleeper::Sender => channel
                     .send(&bytes_of(MINE, 8), MINE, soon())
                     .map(|()| None),
+                Sleeper::Receipt => {
+                    let options = SendOptions {
+                        hint: MINE,
+                        deadline: soon(),
+                        returns: Returns::Received,
+                        ..SendOptions::default()
+                    };
+                    let bytes = bytes_of(MINE, 8);
+                    let sent = channel.send_with(&[IoSlice::new(&bytes)], &options);
+                    sent.map(|()| None)
+                }
             }));
             wait_until_asleep(&self.member)?;
         }
@@ -240,8 +259,7 @@ impl Survivor for Rig {
             Release::Refused => bail!("the victim sleeps, and nothing is to wake it"),
             Release::Send if !self.released => send(&self.channel, MINE, 8)?,
             Release::Receive if !self.released => {
-                let hint = checked(self.channel.receive(Deadline::Now)?)?;
-                ensure!(hint == 0, "message {hint} came before message 0");
+                self.early = Some(checked(self.channel.receive(Deadline::Now)?)?);
             }
             Release::Send | Release::Receive => bail!("the victim sleeps on after its wake-up"),
         }
@@ -254,15 +272,15 @@ impl Survivor for Rig {
             return self.check_destroyed();
         }
         let mut got = Vec::new();
-        if self.released && self.release == Release::Receive {
-            got.push(0);
-        }
+        got.extend(self.early.take());
         if let Some(asleep) = self.asleep.take() {
-            if self.sleeper == Some(Sleeper::Receiver) {
-                send(&self.channel, MINE, 8)?;
-            } else if self.channel.attributes()?.messages == CAPACITY {
-                // Nothing was received: room for the sender that sleeps.
-                got.push(checked(self.channel.receive(soon())?)?);
+            let messages = self.channel.attributes()?.messages;
+            match self.sleeper {
+                Some(Sleeper::Receiver) => send(&self.channel, MINE, 8)?,
+                // Nothing was received: room for the sender that sleeps, or the receipt for which it sleeps.
+                Some(Sleeper::Sender) if messages < CAPACITY => {}
+                Some(Sleeper::Receipt) if messages == 0 => {}
+                _ => got.push(checked(self.channel.receive(soon())?)?),
             }
             let joined = asleep.join().ok().context("the sleeping thread panicked")?;
             got.extend(joined.context("the sleeping thread")?);
@@ -346,11 +364,12 @@ pub(super) fn wait_until_asleep(member: &Member) -> Result<()> {
             if !record.is_touched() {
                 break;
             }
-            // Step 1 or 2: counted among the waiters.
+            // Counted among the waiters.
+            const COUNTED: u32 = mark::FIRST | mark::SECOND | mark::THIRD;
             if record
                 .intent
                 .read()
-                .is_some_and(|now| matches!(now.step, 1 | 2))
+                .is_some_and(|now| now.step & COUNTED != 0)
             {
                 return Ok(());
             }
@@ -372,12 +391,15 @@ impl Survivor for Nothing {
     }
 }
 
-fn attached(member: &Arc<Member>, words: &Words) -> Result<Channel> {
+pub(super) fn attached(member: &Arc<Member>, words: &Words) -> Result<Channel> {
     Ok(Channel::attach(member, &words.descriptor(0)?, false)?)
 }
 
 /// The channel outlives the operation: it is not given back between the markers.
-fn act(channel: Channel, act: impl FnOnce(&Channel) -> Result<()> + 'static) -> Result<Act> {
+pub(super) fn act(
+    channel: Channel,
+    act: impl FnOnce(&Channel) -> Result<()> + 'static,
+) -> Result<Act> {
     let channel: &'static Channel = Box::leak(Box::new(channel));
     Ok(Box::new(move || act(channel)))
 }

@@ -40,6 +40,9 @@ pub(super) const OPERATIONS: &[Operation] = &[
     operation("stream-send", looks::<2>, |m, w| sends(m, w, 8)),
     operation("stream-send-large", looks::<2>, |m, w| sends(m, w, LARGE)),
     operation("stream-send-huge", looks::<2>, |m, w| sends(m, w, HUGE)),
+    operation("stream-hand-over", looks::<2>, hands_over),
+    operation("stream-buffered", buffered, writes_whole),
+    operation("stream-buffered-receive", buffered_with_one, reads_whole),
     operation(
         "stream-send-sleeps",
         |m| rig(m, 2, Part::ReceivesLate),
@@ -96,6 +99,85 @@ fn rig(member: &Arc<Member>, kept: u32, part: Part) -> Result<Box<dyn Survivor>>
         senders: Vec::new(),
         receivers: Vec::new(),
     }))
+}
+
+/// An endpoint whose conversations travel as one message each.
+fn buffered(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
+    Ok(Box::new(Buffered {
+        member: Arc::clone(member),
+        sends: false,
+        endpoint: None,
+    }))
+}
+
+fn buffered_with_one(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
+    Ok(Box::new(Buffered {
+        member: Arc::clone(member),
+        sends: true,
+        endpoint: None,
+    }))
+}
+
+struct Buffered {
+    member: Arc<Member>,
+    /// A whole conversation is there at the start.
+    sends: bool,
+    endpoint: Option<Endpoint>,
+}
+
+impl Survivor for Buffered {
+    fn arm(&mut self) -> Result<Vec<String>> {
+        let options = EndpointOptions {
+            buffered: true,
+            streams: STREAMS,
+            block: 64,
+            ..EndpointOptions::default()
+        };
+        let endpoint = Endpoint::create(&self.member, &options)?;
+        if self.sends {
+            write_whole(&endpoint)?;
+        }
+        let words = vec![endpoint.descriptor().to_string()];
+        self.endpoint = Some(endpoint);
+        Ok(words)
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let endpoint = self.endpoint.take().context("armed")?;
+        match endpoint.accept(Deadline::Now) {
+            Ok(receiver) => read_whole(receiver)?,
+            Err(Error::Empty) => {}
+            Err(error) => return Err(error).context("accepting what is there"),
+        }
+        for _ in 0..STREAMS {
+            write_whole(&endpoint).context("the endpoint is full")?;
+        }
+        for _ in 0..STREAMS {
+            read_whole(endpoint.accept(soon())?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Two chunks, which are one message by reference.
+fn write_whole(endpoint: &Endpoint) -> Result<()> {
+    let mut sender = endpoint.open_send(soon())?;
+    send(&mut sender, 0, LARGE)?;
+    send(&mut sender, 0, LARGE)?;
+    Ok(sender.close(soon())?)
+}
+
+fn read_whole(mut receiver: StreamReceiver) -> Result<()> {
+    let whole = receiver.receive(soon())?.into_vec();
+    ensure!(
+        whole == bytes_of(0, 2 * LARGE),
+        "a conversation of {} bytes came",
+        whole.len()
+    );
+    match receiver.receive(soon()) {
+        Err(Error::EndOfStream(_)) => Ok(()),
+        other => bail!("the end is {other:?}"),
+    }
 }
 
 struct Rig {
@@ -280,6 +362,28 @@ fn sends(member: &Arc<Member>, words: &Words, length: usize) -> Result<Act> {
     let sender = leaked(attached(member, words)?.open_send(soon())?);
     Ok(Box::new(move || {
         Ok(sender.send(&bytes_of(0, length), 0, Deadline::Never)?)
+    }))
+}
+
+/// A block that the receiver gets without a copy.
+fn hands_over(member: &Arc<Member>, words: &Words) -> Result<Act> {
+    let sender = leaked(attached(member, words)?.open_send(soon())?);
+    let block = member.alloc(HUGE as u64)?;
+    member.pool().write(block.offset, 0, &bytes_of(0, HUGE))?;
+    Ok(Box::new(move || {
+        Ok(sender.send_block(block, 0, Deadline::Never)?)
+    }))
+}
+
+fn writes_whole(member: &Arc<Member>, words: &Words) -> Result<Act> {
+    let endpoint = attached(member, words)?;
+    Ok(Box::new(move || write_whole(endpoint)))
+}
+
+fn reads_whole(member: &Arc<Member>, words: &Words) -> Result<Act> {
+    let endpoint = attached(member, words)?;
+    Ok(Box::new(move || {
+        read_whole(endpoint.accept(Deadline::Never)?)
     }))
 }
 
