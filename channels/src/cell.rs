@@ -655,4 +655,4 @@ pub fn left_reading(cells: &impl Cells, position: u64, slot: u32) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,6 +10,7 @@ use dragon_shmem::sync::Ordering;
 use dragon_shmem::{Block, Deadline, Member, ThreadGuard};
 
 mod chain;
+mod links;
 mod ops;
 
 pub(crate) use ops::{Local, Outgoing, Source, TestPoint, Ticket, block_of, count, test_point};
@@ -24,6 +25,7 @@ use crate::object::{Handle, is_alive};
 use crate::remote;
 use crate::ring::{Label, MAX_CAPACITY, MAX_INLINE, Ring, to_usize};
 use chain::{Chain, Opened};
+use links::Links as _;
 
 /// How a channel is to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use dragon_shmem::sync::AtomicU64;
 
 use super::*;
 
-struct Queue {
+pub(crate) struct Queue {
     capacity: Capacity,
     tail: AtomicU64,
     head: AtomicU64,
@@ -63,16 +63,47 @@ impl Cells for Queue {
 
 /// How a message is received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum How {
+pub(crate) enum How {
     /// Copied, then claimed.
     CopyFirst,
     /// Claimed, then copied.
     ClaimFirst,
 }
 
+#[cfg(loom)]
+impl Cells for loom::sync::Arc<Queue> {
+    fn capacity(&self) -> Capacity {
+        (**self).capacity()
+    }
+    fn tail(&self) -> &AtomicU64 {
+        (**self).tail()
+    }
+    fn head(&self) -> &AtomicU64 {
+        (**self).head()
+    }
+    fn free(&self) -> &AtomicU64 {
+        (**self).free()
+    }
+    fn done(&self) -> &AtomicU64 {
+        (**self).done()
+    }
+    fn end(&self) -> &AtomicU64 {
+        (**self).end()
+    }
+    fn sender(&self, index: u64) -> &AtomicU64 {
+        (**self).sender(index)
+    }
+    fn published(&self, index: u64) -> &AtomicU64 {
+        (**self).published(index)
+    }
+    fn receiver(&self, index: u64) -> &AtomicU64 {
+        (**self).receiver(index)
+    }
+}
+
 impl Queue {
     /// `lap`: the first lap, so that laps near their end can be tried.
-    fn new(capacity: u32, lap: u64) -> Self {
+    pub(crate) fn new(capacity: u32, lap: u64) -> Self {
         let start = lap * u64::from(capacity);
         let words = |which: usize| (0..capacity).map(|_| unused(lap)[which].into()).collect();
         Self {
@@ -95,14 +126,14 @@ impl Queue {
         usize::try_from(self.capacity.place(position).1).unwrap()
     }
 
-    fn write(&self, position: u64, value: u64) {
+    pub(crate) fn write(&self, position: u64, value: u64) {
         self.values[self.index(position)].store(value, Ordering::Relaxed);
         #[cfg(loom)]
         // SAFETY: the claim gives the cell to this thread; loom checks it.
         self.owned[self.index(position)].with_mut(|cell| unsafe { *cell = value });
     }
 
-    fn copy(&self, position: u64) -> u64 {
+    pub(crate) fn copy(&self, position: u64) -> u64 {
         self.values[self.index(position)].load(Ordering::Relaxed)
     }
 
@@ -131,7 +162,7 @@ impl Queue {
         matches!(self.send_to(slot, value), Place::Claimed(_))
     }
 
-    fn find(&self, slot: u32, how: How) -> Found<u64> {
+    pub(crate) fn find(&self, slot: u32, how: How) -> Found<u64> {
         let look = |position| match how {
             How::CopyFirst => Take::Copied(self.copy(position)),
             How::ClaimFirst => Take::Claim,
@@ -501,6 +532,56 @@ mod models {
             other.join().unwrap();
             let sum: u64 = receivers.into_iter().map(|r| r.join().unwrap()).sum();
             assert_eq!(sum, 3);
+        });
+    }
+
+    /// Two receivers sleep, and a sender publishes two messages before it looks for sleepers: both are woken.
+    #[test]
+    fn loom_a_batch_wakes_as_many_as_it_has() {
+        check(3, || {
+            let channel = Waited::new(2);
+            let receivers = [(); 2].map(|()| {
+                let theirs = Arc::clone(&channel);
+                thread::spawn(move || theirs.take())
+            });
+            for value in [1_u64, 2] {
+                let Place::Claimed(position) = channel.queue.claim(1) else {
+                    panic!("full")
+                };
+                channel.queue.write(position, value);
+                publish_more(&channel.queue, position, 1);
+            }
+            loom::sync::atomic::fence(Ordering::SeqCst);
+            channel.readable.wake_sleepers(2);
+            let sum: u64 = receivers.into_iter().map(|r| r.join().unwrap()).sum();
+            assert_eq!(sum, 3);
+        });
+    }
+
+    /// A message that is seen without being received is that of its position, though its cell is used again meanwhile.
+    #[test]
+    fn loom_who_peeks_sees_one_message() {
+        check(3, || {
+            let queue = Arc::new(Queue::new(1, 0));
+            let send = |queue: &Queue| {
+                let Place::Claimed(position) = queue.claim(1) else {
+                    return;
+                };
+                queue.write(position, position);
+                publish(queue, position, 1);
+            };
+            send(&queue);
+            let theirs = Arc::clone(&queue);
+            let other = thread::spawn(move || {
+                theirs.receive(2);
+                send(&theirs);
+            });
+            let look = |position| Take::<(), _>::Leave(queue.copy(position));
+            let found = receive(&*queue, 0, &mut false, |_| {}, look).unwrap();
+            if let Found::Left(position, value) = found {
+                assert_eq!(value, position);
+            }
+            other.join().unwrap();
         });
     }
 

@@ -12,12 +12,13 @@
 use std::sync::OnceLock;
 
 use dragon_protocol::op::Op;
-use dragon_shmem::sync::Ordering;
+use dragon_shmem::sync::{AtomicU64, Ordering};
 use dragon_shmem::{Member, ThreadGuard};
 
-use super::ops::{Local, TestPoint, Ticket, broken, test_point};
-use crate::cell::{self, Cells as _, Place};
-use crate::error::{Error, Result};
+use super::links::{Grow, Links, corrupt};
+use super::ops::{Local, TestPoint, Ticket, test_point};
+use crate::cell::{self, Cells as _};
+use crate::error::Result;
 use crate::ring::{MAX_SEGMENTS, Ring};
 
 /// The further rings of a chain that a handle has opened.
@@ -76,32 +77,6 @@ impl Chain<'_> {
         Ok((n, self.segment(n)?))
     }
 
-    /// Messages in the rings from `oldest` on that are before `segment`.
-    fn left_before(&self, oldest: u64, segment: u64) -> u64 {
-        // Both may have been scribbled over.
-        (oldest..segment.min(MAX_SEGMENTS as u64 + 1))
-            .filter_map(|n| self.segment(n).ok())
-            .map(|ring| {
-                let end = ring.end().load(Ordering::Acquire).saturating_sub(1);
-                end.saturating_sub(cell::next_to_receive(&ring))
-            })
-            .fold(0, u64::saturating_add)
-    }
-
-    /// Messages, those being sent among them.
-    pub(super) fn length(&self) -> u64 {
-        let oldest = self.first.receiving().load(Ordering::Acquire);
-        let newest = self.first.sending().load(Ordering::Acquire).max(oldest);
-        let newest_ring = self.segment(newest).unwrap_or(self.first);
-        let before = self.left_before(oldest, newest);
-        let length = before.saturating_add(cell::length(&newest_ring));
-        length.min(self.first.limit())
-    }
-
-    pub(super) fn has_room(&self) -> bool {
-        self.length() < self.first.limit()
-    }
-
     /// Whether it is worth while to try to receive.
     pub(super) fn maybe_readable(&self) -> bool {
         self.receiving()
@@ -127,12 +102,44 @@ impl Chain<'_> {
     }
 }
 
-fn corrupt(value: u64) -> Error {
-    dragon_shmem::Error::Corrupt {
-        what: "ring of an unbounded channel",
-        value,
+impl Links for Chain<'_> {
+    type Ring = Ring;
+
+    fn limit(&self) -> u64 {
+        self.first.limit()
     }
-    .into()
+
+    fn sending(&self) -> &AtomicU64 {
+        self.first.sending()
+    }
+
+    fn receiving(&self) -> &AtomicU64 {
+        self.first.receiving()
+    }
+
+    fn ring(&self, n: u64) -> Result<Ring> {
+        self.segment(n)
+    }
+}
+
+impl Links for Local<'_> {
+    type Ring = Ring;
+
+    fn limit(&self) -> u64 {
+        self.ring.limit()
+    }
+
+    fn sending(&self) -> &AtomicU64 {
+        self.ring.sending()
+    }
+
+    fn receiving(&self) -> &AtomicU64 {
+        self.ring.receiving()
+    }
+
+    fn ring(&self, n: u64) -> Result<Ring> {
+        self.chain().segment(n)
+    }
 }
 
 impl Local<'_> {
@@ -154,73 +161,32 @@ impl Local<'_> {
         }
     }
 
-    /// Ring `drained` is at its end.
-    #[cold]
-    pub(super) fn go_on_receiving(&self, drained: u64) -> Result<()> {
-        self.chain().segment(drained + 1)?;
-        self.ring
-            .receiving()
-            .fetch_max(drained + 1, Ordering::AcqRel);
-        Ok(())
-    }
-
     pub(super) fn claim_place_in_chain(
         &self,
         thread: &ThreadGuard<'_>,
     ) -> Result<Option<(Ring, Ticket)>> {
-        loop {
-            let segment = self.ring.sending().load(Ordering::Acquire);
-            let ring = self.chain().segment(segment)?;
-            let announce = |position| {
-                thread.intent.set(0, Ticket { segment, position }.pack());
-                self.within_limit(segment, position)
-            };
-            let place = cell::claim_to_send(&ring, self.member.slot().index, announce);
-            match place.map_err(broken)? {
-                Place::Claimed(position) => {
-                    return Ok(Some((ring, Ticket { segment, position })));
-                }
-                Place::Full if !self.grow(segment, &ring)? => return Ok(None),
-                Place::Full => {}
-                Place::Closed(position) => self.go_on_sending(segment, &ring, position),
-            }
-        }
+        let announce = |ticket: Ticket| thread.intent.set(0, ticket.pack());
+        self.claim(self.member.slot().index, announce)
     }
 
-    fn go_on_sending(&self, closed: u64, ring: &Ring, position: u64) {
-        // Before anybody sends to the next ring, receivers can see that there is one.
-        cell::show_end(ring, position);
-        self.ring.sending().fetch_max(closed + 1, Ordering::AcqRel);
+    /// The ring in which a message lies.
+    pub(crate) fn ring_of(&self, ticket: Ticket) -> Result<Ring> {
+        self.chain().segment(ticket.segment)
     }
 
-    /// Whether a message at this position is within the limit, as long as older rings are not drained.
-    fn within_limit(&self, segment: u64, position: u64) -> bool {
-        let oldest = self.ring.receiving().load(Ordering::Acquire);
-        if oldest >= segment {
-            return true;
+    /// Recovery of a process that died while it added a ring: its block is freed unless it is in the chain. While it is
+    /// private this fails, and it goes with the private memory.
+    pub(crate) fn undo_growth(&self, block: u64, n: u64) {
+        let word = usize::try_from(n)
+            .ok()
+            .and_then(|index| self.ring.segment(index));
+        if word.is_some_and(|word| word.load(Ordering::Acquire) != block) {
+            let _ = self.member.free(block);
         }
-        let before = self.chain().left_before(oldest, segment);
-        position.saturating_add(before) < self.ring.limit()
     }
+}
 
-    /// Adds a ring behind ring `full`, and closes that. False: the limit is reached.
-    #[cold]
-    fn grow(&self, full: u64, ring: &Ring) -> Result<bool> {
-        let limit = self.ring.limit();
-        let cells = ring.capacity().cells();
-        if cells >= limit || !self.chain().has_room() || full >= MAX_SEGMENTS as u64 {
-            return Ok(false);
-        }
-        let next = full + 1;
-        if self.chain().segment(next).is_err() {
-            self.add_ring(next, cells.saturating_mul(2).min(limit))?;
-        }
-        test_point(TestPoint::Grown);
-        cell::close(ring).map_err(broken)?;
-        self.ring.sending().fetch_max(next, Ordering::AcqRel);
-        Ok(true)
-    }
-
+impl Grow for Local<'_> {
     /// Allocates ring `n` and puts it into the chain. The intent says whose the block is from before it is shared until it
     /// is in the chain.
     fn add_ring(&self, n: u64, cells: u64) -> Result<()> {
@@ -252,21 +218,5 @@ impl Local<'_> {
             member.free_with(&thread, block)?;
         }
         Ok(())
-    }
-
-    /// The ring in which a message lies.
-    pub(crate) fn ring_of(&self, ticket: Ticket) -> Result<Ring> {
-        self.chain().segment(ticket.segment)
-    }
-
-    /// Recovery of a process that died while it added a ring: its block is freed unless it is in the chain. While it is
-    /// private this fails, and it goes with the private memory.
-    pub(crate) fn undo_growth(&self, block: u64, n: u64) {
-        let word = usize::try_from(n)
-            .ok()
-            .and_then(|index| self.ring.segment(index));
-        if word.is_some_and(|word| word.load(Ordering::Acquire) != block) {
-            let _ = self.member.free(block);
-        }
     }
 }

@@ -13,6 +13,7 @@ use dragon_shmem::sync::{AtomicU64, Ordering};
 use dragon_shmem::{Block, Deadline, Member, ThreadGuard};
 
 use super::chain::Opened;
+use super::links::Links as _;
 
 use crate::cell::{self, Found, Place, Take};
 use crate::error::{Error, Result};

@@ -5,6 +5,7 @@ use dragon_shmem::{Deadline, ThreadGuard};
 
 use super::{Local, Ticket, broken};
 use crate::cell::{self, Cells as _, Found, Take};
+use crate::channel::links::Links as _;
 use crate::channel::{Attributes, Poll};
 use crate::error::{Error, Result};
 use crate::object::alive;
