@@ -232,25 +232,65 @@ mod models {
         });
     }
 
-    /// Two processes take and give owned units: whoever meets the other's change half-way finishes it.
+    fn takes_one(semaphore: &Alone, slot: u32) -> bool {
+        semaphore.words().try_acquire(slot, 1).unwrap().is_some()
+    }
+
+    fn gives_one(semaphore: &Alone, slot: u32) {
+        assert!(semaphore.words().owned.unwrap().give(slot, 1).unwrap());
+    }
+
+    /// Who has how many units, and how many are left.
+    fn is_left(semaphore: &Alone, units: u32, holders: [bool; 2]) {
+        let words = semaphore.words();
+        let owned = words.owned.unwrap();
+        assert_eq!(words.value(), units);
+        assert_eq!([owned.holds(1), owned.holds(2)], holders);
+    }
+
+    /// Two processes want the only owned unit: whoever meets the other's change half-way finishes it.
     #[test]
-    fn loom_owned_units_are_kept() {
+    fn loom_an_owned_unit_is_taken_once() {
         check(3, || {
             let semaphore = Arc::new(Alone::new(1, 1, 2));
+            let theirs = Arc::clone(&semaphore);
+            let other = thread::spawn(move || takes_one(&theirs, 1));
+            let mine = takes_one(&semaphore, 2);
+            let theirs = other.join().unwrap();
+            assert!(mine != theirs, "one of the two has it");
+            is_left(&semaphore, 0, [theirs, mine]);
+        });
+    }
+
+    /// One process gives its unit while another takes one: whoever meets the other's change half-way finishes it.
+    #[test]
+    fn loom_owned_units_are_given_and_taken() {
+        check(3, || {
+            let semaphore = Arc::new(Alone::new(1, 1, 2));
+            assert!(takes_one(&semaphore, 1));
+            let theirs = Arc::clone(&semaphore);
+            let other = thread::spawn(move || gives_one(&theirs, 1));
+            let mine = takes_one(&semaphore, 2);
+            other.join().unwrap();
+            is_left(&semaphore, u32::from(!mine), [false, mine]);
+        });
+    }
+
+    /// Both take and give: nothing is left, and nobody has anything.
+    #[test]
+    fn loom_owned_units_are_kept() {
+        check(2, || {
+            let semaphore = Arc::new(Alone::new(1, 1, 2));
             let work = |semaphore: &Alone, slot| {
-                let words = semaphore.words();
-                let owned = words.owned.unwrap();
-                if words.try_acquire(slot, 1).unwrap().is_some() {
-                    assert!(owned.give(slot, 1).unwrap());
+                if takes_one(semaphore, slot) {
+                    gives_one(semaphore, slot);
                 }
             };
             let theirs = Arc::clone(&semaphore);
             let other = thread::spawn(move || work(&theirs, 1));
             work(&semaphore, 2);
             other.join().unwrap();
-            let words = semaphore.words();
-            assert_eq!(words.value(), 1);
-            assert!(!words.owned.unwrap().holds(1) && !words.owned.unwrap().holds(2));
+            is_left(&semaphore, 1, [false, false]);
         });
     }
 }
