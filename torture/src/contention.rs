@@ -5,6 +5,8 @@
 //! saw the messages of one sender in one channel in their order; the lock was never had by two; and everything that can be counted
 //! is as before.
 
+mod groups;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,12 +29,14 @@ use crate::survivor::HANG;
 use crate::tally::{Failure, Tally};
 use crate::watchdog;
 use crate::world::{Counts, World, recover};
+use groups::Groups;
 
 /// What `--operation` calls it.
 pub(crate) const NAME: &str = "contention";
 
 const WORKERS: usize = 4;
-const CHANNELS: usize = 2;
+/// The last one grows.
+const CHANNELS: usize = 3;
 const KILLS_A_ROUND: u64 = 100;
 const INCARNATIONS: usize = 128;
 /// Messages that one process sends to one channel at most.
@@ -146,8 +150,10 @@ fn round(journal: &Journal, kills: u64, seed: u64) -> Result<(), Failure> {
     let world = World::new(2, POOL).map_err(Failure::wrong)?;
     let empty = world.counts().map_err(Failure::wrong)?;
     let mut random = Random::new(seed);
-    let keeper = Keeper::new(&world).map_err(Failure::wrong)?;
+    let mut keeper = Keeper::new(&world).map_err(Failure::wrong)?;
     let start = world.counts().map_err(Failure::wrong)?;
+    // What it has grown by stays until it goes.
+    keeper.add_growing().map_err(Failure::wrong)?;
     let mut next = 0;
     let mut spawn = |seed: u64| {
         next += 1;
@@ -169,6 +175,7 @@ fn round(journal: &Journal, kills: u64, seed: u64) -> Result<(), Failure> {
         worker.join(&world)?;
     }
     keeper.check(journal, kills).map_err(Failure::wrong)?;
+    keeper.channels.truncate(CHANNELS - 1);
     leak(&world, &start)?;
     keeper.end(&world).map_err(Failure::wrong)?;
     leak(&world, &empty)?;
@@ -198,10 +205,11 @@ fn pause(nanoseconds: u64) {
 /// The member that made the objects and stays to the end.
 struct Keeper {
     member: Arc<Member>,
-    channels: [Channel; CHANNELS],
+    channels: Vec<Channel>,
     lock: Lock,
     event: Event,
     semaphore: Semaphore,
+    groups: Groups,
 }
 
 impl Keeper {
@@ -218,11 +226,13 @@ impl Keeper {
             owned: true,
             ..SemaphoreOptions::default()
         };
+        let channels = vec![
+            create_channel(&member, &options)?,
+            create_channel(&member, &options)?,
+        ];
         Ok(Self {
-            channels: [
-                create_channel(&member, &options)?,
-                create_channel(&member, &options)?,
-            ],
+            groups: Groups::new(&member, &channels)?,
+            channels,
             lock: Lock::create(&member, 0)?,
             event: Event::create(&member, 0)?,
             semaphore: Semaphore::with_options(&member, &units)?,
@@ -230,10 +240,22 @@ impl Keeper {
         })
     }
 
-    fn descriptors(&self) -> [Descriptor; 5] {
+    fn add_growing(&mut self) -> Result<()> {
+        let options = ChannelOptions {
+            capacity: 2,
+            block: 64,
+            unbounded: Some(100),
+            ..ChannelOptions::default()
+        };
+        self.channels.push(create_channel(&self.member, &options)?);
+        Ok(())
+    }
+
+    fn descriptors(&self) -> [Descriptor; 6] {
         [
             self.channels[0].descriptor(),
             self.channels[1].descriptor(),
+            self.channels[2].descriptor(),
             self.lock.descriptor(),
             self.event.descriptor(),
             self.semaphore.descriptor(),
@@ -284,6 +306,8 @@ impl Keeper {
         self.event.wait(Deadline::Now)?;
         let units = self.semaphore.value()?;
         ensure!(units == UNITS, "{units} of {UNITS} units are left");
+        self.groups
+            .check(&self.member, &self.channels[..CHANNELS - 1])?;
         Ok(())
     }
 
@@ -389,11 +413,12 @@ struct Work<'a> {
     journal: &'a Journal,
     who: usize,
     random: Random,
-    descriptors: [Descriptor; 5],
+    descriptors: [Descriptor; 6],
     channels: [Channel; CHANNELS],
     lock: Lock,
     event: Event,
     semaphore: Semaphore,
+    groups: Groups,
     /// By channel: the next message's number.
     next: [usize; CHANNELS],
     /// By channel and sender: the number after the last one received.
@@ -414,11 +439,13 @@ impl<'a> Work<'a> {
     ) -> Result<Self> {
         let member = world.member(slot)?;
         let descriptors = keeper.descriptors();
-        let [first, second, lock, event, semaphore] = &descriptors;
+        let [first, second, third, lock, event, semaphore] = &descriptors;
         Ok(Self {
+            groups: Groups::attach(&member, &keeper.groups.descriptors())?,
             channels: [
                 Channel::attach(&member, first, false)?,
                 Channel::attach(&member, second, false)?,
+                Channel::attach(&member, third, false)?,
             ],
             lock: Lock::attach(&member, lock, false)?,
             event: Event::attach(&member, event, false)?,
@@ -436,25 +463,34 @@ impl<'a> Work<'a> {
 
     fn run(mut self) -> Result<()> {
         while self.journal.stop.load(Ordering::SeqCst) == 0 {
-            match self.random.below(12) {
+            match self.random.below(18) {
                 0..=2 => self.send()?,
                 3..=6 => self.receive()?,
                 7 => self.lock()?,
                 8 => self.units()?,
                 9 => self.event()?,
                 10 => self.blocks()?,
-                _ => self.objects()?,
+                11 => self.objects()?,
+                _ => self.groups()?,
             }
         }
         Ok(())
     }
 
-    fn channel(&mut self) -> usize {
-        usize::from(self.random.below(CHANNELS as u64) == 1)
+    fn channel(&mut self) -> Result<usize> {
+        Ok(usize::try_from(self.random.below(CHANNELS as u64))?)
+    }
+
+    fn groups(&mut self) -> Result<()> {
+        let (random, channels) = (&mut self.random, &self.channels[..CHANNELS - 1]);
+        match self.groups.work(&self.member, channels, random, MOMENT)? {
+            Some(readable) => self.receive_from(readable, Deadline::Now),
+            None => Ok(()),
+        }
     }
 
     fn send(&mut self) -> Result<()> {
-        let n = self.channel();
+        let n = self.channel()?;
         if self.next[n] == MESSAGES {
             return Ok(());
         }
@@ -470,14 +506,18 @@ impl<'a> Work<'a> {
                 sent.store(self.next[n] as u64, Ordering::SeqCst);
                 Ok(())
             }
-            Err(Error::Full | Error::Timeout) => Ok(()),
+            Err(Error::Full | Error::Timeout | Error::AtLimit { .. }) => Ok(()),
             Err(error) => Err(error).context("send"),
         }
     }
 
     fn receive(&mut self) -> Result<()> {
-        let n = self.channel();
+        let n = self.channel()?;
         let deadline = Deadline::after(self.random.below(2) * MOMENT);
+        self.receive_from(n, deadline)
+    }
+
+    fn receive_from(&mut self, n: usize, deadline: Deadline) -> Result<()> {
         let message = match self.channels[n].receive(deadline) {
             Ok(message) => message,
             Err(Error::Empty | Error::Timeout) => return Ok(()),
@@ -553,7 +593,7 @@ impl<'a> Work<'a> {
     }
 
     fn objects(&mut self) -> Result<()> {
-        let which = usize::try_from(self.random.below(6))?;
+        let which = usize::try_from(self.random.below(7))?;
         match self.descriptors.get(which) {
             Some(descriptor) => drop(dragon_channels::Object::attach(
                 &self.member,

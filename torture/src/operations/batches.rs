@@ -43,9 +43,6 @@ pub(super) const OPERATIONS: &[Operation] = &[
         sends_with(m, w, Returns::Buffered)
     }),
     operation("send-traced", empty, sends_traced),
-    operation("receipt-waits", received_later, |m, w| {
-        sends_with(m, w, Returns::Received)
-    }),
     Operation {
         cpus: 1,
         ..operation("receipt-sleeps", received_later, |m, w| {

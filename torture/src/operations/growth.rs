@@ -30,11 +30,14 @@ pub(super) const OPERATIONS: &[Operation] = &[
     ),
     operation("grow-many", |m| rig(m, 1, 0, LIMIT), sends_many),
     operation("grow-limit", |m| rig(m, 2, 0, 2), sends_at_the_limit),
-    operation(
-        "grow-limit-sleeps",
-        |m| rig(m, 2, 0, 2),
-        |m, w| sends(m, w, 8),
-    ),
+    Operation {
+        cpus: 1,
+        ..operation(
+            "grow-limit-sleeps",
+            |m| rig(m, 2, 0, 2),
+            |m, w| sends(m, w, 8),
+        )
+    },
     operation(
         "grown-receive",
         |m| rig(m, 7, 3, LIMIT),

@@ -37,7 +37,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         |m, _| finds(m, DEFAULT),
     ),
     operation("memory-attach", |m| rig(m, DEFAULT, true), attaches),
-    operation("memory-destroy", |m| rig(m, DEFAULT, true), destroys),
+    operation("memory-destroy", destroyed, destroys),
     operation(
         "memory-create-in-pool",
         |m| rig(m, SECOND, false),
@@ -65,6 +65,8 @@ struct Rig {
     pool: PoolTag,
     /// The number is taken at the start.
     taken: bool,
+    /// The victim destroys it.
+    goes: bool,
     memory: Option<SharedMemory>,
 }
 
@@ -77,6 +79,17 @@ fn rig(member: &Arc<Member>, pool: PoolTag, taken: bool) -> Result<Box<dyn Survi
         member: Arc::clone(member),
         pool,
         taken,
+        goes: false,
+        memory: None,
+    }))
+}
+
+fn destroyed(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
+    Ok(Box::new(Rig {
+        member: Arc::clone(member),
+        pool: DEFAULT,
+        taken: true,
+        goes: true,
         memory: None,
     }))
 }
@@ -97,8 +110,7 @@ impl Survivor for Rig {
             is_whole(&memory)?;
             match SharedMemory::find(&self.member, self.pool, NUMBER) {
                 Ok(found) => ensure!(found.id() == memory.id(), "another one is found"),
-                // The victim destroyed it.
-                Err(_) if memory.export().is_err() => {}
+                Err(_) if self.goes => {}
                 Err(error) => return Err(error).context("it is not found"),
             }
         }
