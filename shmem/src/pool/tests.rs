@@ -248,16 +248,33 @@ fn a_slab_whose_owner_is_gone_is_adopted() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Alloc { who: usize, length: u64 },
-    Share { which: usize },
-    Free { which: usize, by: usize },
-    Die { who: usize },
+    Alloc {
+        who: usize,
+        length: u64,
+    },
+    Share {
+        which: usize,
+    },
+    Free {
+        which: usize,
+        by: usize,
+    },
+    Resize {
+        which: usize,
+        by: usize,
+        length: u64,
+    },
+    Die {
+        who: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let length = prop_oneof![1_u64..40_000, 40_000_u64..400_000, Just(64), Just(32 << 10)];
     prop_oneof![
-        6 => (0..3_usize, length).prop_map(|(who, length)| Step::Alloc { who, length }),
+        6 => (0..3_usize, length.clone()).prop_map(|(who, length)| Step::Alloc { who, length }),
+        3 => (any::<usize>(), 0..3_usize, length)
+            .prop_map(|(which, by, length)| Step::Resize { which, by, length }),
         3 => any::<usize>().prop_map(|which| Step::Share { which }),
         5 => (any::<usize>(), 0..3_usize).prop_map(|(which, by)| Step::Free { which, by }),
         1 => (0..3_usize).prop_map(|who| Step::Die { who }),
@@ -267,7 +284,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Three processes allocate, share, free and die; blocks never overlap, contents stay, and in the end nothing is left.
+    /// Three processes allocate, share, resize, free and die; blocks never overlap, contents stay, and in the end nothing is
+    /// left.
     #[test]
     fn random_operations_agree_with_a_map(steps in prop::collection::vec(step(), 1..200)) {
         let (control, pool) = node(256 << 20);
@@ -302,6 +320,28 @@ proptest! {
                     prop_assert!(contents.iter().all(|byte| *byte == stamp));
                     members[by].1.free(offset).unwrap();
                     blocks.remove(&offset);
+                }
+                Step::Resize { which, by, length } if !blocks.is_empty() => {
+                    let (offset, (old, owner, shared, stamp)) = blocks.iter().nth(which % blocks.len()).map(|(o, b)| (*o, *b)).unwrap();
+                    let end = blocks.range(offset + 1..).next().map_or(pool.limit(), |(next, _)| *next);
+                    let by = if shared { by } else { owner };
+                    match members[by].1.resize(offset, length) {
+                        Ok(block) => {
+                            prop_assert_eq!((block.offset, block.length), (offset, length));
+                            prop_assert!(offset + length <= end);
+                            let mut contents = vec![0; usize::try_from(length).unwrap()];
+                            pool.read(offset, 0, &mut contents).unwrap();
+                            prop_assert!(contents.iter().take(usize::try_from(old).unwrap()).all(|byte| *byte == stamp));
+                            contents.fill(stamp);
+                            pool.write(offset, 0, &contents).unwrap();
+                            blocks.insert(offset, (length, owner, shared, stamp));
+                        }
+                        Err(Error::CannotGrow { room, asked, .. }) => {
+                            prop_assert!(asked == length && (old..length).contains(&room));
+                            prop_assert!(offset + room <= end);
+                        }
+                        Err(error) => prop_assert!(false, "{}", error),
+                    }
                 }
                 Step::Die { who } => {
                     recover_memory(&control, &pool, members[who].0).unwrap();

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
 
-use super::Backing;
+use super::{Backing, HEADER};
 use crate::error::{Error, Result, io, system};
 
 /// Nobody can truncate a memfd under the others.
@@ -60,17 +60,26 @@ impl Memory {
         Self::map(fd, size, Backing::Memfd)
     }
 
-    /// A new file of zeros.
+    /// A new file of zeros. When it cannot be as large, it goes again.
     pub(super) fn new_file(path: &Path, size: u64) -> Result<Self> {
+        let refused = |errno| Error::File {
+            path: path.into(),
+            errno,
+        };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| {
-            Error::File {
-                path: path.into(),
-                errno,
-            }
-        })?;
-        rustix::fs::ftruncate(&fd, size).map_err(system("ftruncate"))?;
-        Self::map(fd, size, Backing::File)
+        let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(refused)?;
+        let made = rustix::fs::ftruncate(&fd, size)
+            // The header is written through the mapping: where the file system is full, that is a signal and no error.
+            .and_then(|()| {
+                rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, size.min(HEADER))
+            })
+            .map_err(refused)
+            .and_then(|()| Self::map(fd, size, Backing::File));
+        if made.is_err() {
+            // The first error is the one to tell.
+            let _ = fs::remove_file(path);
+        }
+        made
     }
 
     /// Maps a memfd or a file of that size.

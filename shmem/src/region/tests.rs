@@ -166,6 +166,45 @@ fn a_file_is_made_once_and_where_it_can_be() {
     );
 }
 
+/// Larger than any file system's files, and on one that is full: an error that names the file, which is gone again.
+#[test]
+#[cfg_attr(miri, ignore = "no files")]
+fn a_file_that_cannot_be_as_large_leaves_nothing() {
+    const FULL: &str = "DRAGON_TEST_FULL_FOLDER";
+    if let Some(full) = std::env::var_os(FULL) {
+        return is_refused(&Path::new(&full).join("region"), SIZE);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    is_refused(
+        &folder.path().join("region"),
+        i64::MAX.cast_unsigned() & !4095,
+    );
+    // A file system of one page, which is used: mounted where nobody else sees it.
+    let mount = "mount -t tmpfs -o size=4k none \"$0\" && echo x > \"$0/x\" && exec \"$@\"";
+    let status = std::process::Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", mount])
+        .arg(folder.path())
+        .arg(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "region::tests::a_file_that_cannot_be_as_large_leaves_nothing",
+        ])
+        .env(FULL, folder.path())
+        .status();
+    match status.map(|status| status.code()) {
+        Ok(Some(0)) => {}
+        // Of unshare and of mount, where they are not allowed.
+        Ok(Some(1 | 32)) | Err(_) => println!("SKIPPED a full file system"),
+        other => panic!("on a full file system: {other:?}"),
+    }
+}
+
+fn is_refused(path: &Path, size: u64) {
+    let error = Region::create_in_file(path, KIND, RUNTIME, size).unwrap_err();
+    assert!(error.to_string().contains("region"), "{error}");
+    assert!(!path.exists(), "{error}");
+}
+
 #[test]
 #[cfg_attr(miri, ignore = "no NUMA nodes")]
 fn memory_comes_from_the_numa_node_that_was_asked_for() {
