@@ -24,6 +24,7 @@ pub mod page;
 pub(crate) mod resize;
 pub(crate) mod room;
 pub mod slab;
+mod spare;
 mod stats;
 pub mod table;
 pub mod tag;
@@ -39,7 +40,7 @@ use dragon_protocol::{NodeIndex, PoolOptions, RuntimeId, SlotId};
 use crate::error::{Error, Result, io};
 use crate::member::ThreadGuard;
 use crate::region::{Backing, Region, Shared};
-use crate::slot::{MAX_POOLS, Slot};
+use crate::slot::{KEPT, MAX_POOLS, Slot};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, low};
 use crate::thread::Intent;
 use commit::Truth;
@@ -78,6 +79,8 @@ struct PoolWords {
     /// Pages from the first one to the highest that was ever in use.
     top: AtomicU64,
     reserved2: [AtomicU64; 6],
+    /// Free runs of pages that are still together: number of pages 32 bits | first page 32; 0 for none. See [`spare`].
+    spares: [AtomicU64; spare::SPARES],
 }
 
 // SAFETY: repr(C), only atomics.
@@ -114,6 +117,8 @@ pub struct Block {
 pub struct Cache {
     classes: [Class; CLASSES],
     kept: extent::Kept,
+    /// Which spare extent made room last.
+    victim: usize,
     near: extent::Near,
 }
 
@@ -436,7 +441,13 @@ impl Pool {
         if let Some(page) = extent::alloc_kept(self, &mut guard, slot, owner, pages)? {
             return Ok(Some(u64::from(page) * PAGE));
         }
+        if let Some(page) = spare::take(self, slot, owner, pages)? {
+            return Ok(Some(u64::from(page) * PAGE));
+        }
         let thread = thread()?;
+        if pages >= spare::SHORTEST {
+            spare::make_place(self, owner, &thread.intent, &mut guard.victim)?;
+        }
         let extent =
             |cache: &mut Cache| extent::alloc(self, cache, slot, owner, &thread.intent, pages);
         let mut found = extent(&mut guard)?;
@@ -446,9 +457,10 @@ impl Pool {
         Ok(found.map(|page| u64::from(page) * PAGE))
     }
 
-    /// Gives back what the process keeps although nothing in it is in use; true when there was any.
+    /// Gives back what the process keeps although nothing in it is in use, and what nobody does; true when there was any.
     fn trim(&self, cache: &mut Cache, slot: &Slot, owner: SlotId, intent: &Intent) -> Result<bool> {
         let mut any = extent::trim(self, &mut cache.kept, owner, intent)?;
+        any |= spare::trim(self, owner, Some(intent))?;
         for (class, cached) in cache.classes.iter_mut().enumerate() {
             any |= slab::trim(self, cached, slot, owner, intent, class)?;
         }
@@ -707,6 +719,12 @@ impl Pool {
         Ok(&self.words()?.hint)
     }
 
+    /// The table of spare extents.
+    #[inline]
+    fn spares(&self) -> Result<&[AtomicU64; spare::SPARES]> {
+        Ok(&self.words()?.spares)
+    }
+
     /// Where a slab of a class may be found whose owner is gone.
     pub(crate) fn orphan_hint(&self, class: usize) -> Result<&AtomicU32> {
         Ok(&self.words()?.orphans[class % 16])
@@ -750,6 +768,13 @@ fn tables(limit: u64) -> (u64, u64, u64) {
     let records = (PAGES + pages * 8).next_multiple_of(512);
     let stamps = (records + pages * size_of::<PageMeta>() as u64).next_multiple_of(4096);
     (records, stamps, stamps + pages * size_of::<Stamps>() as u64)
+}
+
+/// Notes in the slot that an extent is about to be kept, or to be taken from the spare ones.
+#[inline]
+fn keep(pool: &Pool, slot: &Slot, place: usize, page: u32) {
+    slot.kept[pool.number() as usize % slot.kept.len()][place % KEPT]
+        .store(page, Ordering::Release);
 }
 
 // A thread that panicked left the cache consistent: it holds no more than where to look first.

@@ -7,7 +7,8 @@
 //! | `handover BYTES` | microseconds to hand a block over, allocation and free included |
 //! | `alloc BYTES [PROCESSES]` | nanoseconds of an allocation and its free |
 //! | `idle` | CPU milliseconds a second with 10 000 channels and 1 000 waiters |
-//! | `attach` | microseconds to attach to the runtime and detach |
+//! | `attach` | microseconds to attach to the runtime; the time of the detach between two is left out |
+//! | `attach-detach` | microseconds to attach to the runtime and detach |
 //! | `channel-memory`, `pool-memory` | an empty channel's memory over that of its blocks; KiB of an empty pool |
 
 mod node;
@@ -48,7 +49,8 @@ fn run(words: &[&str]) -> Result<Measured> {
         ["alloc", bytes] => alloc(bytes.parse()?, 1),
         ["alloc", bytes, processes] => alloc(bytes.parse()?, processes.parse()?),
         ["idle"] => idle(),
-        ["attach"] => attach(),
+        ["attach"] => attach(false),
+        ["attach-detach"] => attach(true),
         ["channel-memory"] => channel_memory(),
         ["pool-memory"] => pool_memory(),
         _ => bail!("unknown mode; see the head of benches/core/src/main.rs"),
@@ -155,20 +157,37 @@ fn idle() -> Result<Measured> {
 }
 
 /// Inside a runtime: `dragon core-bench attach`.
-fn attach() -> Result<Measured> {
+fn attach(and_detach: bool) -> Result<Measured> {
     const ROUNDS: u32 = 200;
+    let failed = |error: dragon::Error| anyhow::anyhow!("{error}");
     let mut values = Vec::new();
     for run in 0..=RUNS {
-        let start = Instant::now();
+        let mut time = Duration::ZERO;
         for _ in 0..ROUNDS {
-            dragon::Session::attach().map_err(|error| anyhow::anyhow!("{error}"))?;
-            dragon::Session::detach().map_err(|error| anyhow::anyhow!("{error}"))?;
+            let start = Instant::now();
+            dragon::Session::attach().map_err(failed)?;
+            let attached = start.elapsed();
+            dragon::Session::detach().map_err(failed)?;
+            time += if and_detach {
+                start.elapsed()
+            } else {
+                attached
+            };
         }
         if run > 0 {
-            values.push(start.elapsed().as_secs_f64() * 1e6 / f64::from(ROUNDS));
+            values.push(time.as_secs_f64() * 1e6 / f64::from(ROUNDS));
         }
     }
-    Ok(("us", values, "attach and detach, one process".to_owned()))
+    let what = if and_detach {
+        "attach and detach"
+    } else {
+        "attach alone"
+    };
+    Ok((
+        "us",
+        values,
+        format!("{what}, one process, again and again"),
+    ))
 }
 
 /// Memory that the node's regions take more for a channel, over the bytes of its cells.

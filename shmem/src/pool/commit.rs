@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::page::{PAGE, PageWord, Tag};
-use super::{CHUNK, Pool};
+use super::{CHUNK, Pool, spare};
 use crate::error::{Error, Result};
+use crate::slot::DAEMON;
 use crate::sync::Ordering;
 
 /// Pages of a chunk.
@@ -169,6 +170,7 @@ impl Pool {
             return Err(Error::NotTheOwner(self.label()));
         };
         let mut truth = truth.lock();
+        spare::trim(self, DAEMON, None)?;
         let chunks = u32::try_from(truth.bytes / CHUNK).unwrap_or(u32::MAX);
         let mut bytes = 0;
         for chunk in 0..chunks {

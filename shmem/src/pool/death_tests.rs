@@ -61,12 +61,12 @@ impl Scene {
     }
 
     fn all_pages_are_free(&self) {
-        let all = self.living.alloc(self.pool.limit() - (64 << 10)).unwrap();
-        self.living.free(all.offset).unwrap();
+        let all = self.living.try_alloc(self.pool.limit() - (64 << 10));
+        self.living.free(all.unwrap().unwrap().offset).unwrap();
     }
 }
 
-const SIZES: [u64; 3] = [64, 32 << 10, 300_000];
+const SIZES: [u64; 4] = [64, 32 << 10, 300_000, 5 << 20];
 
 #[test]
 fn a_free_that_was_announced_is_done_by_recovery() {

@@ -12,7 +12,7 @@ use dragon_protocol::op::Op;
 
 use super::list::List;
 use super::page::{PAGE, PageWord, Tag};
-use super::{Cache, Pool, ThreadRef, lock, slab};
+use super::{Cache, Pool, ThreadRef, keep, lock, slab, spare};
 use crate::error::Result;
 use crate::slot::{KEPT, Slot};
 use crate::sync::{Ordering, high, low};
@@ -23,12 +23,15 @@ use crate::thread::{Intended, Intent};
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     /// First page and number of pages; 0 pages for none. As in the slot, where recovery finds them.
-    extents: [(u32, u32); KEPT],
+    extents: [(u32, u32); PLACES],
     /// Which one makes room for the next.
     victim: usize,
 }
 
-/// Larger extents are not kept: their claims cost little beside what is done with them.
+/// Places for extents that are kept. The slot has one more, for a spare extent that is being taken.
+const PLACES: usize = KEPT - 1;
+
+/// Larger extents are left to all processes when they are freed.
 const MOST_KEPT: u32 = 64;
 
 /// Where this process looks for pages first. Processes that take pages of different chunks do not write to the same lines of
@@ -88,7 +91,7 @@ impl Kept {
             Some(free) => free,
             None if first(pages).is_some() => return None,
             None => {
-                self.victim = (self.victim + 1) % KEPT;
+                self.victim = (self.victim + 1) % PLACES;
                 self.victim
             }
         };
@@ -334,13 +337,6 @@ pub(super) fn free_own<'a>(
     Ok(())
 }
 
-/// Notes in the slot that an extent is about to be kept.
-#[inline]
-fn keep(pool: &Pool, slot: &Slot, place: usize, page: u32) {
-    slot.kept[pool.number() as usize % slot.kept.len()][place % KEPT]
-        .store(page, Ordering::Release);
-}
-
 fn release_own(
     pool: &Pool,
     slot: &Slot,
@@ -355,7 +351,7 @@ fn release_own(
     pool.page(page)?
         .store(PageWord::new(Tag::Claimed, Some(owner.index), 0, pages));
     List::extents(pool, slot).unlink(page)?;
-    release(pool, page, pages)?;
+    spare::put(pool, owner, page, pages)?;
     intent.end();
     Ok(())
 }
@@ -433,10 +429,14 @@ pub(super) fn free(
         intent.end();
         return Err(pool.not_allocated(offset));
     }
+    if pages >= spare::SHORTEST {
+        spare::put(pool, owner, page, pages)?;
+        intent.end();
+        return Ok(());
+    }
     // Kept only when that costs nothing: the intent is in use, so nothing is thrown out for it.
     let mut cache = lock(cache);
-    let place = cache.kept.extents.iter().position(|(_, pages)| *pages == 0);
-    match place.filter(|_| pages <= MOST_KEPT) {
+    match cache.kept.extents.iter().position(|(_, pages)| *pages == 0) {
         Some(place) => {
             keep(pool, slot, place, page);
             pool.page(page)?
@@ -550,6 +550,10 @@ fn recover_free(pool: &Pool, owner: SlotId, intended: &Intended) -> Result<()> {
             end += 1;
         }
         return release(pool, first, end - first);
+    }
+    // Spare already: it may be in no entry of the table yet, or any more.
+    if spare::free(pool, owner, first, pages)? {
+        return Ok(());
     }
     // Announced, and not begun. The word first: if it is of a later extent, so is the version, which was written before it.
     let shared = PageWord::new(Tag::Extent, None, 0, pages);

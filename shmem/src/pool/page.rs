@@ -22,7 +22,8 @@ pub enum Tag {
     Claimed = 4,
     /// Not for allocation.
     Reserved = 5,
-    /// First page of a free extent that its last owner keeps for itself, as long as nobody needs it more.
+    /// First page of a free extent that stays together, as long as nobody needs it more: its last owner keeps it for itself, or
+    /// without an owner it is for anybody who wants as many pages.
     Kept = 6,
 }
 

@@ -19,7 +19,7 @@ pub struct Statistics {
     pub used: u64,
     /// Bytes that are not in allocated blocks: the limit less what is used.
     pub free: u64,
-    /// Bytes of free extents that processes keep for their next allocations; among the free ones.
+    /// Bytes of free extents that stay together for the next allocations of their length; among the free ones.
     pub kept: u64,
     /// Bytes up to the end of the highest page that was ever in use: never less than the most that was in use at once.
     pub peak: u64,

@@ -192,6 +192,83 @@ fn recovery_does_the_same_whatever_else_is_in_the_pool() {
 }
 
 #[test]
+fn a_hand_over_takes_the_same_steps_whatever_the_length() {
+    let looks = |length: u64| {
+        let (control, pool) = node(256 << 20);
+        pool.commit(256 << 20).unwrap();
+        let (sender, receiver) = (member(&control, &pool).1, member(&control, &pool).1);
+        let hand_over = || {
+            let block = sender.alloc(length).unwrap().offset;
+            sender.share(block).unwrap();
+            receiver.free(block).unwrap();
+            block
+        };
+        let first = hand_over();
+        LOOKS.set(0);
+        assert_eq!(hand_over(), first, "the same pages again");
+        LOOKS.get()
+    };
+    assert_eq!(looks(1 << 20), looks(64 << 20));
+}
+
+#[test]
+fn spare_extents_make_room_for_whoever_needs_it() {
+    let (control, pool) = node(256 << 20);
+    pool.commit(256 << 20).unwrap();
+    let (_, one) = member(&control, &pool);
+    let (_, other) = member(&control, &pool);
+    let fill_with_spares = || {
+        let lengths = (1..=10).map(|n| n << 20);
+        let blocks: Vec<_> = lengths
+            .map(|length| one.alloc(length).unwrap().offset)
+            .collect();
+        for block in blocks {
+            one.share(block).unwrap();
+            other.free(block).unwrap();
+        }
+        let kept = pool.statistics().unwrap().kept;
+        assert_eq!(kept, 55 << 20);
+    };
+    fill_with_spares();
+    // From committed memory: nobody need be asked.
+    let all = other
+        .try_alloc(pool.limit() - super::PAGE)
+        .unwrap()
+        .unwrap();
+    assert_eq!(pool.statistics().unwrap().kept, 0);
+    other.free(all.offset).unwrap();
+    fill_with_spares();
+    // The owner takes the memory of all chunks but that of the pool's header.
+    assert_eq!(pool.release_free().unwrap(), pool.limit() - CHUNK);
+}
+
+#[test]
+fn spare_extents_that_nobody_wants_go_in_time() {
+    let (control, pool) = node(1 << 30);
+    pool.commit(1 << 30).unwrap();
+    let (_, member) = member(&control, &pool);
+    let free_shared = |block: u64| {
+        member.share(block).unwrap();
+        member.free(block).unwrap();
+    };
+    let lengths = |from: u64| (from..from + 40).map(|n| n << 20);
+    let blocks: Vec<_> = lengths(5)
+        .map(|length| member.alloc(length).unwrap().offset)
+        .collect();
+    blocks.into_iter().for_each(free_shared);
+    let wanted = 1 << 20;
+    for _ in 0..2 {
+        free_shared(member.alloc(wanted).unwrap().offset);
+    }
+    // The table was full of others, and has a place for this one now.
+    let before = pool.statistics().unwrap().kept;
+    let block = member.alloc(wanted).unwrap().offset;
+    assert_eq!(pool.statistics().unwrap().kept, before - wanted);
+    free_shared(block);
+    assert_eq!(pool.statistics().unwrap().kept, before);
+}
+
+#[test]
 fn statistics_say_what_is_where() {
     let (control, pool) = node(4 * CHUNK);
     let page = super::PAGE;
@@ -270,7 +347,14 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let length = prop_oneof![1_u64..40_000, 40_000_u64..400_000, Just(64), Just(32 << 10)];
+    let length = prop_oneof![
+        1_u64..40_000,
+        40_000_u64..400_000,
+        Just(64),
+        Just(32 << 10),
+        Just(600_000),
+        600_000_u64..900_000
+    ];
     prop_oneof![
         6 => (0..3_usize, length.clone()).prop_map(|(who, length)| Step::Alloc { who, length }),
         3 => (any::<usize>(), 0..3_usize, length)

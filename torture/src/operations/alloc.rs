@@ -15,6 +15,12 @@ const SMALL: u64 = 100;
 /// Two of these fill a slab.
 const HALF: u64 = 32 << 10;
 const EXTENT: u64 = 200_000;
+/// Such blocks stay together when they are freed, for whoever wants the next; those of more than 4 MiB always.
+const LONG: u64 = 600_000;
+const LONGER: u64 = 5 << 20;
+/// More different lengths than a pool remembers spare extents.
+const LENGTHS: u64 = 16;
+const PAGE: u64 = 64 << 10;
 
 pub(super) const OPERATIONS: &[Operation] = &[
     operation("alloc-first", nothing, |m, _| allocates(m, SMALL, 0)),
@@ -45,6 +51,16 @@ pub(super) const OPERATIONS: &[Operation] = &[
     operation("free-others-extent", |m| owner(m, EXTENT), frees_others),
     operation("free-held", |m| owner(m, SMALL), frees_held),
     operation("free-held-extent", |m| owner(m, EXTENT), frees_held),
+    operation("alloc-spare", nothing, allocates_spare),
+    operation("alloc-evicts-spare", nothing, allocates_evicting),
+    Operation {
+        pool: 4 << 20,
+        ..operation("alloc-trims-spares", nothing, allocates_trimming_spares)
+    },
+    operation("free-spare", finder, |m, _| frees(m, LONG, true)),
+    operation("free-longer", nothing, |m, _| frees(m, LONGER, false)),
+    operation("free-others-spare", |m| owner(m, LONG), frees_others),
+    operation("free-held-spare", |m| owner(m, LONG), frees_held),
     operation("share", finder, |m, _| shares(m, SMALL)),
     operation("share-extent", finder, |m, _| shares(m, EXTENT)),
 ];
@@ -175,6 +191,42 @@ fn allocates_trimming(member: &Arc<Member>, _: &Words) -> Result<Act> {
         member.alloc(HALF)?;
         Ok(())
     }))
+}
+
+/// Leaves a spare extent.
+fn spares(member: &Member, length: u64) -> Result<()> {
+    let block = member.alloc(length)?;
+    member.share(block.offset)?;
+    Ok(member.free(block.offset)?)
+}
+
+fn allocates_spare(member: &Arc<Member>, _: &Words) -> Result<Act> {
+    spares(member, LONG)?;
+    allocates(member, LONG, 0)
+}
+
+/// There is no place for another spare extent, and none has the right length.
+fn allocates_evicting(member: &Arc<Member>, _: &Words) -> Result<Act> {
+    let mut blocks = Vec::new();
+    for n in 0..LENGTHS {
+        blocks.push(member.alloc(LONG + n * PAGE)?.offset);
+    }
+    for block in blocks {
+        member.share(block)?;
+        member.free(block)?;
+    }
+    allocates(member, LONG + LENGTHS * PAGE, 0)
+}
+
+/// The pool has no room but in spare extents.
+fn allocates_trimming_spares(member: &Arc<Member>, _: &Words) -> Result<Act> {
+    let long = [member.alloc(LONG)?, member.alloc(2 * LONG)?];
+    while member.try_alloc(EXTENT)?.is_some() {}
+    for block in long {
+        member.share(block.offset)?;
+        member.free(block.offset)?;
+    }
+    allocates(member, EXTENT, 0)
 }
 
 fn allocates_too_much(member: &Arc<Member>, _: &Words) -> Result<Act> {

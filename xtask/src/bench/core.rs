@@ -184,14 +184,19 @@ fn memory(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
         Goal::Value(0.5),
     ));
     let connect = programs.raw(&["connect"]);
-    print(row(
-        "attach to a runtime",
-        "us",
-        programs.attach(),
-        "raw connect + 3 fds",
-        connect,
-        Goal::Ratio(3.0),
-    ));
+    for (name, mode, goal) in [
+        ("attach to a runtime", "attach", Goal::Ratio(3.0)),
+        ("attach and detach", "attach-detach", Goal::None),
+    ] {
+        print(row(
+            name,
+            "us",
+            programs.inside(mode),
+            "raw connect + 3 fds",
+            connect.clone(),
+            goal,
+        ));
+    }
     let channel = programs.core(&["channel-memory"]);
     print(alone(
         "memory of an empty channel",
@@ -254,9 +259,9 @@ impl<'a> Programs<'a> {
     }
 
     /// Inside a runtime.
-    fn attach(&self) -> Measured {
+    fn inside(&self, mode: &str) -> Measured {
         let mut command = self.repo.in_venv(self.repo.venv_bin("dragon"));
-        command.arg(self.repo.release("core-bench")).arg("attach");
+        command.arg(self.repo.release("core-bench")).arg(mode);
         reported(&mut command, LIMIT)
     }
 }
