@@ -6,6 +6,7 @@
 //! | `bandwidth BYTES` | GB/s with copy in and copy out |
 //! | `handover BYTES` | microseconds to hand a block over, allocation and free included |
 //! | `alloc BYTES [PROCESSES]` | nanoseconds of an allocation and its free |
+//! | `recovery OTHERS` | microseconds to recover a process that held 400 blocks, beside so many other allocations in the pool |
 //! | `idle` | CPU milliseconds a second with 10 000 channels and 1 000 waiters |
 //! | `attach` | microseconds to attach to the runtime; the time of the detach between two is left out |
 //! | `attach-detach` | microseconds to attach to the runtime and detach |
@@ -48,6 +49,7 @@ fn run(words: &[&str]) -> Result<Measured> {
         ["handover", bytes] => traffic::handover(bytes.parse()?),
         ["alloc", bytes] => alloc(bytes.parse()?, 1),
         ["alloc", bytes, processes] => alloc(bytes.parse()?, processes.parse()?),
+        ["recovery", others] => recovery(others.parse()?),
         ["idle"] => idle(),
         ["attach"] => attach(false),
         ["attach-detach"] => attach(true),
@@ -99,6 +101,44 @@ fn alloc(bytes: u64, processes: usize) -> Result<Measured> {
     }
     let note = format!("{bytes} B, {processes} processes pinned to cores, committed memory");
     Ok(("ns", values, note))
+}
+
+/// The dead process had slabs, extents and blocks that it shared; the shared ones stay, and are freed between two runs.
+fn recovery(others: usize) -> Result<Measured> {
+    const BLOCKS: usize = 400;
+    let node = Node::new(1 << 30, 2)?;
+    let other = node.member(node.slot()?)?;
+    for n in 0..others {
+        let length = if n % 50 == 0 { 60_000 } else { 64 << (n % 5) };
+        let block = other.alloc(length)?;
+        if n % 3 == 0 {
+            other.share(block.offset)?;
+        }
+    }
+    let mut values = Vec::new();
+    for run in 0..=RUNS {
+        let slot = node.slot()?;
+        let dead = node.member(slot)?;
+        let mut shared = Vec::new();
+        for n in 0..BLOCKS {
+            let block = dead.alloc(100 + n as u64 * 499)?.offset;
+            if n % 4 == 0 {
+                dead.share(block)?;
+                shared.push(block);
+            }
+        }
+        let start = Instant::now();
+        node.recover(slot)?;
+        let time = start.elapsed();
+        for block in shared {
+            other.free(block)?;
+        }
+        if run > 0 {
+            values.push(time.as_secs_f64() * 1e6);
+        }
+    }
+    let note = format!("{BLOCKS} blocks of the dead process, {others} of others");
+    Ok(("us", values, note))
 }
 
 /// Waiters are threads of ten processes, each on an event of its own.

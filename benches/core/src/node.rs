@@ -56,6 +56,14 @@ impl Node {
         )?)
     }
 
+    /// The process of one slot has ended.
+    pub(crate) fn recover(&self, slot: SlotId) -> Result<()> {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.retain(|other| *other != slot);
+        dragon_channels::recover(&self.daemon, slot)?;
+        Ok(())
+    }
+
     /// All processes have ended.
     pub(crate) fn recover_all(&self) -> Result<()> {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);

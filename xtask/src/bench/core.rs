@@ -176,6 +176,14 @@ fn memory(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
             Goal::RatioAtLeast(0.8),
         ));
     }
+    print(row(
+        "recovery, 100000 other allocations",
+        "us",
+        programs.core(&["recovery", "100000"]),
+        "without others",
+        programs.core(&["recovery", "0"]),
+        Goal::Ratio(1.2),
+    ));
     let idle = programs.core(&["idle"]);
     print(alone(
         "10000 idle channels, 1000 waiters",
