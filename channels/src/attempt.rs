@@ -23,7 +23,9 @@ use crate::remote;
 use crate::ring::Label;
 use crate::set::subscribers::AGENT;
 use crate::wait::Spin;
-use crate::{Trigger, barrier, broadcast, condition, event, lock, process, semaphore, stream};
+use crate::{
+    Trigger, barrier, broadcast, condition, event, lock, priority, process, semaphore, stream,
+};
 
 /// What comes with a request.
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +143,7 @@ pub fn attempt(
     let attempt = attempt.unwrap_or_else(|error| Attempt::failed(error.code()));
     if let (Attempt::Done { status, .. }, Payload::Block(block) | Payload::Shared(block)) =
         (&attempt, payload)
-        && (*status != Code::Ok || op != Op::Send)
+        && (*status != Code::Ok || !matches!(op, Op::Send | Op::Push))
     {
         // Fails only when the block was scribbled over; the requester gets the first error.
         let _ = member.free(block.offset);
@@ -289,6 +291,7 @@ fn execute(
             entry,
             ring,
             opened: None,
+            row: None,
         })
     };
     Ok(match op {
@@ -303,6 +306,12 @@ fn execute(
         {
             stream::attempt(member, op, id, entry, on_behalf, call.arguments, payload)?
         }
+        Op::Push | Op::Pop | Op::Peek | Op::PollReadable | Op::Attributes
+            if id.kind == ObjectKind::PriorityQueue =>
+        {
+            priority::attempt(member, op, id, entry, call.arguments, payload)?
+        }
+        Op::Push | Op::Pop => return Err(dragon_shmem::Error::WrongKind(id).into()),
         Op::Send => send(&channel()?, payload, arg0)?,
         Op::Receive => match channel()?.receive(&Spin::default(), Deadline::Now) {
             Ok(message) => Attempt::Done {

@@ -12,8 +12,10 @@ use dragon_shmem::{Block, Deadline, Member, ThreadGuard};
 mod chain;
 mod links;
 mod ops;
+mod test_point;
 
-pub(crate) use ops::{Local, Outgoing, Source, TestPoint, Ticket, block_of, count, test_point};
+pub(crate) use ops::{Local, Outgoing, Source, Ticket, block_of, count};
+pub(crate) use test_point::{TestPoint, test_point};
 
 /// The argument of an intent that says which ring of an object with several ones it is about.
 pub(crate) const ROW_ARGUMENT: usize = 2;
@@ -515,6 +517,7 @@ impl Channel {
             entry,
             ring,
             opened: self.opened.as_deref(),
+            row: None,
         }))
     }
 

@@ -14,7 +14,7 @@ use crate::remote;
 use crate::set::subscribers::{self, AGENT, SUBSCRIBED, WATCHED};
 use crate::set::{Interest, Set};
 use crate::wait::{self, Spin, WaitWord};
-use crate::{Barrier, Broadcast, Condition, SharedMemory};
+use crate::{Barrier, Broadcast, Condition, PriorityQueue, SharedMemory};
 use crate::{Channel, Deadline, Endpoint, Event, Lock, PoolHandle, ProcessObject, Semaphore};
 
 /// A handle on an object of any kind.
@@ -45,6 +45,8 @@ pub enum Object {
     Broadcast(Broadcast),
     /// Shared memory.
     Memory(SharedMemory),
+    /// A queue with priorities.
+    PriorityQueue(PriorityQueue),
 }
 
 impl Object {
@@ -66,7 +68,9 @@ impl Object {
             ObjectKind::Barrier => Self::Barrier(Barrier::attach(member, descriptor, adopt)?),
             ObjectKind::Condition => Self::Condition(Condition::attach(member, descriptor, adopt)?),
             ObjectKind::Memory => Self::Memory(SharedMemory::attach(member, descriptor, adopt)?),
-            _ => return Err(dragon_shmem::Error::WrongKind(descriptor.object).into()),
+            ObjectKind::PriorityQueue => {
+                Self::PriorityQueue(PriorityQueue::attach(member, descriptor, adopt)?)
+            }
         })
     }
 }
@@ -407,6 +411,7 @@ pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
         ObjectKind::Set => crate::set::discard(member, entry),
         ObjectKind::Stream => crate::stream::discard(member, id, entry),
         ObjectKind::Broadcast => crate::broadcast::discard(member, entry),
+        ObjectKind::PriorityQueue => crate::priority::discard(member, id, entry),
         _ => {}
     }
 }
@@ -430,6 +435,7 @@ pub(crate) fn wake_everyone(member: &Arc<Member>, id: ObjectId) -> Result<()> {
         }
         ObjectKind::Set => crate::set::wake_everyone(member, entry)?,
         ObjectKind::Stream => crate::stream::wake_everyone(member, entry)?,
+        ObjectKind::PriorityQueue => crate::priority::wake_everyone(member, entry)?,
         // The dead do not keep others from being woken here; only the end of the condition concerns all.
         ObjectKind::Condition if !is_alive(entry, id) => crate::condition::end(member, entry)?,
         ObjectKind::Broadcast => {

@@ -106,7 +106,7 @@ fn sort_out(untaken: Untaken, leases: &mut Vec<u64>, recovered: &mut Recovered) 
     let done = untaken.reply.status == Code::Ok.to_i32();
     let kept = match untaken.asked {
         Some((Op::Receive, object)) => done && object.kind == ObjectKind::Channel,
-        Some((Op::SemaphoreAcquire, _)) => done,
+        Some((Op::Pop | Op::SemaphoreAcquire, _)) => done,
         _ => false,
     };
     if let ReplyPayload::Block { offset, .. } = untaken.reply.payload {
@@ -139,11 +139,14 @@ fn finish(
         return;
     };
     match intended.op {
-        _ if matches!(id.kind, ObjectKind::Channel | ObjectKind::Stream)
-            && !matches!(intended.op, Op::StreamOpen | Op::StreamAccept) =>
+        _ if matches!(
+            id.kind,
+            ObjectKind::Channel | ObjectKind::Stream | ObjectKind::PriorityQueue
+        ) && !matches!(intended.op, Op::StreamOpen | Op::StreamAccept) =>
         {
             let ring = match id.kind {
                 ObjectKind::Stream => crate::stream::ring_of(member, entry, intended),
+                ObjectKind::PriorityQueue => crate::priority::ring_of(member, entry, intended),
                 _ => open(member, entry).ok(),
             };
             if let Some(ring) = ring {
@@ -153,6 +156,7 @@ fn finish(
                     entry,
                     ring: &ring,
                     opened: None,
+                    row: None,
                 };
                 finish_on_channel(&local, slot, intended, leases, recovered);
             }

@@ -133,6 +133,19 @@ pub(crate) fn call_with(
     Ok(ask(member, op, object, arguments, &what, deadline)?.reply)
 }
 
+/// As [`call_with`], with a private block for the payload. With success the block is the agent's.
+pub(crate) fn call_with_block(
+    member: &Arc<Member>,
+    op: Op,
+    object: ObjectId,
+    arguments: [u64; 2],
+    block: Block,
+    deadline: Deadline,
+) -> Result<Reply> {
+    let what = What::Block(block);
+    Ok(ask(member, op, object, arguments, &what, deadline)?.reply)
+}
+
 /// Receives a message from a channel of another node.
 pub(crate) fn receive(
     member: &Arc<Member>,
@@ -387,6 +400,7 @@ fn post(
         entry,
         ring: &ring,
         opened: None,
+        row: None,
     };
     let put = |request: &Request, parts: &[IoSlice<'_>], carried: Option<u64>| {
         let mut all = Vec::with_capacity(parts.len() + 1);

@@ -6,7 +6,9 @@
 //!        receiver words, likewise
 //!        cells, `stride` bytes each: CellHead (24 bytes), then the bytes of an inline message
 //! ```
-//! An unbounded channel is a chain of such rings; the words that do not belong to one ring are those of the first.
+//! An unbounded channel is a chain of such rings; the words that do not belong to one ring are those of the first. A queue
+//! with priorities is a *bank* of them: equal rings one behind the other in one block, with one place for all who wait to
+//! receive.
 
 use std::io::IoSlice;
 use std::ptr::NonNull;
@@ -87,6 +89,8 @@ const LENGTH: u64 = TRACED - 1;
 const TRACE: u64 = 16;
 const WORDS: u64 = size_of::<Head>() as u64;
 const CELL_HEAD: u64 = size_of::<CellHead>() as u64;
+/// Bytes of two cache lines, which processors fetch in pairs.
+const LINE: u64 = 128;
 /// Least room in a cell: an address and a trace id.
 const LEAST_ROOM: u32 = 24;
 #[cfg(not(loom))]
@@ -106,6 +110,8 @@ const COPIED_FIRST: u64 = 256;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ring {
     base: NonNull<u8>,
+    /// The ring at which receivers sleep: this one, or the first of its bank.
+    bank: NonNull<u8>,
     /// Where the receiver words begin.
     receivers: NonNull<u8>,
     /// Where the cells begin.
@@ -151,8 +157,13 @@ impl Ring {
         inline: u32,
         limit: u64,
     ) -> Result<()> {
-        pool.check(offset, Self::size(capacity, inline))?;
-        let head: &Head = pool.data().view(offset)?;
+        Self::at(pool, offset, capacity, inline, limit)?.clear(capacity, inline);
+        Ok(())
+    }
+
+    /// Writes an empty ring.
+    fn clear(&self, capacity: u32, inline: u32) {
+        let head = self.words();
         let Constants {
             magic,
             capacity: cells,
@@ -165,7 +176,7 @@ impl Ring {
         cells.store(capacity, Ordering::Relaxed);
         bytes.store(inline, Ordering::Relaxed);
         reserved.store(0, Ordering::Relaxed);
-        most.store(limit, Ordering::Relaxed);
+        most.store(self.limit, Ordering::Relaxed);
         end.store(0, Ordering::Relaxed);
         closing.reset();
         for hint in [&head.tail.0, &head.head.0] {
@@ -178,16 +189,13 @@ impl Ring {
         for segment in &head.segments.0 {
             segment.store(0, Ordering::Relaxed);
         }
-        // Opened before the magic says so: the constants are in place.
-        let ring = Self::at(pool, offset, capacity, inline, limit)?;
         let [sender, published, receiver] = unused(0);
         for cell in 0..u64::from(capacity) {
-            ring.sender(cell).store(sender, Ordering::Relaxed);
-            ring.published(cell).store(published, Ordering::Relaxed);
-            ring.receiver(cell).store(receiver, Ordering::Relaxed);
+            self.sender(cell).store(sender, Ordering::Relaxed);
+            self.published(cell).store(published, Ordering::Relaxed);
+            self.receiver(cell).store(receiver, Ordering::Relaxed);
         }
         magic.store(MAGIC, Ordering::Release);
-        Ok(())
     }
 
     /// The ring in the block at `offset`. It may be used as long as the block is allocated and the pool mapped.
@@ -226,6 +234,7 @@ impl Ring {
         let base = pool.data().bytes(offset, size)?;
         Ok(Self {
             base,
+            bank: base,
             // SAFETY: the receiver words begin inside the block, whose size was just checked.
             receivers: unsafe { base.add(to_usize(WORDS + array(capacity.into()))) },
             // SAFETY: the cells begin inside the block, whose size was just checked.
@@ -269,8 +278,8 @@ impl Ring {
 
     #[inline]
     fn words(&self) -> &Head {
-        // SAFETY: `open` checked that the block, which is aligned to at least 64 KiB or its power-of-two class, has room
-        // for the head; Head is Shared, so every content is valid.
+        // SAFETY: `at` checked that the block, which is aligned to at least 64 KiB or its power-of-two class, has room for
+        // the head, and `bank` that it has room for all; Head is Shared, so every content is valid.
         unsafe { self.base.cast::<Head>().as_ref() }
     }
 
@@ -309,7 +318,9 @@ impl Ring {
     /// Where sleeping receivers sleep.
     #[inline]
     pub(crate) fn readable(&self) -> &WaitWord {
-        &self.words().readable.0
+        // SAFETY: as in `words`.
+        let head = unsafe { self.bank.cast::<Head>().as_ref() };
+        &head.readable.0
     }
 
     /// Where sleeping senders sleep.
@@ -456,6 +467,70 @@ impl Ring {
             // SAFETY: as above; who behaves does not write a claimed cell.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, length) };
         }
+    }
+}
+
+/// What belongs to a bank.
+impl Ring {
+    /// Bytes from one ring of a bank to the next. An odd number of lines, so that the same words of several rings do not
+    /// compete for the same places of a processor's cache.
+    fn pitch(size: u64) -> u64 {
+        (size.div_ceil(LINE) | 1) * LINE
+    }
+
+    /// Bytes that a bank of `count` rings needs.
+    pub(crate) fn bank_size(count: u32, capacity: u32, inline: u32) -> u64 {
+        u64::from(count) * Self::pitch(Self::size(capacity, inline))
+    }
+
+    /// Writes a bank of empty rings into a block that has room for it.
+    pub(crate) fn init_bank(
+        pool: &Pool,
+        offset: u64,
+        count: u32,
+        capacity: u32,
+        inline: u32,
+    ) -> Result<()> {
+        let first = Self::at(pool, offset, capacity, inline, 0)?;
+        for ring in first.with_its_bank(pool, offset, count)? {
+            ring.clear(capacity, inline);
+        }
+        Ok(())
+    }
+
+    /// The rings of the bank in the block at `offset`. They may be used as [`Ring::open`] says.
+    pub(crate) fn open_bank(
+        pool: &Pool,
+        offset: u64,
+        count: u32,
+    ) -> Result<impl Iterator<Item = Self> + use<>> {
+        // Its shape is that of all, whatever the others say.
+        let first = Self {
+            limit: 0,
+            ..Self::open(pool, offset)?
+        };
+        first.with_its_bank(pool, offset, count)
+    }
+
+    fn with_its_bank(
+        self,
+        pool: &Pool,
+        offset: u64,
+        count: u32,
+    ) -> Result<impl Iterator<Item = Self> + use<>> {
+        let pitch = Self::pitch(self.bytes());
+        pool.check(offset, pitch.saturating_mul(count.into()))?;
+        let moved = move |place: NonNull<u8>, n: u32| {
+            // SAFETY: the block has room for so many rings, as was just checked.
+            unsafe { place.add(to_usize(pitch * u64::from(n))) }
+        };
+        Ok((0..count).map(move |n| Self {
+            base: moved(self.base, n),
+            bank: self.base,
+            receivers: moved(self.receivers, n),
+            cells: moved(self.cells, n),
+            ..self
+        }))
     }
 }
 

@@ -598,6 +598,10 @@ fn ready_for(member: &Member, entry: &ObjectEntry, id: ObjectId) -> Interest {
             Interest::READABLE.when(units.is_ok_and(|(units, _)| units != 0))
         }
         ObjectKind::Process => word_is(|word| word != 0),
+        ObjectKind::PriorityQueue => {
+            // The caller looks whether the object exists.
+            Interest::READABLE.when(crate::priority::is_readable(member, entry).unwrap_or(true))
+        }
         _ => Interest(0),
     }
 }
@@ -610,7 +614,11 @@ fn check(member: &Member, object: ObjectId, interest: Interest) -> Result<()> {
     }
     let possible = match object.kind {
         ObjectKind::Channel | ObjectKind::Stream => Interest::READABLE | Interest::WRITABLE,
-        ObjectKind::Event | ObjectKind::Semaphore | ObjectKind::Process => Interest::READABLE,
+        // Which of its levels would have to have room, nobody could say.
+        ObjectKind::PriorityQueue
+        | ObjectKind::Event
+        | ObjectKind::Semaphore
+        | ObjectKind::Process => Interest::READABLE,
         _ => return unsupported("objects of this kind cannot be in a set"),
     };
     if interest == Interest(0) || !possible.contains(interest) {

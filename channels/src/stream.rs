@@ -256,6 +256,7 @@ impl Endpoint {
                     entry,
                     ring,
                     opened: None,
+                    row: None,
                 };
                 let whole = channel.receive(&self.handle.spin, deadline)?;
                 Ok(StreamReceiver::buffered(self, whole))
@@ -380,6 +381,7 @@ pub(crate) fn attempt(
                 entry,
                 ring: &ring,
                 opened: None,
+                row: None,
             };
             return match op {
                 Op::Attributes => Ok(Attempt::done(1, 0)),

@@ -16,7 +16,8 @@ use dragon_shmem::sync::{AtomicU64, Ordering};
 use dragon_shmem::{Member, ThreadGuard};
 
 use super::links::{Grow, Links, corrupt};
-use super::ops::{Local, TestPoint, Ticket, test_point};
+use super::ops::{Local, Ticket};
+use super::test_point::{TestPoint, test_point};
 use crate::cell::{self, Cells as _};
 use crate::error::Result;
 use crate::ring::{MAX_SEGMENTS, Ring};

@@ -4,7 +4,8 @@
 use dragon_shmem::sync::{AtomicU64, Ordering};
 
 use super::Ticket;
-use super::ops::{TestPoint, broken, test_point};
+use super::ops::broken;
+use super::test_point::{TestPoint, test_point};
 use crate::cell::{self, Cells, Place};
 use crate::error::{Error, Result};
 use crate::ring::MAX_SEGMENTS;

@@ -12,8 +12,10 @@ use dragon_shmem::object::ObjectEntry;
 use dragon_shmem::sync::{AtomicU64, Ordering};
 use dragon_shmem::{Block, Deadline, Member, ThreadGuard};
 
+use super::ROW_ARGUMENT;
 use super::chain::Opened;
 use super::links::Links as _;
+use super::test_point::{TestPoint, test_point};
 
 use crate::cell::{self, Found, Place, Take};
 use crate::error::{Error, Result};
@@ -21,7 +23,7 @@ use crate::message::Message;
 use crate::object::{alive, is_alive, notify_watcher_of};
 use crate::ring::{Content, Label, Ring};
 use crate::set::Interest;
-use crate::wait::{self, Spin, fence_after_rmw, mark};
+use crate::wait::{self, Spin, WaitWord, fence_after_rmw, mark};
 
 /// What is sent.
 #[derive(Debug)]
@@ -121,6 +123,8 @@ pub(crate) struct Local<'a> {
     pub(crate) ring: &'a Ring,
     /// The further rings of an unbounded channel that the handle has opened.
     pub(crate) opened: Option<&'a Opened>,
+    /// Which ring of an object it is that has several: a conversation's, or that of a level.
+    pub(crate) row: Option<u32>,
 }
 
 /// Sending.
@@ -332,7 +336,7 @@ impl Local<'_> {
         thread: &ThreadGuard<'_>,
         spin: &Spin,
         deadline: Deadline,
-        mut attempt: impl FnMut() -> Result<Option<T>>,
+        attempt: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
         let writable = || {
             if self.ring.limit() == 0 {
@@ -341,18 +345,8 @@ impl Local<'_> {
                 self.chain().has_room()
             }
         };
-        let ready = || writable() || !is_alive(self.entry, self.id);
-        let words = self.member.control().words();
-        while spin.until(words, &thread.intent, deadline, ready) {
-            if let Some(sent) = attempt()? {
-                return Ok(sent);
-            }
-            if deadline.passed() {
-                return Err(Error::Timeout);
-            }
-        }
-        let counted = |yes| thread.intent.step(if yes { mark::SECOND } else { 0 });
-        wait::sleep_until(self.ring.writable(), deadline, counted, attempt, writable)
+        let at = (self.ring.writable(), mark::SECOND);
+        self.wait(at, thread, spin, deadline, attempt, writable)
     }
 
     /// The error of the try form without room.
@@ -578,7 +572,7 @@ impl Local<'_> {
         thread: &ThreadGuard<'_>,
         spin: &Spin,
         deadline: Deadline,
-        mut attempt: impl FnMut() -> Result<Option<T>>,
+        attempt: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
         let readable = || {
             if self.ring.limit() == 0 {
@@ -587,9 +581,37 @@ impl Local<'_> {
                 self.chain().maybe_readable()
             }
         };
-        let ready = || readable() || !is_alive(self.entry, self.id);
+        self.wait_for_message(thread, spin, deadline, attempt, readable)
+    }
+
+    /// Waits until `attempt` finds a message, where receivers wait. `readable`: whether it is worth while to try.
+    #[inline]
+    pub(crate) fn wait_for_message<T>(
+        &self,
+        thread: &ThreadGuard<'_>,
+        spin: &Spin,
+        deadline: Deadline,
+        attempt: impl FnMut() -> Result<Option<T>>,
+        readable: impl Fn() -> bool,
+    ) -> Result<T> {
+        let at = (self.ring.readable(), mark::FIRST);
+        self.wait(at, thread, spin, deadline, attempt, readable)
+    }
+
+    /// Waits at a word, with its mark, until `attempt` gives something; it is worth while to try when `ready`.
+    #[inline]
+    fn wait<T>(
+        &self,
+        (word, mark): (&WaitWord, u32),
+        thread: &ThreadGuard<'_>,
+        spin: &Spin,
+        deadline: Deadline,
+        mut attempt: impl FnMut() -> Result<Option<T>>,
+        ready: impl Fn() -> bool,
+    ) -> Result<T> {
+        let spun = || ready() || !is_alive(self.entry, self.id);
         let words = self.member.control().words();
-        while spin.until(words, &thread.intent, deadline, ready) {
+        while spin.until(words, &thread.intent, deadline, spun) {
             if let Some(value) = attempt()? {
                 return Ok(value);
             }
@@ -597,8 +619,8 @@ impl Local<'_> {
                 return Err(Error::Timeout);
             }
         }
-        let counted = |yes| thread.intent.step(if yes { mark::FIRST } else { 0 });
-        wait::sleep_until(self.ring.readable(), deadline, counted, attempt, readable)
+        let counted = |yes| thread.intent.step(if yes { mark } else { 0 });
+        wait::sleep_until(word, deadline, counted, attempt, ready)
     }
 
     /// The oldest message, copied; it stays in the channel. `None`: nothing is there.
@@ -694,8 +716,12 @@ impl Local<'_> {
     }
 
     #[inline]
-    fn begin(&self, thread: &ThreadGuard<'_>, op: Op, block: u64) {
+    pub(crate) fn begin(&self, thread: &ThreadGuard<'_>, op: Op, block: u64) {
         let (index, generation) = (self.id.index, self.id.generation);
+        if let Some(row) = self.row {
+            // Before the operation: whoever reads the operation finds its row.
+            thread.intent.set(ROW_ARGUMENT, row.into());
+        }
         thread
             .intent
             .begin(op, index, generation, [Ticket::NONE, block]);
@@ -740,45 +766,3 @@ pub(crate) fn broken(broken: cell::Broken) -> Error {
     }
     .into()
 }
-
-/// Where tests stop a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TestPoint {
-    /// A payload of a broadcast is ready, and nobody has been woken.
-    Triggering,
-    /// A waiter has been woken, and has not read.
-    Woken,
-    /// A party has its place at a barrier.
-    Arrived,
-    /// A cell is claimed and written, not published.
-    Sending,
-    /// A message is claimed and taken; its cell, unless it was small, is not released; no sender has been woken.
-    Receiving,
-    /// A further ring is ready and shared, and not in the chain.
-    Growing,
-    /// It is in the chain, and the full one is not closed.
-    Grown,
-    /// A place in a set is claimed.
-    Subscribing,
-    /// A member is in its set, and not yet in its object's list.
-    Subscribed,
-    /// A member is on its way out of a set.
-    Unsubscribing,
-    /// A waiter has lowered a member's flag, and not yet looked again.
-    Lowered,
-    /// A row is claimed for a conversation.
-    Opening,
-    /// A conversation is open, and not yet shown to those who accept.
-    Offering,
-    /// A conversation is accepted, and still shown.
-    Accepting,
-    /// An end of a conversation is given up, and the other not yet told; or the row is being emptied.
-    Closing,
-}
-
-#[cfg(any(not(test), loom))]
-#[inline]
-pub(crate) fn test_point(_: TestPoint) {}
-
-#[cfg(all(test, not(loom)))]
-pub(crate) use crate::fixture::test_point;

@@ -9,7 +9,7 @@ use dragon_shmem::sync::{Ordering, fence, low};
 use dragon_shmem::{Deadline, Member, ThreadGuard};
 
 use super::rows::{Phase, Row, Rows, State, flag};
-use crate::channel::{self, Outgoing, ROW_ARGUMENT, Source, TestPoint, Ticket, test_point};
+use crate::channel::{self, Outgoing, Source, TestPoint, Ticket, test_point};
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::object::{alive, notify_watcher_of};
@@ -406,16 +406,8 @@ impl Channel<'_> {
             entry: self.entry,
             ring: &self.ring,
             opened: None,
+            row: Some(self.row),
         }
-    }
-
-    fn begin(&self, thread: &ThreadGuard<'_>, op: Op, block: u64) {
-        let id = self.id;
-        // Before the operation: whoever reads the operation finds its row.
-        thread.intent.set(ROW_ARGUMENT, self.row.into());
-        thread
-            .intent
-            .begin(op, id.index, id.generation, [Ticket::NONE, block]);
     }
 
     /// Sends a chunk, unless the receiver has ended.
@@ -430,7 +422,7 @@ impl Channel<'_> {
         let local = self.local();
         let thread = self.member.thread()?;
         let block = outgoing.block_to_share().unwrap_or(0);
-        self.begin(&thread, Op::Send, block);
+        local.begin(&thread, Op::Send, block);
         let label = Label {
             hint: argument,
             trace: None,
@@ -450,7 +442,7 @@ impl Channel<'_> {
     pub(super) fn receive(&self, spin: &Spin, row: &Row, deadline: Deadline) -> Result<Message> {
         let local = self.local();
         let thread = self.member.thread()?;
-        self.begin(&thread, Op::Receive, 0);
+        local.begin(&thread, Op::Receive, 0);
         let mut message = Message::empty();
         let mut read = |source: Source<'_>| source.read_into(&mut message);
         let mut attempt = || {
@@ -483,7 +475,8 @@ impl Channel<'_> {
             return Err(Error::Empty);
         }
         let thread = self.member.thread()?;
-        self.begin(&thread, Op::PollReadable, 0);
-        self.local().wait_readable(&thread, spin, deadline, attempt)
+        let local = self.local();
+        local.begin(&thread, Op::PollReadable, 0);
+        local.wait_readable(&thread, spin, deadline, attempt)
     }
 }

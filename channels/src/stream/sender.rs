@@ -301,6 +301,7 @@ fn send_whole(
                 entry,
                 ring: &ring,
                 opened: None,
+                row: None,
             };
             let label = Label {
                 hint: argument,

@@ -6,7 +6,8 @@ use crate::channel::TestPoint;
 use crate::fixture::{Node, Role, stop_at};
 use crate::{
     Barrier, Broadcast, BroadcastOptions, Channel, Condition, ConditionOptions, Deadline, Error,
-    Event, Lock, Semaphore, SemaphoreOptions, Trigger, create_channel,
+    Event, Lock, PriorityQueue, PriorityQueueOptions, Semaphore, SemaphoreOptions, Trigger,
+    create_channel,
 };
 
 pub(super) fn play(name: &str, role: &Role) -> bool {
@@ -81,6 +82,28 @@ pub(super) fn play(name: &str, role: &Role) -> bool {
                 stop_at(TestPoint::Arrived, 0);
             }
             while barrier.wait(Deadline::Never).is_ok() {}
+        }
+        // Words: queue, size, whether to stop with the first message. Sends to levels 1, 2, 0, 1, … for ever.
+        "push" => {
+            let queue = PriorityQueue::attach(member, &role.descriptor(0), false).unwrap();
+            let bytes = vec![1; usize::try_from(role.number(1)).unwrap()];
+            if role.number(2) != 0 {
+                stop_at(TestPoint::Sending, 0);
+            }
+            for n in 1..u32::MAX {
+                let hint = u64::from(std::process::id()) << 32 | u64::from(n);
+                queue.send(n % 3, &bytes, hint, Deadline::Never).unwrap();
+            }
+        }
+        // Words: queue, -, whether to stop with the first message. Receives for ever.
+        "pop" => {
+            let queue = PriorityQueue::attach(member, &role.descriptor(0), false).unwrap();
+            if role.number(2) != 0 {
+                stop_at(TestPoint::Receiving, 0);
+            }
+            loop {
+                queue.receive(Deadline::Never).unwrap();
+            }
         }
         _ => return false,
     }
@@ -428,6 +451,139 @@ fn a_party_killed_at_a_barrier_breaks_it() {
             }
             barrier.reset().unwrap();
             assert_eq!(barrier.state().unwrap().broken, None);
+        }
+    }
+    assert_eq!(node.used(), before);
+}
+
+fn levels(member: &std::sync::Arc<dragon_shmem::Member>, capacity: u32) -> PriorityQueue {
+    let options = PriorityQueueOptions {
+        levels: 3,
+        capacity,
+        block: 64,
+        user: 0,
+    };
+    PriorityQueue::create(member, &options).unwrap()
+}
+
+/// A sender and a receiver that die in a level hold nobody up, there and in the other levels, and leave nothing.
+#[test]
+fn who_is_killed_in_a_level_holds_nobody_up() {
+    let node = Node::new();
+    let before = node.used();
+    let member = node.member();
+    {
+        let queue = levels(&member, 2);
+        let with_queue = node.used();
+        for size in [8, 500] {
+            let words = |stop: u32| {
+                let name = queue.descriptor().to_string();
+                [name, size.to_string(), stop.to_string()]
+            };
+            let sender = node.spawn("push", &words(1));
+            sender.wait_until_stopped();
+            // Behind the message that will never come; and in a less urgent level, which goes on.
+            queue.send(1, b"behind", 1, Deadline::Now).unwrap();
+            queue.send(2, b"less", 2, Deadline::Now).unwrap();
+            assert_eq!(queue.receive(Deadline::Now).unwrap().0, 2);
+            thread::scope(|scope| {
+                let receiver = scope.spawn(|| queue.receive(Deadline::Never).unwrap().1);
+                let full = scope.spawn(|| queue.send(1, b"third", 3, Deadline::Never));
+                assert_eq!(sender.kill(&node).cells, 1);
+                assert_eq!(receiver.join().unwrap().into_vec(), b"behind");
+                full.join().unwrap().unwrap();
+            });
+            assert_eq!(queue.receive(Deadline::Now).unwrap().1.hint(), 3);
+            assert_eq!(node.used(), with_queue, "{size} bytes");
+
+            let bytes = vec![3; size];
+            for hint in [4, 5] {
+                queue.send(1, &bytes, hint, Deadline::Now).unwrap();
+            }
+            let receiver = node.spawn("pop", &words(1));
+            receiver.wait_until_stopped();
+            thread::scope(|scope| {
+                let full = scope.spawn(|| {
+                    queue.send(1, &bytes, 6, Deadline::Never)?;
+                    queue.send(1, &bytes, 7, Deadline::Never)
+                });
+                let cells = receiver.kill(&node).cells;
+                assert_eq!(
+                    cells,
+                    u32::from(size > 64),
+                    "a small one is received at once"
+                );
+                for hint in [5, 6, 7] {
+                    assert_eq!(queue.receive(Deadline::Never).unwrap().1.hint(), hint);
+                }
+                full.join().unwrap().unwrap();
+            });
+            assert_eq!(node.used(), with_queue, "{size} bytes");
+        }
+        // One that sleeps.
+        let sleeper = node.spawn(
+            "pop",
+            &[queue.descriptor().to_string(), "0".into(), "0".into()],
+        );
+        while queue.state().unwrap().receivers_waiting == 0 {
+            thread::yield_now();
+        }
+        sleeper.kill(&node);
+        assert_eq!(queue.state().unwrap().receivers_waiting, 0);
+    }
+    assert_eq!(node.used(), before);
+}
+
+/// Users of a queue are killed at random moments: the others go on, at most the messages of the dead are missing, and nothing
+/// is left.
+#[test]
+fn a_queue_outlives_users_killed_in_traffic() {
+    let node = Node::new();
+    let before = node.used();
+    let member = node.member();
+    {
+        let queue = levels(&member, 3);
+        let with_queue = node.used();
+        let words = |size: u64| [queue.descriptor().to_string(), size.to_string(), "0".into()];
+        let steady = [
+            node.spawn("push", &words(300)),
+            node.spawn("pop", &words(0)),
+        ];
+        let mut last = std::collections::HashMap::new();
+        for round in 0..24_u64 {
+            let victims = [
+                node.spawn(
+                    "push",
+                    &words([8, 300][usize::try_from(round % 2).unwrap()]),
+                ),
+                node.spawn("pop", &words(0)),
+            ];
+            for _ in 0..round * 15 {
+                let (level, message) = queue.receive(Deadline::Never).unwrap();
+                let (sender, n) = (message.hint() >> 32, message.hint() & 0xffff_ffff);
+                assert_eq!(n % 3, u64::from(level));
+                let before = last.insert((sender, level), n).unwrap_or(0);
+                assert!(before < n, "{n} came after {before}");
+                let whole = message.into_vec();
+                assert!([8, 300].contains(&whole.len()) && whole.iter().all(|byte| *byte == 1));
+            }
+            for victim in victims {
+                victim.kill(&node);
+            }
+        }
+        for process in steady {
+            process.kill(&node);
+        }
+        while queue.receive(Deadline::Now).is_ok() {}
+        let state = queue.state().unwrap();
+        assert_eq!(state.messages, [0; 3]);
+        assert_eq!((state.receivers_waiting, state.senders_waiting), (0, 0));
+        assert_eq!(node.used(), with_queue);
+        for level in [2, 1, 0] {
+            queue.send(level, b"", 0, Deadline::Now).unwrap();
+        }
+        for level in 0..3 {
+            assert_eq!(queue.receive(Deadline::Now).unwrap().0, level);
         }
     }
     assert_eq!(node.used(), before);

@@ -10,7 +10,7 @@ use dragon_channels::Channel;
 use dragon_channels::stream;
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{self, FrameHeader, FrameKind};
-use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId};
+use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, SlotId};
 use dragon_shmem::thread::{REPLY_INLINE, Reply, ReplyPayload, Untaken};
 use dragon_shmem::{Block, Member};
 use zerocopy::FromZeros;
@@ -183,18 +183,22 @@ impl Core {
             return;
         };
         if super::stats::carries_message(&frame.header) {
-            self.put_back(object, frame.header.arg0.get(), frame.body);
+            self.put_back(object, &frame.header, frame.body);
         }
     }
 
-    /// Puts a message back into a channel of this node.
-    pub(super) fn put_back(&self, object: ObjectId, hint: u64, body: Body) {
+    /// Puts a message back into an object of this node: into a channel, or into its level of a queue with priorities.
+    pub(super) fn put_back(&self, object: ObjectId, header: &FrameHeader, body: Body) {
         add(&self.counters.returned);
-        self.send_here(object, hint, body);
+        let op = match object.kind {
+            ObjectKind::PriorityQueue => Op::Push,
+            _ => Op::Send,
+        };
+        self.send_here(op, object, [header.arg0.get(), header.arg1.get()], body);
     }
 
-    /// Sends a message that nobody waits for to a channel of this node.
-    pub(super) fn send_here(&self, object: ObjectId, hint: u64, body: Body) {
+    /// Sends a message that nobody waits for to an object of this node.
+    fn send_here(&self, op: Op, object: ObjectId, [arg0, arg1]: [u64; 2], body: Body) {
         let job = Job {
             origin: Origin {
                 link: None,
@@ -202,10 +206,10 @@ impl Core {
                 node: self.node,
                 slot: self.member.slot(),
             },
-            op: Op::Send,
+            op,
             object,
-            arg0: hint,
-            arg1: 0,
+            arg0,
+            arg1,
             deadline: wire::NEVER,
         };
         self.with_owner(|owner, member, answers| owner.execute(member, job, &[], body, answers));
@@ -214,7 +218,7 @@ impl Core {
     /// Sends a message that nobody waits for to any channel.
     pub(super) fn post(&self, object: ObjectId, hint: u64, body: Body) {
         if object.node == self.node {
-            return self.send_here(object, hint, body);
+            return self.send_here(Op::Send, object, [hint, 0], body);
         }
         let slot = self.member.slot();
         let header = FrameHeader {
@@ -422,6 +426,7 @@ impl Core {
         }
         let back = FrameHeader {
             arg0: header.arg0,
+            arg1: header.arg1,
             payload: body.len().into(),
             ..self::header(FrameKind::Return, Op::Receive, target)
         };
@@ -500,7 +505,7 @@ impl Core {
             // The number of any object of that node does for the target: only the node matters.
             let target = ObjectId {
                 node,
-                kind: dragon_protocol::ObjectKind::Channel,
+                kind: ObjectKind::Channel,
                 index: 0,
                 generation: 0,
             };

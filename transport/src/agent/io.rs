@@ -203,7 +203,7 @@ impl Handler for Events<'_> {
                     Incoming::Skipped(_) => None,
                 };
                 if let (Some(object), Some(body)) = (object, body) {
-                    core.put_back(object, header.arg0.get(), body);
+                    core.put_back(object, header, body);
                 }
             }
             (Some(FrameKind::SlotDown), Side::Accepted) => self.slot_down(link, header),

@@ -385,10 +385,10 @@ impl Owner {
 
 impl Job {
     /// Requests for one object that have this in common wait for the same thing. At an endpoint of streams each conversation,
-    /// named by the second argument, is a thing of its own.
+    /// and in a queue with priorities each level, named by the second argument, is a thing of its own.
     fn waits_for(&self) -> (Op, u64) {
         match self.object.kind {
-            ObjectKind::Stream => (self.op, self.arg1),
+            ObjectKind::Stream | ObjectKind::PriorityQueue => (self.op, self.arg1),
             _ => (self.op, 0),
         }
     }
@@ -424,7 +424,7 @@ fn in_order(op: Op) -> bool {
 /// How a try form ends that would have to wait: as it does on the own node.
 fn would_block(op: Op) -> Code {
     match op {
-        Op::Send | Op::StreamOpen => Code::Full,
+        Op::Send | Op::Push | Op::StreamOpen => Code::Full,
         _ => Code::Empty,
     }
 }

@@ -134,10 +134,11 @@ impl Counters {
 
 /// Whether a frame carries a message of a channel.
 pub(super) fn carries_message(header: &FrameHeader) -> bool {
+    let is = |op: Op| header.op == op as u8;
     match FrameKind::from_u8(header.kind) {
-        Some(FrameKind::Request) => header.op == Op::Send as u8,
+        Some(FrameKind::Request) => is(Op::Send) || is(Op::Push),
         Some(FrameKind::Reply) => {
-            header.op == Op::Receive as u8 && header.status.get() == Code::Ok.to_i32()
+            (is(Op::Receive) || is(Op::Pop)) && header.status.get() == Code::Ok.to_i32()
         }
         Some(FrameKind::Return) => true,
         _ => false,
