@@ -2,12 +2,14 @@
 
 mod alloc;
 mod batches;
+mod barrier;
 mod channel;
 mod groups;
 mod growth;
 mod memory;
 mod objects;
 mod pools;
+mod priority;
 mod sets;
 mod streams;
 
@@ -78,6 +80,8 @@ pub(crate) fn all() -> Vec<Operation> {
         memory::OPERATIONS,
         objects::OPERATIONS,
         groups::OPERATIONS,
+        barrier::OPERATIONS,
+        priority::OPERATIONS,
         sets::OPERATIONS,
         streams::OPERATIONS,
         alloc::OPERATIONS,
