@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use dragon_channels::{
-    Channel, ChannelOptions, Deadline, Event, Interest, Lock, Message, Object, Semaphore, Set,
-    create_channel,
+    Barrier, Broadcast, BroadcastOptions, Channel, ChannelOptions, Condition, ConditionOptions,
+    Deadline, Endpoint, EndpointOptions, Event, Interest, Lock, Message, Object, Poll, Semaphore,
+    Set, SharedMemory, Trigger, create_channel,
 };
 use dragon_protocol::{NodeIndex, ObjectId, RuntimeId, SlotId};
 use dragon_shmem::{Control, Error, Hooks, Member, Pool, Region};
@@ -56,6 +57,13 @@ struct Node {
     event: Event,
     semaphore: Semaphore,
     set: Set,
+    /// A channel that grows.
+    growing: Channel,
+    barrier: Barrier,
+    condition: Condition,
+    broadcast: Broadcast,
+    endpoint: Endpoint,
+    memory: Vec<SharedMemory>,
     messages: Vec<Message>,
     blocks: Vec<u64>,
     recovered: bool,
@@ -81,7 +89,18 @@ impl Node {
         let channel = create_channel(&member, &options)?;
         let set = Set::create(&member, 8, 0)?;
         set.add(channel.id(), Interest::READABLE, 1)?;
+        let growing = ChannelOptions {
+            capacity: 1,
+            unbounded: Some(16),
+            ..options
+        };
         Ok(Self {
+            growing: create_channel(&member, &growing)?,
+            barrier: Barrier::create(&member, 2, 0)?,
+            condition: Condition::create(&member, &ConditionOptions::default())?,
+            broadcast: Broadcast::create(&member, &BroadcastOptions::default())?,
+            endpoint: Endpoint::create(&member, &EndpointOptions::default())?,
+            memory: Vec::new(),
             lock: Lock::create(&member, 0)?,
             event: Event::create(&member, 0)?,
             semaphore: Semaphore::create(&member, 1, 2, 0)?,
@@ -99,6 +118,9 @@ impl Node {
 
     fn step(&mut self, step: u8, input: &mut Input<'_>) {
         // Results do not matter: what matters is that there is one.
+        if let Some(further) = step.checked_sub(240) {
+            return self.further_step(further, input);
+        }
         match step % 20 {
             0..=2 => write(self.member.pool().meta(), META, input),
             3..=4 => write(self.control.region(), CONTROL, input),
@@ -153,6 +175,77 @@ impl Node {
                 if !std::mem::replace(&mut self.recovered, true) {
                     let _ = dragon_channels::recover(&self.daemon, self.slot);
                 }
+            }
+        }
+    }
+}
+
+impl Node {
+    fn further_step(&mut self, step: u8, input: &mut Input<'_>) {
+        match step {
+            0..=2 => {
+                let _ = self.growing.send(b"1234", 1, Deadline::Now);
+            }
+            3 => {
+                let batch: [(&[u8], u64); 3] = [(b"1", 1), (&[2; 300], 2), (b"3", 3)];
+                let _ = self.growing.send_many(&batch, Deadline::Now);
+            }
+            4..=5 => {
+                let _ = self.growing.receive_many(2, Deadline::Now);
+            }
+            6 => {
+                let _ = self.growing.peek(Deadline::Now);
+                let _ = self.growing.attributes();
+                let _ = self.growing.poll_for(Poll::Full, Deadline::Now);
+                let _ = self.growing.poll(Deadline::Now);
+            }
+            7 => {
+                let number = input.number(1);
+                let made = SharedMemory::create(&self.member, Default::default(), number, &[1; 80]);
+                self.memory.extend(made);
+            }
+            8 => {
+                let number = input.number(1);
+                let found = SharedMemory::find(&self.member, Default::default(), number);
+                self.memory.extend(found);
+                let mut bytes = [0; 8];
+                let _ = self.memory.last().map(|memory| memory.read(3, &mut bytes));
+            }
+            9 => self.memory.clear(),
+            10 => {
+                let _ = self.barrier.wait(Deadline::Now);
+                let _ = self.barrier.state();
+            }
+            11 => {
+                let _ = self.barrier.abort();
+                let _ = self.barrier.reset();
+            }
+            12 => {
+                let _ = self
+                    .broadcast
+                    .trigger(Trigger::ALL, &[7; 300], Deadline::Now);
+                let _ = self.broadcast.wait(Deadline::Now);
+                let _ = self.broadcast.waiting();
+            }
+            13 => {
+                let _ = self.lock.acquire(Deadline::Now);
+                let _ = self.condition.wait(&self.lock, Deadline::Now);
+                let _ = self.condition.notify_all();
+                let _ = self.lock.release(false);
+            }
+            14 => {
+                if let Ok(mut sender) = self.endpoint.open_send(Deadline::Now) {
+                    let _ = sender.send(&[7; 300], 1, Deadline::Now);
+                    let _ = sender.close(Deadline::Now);
+                }
+                if let Ok(mut receiver) = self.endpoint.accept(Deadline::Now) {
+                    let _ = receiver.receive(Deadline::Now);
+                }
+            }
+            _ => {
+                let length = input.number(3);
+                let block = self.blocks.last();
+                let _ = block.map(|block| self.member.resize(*block, length));
             }
         }
     }

@@ -276,6 +276,24 @@ mod models {
         });
     }
 
+    /// Who helps may have been stopped while the record was given back and taken anew: he changes nothing of the new one.
+    #[test]
+    fn loom_who_helps_late_changes_no_later_step() {
+        check(2, || {
+            let semaphore = Arc::new(Alone::new(1, 1, 2));
+            let theirs = Arc::clone(&semaphore);
+            let other = thread::spawn(move || {
+                if takes_one(&theirs, 1) {
+                    gives_one(&theirs, 1);
+                }
+                takes_one(&theirs, 1)
+            });
+            let mine = takes_one(&semaphore, 2);
+            let theirs = other.join().unwrap();
+            is_left(&semaphore, u32::from(!mine && !theirs), [theirs, mine]);
+        });
+    }
+
     /// Both take and give: nothing is left, and nobody has anything.
     #[test]
     fn loom_owned_units_are_kept() {
