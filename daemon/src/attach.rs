@@ -309,24 +309,27 @@ pub async fn send_with_fds(
     bytes: &[u8],
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<usize> {
-    loop {
-        stream.ready(Interest::WRITABLE).await?;
-        let attempt = stream.try_io(Interest::WRITABLE, || {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !fds.is_empty() {
-                control.push(SendAncillaryMessage::ScmRights(fds));
-            }
-            Ok(rustix::net::sendmsg(
-                stream,
-                &[IoSlice::new(bytes)],
-                &mut control,
-                SendFlags::NOSIGNAL,
-            )?)
-        });
-        match attempt {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done,
+    let send = || -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(fds));
         }
+        Ok(rustix::net::sendmsg(
+            stream,
+            &[IoSlice::new(bytes)],
+            &mut control,
+            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+        )?)
+    };
+    // There is room, as a rule; the event loop would first have to go round to know it, and the client waits.
+    let mut attempt = send();
+    while let Err(error) = &attempt {
+        if error.kind() != io::ErrorKind::WouldBlock {
+            break;
+        }
+        stream.ready(Interest::WRITABLE).await?;
+        attempt = stream.try_io(Interest::WRITABLE, send);
     }
+    attempt
 }
