@@ -7,6 +7,7 @@
 //! | `pipe-bandwidth BYTES`, `socket-bandwidth BYTES` | GB/s through a pipe, a Unix socket |
 //! | `socket` | microseconds one way between two sleepers on a Unix socket |
 //! | `bitmap [PROCESSES]` | nanoseconds to set and clear a bit of an atomic bitmap of one's own |
+//! | `registers [PROCESSES]` | nanoseconds of a turn of arithmetic in registers: what two cores do together that share no memory |
 //! | `connect` | microseconds to connect to a Unix socket and get three descriptors |
 
 use std::cell::Cell;
@@ -53,6 +54,8 @@ fn run(words: &[&str]) -> Result<Measured> {
         ["socket"] => socket(),
         ["bitmap"] => bitmap(1),
         ["bitmap", processes] => bitmap(processes.parse()?),
+        ["registers"] => registers(1),
+        ["registers", processes] => registers(processes.parse()?),
         ["connect"] => connect(),
         _ => bail!("unknown mode; see the head of raw-memory.rs"),
     }
@@ -294,6 +297,48 @@ fn bitmap(processes: usize) -> Result<Measured> {
         "ns",
         values,
         format!("{processes} processes, a bitmap each, pinned"),
+    ))
+}
+
+/// Two cores that are threads of one core of the machine share what computes: no program scales better there than this one.
+fn registers(processes: usize) -> Result<Measured> {
+    const ROUNDS: u32 = 20_000_000;
+    let (first, second) = cores(processes == 1)?;
+    let cores = [first, second];
+    let mut values = Vec::new();
+    for run in 0..=RUNS {
+        let words = Shared::new(4096)?;
+        let mut children = Children::default();
+        for n in 0..processes {
+            children.fork(|| {
+                pin(cores[n % 2])?;
+                words.word(0).fetch_add(1, Ordering::SeqCst);
+                while words.word(0).load(Ordering::SeqCst) < processes as u64 {
+                    std::thread::yield_now();
+                }
+                let start = Instant::now();
+                let mut values = [1_u64, 2, 3, 4, 5, 6];
+                for n in 0..u64::from(ROUNDS) {
+                    for (which, value) in values.iter_mut().enumerate() {
+                        *value = value.wrapping_mul(3).wrapping_add(n ^ which as u64);
+                    }
+                }
+                std::hint::black_box(values);
+                let time = u64::try_from(start.elapsed().as_nanos())?;
+                words.word(8).fetch_add(time, Ordering::SeqCst);
+                Ok(())
+            })?;
+        }
+        children.join()?;
+        if run > 0 {
+            let time = words.word(8).load(Ordering::SeqCst) as f64;
+            values.push(time / f64::from(ROUNDS) / processes as f64);
+        }
+    }
+    Ok((
+        "ns",
+        values,
+        format!("{processes} processes, pinned, no memory shared"),
     ))
 }
 
