@@ -170,10 +170,19 @@ fn memory(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
         print(row(
             "alloc + free 64 B, 2 processes",
             "x",
-            ours,
+            ours.clone(),
             "raw bitmap's scaling",
             peer,
             Goal::RatioAtLeast(0.8),
+        ));
+        let registers = [&["registers"][..], &["registers", "2"]].map(|mode| programs.raw(mode));
+        print(row(
+            "alloc + free 64 B, 2 processes",
+            "x",
+            ours,
+            "scaling of bare arithmetic",
+            scaling(&registers[0], &registers[1]),
+            Goal::None,
         ));
     }
     print(row(
