@@ -65,7 +65,8 @@ pub enum Returns {
     /// When the message is in the channel.
     #[default]
     Deposited,
-    /// When somebody has received the message. A time-out takes nothing back: the message stays in the channel.
+    /// When somebody has received the message. A time-out takes nothing back: the message stays in the channel. Signal
+    /// handlers do not end the wait for a receipt.
     Received,
 }
 
@@ -539,7 +540,7 @@ impl Channel {
         deadline: Deadline,
     ) -> Result<()> {
         if returns == Returns::Received {
-            local.await_receipt(&self.handle.spin, ticket, deadline)
+            through_signals(|| local.await_receipt(&self.handle.spin, ticket, deadline))
         } else {
             Ok(())
         }
@@ -547,11 +548,20 @@ impl Channel {
 
     fn await_remote(&self, ticket: u64, returns: Returns, deadline: Deadline) -> Result<()> {
         if returns == Returns::Received {
-            self.handle
-                .call(Op::AwaitReceipt, [ticket, 0], deadline)
-                .map(drop)
+            let wait = || self.handle.call(Op::AwaitReceipt, [ticket, 0], deadline);
+            through_signals(wait).map(drop)
         } else {
             Ok(())
+        }
+    }
+}
+
+/// Waits on when a signal handler ran: the message is sent, and a sender that heard of the signal would send it again.
+fn through_signals<T>(wait: impl Fn() -> Result<T>) -> Result<T> {
+    loop {
+        match wait() {
+            Err(Error::Interrupted) => {}
+            waited => return waited,
         }
     }
 }

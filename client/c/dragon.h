@@ -175,7 +175,7 @@ typedef enum dragon_returns {
                                     * of this node: as DRAGON_RETURN_DEPOSITED */
     DRAGON_RETURN_BUFFERED = 2,    /* when the caller's bytes may be written over; otherwise as DRAGON_RETURN_IMMEDIATELY */
     DRAGON_RETURN_RECEIVED = 3     /* when somebody has received it. DRAGON_TIMEOUT takes nothing back then: once the message
-                                    * is in the channel, it stays there */
+                                    * is in the channel, it stays there. A signal handler does not end the wait for that */
 } dragon_returns;
 
 /* How a message is to be sent. Set size to sizeof(dragon_send_options) and all that is not needed to 0. */

@@ -1,12 +1,15 @@
 /* What channels can do beyond sending and receiving one by one, between processes. */
 #include "check.h"
 
+#include <sys/mman.h>
 #include <sys/time.h>
 
 #define MILLISECOND 1000000
 
 static dragon_channel *channel;
 static int told[2];
+/* How many signals a child has had. */
+static int *signals;
 
 static dragon_channel_info info(void)
 {
@@ -103,6 +106,25 @@ static void receive_when_told(void)
     expect_text(channel, "confirm", 3);
 }
 
+static void count_signals(int number)
+{
+    (void)number;
+    __atomic_fetch_add(signals, 1, __ATOMIC_RELAXED);
+}
+
+/* What was sent is not sent again: the wait for its receipt outlives signals. */
+static void confirmed_through_signals(void)
+{
+    dragon_bytes part = {"once", 4};
+    dragon_send_options options = {.size = sizeof options, .returns = DRAGON_RETURN_RECEIVED};
+    struct sigaction action = {.sa_handler = count_signals};
+    struct itimerval often = {.it_interval = {.tv_usec = 5000}, .it_value = {.tv_usec = 5000}};
+    TRUE(info().messages == 0);
+    TRUE(sigaction(SIGALRM, &action, NULL) == 0);
+    TRUE(setitimer(ITIMER_REAL, &often, NULL) == 0);
+    OK(dragon_channel_send_with(channel, &part, 1, &options, DRAGON_NEVER));
+}
+
 static void receipts_and_traces(void)
 {
     uint8_t id[16] = "0123456789abcde", got[16];
@@ -130,6 +152,14 @@ static void receipts_and_traces(void)
     OK(dragon_channel_send_with(channel, parts, 2, &options, DRAGON_NEVER));
     TRUE(info().messages == 0);
     reap(receiver);
+
+    pid_t sender = child_that(confirmed_through_signals);
+    UNTIL(info().watchers == 1 || has_ended(sender));
+    int before = __atomic_load_n(signals, __ATOMIC_RELAXED);
+    UNTIL(__atomic_load_n(signals, __ATOMIC_RELAXED) >= before + 3 || has_ended(sender));
+    expect_text(channel, "once", 0);
+    reap(sender);
+    TRUE(info().messages == 0);
 
     for (int32_t returns = DRAGON_RETURN_DEPOSITED; returns <= DRAGON_RETURN_BUFFERED; returns++) {
         options.returns = returns;
@@ -274,6 +304,8 @@ int main(void)
 {
     alarm(300);
     TRUE(pipe(told) == 0);
+    signals = mmap(NULL, sizeof *signals, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    TRUE(signals != MAP_FAILED);
     peeking();
     many_at_once();
     into_memory();

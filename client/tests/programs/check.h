@@ -77,6 +77,14 @@ static inline pid_t child_that(void (*does)(void))
     return pid;
 }
 
+/* Whether a child has ended, which is still to be reaped. */
+static inline int has_ended(pid_t pid)
+{
+    siginfo_t info = {0};
+    TRUE(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0);
+    return info.si_pid == pid;
+}
+
 /* Kills a child wherever it is. */
 static inline void kill_child(pid_t pid)
 {
