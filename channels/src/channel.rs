@@ -13,6 +13,7 @@ mod chain;
 mod links;
 mod ops;
 mod test_point;
+mod quick;
 
 pub(crate) use ops::{Local, Outgoing, Source, Ticket, block_of, count};
 pub(crate) use test_point::{TestPoint, test_point};
@@ -28,6 +29,7 @@ use crate::remote;
 use crate::ring::{Label, MAX_CAPACITY, MAX_INLINE, Ring, to_usize};
 use chain::{Chain, Opened};
 use links::Links as _;
+use quick::{Quick, Small};
 
 /// How a channel is to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,6 +247,9 @@ impl Channel {
     /// no memory for a large message, or what a remote channel's node answers.
     #[inline]
     pub fn send(&self, bytes: &[u8], hint: u64, deadline: Deadline) -> Result<()> {
+        if self.quick().is_some_and(|quick| quick.send(bytes, hint)) {
+            return Ok(());
+        }
         self.send_parts(&[IoSlice::new(bytes)], hint, deadline)
     }
 
@@ -252,7 +257,6 @@ impl Channel {
     ///
     /// # Errors
     /// As [`Channel::send`].
-    #[inline]
     pub fn send_parts(&self, parts: &[IoSlice<'_>], hint: u64, deadline: Deadline) -> Result<()> {
         let label = Label { hint, trace: None };
         match self.local()? {
@@ -294,6 +298,13 @@ impl Channel {
             returns,
             trace,
         } = *options;
+        if let [part] = parts
+            && trace.is_none()
+            && returns != Returns::Received
+            && self.quick().is_some_and(|quick| quick.send(part, hint))
+        {
+            return Ok(());
+        }
         let (member, id) = (self.handle.member(), self.handle.id());
         let Some(local) = self.local()? else {
             self.refuse_trace(trace)?;
@@ -390,9 +401,35 @@ impl Channel {
     /// channel's node answers.
     #[inline]
     pub fn receive(&self, deadline: Deadline) -> Result<Message> {
-        match self.local()? {
-            Some(local) => local.receive(&self.handle.spin, deadline),
-            None => remote::receive(self.handle.member(), self.handle.id(), deadline),
+        // Filled in its place: moving a message through the results of every step would cost more than all else.
+        let mut received = Ok(Message::empty());
+        if let (Some(quick), Ok(message)) = (self.quick(), &mut received)
+            && quick.receive(u64::MAX, |ring, position, content| {
+                message.fill(ring, position, content);
+            }) == Small::Taken
+        {
+            return received;
+        }
+        self.receive_any(&mut received, deadline);
+        received
+    }
+
+    /// [`Channel::receive`] for any message and any channel.
+    fn receive_any(&self, received: &mut Result<Message>, deadline: Deadline) {
+        let outcome = match (self.local(), &mut *received) {
+            (Ok(Some(local)), Ok(message)) => {
+                local.receive_with(&self.handle.spin, u64::MAX, deadline, |source| {
+                    source.read_into(message);
+                })
+            }
+            (Ok(_), _) => {
+                *received = remote::receive(self.handle.member(), self.handle.id(), deadline);
+                return;
+            }
+            (Err(error), _) => Err(error),
+        };
+        if let Err(error) = outcome {
+            *received = Err(error);
         }
     }
 
@@ -403,6 +440,22 @@ impl Channel {
     /// remote channel that does not fit is lost with this error.)
     #[inline]
     pub fn receive_into(&self, buffer: &mut [u8], deadline: Deadline) -> Result<Received> {
+        let mut received = Received::default();
+        if let Some(quick) = self.quick()
+            && quick.receive(buffer.len() as u64, |ring, position, content| {
+                // SAFETY: messages longer than the buffer are left in the channel.
+                unsafe { ring.copy_out(position, content, buffer.as_mut_ptr()) };
+                received.hint = content.hint;
+                received.length = to_usize(content.length);
+            }) == Small::Taken
+        {
+            return Ok(received);
+        }
+        self.receive_any_into(buffer, deadline)
+    }
+
+    /// [`Channel::receive_into`] for any message and any channel.
+    fn receive_any_into(&self, buffer: &mut [u8], deadline: Deadline) -> Result<Received> {
         let Some(local) = self.local()? else {
             return self.receive_remote_into(buffer, deadline);
         };
@@ -507,7 +560,18 @@ impl Channel {
 
     crate::object::common_methods!();
 
+    /// The short way, for a channel of this node.
     #[inline]
+    fn quick(&self) -> Option<Quick<'_>> {
+        let ring = self.ring.as_ref()?;
+        Some(Quick {
+            member: self.handle.member(),
+            id: self.handle.id_ref(),
+            entry: self.handle.entry()?,
+            ring,
+        })
+    }
+
     fn local(&self) -> Result<Option<Local<'_>>> {
         let (Some(entry), Some(ring)) = (self.handle.local()?, &self.ring) else {
             return Ok(None);

@@ -143,6 +143,20 @@ impl Handle {
         self.id
     }
 
+    #[inline]
+    pub(crate) fn id_ref(&self) -> &ObjectId {
+        &self.id
+    }
+
+    /// The entry, when the object lies on this node and may be used: [`Handle::local`] without the reasons.
+    #[inline]
+    pub(crate) fn entry(&self) -> Option<&ObjectEntry> {
+        if self.member.is_forked() || !is_local(&self.member, self.id) {
+            return None;
+        }
+        self.member.control().object(self.id.index).ok()
+    }
+
     /// The entry, when the object lies on this node.
     #[inline]
     pub(crate) fn local(&self) -> Result<Option<&ObjectEntry>> {
@@ -339,7 +353,7 @@ pub(crate) fn alive(entry: &ObjectEntry, id: ObjectId) -> Result<()> {
 
 #[inline]
 pub(crate) fn is_alive(entry: &ObjectEntry, id: ObjectId) -> bool {
-    alive(entry, id).is_ok()
+    matches!(entry.read(), (State::Alive, _, generation, _) if generation == id.generation)
 }
 
 /// Tells the agent of a change if it has requests parked on the object. A SeqCst fence comes before, between the change and

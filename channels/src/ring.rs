@@ -368,6 +368,20 @@ impl Ring {
         head.length.store(length | flags, Ordering::Relaxed);
     }
 
+    /// [`Ring::write_inline`] for one part that fits, and no trace id.
+    #[inline]
+    pub(crate) fn write_part(&self, position: u64, hint: u64, part: &[u8]) {
+        let (_, index) = self.capacity.place(position);
+        let head = self.cell_head(index);
+        let to = self.bytes_of(position);
+        let length = (part.len() as u64).min(self.room());
+        // SAFETY: the cell has room for `length` bytes, rounded up to words; the claim makes them ours; the source is
+        // private memory, and as long.
+        unsafe { store(part.as_ptr(), to, to_usize(length)) };
+        head.hint.store(hint, Ordering::Relaxed);
+        head.length.store(length, Ordering::Relaxed);
+    }
+
     /// Writes a message by reference into a claimed cell.
     #[inline]
     pub(crate) fn write_reference(&self, position: u64, label: &Label, block: u64, length: u64) {
@@ -624,6 +638,21 @@ fn write_parts(to: NonNull<u8>, parts: &[IoSlice<'_>], length: u64) {
     if length <= COPIED_FIRST {
         // SAFETY: the cell has room for `at` bytes, which is at most `length`.
         unsafe { store_words(buffer.as_ptr(), to, at) };
+    }
+}
+
+/// Copies bytes into a claimed cell: small ones by atomic words, since who does not have them yet may be reading there.
+///
+/// # Safety
+/// As [`store_words`].
+#[inline]
+unsafe fn store(from: *const u8, to: NonNull<u8>, length: usize) {
+    if length as u64 <= COPIED_FIRST {
+        // SAFETY: the caller vouches for both.
+        unsafe { store_words(from, to, length) };
+    } else {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(from, to.as_ptr(), length) };
     }
 }
 

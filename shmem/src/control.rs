@@ -294,6 +294,18 @@ impl Control {
             .slice(THREADS + u64::from(slot) * table, MAX_THREADS as usize)
     }
 
+    /// The thread record of a slot with an index, if there is one.
+    #[inline]
+    pub fn thread(&self, slot: u32, index: u32) -> Option<&ThreadRecord> {
+        if slot >= MAX_SLOTS || index >= MAX_THREADS {
+            return None;
+        }
+        let at = u64::from(slot) * u64::from(MAX_THREADS) + u64::from(index);
+        self.region
+            .view(THREADS + at * size_of::<ThreadRecord>() as u64)
+            .ok()
+    }
+
     /// The record of a set.
     ///
     /// # Errors

@@ -1,6 +1,5 @@
 //! An attached process: its slot, its threads, what it refers to, and what it allocates.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -16,7 +15,6 @@ use crate::pool::{Block, Cache, Pool, ThreadRef};
 use crate::reference::{Change, Outcome};
 use crate::slot::Slot;
 use crate::sync::Ordering;
-use crate::thread::ThreadRecord;
 
 mod fork;
 mod guard;
@@ -24,6 +22,7 @@ mod memory;
 mod pools;
 
 use fork::ForkMark;
+use guard::{LAST_RECORD, claim};
 pub use guard::ThreadGuard;
 pub use memory::Value;
 pub use pools::Pin;
@@ -177,38 +176,37 @@ impl Member {
     /// When too many threads of the process are inside operations at once.
     #[inline]
     pub fn thread(&self) -> Result<ThreadGuard<'_>> {
-        thread_local!(static LAST: Cell<u32> = const { Cell::new(u32::MAX) });
-        let records = self.control.threads(self.slot.index)?;
-        let claim = |index: u32| {
-            let record = records.get(index as usize)?;
-            let free = record
-                .busy
-                .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok();
-            // Lazily: a guard that is made and dropped would give up the record of whoever has it.
-            free.then(|| ThreadGuard { record, index })
-        };
-        // The hint may be of another member of this process: only records that this one has used are taken by it.
-        let last = LAST.get();
-        if records
-            .get(last as usize)
-            .is_some_and(ThreadRecord::is_touched)
-            && let Some(guard) = claim(last)
-        {
-            return Ok(guard);
+        match self.thread_again() {
+            Some(guard) => Ok(guard),
+            None => self.other_thread(),
         }
-        let guard = (0..MAX_THREADS).find_map(|index| {
-            records
-                .get(index as usize)?
-                .touched
-                .store(1, Ordering::Release);
-            claim(index)
+    }
+
+    /// The record that this thread used last, if it is free; otherwise [`Member::thread`] finds one.
+    #[inline]
+    pub fn thread_again(&self) -> Option<ThreadGuard<'_>> {
+        let index = LAST_RECORD.get();
+        let record = self.control.thread(self.slot.index, index)?;
+        // The hint may be of another member of this process: only records that this one has used are taken by it.
+        if record.is_touched() {
+            claim(record, index)
+        } else {
+            None
+        }
+    }
+
+    #[cold]
+    fn other_thread(&self) -> Result<ThreadGuard<'_>> {
+        let records = self.control.threads(self.slot.index)?;
+        let guard = (0..).zip(records).find_map(|(index, record)| {
+            record.touched.store(1, Ordering::Release);
+            claim(record, index)
         });
         let guard = guard.ok_or(Error::TableFull {
             table: "records for threads of one process",
             size: MAX_THREADS,
         })?;
-        LAST.set(guard.index);
+        LAST_RECORD.set(guard.index);
         Ok(guard)
     }
 

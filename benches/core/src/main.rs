@@ -3,6 +3,7 @@
 //! | mode | values |
 //! |---|---|
 //! | `rate SENDERS RECEIVERS` | million messages of 64 B a second |
+//! | `path BYTES` | nanoseconds of a send and its receive by one process: what the operations cost without a partner |
 //! | `bandwidth BYTES` | GB/s with copy in and copy out |
 //! | `handover BYTES` | microseconds to hand a block over, allocation and free included |
 //! | `alloc BYTES [PROCESSES]` | nanoseconds of an allocation and its free |
@@ -45,6 +46,7 @@ type Measured = (&'static str, Vec<f64>, String);
 fn run(words: &[&str]) -> Result<Measured> {
     match words {
         ["rate", senders, receivers] => traffic::rate(senders.parse()?, receivers.parse()?),
+        ["path", bytes] => traffic::path(bytes.parse()?),
         ["bandwidth", bytes] => traffic::bandwidth(bytes.parse()?),
         ["handover", bytes] => traffic::handover(bytes.parse()?),
         ["alloc", bytes] => alloc(bytes.parse()?, 1),

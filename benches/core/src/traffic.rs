@@ -80,6 +80,28 @@ pub(crate) fn rate(senders: u64, receivers: u64) -> Result<Measured> {
     ))
 }
 
+/// One process sends and receives in turn: nobody waits, no line of memory moves between cores.
+pub(crate) fn path(bytes: usize) -> Result<Measured> {
+    const ROUNDS: u32 = 200_000;
+    let node = Node::new(64 << 20, 2)?;
+    let member = node.member(node.slot()?)?;
+    let channel = create_channel(&member, &ChannelOptions::default())?;
+    let payload = vec![7_u8; bytes];
+    let mut buffer = vec![0_u8; bytes];
+    let mut values = Vec::new();
+    for run in 0..=5 * RUNS {
+        let start = Instant::now();
+        for number in 0..ROUNDS {
+            channel.send(&payload, number.into(), NEVER)?;
+            channel.receive_into(&mut buffer, NEVER)?;
+        }
+        if run > 0 {
+            values.push(start.elapsed().as_secs_f64() * 1e9 / f64::from(ROUNDS));
+        }
+    }
+    Ok(("ns", values, format!("{bytes} B, one process")))
+}
+
 /// The sender copies in, the receiver copies out.
 pub(crate) fn bandwidth(bytes: usize) -> Result<Measured> {
     let rounds = rounds(bytes);

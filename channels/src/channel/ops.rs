@@ -16,6 +16,7 @@ use super::ROW_ARGUMENT;
 use super::chain::Opened;
 use super::links::Links as _;
 use super::test_point::{TestPoint, test_point};
+use super::quick::{Quick, Small};
 
 use crate::cell::{self, Found, Place, Take};
 use crate::error::{Error, Result};
@@ -417,7 +418,10 @@ impl Local<'_> {
         read: &mut impl FnMut(Source<'_>),
     ) -> Result<Option<()>> {
         alive(self.entry, self.id)?;
-        match self.try_small(longest, read)? {
+        let look = |ring: &Ring, position, content: &Content| {
+            read(Source::Cell(ring, position, content));
+        };
+        match self.quick().receive(longest, look) {
             Small::Taken => Ok(Some(())),
             Small::Empty => Ok(None),
             Small::Other => self.try_any(thread, longest, read),
@@ -425,35 +429,12 @@ impl Local<'_> {
     }
 
     #[inline]
-    fn try_small(&self, longest: u64, read: &mut impl FnMut(Source<'_>)) -> Result<Small> {
-        if self.ring.limit() != 0 {
-            return Ok(Small::Other);
-        }
-        let mut skipped = false;
-        let look = |position| {
-            let content = self.ring.content(position);
-            if content.length <= longest && Ring::copied_first(&content) {
-                read(Source::Cell(self.ring, position, &content));
-                Take::Copied(())
-            } else {
-                Take::Leave(())
-            }
-        };
-        let slot = self.member.slot().index;
-        match cell::receive(self.ring, slot, &mut skipped, |_| {}, look) {
-            Ok(Found::Copied(..)) => {
-                test_point(TestPoint::Receiving);
-                self.received(skipped);
-                Ok(Small::Taken)
-            }
-            Ok(Found::Left(..) | Found::Claimed(_)) => Ok(Small::Other),
-            Ok(Found::Empty | Found::End) => {
-                if skipped {
-                    self.writable_changed(u32::MAX);
-                }
-                Ok(Small::Empty)
-            }
-            Err(error) => Err(broken(error)),
+    fn quick(&self) -> Quick<'_> {
+        Quick {
+            member: self.member,
+            id: &self.id,
+            entry: self.entry,
+            ring: self.ring,
         }
     }
 
@@ -680,14 +661,6 @@ enum Either {
     Long(u64),
     /// The end of a ring.
     End,
-}
-
-/// How a try to receive a small message ended.
-enum Small {
-    Taken,
-    Empty,
-    /// There is a message of another sort, or the channel is of another sort.
-    Other,
 }
 
 /// Telling others.
