@@ -12,8 +12,8 @@ use dragon_shmem::{Block, Deadline, Member, ThreadGuard};
 mod chain;
 mod links;
 mod ops;
-mod test_point;
 mod quick;
+mod test_point;
 
 pub(crate) use ops::{Local, Outgoing, Source, Ticket, block_of, count};
 pub(crate) use test_point::{TestPoint, test_point};

@@ -12,7 +12,7 @@ use crate::ring::{Content, Ring, to_usize};
 
 /// Inline messages up to this length are kept without an allocation. Not more: a message is moved a few times on its way to
 /// the caller, and moving two hundred bytes costs as much as an allocation.
-const SMALL: usize = 48;
+const SMALL: usize = 64;
 
 /// A received message. One that came by reference lies in shared memory until it is dropped, which frees it.
 pub struct Message {

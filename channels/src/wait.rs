@@ -19,10 +19,18 @@ use dragon_shmem::{Deadline, WaitResult, clock};
 /// nothing; since a wake-up that it got in another's place would be lost, each change wakes all when there is one.
 const WATCHER: u32 = 1 << 16;
 
+/// In the sequence word: how many wake-ups there were since a waiter looked last.
+const COMING: u32 = 0xf;
+/// What a change adds to the sequence word.
+const CHANGE: u32 = COMING + 1;
+/// Most of them that one word counts.
+const MOST_COMING: u32 = 8;
+
 /// The word that sleepers sleep on, and how many there are.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct WaitWord {
+    /// `sequence 28 | coming 4`.
     sequence: AtomicU32,
     waiters: AtomicU32,
     #[cfg(loom)]
@@ -44,6 +52,41 @@ impl WaitWord {
         }
     }
 
+    /// As [`WaitWord::wake_sleepers`] with one, for changes that come faster than sleepers wake up: wakes nobody after
+    /// `enough` wake-ups since a waiter looked last. One of those that were woken has still to look then: it finds this
+    /// change too, and passes on.
+    #[inline]
+    pub fn wake_one_of(&self, enough: impl FnOnce() -> u32) {
+        let waiters = self.waiters.load(Ordering::Relaxed);
+        if waiters != 0 {
+            self.wake_unless_coming(waiters, enough());
+        }
+    }
+
+    #[cold]
+    fn wake_unless_coming(&self, waiters: u32, enough: u32) {
+        if waiters >= WATCHER {
+            return self.wake(u32::MAX);
+        }
+        let coming = self.sequence.load(Ordering::Relaxed) & COMING;
+        if coming >= enough.clamp(1, MOST_COMING) {
+            return;
+        }
+        // Release as in `wake`.
+        self.sequence.fetch_add(CHANGE + 1, Ordering::Release);
+        self.futex_wake(1);
+    }
+
+    /// What a waiter does before it looks: from now on nobody relies on wake-ups from before. Returns the word.
+    fn begin_look(&self) -> u32 {
+        // Acquire pairs with the Release of `wake`.
+        let word = self.sequence.load(Ordering::Acquire);
+        if word & COMING == 0 {
+            return word;
+        }
+        self.sequence.fetch_and(!COMING, Ordering::AcqRel) & !COMING
+    }
+
     /// How many sleep here, or are about to: those that want something of which each gets one, and watchers.
     #[must_use]
     pub fn waiters(&self) -> (u32, u32) {
@@ -55,7 +98,16 @@ impl WaitWord {
     #[cold]
     pub fn wake(&self, count: u32) {
         // Release: who sees the new sequence sees the change.
-        self.sequence.fetch_add(1, Ordering::Release);
+        if count == u32::MAX {
+            // Some may have died before they looked; all who live look now.
+            let _ = self
+                .sequence
+                .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |word| {
+                    Some((word & !COMING).wrapping_add(CHANGE))
+                });
+        } else {
+            self.sequence.fetch_add(CHANGE, Ordering::Release);
+        }
         self.futex_wake(count);
     }
 
@@ -177,10 +229,11 @@ fn sleep<T, E: From<Ended>>(
     word.waiters.fetch_add(count, Ordering::SeqCst);
     counted(true);
     let result = loop {
+        // Before the attempt: a change after it makes the sleep short. Before the fence: whoever wakes nobody since others are
+        // on their way sees the word of before, so its change is seen by the attempt.
+        let sequence = word.begin_look();
         // Pairs with the fence between a change and the look at the waiters.
         fence(Ordering::SeqCst);
-        // Acquire pairs with the Release of `wake`. Read before the attempt: a change after it makes the sleep short.
-        let sequence = word.sequence.load(Ordering::Acquire);
         match attempt() {
             Ok(None) => {}
             Ok(Some(value)) => break Ok(value),

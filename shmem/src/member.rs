@@ -22,8 +22,8 @@ mod memory;
 mod pools;
 
 use fork::ForkMark;
-use guard::{LAST_RECORD, claim};
 pub use guard::ThreadGuard;
+use guard::{LAST_RECORD, claim};
 pub use memory::Value;
 pub use pools::Pin;
 

@@ -1,8 +1,8 @@
 //! The operations that are tortured: for each what the survivor does, and what the victim does between its two markers.
 
 mod alloc;
-mod batches;
 mod barrier;
+mod batches;
 mod channel;
 mod groups;
 mod growth;

@@ -481,13 +481,13 @@ mod models {
                 sleep_until(&self.writable, Deadline::Never, |_| {}, attempt, more).unwrap();
             }
             loom::sync::atomic::fence(Ordering::SeqCst);
-            self.readable.wake_sleepers(1);
+            self.readable.wake_one_of(|| 1);
         }
 
         fn receive(&self) -> u64 {
             let value = self.take();
             loom::sync::atomic::fence(Ordering::SeqCst);
-            self.writable.wake_sleepers(1);
+            self.writable.wake_one_of(|| 1);
             value
         }
 
@@ -520,7 +520,7 @@ mod models {
             let publish = |channel: &Waited, position| {
                 publish(&channel.queue, position, 1);
                 loom::sync::atomic::fence(Ordering::SeqCst);
-                channel.readable.wake_sleepers(1);
+                channel.readable.wake_one_of(|| 1);
             };
             let theirs = Arc::clone(&channel);
             let other = thread::spawn(move || publish(&theirs, claimed[1]));
@@ -583,6 +583,23 @@ mod models {
                 assert_eq!(value, position);
             }
             other.join().unwrap();
+        });
+    }
+
+    /// A sender of two messages in a row wakes nobody for the second while who was woken for the first has not looked, and
+    /// that one takes it or passes on.
+    #[test]
+    fn loom_wake_ups_that_are_saved_are_not_missed() {
+        check(2, || {
+            let channel = Waited::new(4);
+            let receivers = [(); 2].map(|()| {
+                let theirs = Arc::clone(&channel);
+                thread::spawn(move || theirs.take())
+            });
+            channel.send(1);
+            channel.send(2);
+            let sum: u64 = receivers.into_iter().map(|r| r.join().unwrap()).sum();
+            assert_eq!(sum, 3);
         });
     }
 

@@ -15,8 +15,8 @@ use dragon_shmem::{Block, Deadline, Member, ThreadGuard};
 use super::ROW_ARGUMENT;
 use super::chain::Opened;
 use super::links::Links as _;
+use super::quick::{self, Quick, Small};
 use super::test_point::{TestPoint, test_point};
-use super::quick::{Quick, Small};
 
 use crate::cell::{self, Found, Place, Take};
 use crate::error::{Error, Result};
@@ -675,7 +675,7 @@ impl Local<'_> {
 
     #[inline]
     fn wake_readable(&self, count: u32) {
-        self.ring.readable().wake_sleepers(count);
+        quick::wake(self.member, self.ring.readable(), count);
         notify_watcher_of(self.member, self.entry, self.id, Interest::READABLE);
     }
 
@@ -684,7 +684,7 @@ impl Local<'_> {
     pub(crate) fn writable_changed(&self, count: u32) {
         // As above; receiving is a compare-and-swap, and releasing a swap.
         fence_after_rmw();
-        self.ring.writable().wake_sleepers(count);
+        quick::wake(self.member, self.ring.writable(), count);
         notify_watcher_of(self.member, self.entry, self.id, Interest::WRITABLE);
     }
 

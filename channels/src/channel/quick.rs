@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use dragon_protocol::ObjectId;
 use dragon_protocol::op::Op;
-use dragon_shmem::Member;
 use dragon_shmem::object::ObjectEntry;
 use dragon_shmem::slot::SlotCounters;
+use dragon_shmem::sync::Ordering;
+use dragon_shmem::{Member, ThreadGuard};
 
 use super::ops::{Ticket, count};
 use super::test_point::{TestPoint, test_point};
@@ -19,7 +20,7 @@ use crate::cell::{self, Found, Place, Take};
 use crate::object::{is_alive, notify_watcher_of};
 use crate::ring::{Content, Ring};
 use crate::set::Interest;
-use crate::wait::fence_after_rmw;
+use crate::wait::{WaitWord, fence_after_rmw};
 
 /// A bounded channel of this node, for one operation.
 #[derive(Clone, Copy, Debug)]
@@ -46,11 +47,13 @@ impl Quick<'_> {
     #[inline]
     pub(crate) fn send(&self, bytes: &[u8], hint: u64) -> bool {
         let Self { member, ring, .. } = *self;
-        if bytes.len() as u64 > ring.inline() || ring.limit() != 0 || !is_alive(self.entry, *self.id)
+        if bytes.len() as u64 > ring.inline()
+            || ring.limit() != 0
+            || !is_alive(self.entry, *self.id)
         {
             return false;
         }
-        let Some(thread) = member.thread_again() else {
+        let Some(thread) = member.thread_again().or_else(|| find_record(member)) else {
             return false;
         };
         let intent = &thread.intent;
@@ -70,7 +73,7 @@ impl Quick<'_> {
         cell::publish(ring, position, slot);
         // Pairs with the fences of `sleep` and of `watch`. Publishing is a swap.
         fence_after_rmw();
-        ring.readable().wake_sleepers(1);
+        wake(member, ring.readable(), 1);
         notify_watcher_of(member, self.entry, *self.id, Interest::READABLE);
         if let Some(counters) = self.counters() {
             count(&counters.sends, 1);
@@ -126,7 +129,7 @@ impl Quick<'_> {
     fn writable_changed(&self, count: u32) {
         // Pairs with the fences of `sleep` and of `watch`. Receiving is a compare-and-swap.
         fence_after_rmw();
-        self.ring.writable().wake_sleepers(count);
+        wake(self.member, self.ring.writable(), count);
         notify_watcher_of(self.member, self.entry, *self.id, Interest::WRITABLE);
     }
 
@@ -134,5 +137,25 @@ impl Quick<'_> {
     fn counters(&self) -> Option<&SlotCounters> {
         let slot = self.member.control().slot(self.member.slot().index);
         slot.ok().map(|slot| &slot.counters)
+    }
+}
+
+/// When this thread has no record from before.
+#[cold]
+fn find_record(member: &Member) -> Option<ThreadGuard<'_>> {
+    member.thread().ok()
+}
+
+/// Wakes sleepers for so many changes that each concern one of them.
+#[inline]
+pub(super) fn wake(member: &Member, word: &WaitWord, changes: u32) {
+    if changes == 1 {
+        // No more at a time than can run; but never one alone, which may have been stopped before it looked.
+        word.wake_one_of(|| {
+            let cpus = member.control().words().cpus.load(Ordering::Relaxed);
+            cpus.max(2)
+        });
+    } else {
+        word.wake_sleepers(changes);
     }
 }
