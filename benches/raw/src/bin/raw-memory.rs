@@ -254,45 +254,22 @@ fn socket() -> Result<Measured> {
 
 /// A bit is looked for, set by compare-and-swap and cleared again: what an allocator cannot do without.
 fn bitmap(processes: usize) -> Result<Measured> {
-    const ROUNDS: u32 = 1_000_000;
-    let (first, second) = cores(processes == 1)?;
-    let cores = [first, second];
-    let mut values = Vec::new();
-    for run in 0..=RUNS {
-        let words = Shared::new(1 << 16)?;
-        let mut children = Children::default();
-        for n in 0..processes {
-            children.fork(|| {
-                pin(cores[n % 2])?;
-                let map = words.word(64 * (n + 1));
-                words.word(0).fetch_add(1, Ordering::SeqCst);
-                while words.word(0).load(Ordering::SeqCst) < processes as u64 {
-                    std::thread::yield_now();
-                }
-                let start = Instant::now();
-                for _ in 0..ROUNDS {
-                    let before = map.load(Ordering::Relaxed);
-                    let bit = 1_u64 << (!before).trailing_zeros();
-                    let set = before | bit;
-                    let done = Ordering::AcqRel;
-                    ensure!(
-                        map.compare_exchange(before, set, done, Ordering::Relaxed)
-                            .is_ok(),
-                        "nobody else writes here"
-                    );
-                    map.fetch_and(!bit, Ordering::AcqRel);
-                }
-                let time = u64::try_from(start.elapsed().as_nanos())?;
-                words.word(8).fetch_add(time, Ordering::SeqCst);
-                Ok(())
-            })?;
+    let values = at_once(processes, 1_000_000, |words, n, rounds| {
+        let map = words.word(64 * (n + 1));
+        for _ in 0..rounds {
+            let before = map.load(Ordering::Relaxed);
+            let bit = 1_u64 << (!before).trailing_zeros();
+            let set = before | bit;
+            let done = Ordering::AcqRel;
+            ensure!(
+                map.compare_exchange(before, set, done, Ordering::Relaxed)
+                    .is_ok(),
+                "nobody else writes here"
+            );
+            map.fetch_and(!bit, Ordering::AcqRel);
         }
-        children.join()?;
-        if run > 0 {
-            let time = words.word(8).load(Ordering::SeqCst) as f64;
-            values.push(time / f64::from(ROUNDS) / processes as f64);
-        }
-    }
+        Ok(())
+    })?;
     Ok((
         "ns",
         values,
@@ -302,12 +279,34 @@ fn bitmap(processes: usize) -> Result<Measured> {
 
 /// Two cores that are threads of one core of the machine share what computes: no program scales better there than this one.
 fn registers(processes: usize) -> Result<Measured> {
-    const ROUNDS: u32 = 20_000_000;
+    let values = at_once(processes, 20_000_000, |_, _, rounds| {
+        let mut values = [1_u64, 2, 3, 4, 5, 6];
+        for n in 0..u64::from(rounds) {
+            for (which, value) in values.iter_mut().enumerate() {
+                *value = value.wrapping_mul(3).wrapping_add(n ^ which as u64);
+            }
+        }
+        std::hint::black_box(values);
+        Ok(())
+    })?;
+    Ok((
+        "ns",
+        values,
+        format!("{processes} processes, pinned, no memory shared"),
+    ))
+}
+
+/// Nanoseconds that a round takes each of so many processes that work at the same time; `act` does all rounds of one.
+fn at_once(
+    processes: usize,
+    rounds: u32,
+    act: impl Fn(&Shared, usize, u32) -> Result<()>,
+) -> Result<Vec<f64>> {
     let (first, second) = cores(processes == 1)?;
     let cores = [first, second];
     let mut values = Vec::new();
     for run in 0..=RUNS {
-        let words = Shared::new(4096)?;
+        let words = Shared::new(1 << 16)?;
         let mut children = Children::default();
         for n in 0..processes {
             children.fork(|| {
@@ -317,13 +316,7 @@ fn registers(processes: usize) -> Result<Measured> {
                     std::thread::yield_now();
                 }
                 let start = Instant::now();
-                let mut values = [1_u64, 2, 3, 4, 5, 6];
-                for n in 0..u64::from(ROUNDS) {
-                    for (which, value) in values.iter_mut().enumerate() {
-                        *value = value.wrapping_mul(3).wrapping_add(n ^ which as u64);
-                    }
-                }
-                std::hint::black_box(values);
+                act(&words, n, rounds)?;
                 let time = u64::try_from(start.elapsed().as_nanos())?;
                 words.word(8).fetch_add(time, Ordering::SeqCst);
                 Ok(())
@@ -332,14 +325,10 @@ fn registers(processes: usize) -> Result<Measured> {
         children.join()?;
         if run > 0 {
             let time = words.word(8).load(Ordering::SeqCst) as f64;
-            values.push(time / f64::from(ROUNDS) / processes as f64);
+            values.push(time / f64::from(rounds) / processes as f64);
         }
     }
-    Ok((
-        "ns",
-        values,
-        format!("{processes} processes, pinned, no memory shared"),
-    ))
+    Ok(values)
 }
 
 fn connect() -> Result<Measured> {
