@@ -90,7 +90,8 @@ pub(crate) fn all() -> Vec<Operation> {
     .concat()
 }
 
-/// A survivor's wait: it ends well before the supervisor takes it for a hang.
+/// A survivor's wait: it ends well before the supervisor takes it for a hang. A thread that sleeps while the victim is stepped
+/// waits without a deadline: how long that takes is the machine's business, and one that nobody wakes is a hang at the check.
 fn soon() -> Deadline {
     Deadline::after(10_000_000_000)
 }

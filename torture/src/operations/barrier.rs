@@ -80,7 +80,7 @@ fn destroyed(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
 impl Rig {
     fn party(&self) -> Party {
         let barrier = Arc::clone(&self.barrier);
-        thread::spawn(move || barrier.wait(soon()))
+        thread::spawn(move || barrier.wait(Deadline::Never))
     }
 
     /// What the sleeping party got: it passed, or the barrier was broken or ended; its time was not up.

@@ -228,15 +228,15 @@ impl Survivor for Rig {
             let channel = Arc::clone(&self.channel);
             self.asleep = Some(thread::spawn(move || match sleeper {
                 Sleeper::Receiver => channel
-                    .receive(soon())
+                    .receive(Deadline::Never)
                     .map(|message| Some(checked(message).unwrap_or(u64::MAX))),
                 Sleeper::Sender => channel
-                    .send(&bytes_of(MINE, 8), MINE, soon())
+                    .send(&bytes_of(MINE, 8), MINE, Deadline::Never)
                     .map(|()| None),
                 Sleeper::Receipt => {
                     let options = SendOptions {
                         hint: MINE,
-                        deadline: soon(),
+                        deadline: Deadline::Never,
                         returns: Returns::Received,
                         ..SendOptions::default()
                     };

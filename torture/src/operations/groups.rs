@@ -50,8 +50,8 @@ impl Survivor for ConditionRig {
         if self.sleeper {
             let (lock, condition) = (Arc::clone(&self.lock), Arc::clone(&self.condition));
             self.asleep = Some(thread::spawn(move || {
-                lock.acquire(soon())?;
-                let waited = condition.wait(&lock, soon());
+                lock.acquire(Deadline::Never)?;
+                let waited = condition.wait(&lock, Deadline::Never);
                 lock.release(false)?;
                 waited.map(drop)
             }));
@@ -103,7 +103,7 @@ impl Survivor for BroadcastRig {
     fn arm(&mut self) -> Result<Vec<String>> {
         if self.sleeper {
             let broadcast = Arc::clone(&self.broadcast);
-            let hear = move || broadcast.wait(soon()).map(|message| message.len());
+            let hear = move || broadcast.wait(Deadline::Never).map(|message| message.len());
             self.asleep = Some(thread::spawn(hear));
             while self.broadcast.waiting()? == 0 {
                 thread::yield_now();

@@ -102,7 +102,7 @@ impl Survivor for LockRig {
         );
         let lock = Arc::clone(&self.lock);
         self.asleep = Some(thread::spawn(move || {
-            lock.acquire(soon())?;
+            lock.acquire(Deadline::Never)?;
             lock.release(false)
         }));
         wait_until_waiting(&self.member)
@@ -161,7 +161,7 @@ impl Survivor for EventRig {
         self.event.clear()?;
         if self.sleeper {
             let event = Arc::clone(&self.event);
-            self.asleep = Some(thread::spawn(move || event.wait(soon())));
+            self.asleep = Some(thread::spawn(move || event.wait(Deadline::Never)));
             wait_until_asleep(&self.member)?;
         }
         Ok(vec![self.event.descriptor().to_string()])
@@ -241,7 +241,7 @@ impl Survivor for SemaphoreRig {
         self.released = 0;
         if self.sleeper {
             let semaphore = Arc::clone(&self.semaphore);
-            self.asleep = Some(thread::spawn(move || semaphore.acquire(soon())));
+            self.asleep = Some(thread::spawn(move || semaphore.acquire(Deadline::Never)));
             wait_until_asleep(&self.member)?;
         }
         Ok(vec![self.semaphore.descriptor().to_string()])

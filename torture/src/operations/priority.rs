@@ -8,7 +8,7 @@ use dragon_channels::{Deadline, Error, PriorityQueue, PriorityQueueOptions};
 use dragon_shmem::Member;
 
 use crate::operations::channel::{Nothing, wait_until_asleep};
-use crate::operations::{Act, LARGE, Operation, Words, bytes_of, checked, operation, soon};
+use crate::operations::{Act, LARGE, Operation, Words, bytes_of, checked, operation};
 use crate::survivor::Survivor;
 
 const CAPACITY: u32 = 2;
@@ -243,10 +243,10 @@ impl Survivor for Rig {
             let queue = Arc::clone(&self.queue);
             self.asleep = Some(thread::spawn(move || match sleeper {
                 Sleeper::Receiver => queue
-                    .receive(soon())
+                    .receive(Deadline::Never)
                     .map(|(_, message)| Some(message.hint())),
                 Sleeper::Sender => queue
-                    .send(0, &bytes_of(MINE, 8), MINE, soon())
+                    .send(0, &bytes_of(MINE, 8), MINE, Deadline::Never)
                     .map(|()| None),
             }));
             wait_until_asleep(&self.member)?;

@@ -91,7 +91,7 @@ impl Survivor for Rig {
         }
         if self.sleeper {
             let set = Arc::clone(&set);
-            self.asleep = Some(thread::spawn(move || set.wait(soon())));
+            self.asleep = Some(thread::spawn(move || set.wait(Deadline::Never)));
             super::channel::wait_until_asleep(&self.member)?;
         }
         self.set = Some(set);
