@@ -24,6 +24,7 @@ pub mod ffi;
 mod handle;
 mod objects;
 mod pool;
+mod priority;
 mod process_lock;
 mod session;
 mod set;
@@ -35,8 +36,9 @@ mod watcher;
 
 pub use dragon_channels::{
     Acquired, Attributes, BarrierState, Breakage, BroadcastOptions, ChannelOptions,
-    ConditionOptions, EndpointOptions, Interest, Part, Poll, Ready, Received, Returns,
-    SemaphoreOptions, SendOptions, SetMember, Trigger, WaitMode,
+    ConditionOptions, EndpointOptions, Interest, Part, Poll, PriorityQueueOptions,
+    PriorityQueueState, Ready, Received, Returns, SemaphoreOptions, SendOptions, SetMember,
+    Trigger, WaitMode,
 };
 pub use dragon_protocol::control::{ExitNotice, Membership, Output};
 pub use dragon_protocol::launch::NodeInfo;
@@ -45,6 +47,7 @@ pub use dragon_shmem::Deadline;
 pub use error::{Error, Result};
 pub use objects::{Channel, Message, Process};
 pub use pool::{Pool, PoolBlock, PoolStats};
+pub use priority::PriorityQueue;
 pub use session::Session;
 pub use set::Set;
 pub use spawn::{Child, Spawn};

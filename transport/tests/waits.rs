@@ -6,9 +6,9 @@ mod rig;
 
 use dragon_channels::{
     Barrier, Breakage, Broadcast, BroadcastOptions, Condition, ConditionOptions, Deadline, Error,
-    Event, Lock, Semaphore, SemaphoreOptions, Trigger,
+    Event, Lock, Poll, Returns, Semaphore, SemaphoreOptions, SendOptions, Trigger,
 };
-use rig::{on_each, pattern, soon, until, watched};
+use rig::{channel, on_each, pattern, seen_by, soon, until, watched};
 
 #[test]
 fn an_event_that_is_set_and_cleared_at_once_is_noticed_by_all() {
@@ -260,6 +260,34 @@ fn parties_of_several_nodes_meet_at_a_barrier() {
             until("both wait", || owned.state().unwrap().waiting == 2);
             nodes[2].dies(slot);
             assert_eq!(waiter.join().unwrap(), broken(Breakage::Died));
+        });
+    });
+}
+
+/// Whoever waits for the end of a channel, or for a receipt that may never come, holds up nobody who waits for another.
+#[test]
+fn receipts_come_each_by_itself() {
+    on_each(2, |nodes| {
+        let (near, far) = (nodes[0].client(), nodes[1].client());
+        let owned = channel(&far, 4);
+        let remote = seen_by(&near, owned.descriptor());
+        let send = || {
+            let options = SendOptions {
+                returns: Returns::Received,
+                deadline: watched(),
+                ..SendOptions::default()
+            };
+            remote.send_with(&[std::io::IoSlice::new(b"")], &options)
+        };
+        std::thread::scope(|scope| {
+            let end = scope.spawn(|| remote.poll_for(Poll::Closed, watched()));
+            until("it is parked", || nodes[1].stats().parked == 1);
+            let receipt = scope.spawn(send);
+            until("both are parked", || nodes[1].stats().parked == 2);
+            owned.receive(Deadline::Now).unwrap();
+            receipt.join().unwrap().unwrap();
+            owned.destroy().unwrap();
+            assert_eq!(end.join().unwrap(), Ok(0));
         });
     });
 }

@@ -418,6 +418,11 @@ fn in_order(op: Op) -> bool {
             | Op::BarrierWait
             | Op::BroadcastWait
             | Op::PollReadable
+            | Op::PollWritable
+            | Op::PollEmpty
+            | Op::PollFull
+            | Op::Peek
+            | Op::AwaitReceipt
     )
 }
 
