@@ -74,6 +74,7 @@ typedef struct dragon_semaphore dragon_semaphore;
 typedef struct dragon_barrier dragon_barrier;
 typedef struct dragon_condition dragon_condition;
 typedef struct dragon_broadcast dragon_broadcast;
+typedef struct dragon_priority_queue dragon_priority_queue;
 typedef struct dragon_process dragon_process;
 typedef struct dragon_set dragon_set;
 typedef struct dragon_endpoint dragon_endpoint;
@@ -219,6 +220,32 @@ typedef struct dragon_channel_info {
     int32_t grows;              /* 1: it does */
     uint32_t reserved;          /* 0 */
 } dragon_channel_info;
+
+/* Most levels of a queue with priorities. */
+#define DRAGON_PRIORITY_LEVELS 64
+
+/* How a queue with priorities is to be made. Set size to sizeof(dragon_priority_queue_options) and all that is not needed to 0. */
+typedef struct dragon_priority_queue_options {
+    size_t size;
+    uint64_t user;     /* a number of the caller's choice, carried in descriptors */
+    uint32_t levels;   /* 1 to DRAGON_PRIORITY_LEVELS, 0 is the most urgent; 0: 4 levels */
+    uint32_t capacity; /* messages that each level holds; 0: 64 */
+    uint32_t block;    /* messages up to so many bytes travel in the queue's own memory, larger ones by reference; 0: 168 */
+    uint32_t reserved; /* 0 */
+} dragon_priority_queue_options;
+
+/* What a queue with priorities is and how full. Set size to sizeof(dragon_priority_queue_info) before the call. */
+typedef struct dragon_priority_queue_info {
+    size_t size;
+    uint64_t capacity;          /* messages that each level can hold */
+    uint64_t block;             /* messages up to so many bytes travel in the queue's own memory */
+    uint64_t bytes;             /* of its own memory; large messages are not among them */
+    uint64_t senders_waiting;   /* threads that sleep until there is room in their level */
+    uint64_t receivers_waiting; /* threads that sleep until there is a message */
+    uint32_t levels;
+    uint32_t reserved;                         /* 0 */
+    uint64_t messages[DRAGON_PRIORITY_LEVELS]; /* in each level, those just being sent among them */
+} dragon_priority_queue_info;
 
 /* How an endpoint of streams is to be made. Set size to sizeof(dragon_endpoint_options) and all that is not needed to 0. */
 typedef struct dragon_endpoint_options {
@@ -374,6 +401,32 @@ int32_t dragon_channel_get_info(const dragon_channel *channel, dragon_channel_in
 /* Messages in it now, and how many it can hold. */
 int32_t dragon_channel_attributes(const dragon_channel *channel, uint64_t *count, uint64_t *capacity);
 
+/* Queues with priorities: the most urgent message comes first, and within a level the oldest ------------------------- */
+
+/* options may be NULL. */
+int32_t dragon_priority_queue_create(const dragon_priority_queue_options *options, dragon_priority_queue **queue);
+int32_t dragon_priority_queue_attach(const uint8_t descriptor[32], int32_t adopt, dragon_priority_queue **queue);
+int32_t dragon_priority_queue_close(dragon_priority_queue *queue);
+int32_t dragon_priority_queue_destroy(const dragon_priority_queue *queue);
+int32_t dragon_priority_queue_descriptor(const dragon_priority_queue *queue, uint8_t descriptor[32]);
+int32_t dragon_priority_queue_export(const dragon_priority_queue *queue, uint8_t descriptor[32]);
+int32_t dragon_priority_queue_set_wait_mode(const dragon_priority_queue *queue, int32_t mode);
+/* Sends the parts as one message to a level, 0 the most urgent. DRAGON_INVALID_ARGUMENT: the queue has no such level.
+ * DRAGON_FULL, DRAGON_TIMEOUT: the level has no room, whatever room the others have. */
+int32_t dragon_priority_queue_send(const dragon_priority_queue *queue, uint32_t level, const dragon_bytes *parts, size_t count,
+                                   uint64_t hint, int64_t timeout);
+/* As dragon_pool_block_send. */
+int32_t dragon_priority_queue_send_block(const dragon_priority_queue *queue, uint32_t level, dragon_pool_block **block,
+                                         uint64_t hint, int64_t timeout);
+/* Takes the most urgent message; *level (may be NULL): where it was. On success the caller owes one dragon_message_release. */
+int32_t dragon_priority_queue_receive(const dragon_priority_queue *queue, int64_t timeout, dragon_message *message,
+                                      uint32_t *level);
+/* A copy of the most urgent message, which stays in the queue. The copy is to be released. */
+int32_t dragon_priority_queue_peek(const dragon_priority_queue *queue, int64_t timeout, dragon_message *message, uint32_t *level);
+/* Waits until there is something to receive; *count: how many messages. DRAGON_TRY always succeeds, perhaps with 0. */
+int32_t dragon_priority_queue_poll(const dragon_priority_queue *queue, int64_t timeout, uint64_t *count);
+int32_t dragon_priority_queue_get_info(const dragon_priority_queue *queue, dragon_priority_queue_info *info);
+
 /* Locks ------------------------------------------------------------------------------------------------------------ */
 
 /* A lock that belongs to the process that acquires it, not to the thread: another thread of the process may release it. */
@@ -527,7 +580,7 @@ int32_t dragon_set_destroy(const dragon_set *set);
 int32_t dragon_set_descriptor(const dragon_set *set, uint8_t descriptor[32]);
 int32_t dragon_set_export(const dragon_set *set, uint8_t descriptor[32]);
 int32_t dragon_set_set_wait_mode(const dragon_set *set, int32_t mode);
-/* Adds the channel, event, semaphore, process or endpoint that the descriptor names; the set does not keep it alive.
+/* Adds the channel, queue, event, semaphore, process or endpoint that the descriptor names; the set does not keep it alive.
  * token comes back when it is ready. *member (may be NULL): its place. */
 int32_t dragon_set_add(const dragon_set *set, const uint8_t object[32], uint32_t interest, uint64_t token, uint64_t *member);
 int32_t dragon_set_remove(const dragon_set *set, uint64_t member);

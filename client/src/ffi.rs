@@ -16,6 +16,7 @@ pub mod function;
 pub mod last_error;
 pub mod lock;
 pub mod pool;
+pub mod priority;
 pub mod process;
 pub mod runtime;
 pub mod semaphore;
@@ -29,6 +30,7 @@ pub use channel::{
     DragonSendOptions,
 };
 pub use pool::{DragonPoolOptions, DragonPoolStats};
+pub use priority::{DragonPriorityQueueInfo, DragonPriorityQueueOptions};
 pub use runtime::{DragonNode, DragonRuntime, DragonStat};
 pub use set::DragonReady;
 pub use spawn::{DragonSpawnRequest, DragonSpawnResult};

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::handle::{Handle, Object};
 use crate::objects::{Message, common, destroy};
 use crate::pool::PoolBlock;
+use crate::session::Session;
 
 destroy!(PriorityQueue);
 common!(PriorityQueue, channels::PriorityQueue, "queue");
@@ -85,6 +86,11 @@ impl PriorityQueue {
         block.hand_over(|block| Ok(self.0.get()?.send_block(level, block, hint, deadline)?))
     }
 
+    /// The queue of the layer below, and the session that it belongs to.
+    pub(crate) fn below(&self) -> Result<(&channels::PriorityQueue, &'static Session)> {
+        self.0.get_with_session()
+    }
+
     /// Takes the most urgent message, and tells its level.
     ///
     /// # Errors
@@ -92,7 +98,7 @@ impl PriorityQueue {
     /// came in time; [`Code::Interrupted`](crate::Code::Interrupted) after a signal.
     #[inline]
     pub fn receive(&self, deadline: Deadline) -> Result<(u32, Message)> {
-        let (queue, session) = self.0.get_with_session()?;
+        let (queue, session) = self.below()?;
         let (level, message) = queue.receive(deadline)?;
         Ok((level, Message::new(message, session)))
     }
@@ -102,7 +108,7 @@ impl PriorityQueue {
     /// # Errors
     /// As [`PriorityQueue::receive`].
     pub fn peek(&self, deadline: Deadline) -> Result<(u32, Message)> {
-        let (queue, session) = self.0.get_with_session()?;
+        let (queue, session) = self.below()?;
         let (level, message) = queue.peek(deadline)?;
         Ok((level, Message::new(message, session)))
     }

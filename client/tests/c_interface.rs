@@ -15,8 +15,8 @@ use std::process::Command;
 use dragon::ffi::{
     DragonBroadcastOptions, DragonBytes, DragonChannelInfo, DragonChannelOptions,
     DragonEndpointOptions, DragonMessage, DragonNode, DragonPoolOptions, DragonPoolStats,
-    DragonReady, DragonReceived, DragonRuntime, DragonSendOptions, DragonSpawnRequest,
-    DragonSpawnResult, DragonStat,
+    DragonPriorityQueueInfo, DragonPriorityQueueOptions, DragonReady, DragonReceived,
+    DragonRuntime, DragonSendOptions, DragonSpawnRequest, DragonSpawnResult, DragonStat,
 };
 
 use dragon::{Code, WaitMode};
@@ -149,6 +149,29 @@ fn header_and_library_agree_on_layouts_and_numbers() {
         capacity,
         block,
         reserved
+    );
+    layout!(
+        DragonPriorityQueueOptions,
+        "dragon_priority_queue_options",
+        size,
+        user,
+        levels,
+        capacity,
+        block,
+        reserved
+    );
+    layout!(
+        DragonPriorityQueueInfo,
+        "dragon_priority_queue_info",
+        size,
+        capacity,
+        block,
+        bytes,
+        senders_waiting,
+        receivers_waiting,
+        levels,
+        reserved,
+        messages
     );
     layout!(
         DragonSendOptions,

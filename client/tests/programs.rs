@@ -84,6 +84,11 @@ fn locks_conditions_and_semaphores() {
 }
 
 #[test]
+fn queues_with_priorities() {
+    leaves_nothing("priorities.c");
+}
+
+#[test]
 fn broadcasts() {
     leaves_nothing("broadcasts.c");
 }

@@ -290,7 +290,7 @@ const FEW: usize = 8;
 ///
 /// The parts are what the caller of the C function promised.
 #[inline]
-fn with_slices(
+pub(super) fn with_slices(
     parts: &[DragonBytes],
     send: impl FnOnce(&[IoSlice<'_>]) -> Result<()>,
 ) -> Result<()> {
