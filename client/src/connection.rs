@@ -3,7 +3,7 @@
 //! A forked child inherits the descriptor but not the conversation. It never takes the lock below (another thread of its
 //! parent may have held it at the fork); it only closes its copy.
 
-use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 pub(crate) struct Connection {
     /// -1 once this process has closed it: a forked child, the watcher at its end, or the drop.
     socket: AtomicI32,
+    /// Device and inode of the socket: a program that closes all its descriptors may have another file under the number.
+    identity: Option<(u64, u64)>,
     /// The process has left: the end of the connection is expected.
     leaving: AtomicBool,
     /// Whoever holds it may talk; `Some`: why nobody can any more.
@@ -28,6 +30,7 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn new(socket: OwnedFd) -> Arc<Self> {
         Arc::new(Self {
+            identity: identity(socket.as_fd()),
             socket: AtomicI32::new(socket.into_raw_fd()),
             leaving: AtomicBool::new(false),
             turn: Mutex::new(None),
@@ -67,6 +70,12 @@ impl Connection {
         let socket = self
             .socket()
             .ok_or_else(|| Error::RuntimeGone("this process has detached".to_owned()))?;
+        if !self.is_ours(socket) {
+            return Err(Error::RuntimeGone(format!(
+                "this process has closed descriptor {}, its connection to the daemon, which is needed to start processes and to get more memory; leave it open (closefrom, os.closerange)",
+                socket.as_raw_fd()
+            )));
+        }
         send_all(socket, request)?;
         let mut head = [0; 4];
         let mut descriptors = Vec::new();
@@ -84,6 +93,11 @@ impl Connection {
         (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
+    /// Whether the descriptor still is the one that this connection was made with.
+    pub(crate) fn is_ours(&self, socket: BorrowedFd<'_>) -> bool {
+        identity(socket) == self.identity
+    }
+
     /// Whether the end of the connection is expected.
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Acquire)
@@ -94,20 +108,32 @@ impl Connection {
         let mut broken = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         *broken = Some("this process has detached".to_owned());
         self.leaving.store(true, Ordering::Release);
-        if let Some(socket) = self.socket() {
-            // When it fails the peer is gone, which is what we want.
-            let _ = rustix::net::shutdown(socket, Shutdown::Both);
-        }
+        let Some(socket) = self.socket().filter(|socket| self.is_ours(*socket)) else {
+            return;
+        };
+        // When one of them fails the peer is gone, which is what we want.
+        let mut bytes = Vec::new();
+        let _ = frame::encode(&ClientRequest::Leave, &mut bytes)
+            .map_err(Error::from)
+            .and_then(|()| send_all(socket, &bytes));
+        let _ = rustix::net::shutdown(socket, Shutdown::Both);
     }
 
     /// Closes this process's copy of the socket, once.
     pub(crate) fn close(&self) {
+        let ours = self.socket().is_some_and(|socket| self.is_ours(socket));
         let fd = self.socket.swap(-1, Ordering::AcqRel);
-        if fd >= 0 {
+        if fd >= 0 && ours {
             // SAFETY: the swap made this the only place that still knows the descriptor.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
         }
     }
+}
+
+/// Device and inode of an open file.
+fn identity(fd: BorrowedFd<'_>) -> Option<(u64, u64)> {
+    let stat = rustix::fs::fstat(fd).ok()?;
+    Some((stat.st_dev, stat.st_ino))
 }
 
 impl Drop for Connection {
@@ -174,9 +200,31 @@ mod tests {
     }
 
     #[test]
+    fn a_descriptor_that_the_program_closed_is_never_used_again() {
+        let (connection, _peer) = pair();
+        let fd = connection.socket().unwrap().as_raw_fd();
+        let (other, mut heard) = UnixStream::pair().unwrap();
+        // SAFETY: plain numbers; the descriptor is the connection's, which must notice that it is another file's now.
+        assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), fd) }, fd);
+        drop(other);
+        let error = connection.request(&ClientRequest::Nodes).unwrap_err();
+        assert_eq!(error.code(), Code::RuntimeGone);
+        assert!(error.to_string().contains("closed descriptor"), "{error}");
+        connection.leave();
+        drop(connection);
+        // Nothing was said, and the other file is still open.
+        heard.set_nonblocking(true).unwrap();
+        let silent = heard.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(silent.kind(), std::io::ErrorKind::WouldBlock);
+        // SAFETY: the descriptor is this test's since `dup2`.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+
+    #[test]
     fn after_leaving_the_peer_sees_the_end() {
         let (connection, mut peer) = pair();
         connection.leave();
+        assert_eq!(read_request(&mut peer), ClientRequest::Leave);
         assert_eq!(peer.read(&mut [0; 1]).unwrap(), 0);
         let error = connection.request(&ClientRequest::Nodes).unwrap_err();
         assert_eq!(error.code(), Code::RuntimeGone);

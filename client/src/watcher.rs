@@ -44,6 +44,10 @@ fn watch(connection: &Connection) {
             break;
         }
     }
+    if !connection.is_ours(socket) {
+        // The program has closed its descriptors: that says nothing about the daemon.
+        return;
+    }
     if connection.is_leaving() {
         connection.close();
         return;

@@ -3,6 +3,7 @@
 //! An abstract socket, so nothing lies in the file system; its name holds a part derived from the key, so nobody can take
 //! it first. Who connects is known by the kernel (`SO_PEERCRED`): other users are closed at once and counted.
 
+use std::fs;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,11 +15,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use dragon_protocol::attach::{
     self, AttachHello, AttachReply, Attached, HELLO_MAGIC, REPLY_MAGIC, ROLE_CLIENT, ROLE_INSPECT,
-    ROLE_SIBLING, Region,
+    ROLE_SIBLING, Region, RegionKind,
 };
 use dragon_protocol::control::{ClientReply, ClientRequest};
 use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, RELEASE, RuntimeId, SlotId, frame};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -210,16 +212,94 @@ async fn client(
     } else {
         None
     };
-    let served = serve_client(&mut stream, pid, slot, &shared, &events).await;
+    let served = serve_while_it_lives(stream, pid, slot, &shared, &events).await;
     if let Some(slot) = slot {
         let _ = events.send(Event::Detached(slot)).await;
     }
     served
 }
 
+/// Returns when the process is gone, has left, or has become another program.
+async fn serve_while_it_lives(
+    mut stream: UnixStream,
+    pid: u32,
+    slot: Option<SlotId>,
+    shared: &Shared,
+    events: &mpsc::Sender<Event>,
+) -> Result<()> {
+    // A killed process is noticed by the pidfd, even while a child of it holds the socket; one that execs another program
+    // by the end of file, since it keeps its pid.
+    let death = end_of(pid)?;
+    let served = serve_client(&mut stream, &death, slot, shared, events).await;
+    let Err(error) = &served else {
+        return served;
+    };
+    // The connection has ended, which does not say that the process has: it may have closed all its descriptors, and works
+    // in the shared memory as before. (At the end of the runtime nothing is recovered any more.)
+    if slot.is_some() && !events.is_closed() {
+        match control_in(pid, shared) {
+            Mapped::No => return served,
+            Mapped::Yes => tracing::warn!(
+                "process {pid} runs on without its connection to the runtime ({error:#}): what it holds stays with it until it ends, but it gets no more memory and starts no processes; leave its descriptors open (closefrom, os.closerange)"
+            ),
+            // It is on its way out, as a rule.
+            Mapped::Unknown => {}
+        }
+        drop(stream);
+        death.readable().await?.retain_ready();
+    }
+    served
+}
+
+/// Whether a process still has the control region mapped.
+enum Mapped {
+    Yes,
+    No,
+    /// Its memory cannot be looked at, or it has none: it ends, or only its first thread has ended.
+    Unknown,
+}
+
+/// Looks for the control region in the memory of a process.
+fn control_in(pid: u32, shared: &Shared) -> Mapped {
+    let control = shared
+        .regions
+        .iter()
+        .find(|(region, _)| region.kind == RegionKind::Control);
+    let (Some((_, control)), Ok(maps)) = (control, fs::read(format!("/proc/{pid}/maps"))) else {
+        return Mapped::Unknown;
+    };
+    match rustix::fs::fstat(control) {
+        Ok(stat) if !maps.is_empty() => {
+            let (major, minor) = (
+                rustix::fs::major(stat.st_dev),
+                rustix::fs::minor(stat.st_dev),
+            );
+            mapped(
+                &String::from_utf8_lossy(&maps),
+                &format!("{major:02x}:{minor:02x}"),
+                &stat.st_ino.to_string(),
+            )
+        }
+        _ => Mapped::Unknown,
+    }
+}
+
+/// Looks for a file in the lines of `/proc/PID/maps`: addresses, rights, offset, device, inode.
+fn mapped(maps: &str, device: &str, inode: &str) -> Mapped {
+    let is_it = |line: &str| {
+        let mut words = line.split_ascii_whitespace().skip(3);
+        words.next() == Some(device) && words.next() == Some(inode)
+    };
+    if maps.lines().any(is_it) {
+        Mapped::Yes
+    } else {
+        Mapped::No
+    }
+}
+
 async fn serve_client(
     stream: &mut UnixStream,
-    pid: u32,
+    death: &AsyncFd<OwnedFd>,
     slot: Option<SlotId>,
     shared: &Shared,
     events: &mpsc::Sender<Event>,
@@ -230,14 +310,14 @@ async fn serve_client(
         &[]
     };
     send_regions(stream, slot, shared, given).await?;
-    // A killed process is noticed by the pidfd, even while a child of it holds the socket; one that execs another program
-    // by the end of file, since it keeps its pid.
-    let death = end_of(pid)?;
     loop {
         let request: ClientRequest = tokio::select! {
             request = read_frame(stream) => request?,
             died = death.readable() => return died.map(drop).map_err(Into::into),
         };
+        if request == ClientRequest::Leave {
+            return Ok(());
+        }
         let request = match shared.memory.answer(slot, request).await {
             Ok((answer, descriptors)) => {
                 reply_to(stream, &answer, &descriptors).await?;

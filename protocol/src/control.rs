@@ -44,6 +44,8 @@ pub enum ClientRequest {
     PoolReleased(ObjectId),
     /// Give memory that no pool uses back to the system.
     TrimPools,
+    /// This process leaves, though it lives on: what it had may be recovered. There is no answer.
+    Leave,
 }
 
 /// The answer to a [`ClientRequest`].

@@ -1,0 +1,187 @@
+//! The end of a connection to the daemon is not the end of a process.
+//!
+//! The test runs itself again as the programs inside the runtime (`child`).
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use dragon::{Channel, ChannelOptions, Deadline, Descriptor, Lock, Session};
+use dragon_tests::local::{dragon, finish, pause};
+
+const ROLE: &str = "DRAGON_TEST_ATTACH";
+const WHAT: &str = "DRAGON_TEST_WHAT";
+const CHILD: [&str; 4] = ["--exact", "child", "--nocapture", "--quiet"];
+
+/// Runs this test as the head of a runtime; returns what came on standard error.
+fn head(role: &str) -> String {
+    let test = std::env::current_exe().unwrap();
+    let words = [&[test.to_str().unwrap()], &CHILD[..]].concat();
+    let done = finish(dragon(words).env(ROLE, role).spawn().unwrap());
+    assert_eq!(done.code, Some(0), "{done:?}");
+    done.err
+}
+
+#[test]
+fn a_process_that_closes_its_descriptors_keeps_what_it_holds() {
+    let err = head("closes");
+    assert!(
+        err.contains("runs on without its connection to the runtime"),
+        "{err}"
+    );
+}
+
+#[test]
+fn a_process_that_becomes_another_program_is_recovered() {
+    let err = head("becomes");
+    assert!(!err.contains("runs on without"), "{err}");
+}
+
+/// A program in the runtime; nothing when the test runs in the ordinary way.
+#[test]
+fn child() {
+    let Ok(role) = std::env::var(ROLE) else {
+        return;
+    };
+    match role.as_str() {
+        "closes" => closes(),
+        "closed" => closed(),
+        "becomes" => becomes(),
+        "other program" => other_program(),
+        other => panic!("{other}"),
+    }
+}
+
+/// Another process of the node with a role; returns when it has the lock.
+fn start(role: &str, what: &[Descriptor]) -> Child {
+    let words: Vec<String> = what.iter().map(ToString::to_string).collect();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(CHILD)
+        .env(ROLE, role)
+        .env(WHAT, words.join(" "))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let out = BufReader::new(child.stdout.as_mut().unwrap());
+    assert!(out.lines().any(|line| line.unwrap() == "holds"));
+    child
+}
+
+fn what() -> Vec<Descriptor> {
+    let words = std::env::var(WHAT).unwrap();
+    words.split(' ').map(|word| word.parse().unwrap()).collect()
+}
+
+/// Connections to the daemon.
+fn connections() -> usize {
+    let name = format!("@{}", std::env::var("DRAGON_RUNTIME").unwrap());
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+    sockets.lines().filter(|line| line.ends_with(&name)).count()
+}
+
+fn until(what: &str, happened: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if happened() {
+            return;
+        }
+        pause(Duration::from_millis(1));
+    }
+    panic!("not within its time: {what}");
+}
+
+fn signal(name: &str, to: &Child) {
+    let done = Command::new("kill")
+        .args([name, &to.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(done.success());
+}
+
+fn closes() {
+    let member = Session::attach().unwrap();
+    let lock = Lock::create(0).unwrap();
+    let (to, from) = (
+        Channel::create(&ChannelOptions::default()).unwrap(),
+        Channel::create(&ChannelOptions::default()).unwrap(),
+    );
+    let what = [lock.descriptor(), to.descriptor(), from.descriptor()];
+    let mut holder = start("closed", &what);
+    let before = connections();
+    // A wait of the kernel that is under way keeps the closed socket open; being stopped ends it.
+    signal("-STOP", &holder);
+    until("it is stopped", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", holder.id())).unwrap();
+        stat.contains(") T ")
+    });
+    signal("-CONT", &holder);
+    until("the daemon notices", || connections() < before);
+    // A turn of the daemon's loop: what it had to do with the end of the connection is done.
+    member.stats().unwrap();
+    assert_eq!(
+        lock.acquire(Deadline::Now).unwrap_err().code(),
+        dragon::Code::Empty
+    );
+    for n in 0..3 {
+        to.send(&[n], 0, Deadline::Never).unwrap();
+        let answer = from.receive(Deadline::Never).unwrap().to_vec();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.contains("has closed descriptor"), "{answer}");
+    }
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert!(lock.acquire(Deadline::Never).unwrap().owner_died);
+}
+
+fn closed() {
+    let what = what();
+    let session = Session::attach().unwrap();
+    let lock = Lock::attach(what[0], false).unwrap();
+    let from = Channel::attach(what[1], false).unwrap();
+    let to = Channel::attach(what[2], false).unwrap();
+    lock.acquire(Deadline::Never).unwrap();
+    let open: Vec<i32> = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .map(|entry| {
+            entry
+                .unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .parse()
+                .unwrap()
+        })
+        .collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        if fs::read_link(format!("/proc/self/fd/{fd}")).is_ok() {
+            // SAFETY: what was opened under the number gets errors from now on; that is what is tested.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+    println!("\nholds");
+    while from.receive(Deadline::Never).is_ok() {
+        let error = session.nodes().unwrap_err().to_string();
+        to.send(error.as_bytes(), 0, Deadline::Never).unwrap();
+    }
+}
+
+fn becomes() {
+    let lock = Lock::create(0).unwrap();
+    let mut holder = start("other program", &[lock.descriptor()]);
+    assert!(lock.acquire(Deadline::Never).unwrap().owner_died);
+    assert_eq!(holder.try_wait().unwrap(), None, "it lives on");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+}
+
+fn other_program() {
+    let lock = Lock::attach(what()[0], false).unwrap();
+    lock.acquire(Deadline::Never).unwrap();
+    println!("\nholds");
+    let error: std::io::Error = Command::new("sleep").arg("1000").exec();
+    panic!("{error}");
+}
