@@ -202,7 +202,10 @@ pub struct PageMeta {
     pub extents: Links,
     /// The slot in whose list of slabs the page is, plus one; 0 for none. Only then may it become somebody's slab.
     pub linked: AtomicU64,
-    reserved: [AtomicU64; 10],
+    /// Who looks whether the slab, at rest, is empty: his slot plus one, 0 for nobody. He alone sets the mark of that in the
+    /// page's word and takes it away, or recovery after his death; so the mark that he finds is his own.
+    pub looker: AtomicU64,
+    reserved: [AtomicU64; 9],
     /// Blocks that are allocated; written by the owner alone.
     pub allocated: [AtomicU64; BITMAP],
     /// Blocks that were shared.

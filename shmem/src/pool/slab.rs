@@ -445,17 +445,35 @@ pub(super) fn take_empty(
         return Ok(false);
     }
     intent.begin(Op::Free, pool.number(), TAKE_EMPTY, [page.into(), 0]);
-    let taken = take_looked_at(pool.page(page)?, word, owner.index, |class| {
-        in_use(meta, class)
-    });
+    let at = (pool.page(page)?, &meta.looker);
+    let taken = begin_look(at.1, owner.index)
+        && take_looked_at(at.0, word, owner.index, |class| in_use(meta, class));
     if taken {
         extent::release(pool, page, 1)?;
     }
+    // Not before the page is free: until then recovery finds by it what is left to be done.
+    end_look(at.1, owner.index);
     intent.end();
     Ok(taken)
 }
 
-/// Between the two changes of the word the owner takes no block, so what is seen to be empty stays empty.
+/// Makes the caller the one who looks; false when somebody else does.
+fn begin_look(looker: &AtomicU64, thief: u32) -> bool {
+    let mark = u64::from(thief) + 1;
+    // Acquire pairs with the Release of `end_look`: the mark of whoever looked before is gone from the word.
+    looker
+        .compare_exchange(0, mark, Ordering::AcqRel, Ordering::Relaxed)
+        .is_ok()
+}
+
+/// Ends what [`begin_look`] began, if it did.
+fn end_look(looker: &AtomicU64, thief: u32) {
+    let mark = u64::from(thief) + 1;
+    let _ = looker.compare_exchange(mark, 0, Ordering::AcqRel, Ordering::Relaxed);
+}
+
+/// For the one who looks. Between the two changes of the word the owner takes no block, so what is seen to be empty stays
+/// empty; and since nobody else marks the word meanwhile, a word with the mark has had it all the time.
 fn take_looked_at(
     page: &Word,
     word: PageWord,
@@ -482,15 +500,25 @@ pub(super) fn recover_take(pool: &Pool, owner: SlotId, intended: &Intended) -> R
     else {
         return Ok(());
     };
-    let word = pool.page(page)?.load();
+    let (at, looker) = (pool.page(page)?, &pool.page_meta(page)?.looker);
+    let word = at.load();
     if word.tag() == Tag::Claimed && word.owner() == Some(owner.index) {
-        return extent::release(pool, page, 1);
+        extent::release(pool, page, 1)?;
     }
-    if word.tag() == Tag::Slab && word.is_looked_at() {
-        // If it is another who looks, he finds that he cannot have it.
-        let _ = pool.page(page)?.replace(word, word.resting());
-    }
+    undo_look(at, looker, owner.index);
     Ok(())
+}
+
+/// Takes the mark of a dead looker away, never that of another.
+fn undo_look(page: &Word, looker: &AtomicU64, dead: u32) {
+    if looker.load(Ordering::Acquire) != u64::from(dead) + 1 {
+        return;
+    }
+    let word = page.load();
+    if word.tag() == Tag::Slab && word.is_looked_at() {
+        let _ = page.replace(word, word.resting());
+    }
+    end_look(looker, dead);
 }
 
 /// Gives the pages of slabs without blocks in use back to the pool; true when there were any.

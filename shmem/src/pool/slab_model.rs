@@ -3,7 +3,10 @@
 use loom::sync::Arc;
 use loom::thread;
 
-use super::{Bits, PageWord, Stamps, Tag, Word, finish_free, release_empty, take_looked_at};
+use super::{
+    Bits, PageWord, Stamps, Tag, Word, begin_look, end_look, finish_free, release_empty,
+    take_looked_at, undo_look,
+};
 use crate::sync::AtomicU64;
 
 type Words = [[AtomicU64; 1]; 3];
@@ -218,5 +221,49 @@ fn loom_recovery_against_who_takes_empty_slabs() {
             assert!(release_empty(&page, |_| bits(&words).in_use()));
         }
         assert!(thief.join().unwrap() != mine);
+    });
+}
+
+/// A process died that had the same slab in mind as another who looks at it, and is slow; the owner uses the slab meanwhile
+/// and puts it to rest, and a third one looks at it. Nobody frees a page with a block in use.
+#[test]
+fn loom_a_look_is_undone_for_its_dead_looker_alone() {
+    const DEAD: u32 = 7;
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let words = words();
+        let looker = Arc::new(AtomicU64::new(0));
+        let resting = PageWord::new(Tag::Slab, Some(3), 0, 1).resting();
+        let page = Arc::new(Word::new(resting));
+        let look = |thief: u32| {
+            let (words, page, looker) = (words.clone(), page.clone(), looker.clone());
+            move || {
+                let word = page.load();
+                let begun = word.is_resting() && !word.is_looked_at() && begin_look(&looker, thief);
+                let taken = begun && take_looked_at(&page, word, thief, |_| bits(&words).in_use());
+                if begun {
+                    end_look(&looker, thief);
+                }
+                taken
+            }
+        };
+        let slow = thread::spawn(look(9));
+        let (third, their_page, their_looker) = (look(10), page.clone(), looker.clone());
+        let recovery = thread::spawn(move || {
+            undo_look(&their_page, &their_looker, DEAD);
+            third()
+        });
+        let word = page.load();
+        let mine = word.tag() == Tag::Slab
+            && word.is_resting()
+            && !word.is_looked_at()
+            && page.replace(word, word.awake());
+        if mine {
+            assert!(allocate(&words, 2).is_some());
+            page.store(page.load().resting());
+        }
+        let taken = [slow.join().unwrap(), recovery.join().unwrap()];
+        assert!(!mine || taken == [false; 2], "a block is in use: {taken:?}");
     });
 }
