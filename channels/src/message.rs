@@ -5,7 +5,7 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use dragon_shmem::{Member, Pin};
+use dragon_shmem::{Error as MemoryError, Member, Pin};
 
 use crate::error::Result;
 use crate::ring::{Content, Ring, to_usize};
@@ -192,13 +192,15 @@ impl Message {
         length: u64,
         place: u32,
     ) -> Result<Self> {
-        // What was scribbled over is nobody's, and so is what lies in a pool that is gone.
+        // What was scribbled over is nobody's, and so is what lies in a pool that is gone. A pool that cannot be mapped for
+        // now is still there: the block stays this process's, and goes with it.
         let pin = match member.pin(offset) {
             Ok(pin) => pin,
-            Err(error) => {
+            Err(error @ (MemoryError::NoSuchPool(_) | MemoryError::NoSuchObject(_))) => {
                 member.release_block(place);
                 return Err(error.into());
             }
+            Err(error) => return Err(error.into()),
         };
         let bytes = match member.bytes(offset, length) {
             Ok(bytes) => bytes,

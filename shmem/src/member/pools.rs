@@ -27,8 +27,9 @@ pub(crate) struct Mapped {
     cache: Mutex<Cache>,
     /// Uses by this process; it has a reference to the object while there are any.
     users: AtomicU32,
-    /// Held while the reference is taken or given back.
-    changing: Mutex<()>,
+    /// Held while the reference is taken or given back. True while there is one: also after a last use that could not be
+    /// ended, since no thread record was free; then the next use goes on with it, and with what is private there.
+    referred: Mutex<bool>,
 }
 
 /// Keeps a pool in place while one of its blocks is used; given back by [`Member::unpin`].
@@ -273,17 +274,21 @@ impl Member {
         if more(&mapped.users) {
             return Ok(());
         }
-        let _changing = mapped.lock();
-        if !more(&mapped.users) {
-            self.attach(mapped.object, false)?;
+        let mut referred = mapped.lock();
+        if more(&mapped.users) {
+            return Ok(());
+        }
+        if !*referred {
             let slot = self.slot_entry()?;
+            self.attach(mapped.object, false)?;
             let number = mapped.pool.number() as usize;
             // The lists are empty, whoever had the slot before; and recovery looks at them from now on.
             slot.slabs[number].store(0, Ordering::Relaxed);
             slot.extents[number].store(0, Ordering::Relaxed);
             slot.pools.fetch_or(1 << number, Ordering::AcqRel);
-            mapped.users.store(1, Ordering::Release);
+            *referred = true;
         }
+        mapped.users.store(1, Ordering::Release);
         Ok(())
     }
 
@@ -317,7 +322,7 @@ impl Member {
                     object,
                     cache: Mutex::default(),
                     users: AtomicU32::new(0),
-                    changing: Mutex::default(),
+                    referred: Mutex::default(),
                 });
                 pools[number] = Some(Arc::clone(&mapped));
                 mapped
@@ -337,9 +342,11 @@ impl Member {
             return;
         }
         let left = {
-            let _changing = mapped.lock();
-            // It fails only on memory that was scribbled over: then recovery, which looks twice, does what it can.
-            mapped.users.fetch_sub(1, Ordering::AcqRel) == 1 && self.leave_pool(mapped).is_ok()
+            let mut referred = mapped.lock();
+            // It fails when no thread record is free: then everything stays as it is for the next use, or for recovery. (Or on
+            // memory that was scribbled over.)
+            mapped.users.fetch_sub(1, Ordering::AcqRel) == 1
+                && self.leave_pool(mapped, &mut referred).is_ok()
         };
         if left {
             self.tell_of_pool(mapped.object);
@@ -347,7 +354,7 @@ impl Member {
     }
 
     /// The last use of a pool ends.
-    fn leave_pool(&self, mapped: &Mapped) -> Result<()> {
+    fn leave_pool(&self, mapped: &Mapped, referred: &mut bool) -> Result<()> {
         let slot = self.slot_entry()?;
         let thread = self.thread()?;
         mapped
@@ -356,6 +363,7 @@ impl Member {
         drop(thread);
         slot.pools
             .fetch_and(!(1 << mapped.pool.number()), Ordering::AcqRel);
+        *referred = false;
         self.detach(mapped.object)
     }
 
@@ -420,10 +428,10 @@ impl Member {
         let Some(mapped) = self.mapped(tag) else {
             return false;
         };
-        let _changing = mapped.lock();
+        let referred = mapped.lock();
         let alone =
             |entry: &ObjectEntry| is_left_alone(entry) && (destroyed || entry.in_transit() == 0);
-        let used = mapped.users.load(Ordering::Acquire) > 0;
+        let used = *referred || mapped.users.load(Ordering::Acquire) > 0;
         if used || !self.control.entry(id).is_ok_and(alone) {
             return false;
         }
@@ -446,8 +454,8 @@ fn is_left_alone(entry: &ObjectEntry) -> bool {
 
 impl Mapped {
     // Nothing is left half done by a panic while the lock is held: what it guards is counted last.
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.referred.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

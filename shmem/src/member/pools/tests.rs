@@ -260,6 +260,38 @@ fn what_is_private_goes_with_the_last_use() {
 }
 
 #[test]
+fn a_last_use_that_cannot_end_goes_on_with_the_next() {
+    let node = Node::new();
+    let pool = node.pool();
+    let (slot, member) = node.member();
+    let handle = member.pin(pool.tag().address(0)).unwrap();
+    for length in SIZES {
+        member.alloc_in(pool.tag(), length).unwrap();
+    }
+    let busy: Vec<_> = std::iter::from_fn(|| member.thread().ok()).collect();
+    assert!(busy.len() > 1000);
+    member.unpin(handle);
+    drop(busy);
+    // What was private there is in the lists still, and recovery would find it.
+    let again = member.pin(pool.tag().address(0)).unwrap();
+    assert_eq!(
+        (node.references(&pool), pool.stats().unwrap().blocks),
+        (2, 3)
+    );
+    let entry = node.control.slot(slot.index).unwrap();
+    assert_ne!(
+        entry.slabs[pool.number() as usize].load(Ordering::Relaxed),
+        0
+    );
+    member.alloc_in(pool.tag(), 64).unwrap();
+    member.unpin(again);
+    assert!(
+        node.table.find(pool.tag()).is_err(),
+        "empty, and nobody needs it"
+    );
+}
+
+#[test]
 fn recovery_looks_at_the_pools_that_the_process_used() {
     let node = Node::new();
     let pools: Vec<_> = (0..4).map(|_| node.pool()).collect();
