@@ -41,7 +41,7 @@ pub struct SetRecord {
     /// Where waiters sleep.
     pub wait: AtomicU64,
     pad2: [AtomicU64; 15],
-    /// Bit n: word n of the flags may be other than 0.
+    /// Bit n: word n of the flags has had a flag since the record was claimed, and may be other than 0.
     pub summary: [AtomicU64; SUMMARY_WORDS],
     /// Bit n: member n may have changed.
     pub flags: [AtomicU64; FLAG_WORDS],

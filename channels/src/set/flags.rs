@@ -1,8 +1,11 @@
 //! The flags of a set's members: a bitmap with a summary, raised by whoever changes a member and lowered by waiters.
 //!
+//! The summary only ever grows while a set has the record: it tells which words have had a flag. If [`lower`] took its bit
+//! away when a word became 0, another flag of that word could be raised at this moment, and would be hidden for as long as
+//! the one who lowers is stopped there. So a wait looks at each word that was ever used, of which there are at most 128.
+//!
 //! | Release | Acquire | carries |
 //! |---|---|---|
-//! | [`raise`]: the bit, then the summary | [`lower`]: taking the summary away, then looking at the word | either the summary stays, or the bit is seen and the summary put back |
 //! | [`raise`]: the bit | [`next`]: load of the word | what the flag announces |
 
 use dragon_shmem::sync::{AtomicU64, Ordering, fence};
@@ -16,7 +19,7 @@ pub trait Flags {
     fn words(&self) -> usize;
     /// Word `n` of the flags.
     fn word(&self, n: usize) -> &AtomicU64;
-    /// Word `n` of the summary: its bit `b` says that word `64 n + b` may be other than 0.
+    /// Word `n` of the summary: its bit `b` says that word `64 n + b` has had a flag.
     fn summary(&self, n: usize) -> &AtomicU64;
     /// Where waiters sleep.
     fn wait(&self) -> &WaitWord;
@@ -31,7 +34,7 @@ pub fn announce(flags: &impl Flags, member: u32, thorough: bool) {
 }
 
 /// A flagged member as `state` tells; its flag is lowered when that gives nothing. `lowering` is told before and after: if
-/// the waiter dies in between, recovery raises the flag again. `left` is told when a flag was not to be seen for a moment, so
+/// the waiter dies in between, recovery raises the flag again. `left` is told when the flag was not to be seen for a moment, so
 /// that another waiter who has come by meanwhile must look once more.
 pub fn look<T>(
     flags: &impl Flags,
@@ -44,9 +47,7 @@ pub fn look<T>(
         return Some(found);
     }
     lowering(true);
-    if lower(flags, member) {
-        left();
-    }
+    lower(flags, member);
     test_point(TestPoint::Lowered);
     // Pairs with the fence between a change and the look at the flag.
     fence(Ordering::SeqCst);
@@ -77,20 +78,10 @@ pub fn raise(flags: &impl Flags, member: u32, thorough: bool) {
     }
 }
 
-/// Takes a member's flag away. A SeqCst fence, and another look at the member, come after. True when the summary was away
-/// for a moment in which another flag of its word was up: who came by in that moment has not seen that one.
-pub fn lower(flags: &impl Flags, member: u32) -> bool {
+/// Takes a member's flag away. A SeqCst fence, and another look at the member, come after.
+pub fn lower(flags: &impl Flags, member: u32) {
     let (word, bit) = place(member);
-    if flags.word(word).fetch_and(!bit, Ordering::AcqRel) & !bit != 0 {
-        return false;
-    }
-    let (summary, of_word) = (word / 64, 1 << (word % 64));
-    flags.summary(summary).fetch_and(!of_word, Ordering::AcqRel);
-    let other = flags.word(word).load(Ordering::Acquire) != 0;
-    if other {
-        flags.summary(summary).fetch_or(of_word, Ordering::AcqRel);
-    }
-    other
+    flags.word(word).fetch_and(!bit, Ordering::AcqRel);
 }
 
 /// The first flagged member from `from` on.
@@ -123,8 +114,7 @@ pub fn next(flags: &impl Flags, from: u32) -> Option<u32> {
     None
 }
 
-/// Whether any member is flagged. Cheap: for spinning. The summary alone does not say so: its bit may be set late, when the
-/// word was lowered already, and stays until the word is lowered again.
+/// Whether any member is flagged. Cheap: for spinning.
 pub fn any(flags: &impl Flags) -> bool {
     (0..flags.words().div_ceil(64)).any(|n| {
         let mut left = flags.summary(n).load(Ordering::Relaxed);

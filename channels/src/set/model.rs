@@ -275,3 +275,20 @@ fn loom_nothing_is_up_when_no_flag_is() {
         assert_eq!(flags::next(&*words, 0), up.then_some(MEMBER));
     });
 }
+
+/// Whoever lowers a flag may be stopped anywhere in it: another flag of the same word that is up can be seen at any moment.
+#[test]
+fn loom_who_is_stopped_while_lowering_hides_no_flag() {
+    check(3, || {
+        let words = Arc::new(Words::default());
+        flags::raise(&*words, MEMBER, false);
+        let theirs = Arc::clone(&words);
+        let other = thread::spawn(move || flags::lower(&*theirs, MEMBER));
+        flags::raise(&*words, MEMBER + 1, false);
+        // The other one has begun or not, has ended or not.
+        assert!(flags::any(&*words));
+        assert!(flags::next(&*words, 0).is_some());
+        other.join().unwrap();
+        assert_eq!(flags::next(&*words, 0), Some(MEMBER + 1));
+    });
+}
