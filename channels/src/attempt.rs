@@ -584,8 +584,24 @@ fn give_reference(
         drop_transit(member, object)?;
         return Ok(Attempt::done(0, 0));
     }
+    // As with a handle that is dropped on this node: recovery finds what is held by the reference.
+    if is_held(member, object, on_behalf.index) {
+        return Ok(Attempt::done(remote::KEPT, 0));
+    }
     member.give_for(on_behalf, object, |entry| discard(member, object, entry))?;
     Ok(Attempt::done(0, 0))
+}
+
+/// Whether a process holds a lock, or units that it owns.
+fn is_held(member: &Member, object: ObjectId, slot: u32) -> bool {
+    let Ok(entry) = member.control().entry(object) else {
+        return false;
+    };
+    match object.kind {
+        ObjectKind::Lock => lock::words(entry).owner() == Some(slot),
+        ObjectKind::Semaphore => semaphore::holds(member, entry, object, slot),
+        _ => false,
+    }
 }
 
 /// The number of references that an object has, for tests and tools.

@@ -35,7 +35,8 @@ pub struct Acquired {
 
 /// A handle on a lock of this or another node.
 ///
-/// A plain lock belongs to the process that acquires it, not to the thread.
+/// A plain lock belongs to the process that acquires it, not to the thread. Dropping a handle releases nothing: the process
+/// holds the lock until it releases it through any handle, also one that it attaches later, or ends.
 ///
 /// ```
 /// use dragon_channels::{Deadline, Error, Lock};
@@ -218,15 +219,13 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         let slot = self.handle.member().slot().index;
-        let held = |entry| words(entry).owner() == Some(slot);
-        if self
-            .handle
-            .local()
-            .is_ok_and(|entry| entry.is_some_and(held))
-        {
+        match self.handle.local() {
             // The lock outlives the handle, as the process may still release it through another one; the reference stays, so
             // that recovery finds the lock when the process ends.
-            self.handle.keep_reference();
+            Ok(Some(entry)) if words(entry).owner() == Some(slot) => self.handle.keep_reference(),
+            // The lock's node knows.
+            Ok(None) => self.handle.keep_if_held(),
+            _ => {}
         }
     }
 }

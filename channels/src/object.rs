@@ -82,6 +82,7 @@ pub(crate) struct Handle {
     id: ObjectId,
     user: u64,
     kept: bool,
+    keep_if_held: bool,
     pub(crate) spin: Spin,
 }
 
@@ -93,6 +94,7 @@ impl Handle {
             id,
             user,
             kept: false,
+            keep_if_held: false,
             spin: Spin::default(),
         }
     }
@@ -253,6 +255,11 @@ impl Handle {
     pub(crate) fn keep_reference(&mut self) {
         self.kept = true;
     }
+
+    /// So does that to an object of another node, if this process holds the object when the handle is dropped.
+    pub(crate) fn keep_if_held(&mut self) {
+        self.keep_if_held = true;
+    }
 }
 
 /// Creates an object that needs no memory but its entry.
@@ -327,6 +334,9 @@ impl Drop for Handle {
         // Both fail only when the object or its node is gone already, or memory was scribbled over: nothing to give back.
         let _ = if is_local(&self.member, self.id) {
             detach(&self.member, self.id)
+        } else if self.keep_if_held {
+            let give = || remote::detach_unless_held(&self.member, self.id);
+            self.member.unhold_unless(self.id, give)
         } else {
             self.member
                 .unhold(self.id, || remote::detach(&self.member, self.id, false))

@@ -249,6 +249,20 @@ pub(crate) fn detach(member: &Arc<Member>, object: ObjectId, transit: bool) -> R
     tell(member, Op::Detach, object, transit.into())
 }
 
+/// Gives a reference back, unless what this process holds can be released or recovered only through it; waits for the
+/// reply, which says whether it was given back.
+pub(crate) fn detach_unless_held(member: &Arc<Member>, object: ObjectId) -> Result<bool> {
+    match call(member, Op::Detach, object, [0, 0], Deadline::Never) {
+        Ok(reply) => Ok(reply.arg0 != KEPT),
+        // Nobody knows whether it was: then it stays, which does no harm.
+        Err(Error::Interrupted) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Argument 0 of the reply to [`Op::Detach`]: the reference stays, since the process holds the object.
+pub(crate) const KEPT: u64 = 1;
+
 /// Tells this node's agent that an object changed on which it has requests parked.
 ///
 /// # Errors

@@ -242,16 +242,21 @@ impl Semaphore {
 
 impl Drop for Semaphore {
     fn drop(&mut self) {
-        let slot = self.handle.member().slot().index;
-        let Ok(Some(entry)) = self.handle.local() else {
-            return;
-        };
-        let words = Words::open(self.handle.member(), entry, self.handle.id());
-        if words.is_ok_and(|words| words.owned.is_some_and(|owned| owned.holds(slot))) {
+        let (member, id) = (self.handle.member(), self.handle.id());
+        let slot = member.slot().index;
+        match self.handle.local() {
             // As with a lock: another handle may still give the units, and recovery finds them through the reference.
-            self.handle.keep_reference();
+            Ok(Some(entry)) if holds(member, entry, id, slot) => self.handle.keep_reference(),
+            Ok(None) => self.handle.keep_if_held(),
+            _ => {}
         }
     }
+}
+
+/// Whether a process has units that it owns.
+pub(crate) fn holds(member: &Member, entry: &ObjectEntry, id: ObjectId, slot: u32) -> bool {
+    Words::open(member, entry, id)
+        .is_ok_and(|words| words.owned.is_some_and(|owned| owned.holds(slot)))
 }
 
 /// Body word that holds value and zeros.

@@ -417,12 +417,30 @@ impl Member {
         id: ObjectId,
         give: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
+        self.unhold_unless(id, || give().map(|()| true))
+    }
+
+    /// As [`Member::unhold`], but the reference stays, for the rest of this process's life, when `give` says that it was not
+    /// given back.
+    ///
+    /// # Errors
+    /// What `give` fails with; then the reference is forgotten.
+    pub fn unhold_unless<E: From<Error>>(
+        &self,
+        id: ObjectId,
+        give: impl FnOnce() -> Result<bool, E>,
+    ) -> Result<(), E> {
         let Some(place) = self.held().one_less(id) else {
             return Ok(());
         };
         let given = give();
-        self.forget_place(place);
-        given
+        if matches!(given, Ok(false)) {
+            // Unless another thread has attached meanwhile: its place does for both, and this one names the same.
+            self.held().objects.entry(id).or_insert((1, place));
+        } else {
+            self.forget_place(place);
+        }
+        given.map(drop)
     }
 
     /// Takes a reference to an object of this node for one more handle; with `adopt` the one that came with a descriptor.

@@ -4,8 +4,13 @@
 
 mod rig;
 
-use dragon_channels::{Channel, Deadline, Error, Event, Lock, ProcessObject, Semaphore};
+use std::sync::Arc;
+
+use dragon_channels::{
+    Channel, Deadline, Error, Event, Lock, ProcessObject, Semaphore, SemaphoreOptions,
+};
 use dragon_protocol::{Code, Descriptor, ObjectId};
+use dragon_shmem::Member;
 use rig::{POOL, channel, on_each, pattern, seen_by, soon, tcp, until, watched};
 
 #[test]
@@ -255,6 +260,44 @@ fn a_lock_is_held_by_one_process_of_any_node() {
         first.release(true).unwrap();
         owned.acquire(watched()).unwrap();
         owned.release(false).unwrap();
+    });
+}
+
+#[test]
+fn what_is_held_when_the_handle_is_dropped_stays_with_the_process() {
+    on_each(2, |nodes| {
+        let far = nodes[1].client();
+        let lock = Lock::create(&far, 0).unwrap();
+        let options = SemaphoreOptions {
+            value: 2,
+            most: 2,
+            owned: true,
+            user: 0,
+        };
+        let units = Semaphore::with_options(&far, &options).unwrap();
+        let take = |member: &Arc<Member>| {
+            let theirs = Lock::attach(member, &lock.descriptor(), false).unwrap();
+            assert!(!theirs.acquire(watched()).unwrap().owner_died);
+            let theirs = Semaphore::attach(member, &units.descriptor(), false).unwrap();
+            theirs.acquire(watched()).unwrap();
+        };
+        for node in nodes {
+            let holder = node.client();
+            take(&holder);
+            // Another handle of the process releases both; then nothing is kept.
+            let again = Lock::attach(&holder, &lock.descriptor(), false).unwrap();
+            again.release(false).unwrap();
+            let again = Semaphore::attach(&holder, &units.descriptor(), false).unwrap();
+            again.release(1).unwrap();
+            take(&holder);
+            assert_eq!(lock.acquire(Deadline::Now).unwrap_err(), Error::Empty);
+            assert_eq!(units.value().unwrap(), 1);
+            node.dies(holder.slot());
+            assert!(lock.acquire(watched()).unwrap().owner_died);
+            lock.release(false).unwrap();
+            units.acquire_many(2, watched()).unwrap();
+            units.release(2).unwrap();
+        }
     });
 }
 
