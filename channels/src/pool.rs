@@ -179,13 +179,18 @@ impl PoolHandle {
         &self.pin.member
     }
 
-    /// Ends the pool: nothing is allocated in it, and nobody attaches to it, from now on. Blocks stay readable for those who
-    /// have it; its memory goes with the last of them.
+    /// Ends the pool: nothing is allocated in it, and nobody attaches to it, from now on; who waits for memory in it gets
+    /// [`dragon_shmem::Error::Destroyed`]. Blocks stay readable for those who have it; its memory goes with the last of them.
     ///
     /// # Errors
     /// When it is gone.
     pub fn destroy(&self) -> Result<()> {
-        self.handle.destroy()
+        self.handle.destroy()?;
+        // If this process dies in between, recovery wakes them.
+        self.look(|pool| {
+            pool.wake_waiters();
+            Ok(())
+        })
     }
 
     /// The descriptor, to be put into a message: one reference is counted for it, which whoever attaches with `adopt` takes

@@ -123,3 +123,35 @@ fn descriptors_of_pools_travel_as_bytes_and_text() {
     as_pool.object.kind = ObjectKind::Pool;
     assert!(gone(Object::attach(&b, &as_pool, false).unwrap_err()));
 }
+
+#[test]
+fn who_waits_for_memory_of_a_pool_hears_of_its_end() {
+    let node = LocalNode::new().unwrap();
+    let (member, waiter) = (node.member().unwrap(), node.member().unwrap());
+    let small = PoolOptions {
+        limit: 4 << 20,
+        ..options("small")
+    };
+    let pool = PoolHandle::create(&member, &small).unwrap();
+    let theirs = PoolHandle::attach(&waiter, &pool.descriptor(), false).unwrap();
+    while pool.alloc(1 << 20).is_ok() {}
+    let (tell, thread) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let place = std::fs::read_link("/proc/thread-self").unwrap();
+            tell.send(place).unwrap();
+            // Long enough that only a wake-up can be what ended it.
+            let deadline = Deadline::after(60_000_000_000);
+            waiter.alloc_until(theirs.tag(), 1 << 20, deadline)
+        });
+        let stat = std::path::Path::new("/proc")
+            .join(thread.recv().unwrap())
+            .join("stat");
+        while !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+            std::thread::yield_now();
+        }
+        pool.destroy().unwrap();
+        let ended = waiting.join().unwrap();
+        assert_eq!(ended, Err(dragon_shmem::Error::Destroyed(pool.id())));
+    });
+}
