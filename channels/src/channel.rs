@@ -665,11 +665,15 @@ pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
     }
 }
 
-/// Receives and drops what is in a ring that nobody else uses any more. `row`: which one of the object's rings it is.
-pub(crate) fn empty(member: &Member, id: ObjectId, ring: &Ring, row: u32) {
-    if let Ok(thread) = member.thread() {
-        drain(member, id, &thread, (row, 0), ring);
+/// Receives and drops what is in a ring that nobody else uses any more. `row`: which one of the object's rings it is. False
+/// when no thread record is free: then everything is still there.
+#[must_use]
+pub(crate) fn empty(member: &Member, id: ObjectId, ring: &Ring, row: u32) -> bool {
+    let thread = member.thread();
+    if let Ok(thread) = &thread {
+        drain(member, id, thread, (row, 0), ring);
     }
+    thread.is_ok()
 }
 
 /// Frees the blocks of the messages in a ring. Each is received like any other, so a death in the middle leaves nothing that

@@ -309,8 +309,12 @@ impl Local<'_> {
     /// repeated.
     pub(super) fn finish_closing(&self, n: u32, row: &Row) {
         let block = row.block.load(Ordering::Acquire);
-        if let Ok(ring) = Ring::open(self.member.pool(), block) {
-            channel::empty(self.member, self.id, &ring, n);
+        if let Ok(ring) = Ring::open(self.member.pool(), block)
+            && !channel::empty(self.member, self.id, &ring, n)
+        {
+            // The next conversation must not get what is in it. It stays this process's, closing, and recovery goes on when
+            // the process has ended.
+            return;
         }
         if block != 0 && n >= self.rows.shape.kept {
             // It fails only on memory that was scribbled over.

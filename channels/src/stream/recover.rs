@@ -148,12 +148,15 @@ pub(crate) fn readiness(member: &Member, entry: &ObjectEntry) -> Result<Interest
 /// in here, this is done once more.
 pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
     match form(member, entry) {
-        Ok(Form::Buffered(ring)) => channel::empty(member, id, &ring, 0),
+        Ok(Form::Buffered(ring)) => {
+            // Without a thread record its messages' blocks are lost, but nobody else's.
+            let _ = channel::empty(member, id, &ring, 0);
+        }
         Ok(Form::Streamed(rows)) => {
             for (n, row) in rows.used() {
                 let block = row.block.load(Ordering::Acquire);
                 if let Ok(ring) = Ring::open(member.pool(), block) {
-                    channel::empty(member, id, &ring, n);
+                    let _ = channel::empty(member, id, &ring, n);
                 }
                 if block != 0 {
                     // It fails only on memory that was scribbled over.

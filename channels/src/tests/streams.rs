@@ -11,6 +11,7 @@ use crate::channel::TestPoint;
 use crate::fixture::{Node, Role, stop_at};
 use crate::{
     Deadline, Endpoint, EndpointOptions, Error, Interest, Set, StreamReceiver, StreamSender,
+    recover,
 };
 
 /// Plays a role of these tests; false when there is none of that name.
@@ -733,4 +734,32 @@ fn options_out_of_range_are_named() {
     );
     let used: BTreeSet<u64> = [node.used()].into();
     assert!(used.contains(&0));
+}
+
+#[test]
+fn a_row_that_cannot_be_emptied_is_not_used_again() {
+    let node = Node::new();
+    let (sending, receiving) = (node.member(), node.member());
+    let endpoint = endpoint(&node, 1, 1);
+    let from = Endpoint::attach(&sending, &endpoint.descriptor(), false).unwrap();
+    let to = Endpoint::attach(&receiving, &endpoint.descriptor(), false).unwrap();
+    let mut sender = from.open_send(Deadline::Now).unwrap();
+    let receiver = to.accept(Deadline::Now).unwrap();
+    sender.send(b"not received", 0, Deadline::Now).unwrap();
+    drop(sender);
+    let busy: Vec<_> = std::iter::from_fn(|| receiving.thread().ok()).collect();
+    drop(receiver);
+    drop(busy);
+    assert!(
+        from.open_send(Deadline::Now).is_err(),
+        "the row is not free"
+    );
+    let slot = receiving.slot();
+    std::mem::forget((to, receiving));
+    recover(&node.daemon, slot).unwrap();
+    let mut sender = from.open_send(Deadline::Now).unwrap();
+    sender.send(b"new", 0, Deadline::Now).unwrap();
+    let mut receiver = endpoint.accept(Deadline::Now).unwrap();
+    let got = receiver.receive(Deadline::Now).unwrap().into_vec();
+    assert_eq!(got, b"new");
 }
