@@ -140,6 +140,18 @@ pub enum Error {
         /// Its size.
         size: u32,
     },
+    /// A count of an object's references is at its limit.
+    #[error(
+        "object {object} has {limit} references {kind}, and can have no more; give some back first"
+    )]
+    TooManyReferences {
+        /// The object.
+        object: ObjectId,
+        /// Which: `of processes`, or `in transit` (exported descriptors that nobody has attached yet).
+        kind: &'static str,
+        /// The limit.
+        limit: u32,
+    },
     /// There is no such object (any more).
     #[error("object {0} does not exist (any more)")]
     NoSuchObject(ObjectId),
@@ -183,7 +195,7 @@ impl Error {
             Self::NoSuchMemory { .. } => Code::NoSuchObject,
             Self::Interrupted => Code::Interrupted,
             Self::OutOfCgroupMemory(_) => Code::OutOfCgroupMemory,
-            Self::TableFull { .. } => Code::TableFull,
+            Self::TableFull { .. } | Self::TooManyReferences { .. } => Code::TableFull,
             Self::NoSuchObject(_) | Self::NoSuchPool(_) => Code::NoSuchObject,
             Self::Destroyed(_) => Code::Destroyed,
             Self::WrongKind(_) => Code::WrongKind,

@@ -10,7 +10,7 @@ use dragon_protocol::{ObjectId, ObjectKind, SlotId};
 use crate::control::{Control, MAX_OBJECTS};
 use crate::error::{Error, Result};
 use crate::held;
-use crate::reference::{Change, Counts, Outcome, Pending};
+use crate::reference::{Change, Counts, Outcome, Pending, at_limit};
 use crate::region::Shared;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, high, low};
 
@@ -240,7 +240,7 @@ impl Control {
                 return match held.get(id.node) {
                     Some((_, held::State::Refused)) => {
                         held.clear();
-                        Err(Error::NoSuchObject(id))
+                        Err(refused(entry, id, change))
                     }
                     Some((_, state)) => Ok(state),
                     None => Err(Error::Corrupt {
@@ -281,7 +281,7 @@ impl Control {
             .counts
             .direct(change, || entry.is(id), || entry.is_destroyed());
         match outcome {
-            Outcome::Refused => Err(Error::NoSuchObject(id)),
+            Outcome::Refused => Err(refused(entry, id, change)),
             outcome => Ok(outcome),
         }
     }
@@ -352,5 +352,17 @@ impl Control {
             .word
             .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
         Ok(undone.ok().map(|_| block))
+    }
+}
+
+/// Why a change was refused. Others may have changed the counts meanwhile.
+fn refused(entry: &ObjectEntry, id: ObjectId, change: Change) -> Error {
+    match at_limit(change, entry.counts.read()).filter(|_| entry.is(id)) {
+        Some((kind, limit)) => Error::TooManyReferences {
+            object: id,
+            kind,
+            limit,
+        },
+        None => Error::NoSuchObject(id),
     }
 }

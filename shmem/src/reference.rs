@@ -150,6 +150,21 @@ fn apply(
     }
 }
 
+/// Which references, and how many of them, keep a change from being made, to go by the counts (in transit, attached).
+#[must_use]
+pub fn at_limit(change: Change, (transit, attached): (u32, u32)) -> Option<(&'static str, u32)> {
+    let most = |n: u32, limit: u64| u64::from(n) >= limit;
+    match change {
+        Change::Take | Change::Adopt if most(attached, ATTACHED) => {
+            Some(("of processes", low(ATTACHED)))
+        }
+        Change::Export if most(transit, TRANSIT) && attached > 0 => {
+            Some(("in transit", low(TRANSIT)))
+        }
+        _ => None,
+    }
+}
+
 impl Counts {
     /// (in transit, attached)
     #[must_use]

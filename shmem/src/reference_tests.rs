@@ -80,6 +80,14 @@ mod plain {
             apply(Change::Export, (0xff_ffff, 1), false),
             ((0xff_ffff, 1), Outcome::Refused)
         );
+        let processes = Some(("of processes", 0xffff));
+        assert_eq!(at_limit(Change::Take, (0, 0xffff)), processes);
+        assert_eq!(at_limit(Change::Adopt, (1, 0xffff)), processes);
+        let transit = Some(("in transit", 0xff_ffff));
+        assert_eq!(at_limit(Change::Export, (0xff_ffff, 1)), transit);
+        // These were refused for another reason.
+        assert_eq!(at_limit(Change::Take, (0, 0)), None);
+        assert_eq!(at_limit(Change::Give, (0, 0xffff)), None);
     }
 
     #[test]

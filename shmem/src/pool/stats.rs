@@ -72,7 +72,7 @@ impl Pool {
                 }
                 Tag::Extent => (1, u64::from(word.extra()) * PAGE, word.extra().max(1)),
                 Tag::Kept => {
-                    all.kept += u64::from(word.extra()) * PAGE;
+                    all.kept = all.kept.saturating_add(u64::from(word.extra()) * PAGE);
                     (0, 0, word.extra().max(1))
                 }
                 _ => (0, 0, 1),
@@ -83,11 +83,13 @@ impl Pool {
             run = if free { run + u64::from(pages) } else { 0 };
             all.largest_free = all.largest_free.max(run * PAGE);
             if blocks > 0 {
+                // Lengths of extents may have been scribbled over: no sum of them may overflow.
+                let bytes = blocks * room;
                 all.blocks += blocks;
-                all.used += blocks * room;
+                all.used = all.used.saturating_add(bytes);
                 *all.by_size.entry(room).or_default() += blocks;
                 let owner = all.by_owner.entry(word.owner()).or_default();
-                *owner = (owner.0 + blocks * room, owner.1 + blocks);
+                *owner = (owner.0.saturating_add(bytes), owner.1 + blocks);
             }
             page = page.saturating_add(pages);
         }
