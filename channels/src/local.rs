@@ -4,9 +4,8 @@
 
 use std::sync::Arc;
 
-use dragon_protocol::{NodeIndex, RuntimeId};
-use dragon_shmem::pool::table::{InProcess, PoolTable, Unlimited};
-use dragon_shmem::{Control, Member, Pool};
+use dragon_shmem::Member;
+use dragon_shmem::local::Node;
 
 use crate::error::Result;
 
@@ -25,16 +24,7 @@ use crate::error::Result;
 /// # Ok::<(), dragon_channels::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct LocalNode {
-    control: Control,
-    pool: Pool,
-    pools: Arc<PoolTable>,
-    daemon: Arc<Member>,
-}
-
-/// Bytes that the pool of such a node may grow to.
-const LIMIT: u64 = 256 << 20;
-const RUNTIME: RuntimeId = RuntimeId(1);
+pub struct LocalNode(Node);
 
 impl LocalNode {
     /// Makes the regions of a node.
@@ -42,21 +32,7 @@ impl LocalNode {
     /// # Errors
     /// When the kernel refuses memory.
     pub fn new() -> Result<Self> {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
-        let control = Control::create(RUNTIME, NodeIndex::FIRST, cpus)?;
-        let pool = Pool::create(RUNTIME, NodeIndex::FIRST, 0, LIMIT)?;
-        let slot = control.claim_daemon_slot()?;
-        let pools = PoolTable::new(pool.clone(), Box::new(Unlimited));
-        let hooks = Box::new(InProcess(Arc::clone(&pools)));
-        let daemon = Member::new(control.clone(), pool.clone(), slot, hooks)?;
-        pools.set_owner(&daemon);
-        Ok(Self {
-            control,
-            pool,
-            pools,
-            daemon,
-        })
+        Ok(Self(Node::new()?))
     }
 
     /// One more member, as a process of the node would be.
@@ -64,20 +40,13 @@ impl LocalNode {
     /// # Errors
     /// When all slots are taken.
     pub fn member(&self) -> Result<Arc<Member>> {
-        let slot = self.control.claim_slot(std::process::id())?;
-        let hooks = Box::new(InProcess(Arc::clone(&self.pools)));
-        Ok(Member::new(
-            self.control.clone(),
-            self.pool.clone(),
-            slot,
-            hooks,
-        )?)
+        Ok(self.0.member()?)
     }
 
     /// The membership of the node's daemon, which recovers the others.
     #[must_use]
     pub fn daemon(&self) -> &Arc<Member> {
-        &self.daemon
+        &self.0.daemon
     }
 }
 

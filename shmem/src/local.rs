@@ -1,4 +1,5 @@
-//! A node in one process, without a daemon: for examples and tests of this crate.
+//! A node in one process, without a daemon: for examples, tests and measurements. Nothing of it is visible outside the
+//! process, and nothing outlives it.
 
 use std::sync::Arc;
 
@@ -36,7 +37,9 @@ impl Node {
     /// When the kernel refuses memory.
     pub fn with_limit(limit: u64) -> Result<Self> {
         const RUNTIME: RuntimeId = RuntimeId(2);
-        let control = Control::create(RUNTIME, NodeIndex::FIRST, 2)?;
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+        let control = Control::create(RUNTIME, NodeIndex::FIRST, cpus)?;
         let pool = Pool::create(RUNTIME, NodeIndex::FIRST, 0, limit)?;
         let slot = control.claim_daemon_slot()?;
         let pools = PoolTable::new(pool.clone(), Box::new(Unlimited));
