@@ -12,7 +12,7 @@ impl Counts {
 
 #[cfg(not(loom))]
 mod plain {
-    use super::super::apply;
+    use super::super::{apply, at_limit};
     use super::*;
 
     fn change(counts: &Counts, what: Change, destroyed: bool) -> Outcome {

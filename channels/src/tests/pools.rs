@@ -1,7 +1,10 @@
 //! Blocks of pools beside the default one, in messages and in the hands of processes that die.
 
-use dragon_protocol::{Descriptor, NodeIndex, ObjectKind};
-use dragon_shmem::PoolTag;
+use std::sync::Arc;
+
+use dragon_protocol::{Descriptor, NodeIndex, ObjectId, ObjectKind};
+use dragon_shmem::pool::table::InProcess;
+use dragon_shmem::{Hooks, Member, Pool, PoolTag};
 
 use crate::local::LocalNode;
 use crate::{
@@ -154,4 +157,46 @@ fn who_waits_for_memory_of_a_pool_hears_of_its_end() {
         let ended = waiting.join().unwrap();
         assert_eq!(ended, Err(dragon_shmem::Error::Destroyed(pool.id())));
     });
+}
+
+/// Hooks of a process for which no pool can be mapped, for a passing reason.
+struct Short(InProcess);
+
+impl Hooks for Short {
+    fn commit(&self, pool: u32, bytes: u64) -> dragon_shmem::Result<()> {
+        self.0.commit(pool, bytes)
+    }
+
+    fn notify(&self, object: ObjectId) {
+        self.0.notify(object);
+    }
+
+    fn pool(&self, _: PoolTag) -> dragon_shmem::Result<(Pool, ObjectId)> {
+        Err(dragon_shmem::Error::System {
+            call: "recvmsg",
+            errno: rustix::io::Errno::MFILE,
+        })
+    }
+}
+
+#[test]
+fn a_message_whose_pool_cannot_be_mapped_for_now_keeps_its_block() {
+    let node = dragon_shmem::local::Node::new().unwrap();
+    let sender = node.member().unwrap();
+    let slot = node.control.claim_slot(1).unwrap();
+    let hooks = Box::new(Short(InProcess(Arc::clone(&node.pools))));
+    let receiver = Member::new(node.control.clone(), node.pool.clone(), slot, hooks).unwrap();
+    let pool = PoolHandle::create(&sender, &options("")).unwrap();
+    let channel = create_channel(&sender, &ChannelOptions::default()).unwrap();
+    // It dies with its handle.
+    let theirs = Channel::attach(&receiver, &channel.descriptor(), false).unwrap();
+    let theirs = std::mem::ManuallyDrop::new(theirs);
+    let block = pool.alloc(5000).unwrap();
+    channel.send_block(block, 7, Deadline::Now).unwrap();
+    let error = theirs.receive(Deadline::Now).unwrap_err();
+    assert!(error.to_string().contains("recvmsg"), "{error}");
+    assert_eq!(pool.stats().unwrap().blocks, 1);
+    // It is the receiver's, and goes with it.
+    let recovered = recover(&node.daemon, slot).unwrap();
+    assert_eq!((recovered.blocks, pool.stats().unwrap().blocks), (1, 0));
 }

@@ -743,6 +743,8 @@ fn a_row_that_cannot_be_emptied_is_not_used_again() {
     let endpoint = endpoint(&node, 1, 1);
     let from = Endpoint::attach(&sending, &endpoint.descriptor(), false).unwrap();
     let to = Endpoint::attach(&receiving, &endpoint.descriptor(), false).unwrap();
+    // It dies with it.
+    let to = std::mem::ManuallyDrop::new(to);
     let mut sender = from.open_send(Deadline::Now).unwrap();
     let receiver = to.accept(Deadline::Now).unwrap();
     sender.send(b"not received", 0, Deadline::Now).unwrap();
@@ -755,7 +757,6 @@ fn a_row_that_cannot_be_emptied_is_not_used_again() {
         "the row is not free"
     );
     let slot = receiving.slot();
-    std::mem::forget((to, receiving));
     recover(&node.daemon, slot).unwrap();
     let mut sender = from.open_send(Deadline::Now).unwrap();
     sender.send(b"new", 0, Deadline::Now).unwrap();
