@@ -230,7 +230,7 @@ fn loom_recovery_against_who_takes_empty_slabs() {
 fn loom_a_look_is_undone_for_its_dead_looker_alone() {
     const DEAD: u32 = 7;
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
+    model.preemption_bound = Some(4);
     model.check(|| {
         let words = words();
         let looker = Arc::new(AtomicU64::new(0));
