@@ -4,6 +4,7 @@
 
 mod rig;
 
+use std::mem::ManuallyDrop;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -316,12 +317,17 @@ fn a_message_for_a_dead_process_goes_back_to_its_channel() {
     });
 }
 
+/// A lock as a process has it that will die: nothing is dropped then, so the handle must not be either.
+fn held_by_the_dying(member: &Arc<Member>, lock: &Lock) -> ManuallyDrop<Lock> {
+    ManuallyDrop::new(Lock::attach(member, &lock.descriptor(), false).unwrap())
+}
+
 #[test]
 fn a_dead_processs_lock_is_handed_on() {
     on_each(3, |nodes| {
         let (near, far, third) = (nodes[0].client(), nodes[1].client(), nodes[2].client());
         let owned = Lock::create(&far, 0).unwrap();
-        let dying = Lock::attach(&near, &owned.descriptor(), false).unwrap();
+        let dying = held_by_the_dying(&near, &owned);
         let waiting = Lock::attach(&third, &owned.descriptor(), false).unwrap();
         dying.acquire(watched()).unwrap();
         std::thread::scope(|scope| {
@@ -346,7 +352,7 @@ fn a_dead_process_is_told_again_when_the_link_was_cut() {
     let nodes = mem(&hub, &[POOL; 2]);
     let (near, far) = (nodes[0].client(), nodes[1].client());
     let owned = Lock::create(&far, 0).unwrap();
-    let dying = Lock::attach(&near, &owned.descriptor(), false).unwrap();
+    let dying = held_by_the_dying(&near, &owned);
     dying.acquire(watched()).unwrap();
     hub.cut(index(0), index(1));
     nodes[0].dies(near.slot());
