@@ -40,7 +40,7 @@ struct Args {
     /// How many kills in all; without it every instruction of every operation
     #[arg(long)]
     kills: Option<u64>,
-    /// Where the choice begins when there are fewer kills than instructions
+    /// Where the choice of operations and instructions begins when there are fewer kills than instructions
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Only this operation (see --list)
@@ -68,6 +68,8 @@ const CHECKS: &[(&str, Check)] = &[(work::NAME, work::check), (proxy::NAME, prox
 
 type Check = fn() -> Result<()>;
 
+/// An operation gets at least so many kills, or none.
+const KILLS_WORTH_A_TRACE: u64 = 20;
 /// Random kills under contention when no number is given.
 const CONTENDED: u64 = 10_000;
 
@@ -202,7 +204,7 @@ fn traced<'a>(
 fn chosen(args: &Args) -> Result<Vec<Operation>> {
     let all = operations::all();
     let Some(name) = &args.operation else {
-        return Ok(all);
+        return Ok(some(all, args));
     };
     if name == contention::NAME || CHECKS.iter().any(|(known, _)| name == known) {
         return Ok(Vec::new());
@@ -215,6 +217,22 @@ fn chosen(args: &Args) -> Result<Vec<Operation>> {
         bail!("there is no operation {name}; --list names them");
     }
     Ok(found)
+}
+
+/// Most of the time of a short run would go into stepping operations once to see how long they are. So it takes fewer of
+/// them, evenly chosen from the seed on, of which each gets some kills.
+fn some(all: Vec<Operation>, args: &Args) -> Vec<Operation> {
+    let Some(kills) = args.stepped() else {
+        return all;
+    };
+    let few = usize::try_from(kills / KILLS_WORTH_A_TRACE).unwrap_or(usize::MAX);
+    let (count, few) = (all.len(), few.max(1));
+    let first = usize::try_from(args.seed).unwrap_or(0);
+    let numbered = (first..).zip(all);
+    numbered
+        .filter(|(n, _)| few >= count || n * few % count < few)
+        .map(|(_, operation)| operation)
+        .collect()
 }
 
 fn this_program() -> Result<&'static CStr> {
