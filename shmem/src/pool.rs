@@ -738,4 +738,7 @@ mod backing_tests;
 mod death_tests;
 #[cfg(test)]
 #[cfg(not(loom))]
+mod spare_tests;
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;

@@ -12,15 +12,15 @@ use super::{Cache, Pool, ThreadRef, extent, slab};
 use crate::recover::{recover_memory, reset_threads};
 use crate::{Control, Member};
 
-struct Scene {
-    control: Control,
-    pool: Pool,
-    living: Arc<Member>,
-    dead: SlotId,
-    dying: Arc<Member>,
+pub(super) struct Scene {
+    pub(super) control: Control,
+    pub(super) pool: Pool,
+    pub(super) living: Arc<Member>,
+    pub(super) dead: SlotId,
+    pub(super) dying: Arc<Member>,
 }
 
-fn scene() -> Scene {
+pub(super) fn scene() -> Scene {
     let (control, pool) = node(64 << 20);
     pool.commit(64 << 20).unwrap();
     let (_, living) = member(&control, &pool);
@@ -36,7 +36,7 @@ fn scene() -> Scene {
 
 impl Scene {
     /// In the order of the daemon: what the threads were doing must survive the first step.
-    fn recover(&self) {
+    pub(super) fn recover(&self) {
         reset_threads(&self.control, self.dead).unwrap();
         recover_memory(&self.control, &self.pool, self.dead).unwrap();
         let records = self.control.threads(self.dead.index).unwrap();
@@ -60,7 +60,7 @@ impl Scene {
         assert!(died.is_err(), "{died:?}");
     }
 
-    fn all_pages_are_free(&self) {
+    pub(super) fn all_pages_are_free(&self) {
         let all = self.living.try_alloc(self.pool.limit() - (64 << 10));
         self.living.free(all.unwrap().unwrap().offset).unwrap();
     }

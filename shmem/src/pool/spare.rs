@@ -13,11 +13,11 @@ use dragon_protocol::op::Op;
 
 use super::extent::{FREE_EXTENT, release};
 use super::list::List;
-use super::page::{PageWord, Tag};
+use super::page::{PageWord, Tag, Word};
 use super::{Pool, keep};
 use crate::error::Result;
 use crate::slot::{KEPT, Slot};
-use crate::sync::{Ordering, high, low};
+use crate::sync::{AtomicU64, Ordering, high, low};
 use crate::thread::Intent;
 
 /// Entries of a pool's table.
@@ -44,12 +44,9 @@ pub(super) fn take(pool: &Pool, slot: &Slot, owner: SlotId, pages: u32) -> Resul
         };
         // Until it is in the list, recovery finds it by this entry of the slot.
         keep(pool, slot, KEPT - 1, page);
-        let private = PageWord::new(Tag::Extent, Some(owner.index), 0, pages);
-        if !pool.page(page)?.replace(head(pages), private) {
-            // Somebody was quicker. The entry is his to take out: the run may be spare again by now.
+        if !take_run(spare, found, pool.page(page)?, pages, owner.index) {
             continue;
         }
-        let _ = spare.compare_exchange(found, 0, Ordering::AcqRel, Ordering::Relaxed);
         pool.page_meta(page)?.renew();
         List::extents(pool, slot).link(page)?;
         return Ok(Some(page));
@@ -64,17 +61,8 @@ pub(super) fn put(pool: &Pool, owner: SlotId, page: u32, pages: u32) -> Result<(
         return release(pool, page, pages);
     }
     pool.page(page)?.store(head(pages));
-    for spare in pool.spares()? {
-        let empty = spare.load(Ordering::Relaxed) == 0;
-        // Release pairs with the Acquire in `take`.
-        let (done, not) = (Ordering::AcqRel, Ordering::Relaxed);
-        if empty
-            && spare
-                .compare_exchange(0, entry(page, pages), done, not)
-                .is_ok()
-        {
-            return Ok(());
-        }
+    if enter(pool.spares()?, entry(page, pages)) {
+        return Ok(());
     }
     free(pool, owner, page, pages).map(drop)
 }
@@ -117,9 +105,8 @@ fn give_back(pool: &Pool, owner: SlotId, intent: Option<&Intent>, which: usize) 
         // As for a kept extent: no version, the head says whether there is anything to finish.
         intent.begin(Op::Free, pool.number(), FREE_EXTENT, [found, u64::MAX]);
     }
-    let mine = spare
-        .compare_exchange(found, 0, Ordering::AcqRel, Ordering::Relaxed)
-        .is_ok();
+    // First of all, so that nonsense goes too.
+    let mine = clear(spare, found);
     let freed = match run(pool, found).filter(|_| mine) {
         Some((page, pages)) => free(pool, owner, page, pages)?,
         None => false,
@@ -132,12 +119,45 @@ fn give_back(pool: &Pool, owner: SlotId, intent: Option<&Intent>, which: usize) 
 
 /// Frees the pages of a spare extent; false when it is none any more.
 pub(super) fn free(pool: &Pool, owner: SlotId, page: u32, pages: u32) -> Result<bool> {
-    let claimed = PageWord::new(Tag::Claimed, Some(owner.index), 0, pages);
-    if !pool.page(page)?.replace(head(pages), claimed) {
-        return Ok(false);
+    let won = claim(pool.page(page)?, pages, owner.index);
+    if won {
+        release(pool, page, pages)?;
     }
-    release(pool, page, pages)?;
-    Ok(true)
+    Ok(won)
+}
+
+/// Takes the run that an entry named: the word of its head decides who has it, and he clears the entry.
+#[inline]
+fn take_run(spare: &AtomicU64, found: u64, page: &Word, pages: u32, owner: u32) -> bool {
+    let private = PageWord::new(Tag::Extent, Some(owner), 0, pages);
+    // When somebody was quicker the entry is his to clear: the run may be spare again by now.
+    let won = page.replace(head(pages), private);
+    if won {
+        clear(spare, found);
+    }
+    won
+}
+
+/// Puts a run into the table; false when that is full.
+fn enter(spares: &[AtomicU64], entry: u64) -> bool {
+    spares.iter().any(|spare| {
+        // Release pairs with the Acquire in `take`.
+        let (done, not) = (Ordering::AcqRel, Ordering::Relaxed);
+        spare.load(Ordering::Relaxed) == 0 && spare.compare_exchange(0, entry, done, not).is_ok()
+    })
+}
+
+/// Clears an entry; false when it is another by now.
+#[inline]
+fn clear(spare: &AtomicU64, found: u64) -> bool {
+    let (done, not) = (Ordering::AcqRel, Ordering::Relaxed);
+    spare.compare_exchange(found, 0, done, not).is_ok()
+}
+
+/// Claims the head of a spare run, so that its pages are the caller's to free.
+fn claim(page: &Word, pages: u32, owner: u32) -> bool {
+    let claimed = PageWord::new(Tag::Claimed, Some(owner), 0, pages);
+    page.replace(head(pages), claimed)
 }
 
 /// As in an intent that names the run.
@@ -151,3 +171,7 @@ fn run(pool: &Pool, entry: u64) -> Option<(u32, u32)> {
     let end = page.checked_add(pages)?;
     (pages > 0 && end <= pool.committed_pages()).then_some((page, pages))
 }
+
+#[cfg(all(test, loom))]
+#[path = "spare_model.rs"]
+mod model;
