@@ -16,6 +16,7 @@ mod pools;
 mod references;
 mod sets;
 mod streams;
+mod untaken;
 mod waiting;
 
 use crate::fixture::Role;

@@ -133,6 +133,26 @@ mod plain {
     }
 
     #[test]
+    fn a_block_is_recorded_before_the_cell_is_given_back() {
+        let cell = ThreadRecord::empty().reply;
+        let ticket = cell.begin(Op::Pop, CHANNEL);
+        let block = ReplyPayload::Block {
+            offset: 4096,
+            length: 10,
+        };
+        assert!(cell.complete(ticket, &reply(0, block)).unwrap());
+        let mut recorded = 0;
+        let record = |offset| {
+            // Who dies here leaves the reply to recovery.
+            assert_eq!(cell.state.load(Ordering::Relaxed) & STATE, READY);
+            recorded = offset;
+        };
+        cell.wait(Deadline::Never, 0, record).unwrap();
+        assert_eq!(recorded, 4096);
+        assert_eq!(cell.state.load(Ordering::Relaxed) & STATE, IDLE);
+    }
+
+    #[test]
     fn a_record_that_is_being_filled_is_not_given_out_again() {
         let record = ThreadRecord::empty();
         record.busy.store(1, Ordering::Relaxed);

@@ -4,8 +4,12 @@
 
 mod rig;
 
+use std::mem::ManuallyDrop;
+
 use dragon_channels::{Deadline, Error, PriorityQueue, PriorityQueueOptions};
 use dragon_protocol::Code;
+use dragon_protocol::op::Op;
+use dragon_shmem::thread::{Reply, ReplyPayload};
 use rig::{on_each, pattern, soon, until, watched};
 
 fn options(levels: u32, capacity: u32) -> PriorityQueueOptions {
@@ -115,6 +119,64 @@ fn a_message_for_a_dead_process_goes_back_to_its_level() {
             assert_eq!((level, message.hint()), (1, 99));
             assert!(message.into_vec() == payload);
             assert_eq!(nodes[0].stats().messages_lost, 0);
+        }
+    });
+}
+
+/// The agent had answered, and the process died before it looked.
+#[test]
+fn a_message_that_a_dead_process_did_not_look_at_goes_back_to_its_level() {
+    on_each(2, |nodes| {
+        for size in [10, 1_000, 300_000] {
+            let (near, far) = (nodes[0].client(), nodes[1].client());
+            let queue = PriorityQueue::create(&far, &options(3, 2)).unwrap();
+            let (here, there) = (nodes[0].blocks(), nodes[1].blocks());
+            let payload = pattern(size, 5);
+            let block = match size {
+                10 => ReplyPayload::Inline(payload.clone()),
+                _ => {
+                    // As the agent makes it.
+                    let block = nodes[0].daemon.alloc(size as u64).unwrap();
+                    let pool = nodes[0].daemon.pool();
+                    pool.write(block.offset, 0, &payload).unwrap();
+                    nodes[0].daemon.share(block.offset).unwrap();
+                    ReplyPayload::Block {
+                        offset: block.offset,
+                        length: size as u64,
+                    }
+                }
+            };
+            // The thread of a dead process gives nothing back.
+            let thread = ManuallyDrop::new(near.thread().unwrap());
+            let ticket = thread.reply.begin(Op::Pop, queue.id());
+            let reply = Reply {
+                status: Code::Ok.to_i32(),
+                arg0: 99,
+                arg1: 1,
+                payload: block,
+            };
+            assert!(thread.reply.complete(ticket, &reply).unwrap());
+            queue.send(1, b"behind it", 100, watched()).unwrap();
+            queue.send(2, b"less urgent", 101, watched()).unwrap();
+            let returned = nodes[0].stats().returned;
+            nodes[0].dies(near.slot());
+            until("it is sent back", || {
+                nodes[0].stats().returned == returned + 1
+            });
+            until("it came back", || {
+                queue.state().unwrap().messages == [0, 2, 1]
+            });
+            let mut found = Vec::new();
+            while let Ok((level, message)) = queue.receive(Deadline::Now) {
+                let hint = message.hint();
+                let whole = hint != 99 || message.into_vec() == payload;
+                found.push((level, hint, whole));
+            }
+            // Behind what came meanwhile, but in its level.
+            assert_eq!(found, [(1, 100, true), (1, 99, true), (2, 101, true)]);
+            until("nothing is left", || {
+                (nodes[0].blocks(), nodes[1].blocks()) == (here, there)
+            });
         }
     });
 }
