@@ -136,6 +136,55 @@ fn deadlines_limits_and_the_end() {
     }
 }
 
+/// Who was woken for a message and does not take it wakes the next, whatever the level.
+#[test]
+fn who_only_looks_passes_the_wake_up_on() {
+    let member = local::member().unwrap();
+    let queue = PriorityQueue::create(&member, &options(3, 2)).unwrap();
+    let asleep = |count| {
+        while queue.state().unwrap().receivers_waiting < count {
+            thread::yield_now();
+        }
+    };
+    let watchdog = || Deadline::after(60_000_000_000);
+    for level in 0..3 {
+        thread::scope(|scope| {
+            let poller = scope.spawn(|| queue.poll(watchdog()));
+            asleep(1);
+            let receiver = scope.spawn(|| queue.receive(watchdog()).map(|found| found.0));
+            asleep(2);
+            queue.send(level, b"", 0, Deadline::Now).unwrap();
+            assert_eq!(receiver.join().unwrap(), Ok(level));
+            // In case that the receiver was quicker.
+            queue.send(level, b"", 0, Deadline::Now).unwrap();
+            assert_eq!(poller.join().unwrap(), Ok(1));
+            queue.receive(Deadline::Now).unwrap();
+        });
+    }
+}
+
+/// Each level has a place of its own where senders sleep.
+#[test]
+fn destroying_a_queue_wakes_the_senders_of_all_levels() {
+    let member = local::member().unwrap();
+    let queue = PriorityQueue::create(&member, &options(3, 1)).unwrap();
+    for level in 0..3 {
+        queue.send(level, b"", 0, Deadline::Now).unwrap();
+    }
+    thread::scope(|scope| {
+        let send = |level| queue.send(level, b"", 0, Deadline::Never);
+        let senders = [0, 1, 2].map(|level| scope.spawn(move || send(level)));
+        while queue.state().unwrap().senders_waiting < 3 {
+            thread::yield_now();
+        }
+        queue.destroy().unwrap();
+        for sender in senders {
+            let ended = sender.join().unwrap();
+            assert!(matches!(ended, Err(Error::Destroyed(_))), "{ended:?}");
+        }
+    });
+}
+
 /// Senders and receivers on all levels: each message arrives once, and those of one sender and level in order.
 #[test]
 fn every_message_arrives_once_and_in_order() {

@@ -10,7 +10,11 @@ use proptest::test_runner::TestRng;
 use crate::cell;
 use crate::channel::TestPoint;
 use crate::fixture::{Node, Role, stop_at};
-use crate::{Channel, ChannelOptions, Deadline, Error, Event, Lock, Semaphore, create_channel};
+use crate::wait::mark;
+use crate::{
+    Channel, ChannelOptions, Deadline, Error, Event, Lock, PriorityQueue, PriorityQueueOptions,
+    Semaphore, create_channel,
+};
 
 /// Bytes of a message that travels by reference.
 const LARGE: usize = 1_000;
@@ -35,6 +39,19 @@ pub(super) fn play(name: &str, role: &Role) {
             stop_at(TestPoint::Receiving, 1);
             let _first = channel.receive(Deadline::Never).unwrap();
             let _ = channel.receive(Deadline::Never);
+        }
+        // Words: queue. Waits for a message, and stops in the middle of receiving it.
+        "stop-popping" => {
+            let queue = PriorityQueue::attach(member, &role.descriptor(0), true).unwrap();
+            stop_at(TestPoint::Receiving, 0);
+            let _ = queue.receive(Deadline::Never);
+        }
+        // Words: queue, level. Stops in the middle of sending to it.
+        "stop-pushing" => {
+            let queue = PriorityQueue::attach(member, &role.descriptor(0), true).unwrap();
+            stop_at(TestPoint::Sending, 0);
+            let level = u32::try_from(role.number(1)).unwrap();
+            let _ = queue.send(level, &[1; LARGE], 0, Deadline::Never);
         }
         // Words: channel, number of the sender. Sends for ever.
         "send" => {
@@ -164,6 +181,45 @@ fn a_receiver_killed_with_a_claimed_message_costs_only_that() {
         assert_eq!(node.used(), with_channel);
         drop(channel);
         assert_eq!(node.used(), before);
+    }
+}
+
+/// The intent of who waits at the queue names the level in which it found something.
+#[test]
+fn who_dies_in_a_level_is_recovered_in_that_level() {
+    for level in 0..3 {
+        let node = Node::new();
+        let member = node.member();
+        let options = PriorityQueueOptions {
+            levels: 3,
+            capacity: 2,
+            block: 500,
+            user: 0,
+        };
+        let queue = PriorityQueue::create(&member, &options).unwrap();
+        let words = [queue.export().unwrap().to_string(), level.to_string()];
+        let before = node.used();
+        let receiver = node.spawn("stop-popping", &words[..1]);
+        while queue.state().unwrap().receivers_waiting == 0 {
+            std::thread::yield_now();
+        }
+        queue.send(level, &[1; LARGE], 0, Deadline::Now).unwrap();
+        receiver.wait_until_stopped();
+        assert_eq!(receiver.kill(&node).cells, 1, "{level}");
+        assert_eq!(node.used(), before);
+        let words = [queue.export().unwrap().to_string(), level.to_string()];
+        let sender = node.spawn("stop-pushing", &words);
+        sender.wait_until_stopped();
+        assert_eq!(sender.kill(&node).cells, 1, "{level}");
+        assert_eq!(node.used(), before);
+        // Both places of the level can be used.
+        for n in 0..2 {
+            queue.send(level, b"", n, Deadline::Now).unwrap();
+        }
+        for n in 0..2 {
+            let (found, message) = queue.receive(Deadline::Now).unwrap();
+            assert_eq!((found, message.hint()), (level, n));
+        }
     }
 }
 
@@ -358,6 +414,24 @@ fn waiters_killed_in_their_sleep_leave_nothing() {
             .load(std::sync::atomic::Ordering::Relaxed),
         0
     );
+}
+
+/// Who is counted as a spinner when it dies is counted no more.
+#[test]
+fn a_dead_spinner_is_counted_out() {
+    let node = Node::new();
+    let (_member, channel) = channel(&node, 1);
+    let dead = node.member();
+    let spinners = &node.control.words().spinners;
+    let id = channel.id();
+    // The thread of a dead process ends nothing.
+    let thread = ManuallyDrop::new(dead.thread().unwrap());
+    let (index, generation) = (id.index, id.generation);
+    thread.intent.begin(Op::Receive, index, generation, [0, 0]);
+    thread.intent.step(mark::SPINNER);
+    spinners.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    crate::recover(&node.daemon, dead.slot()).unwrap();
+    assert_eq!(spinners.load(std::sync::atomic::Ordering::Relaxed), 0);
 }
 
 /// Two threads of a process wanted one cell, and it died before the loser looked for the next: whichever of them has shared
