@@ -18,6 +18,7 @@ use dragon_protocol::attach::{
     ROLE_SIBLING, Region, RegionKind,
 };
 use dragon_protocol::control::{ClientReply, ClientRequest};
+use dragon_protocol::frame::FrameError;
 use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, RELEASE, RuntimeId, SlotId, frame};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::io::unix::AsyncFd;
@@ -114,14 +115,15 @@ async fn converse(
     shared: watch::Receiver<Option<Arc<Shared>>>,
     events: mpsc::Sender<Event>,
 ) -> Result<()> {
-    let mut hello = [0; size_of::<AttachHello>()];
-    tokio::time::timeout(HELLO_LIMIT, stream.read_exact(&mut hello))
-        .await
-        .context("said nothing")??;
-    let hello = AttachHello::read_from_bytes(&hello)
-        .ok()
-        .filter(|hello| hello.magic == HELLO_MAGIC)
-        .context("not a client")?;
+    let hello = match read_hello(&mut stream).await? {
+        Ok(hello) => hello,
+        Err(what) => {
+            let text = format!(
+                "{what}: this is the attach socket of a dragon runtime, and programs connect to it by libdragon or `import dragon`"
+            );
+            return refuse(&mut stream, Code::InvalidArgument, &text).await;
+        }
+    };
     if hello.protocol.get() != PROTOCOL_VERSION {
         let theirs = attach::release_text(hello.release);
         let text = format!(
@@ -143,6 +145,49 @@ async fn converse(
             .await
         }
     }
+}
+
+/// What a client says first, or what is wrong with it.
+async fn read_hello(stream: &mut UnixStream) -> Result<std::result::Result<AttachHello, String>> {
+    const LENGTH: usize = size_of::<AttachHello>();
+    let mut bytes = [0; LENGTH];
+    let mut came = 0;
+    let read = async {
+        while came < LENGTH {
+            match stream.read(&mut bytes[came..]).await? {
+                0 => break,
+                more => came += more,
+            }
+            // A stranger may say less than a client, and wait for an answer.
+            let magic = came.min(HELLO_MAGIC.len());
+            if bytes[..magic] != HELLO_MAGIC[..magic] {
+                break;
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    let in_time = tokio::time::timeout(HELLO_LIMIT, read).await;
+    let late = in_time.is_err();
+    in_time.unwrap_or(Ok(()))?;
+    if came == 0 {
+        bail!("said nothing");
+    }
+    let first = &bytes[..came.min(HELLO_MAGIC.len())];
+    if !HELLO_MAGIC.starts_with(first) {
+        return Ok(Err(format!(
+            "the first bytes are \"{}\", those of a client are \"{}\"",
+            first.escape_ascii(),
+            HELLO_MAGIC.escape_ascii()
+        )));
+    }
+    if came < LENGTH {
+        let how = match late {
+            true => format!("came in {} s", HELLO_LIMIT.as_secs()),
+            false => "came before the end".to_owned(),
+        };
+        return Ok(Err(format!("{came} bytes {how}, a client says {LENGTH}")));
+    }
+    Ok(AttachHello::read_from_bytes(&bytes).map_err(|_| "not a client".to_owned()))
 }
 
 async fn refuse(stream: &mut UnixStream, code: Code, text: &str) -> Result<()> {
@@ -311,9 +356,21 @@ async fn serve_client(
     };
     send_regions(stream, slot, shared, given).await?;
     loop {
-        let request: ClientRequest = tokio::select! {
-            request = read_frame(stream) => request?,
+        let request = tokio::select! {
+            request = read_frame(stream) => request,
             died = death.readable() => return died.map(drop).map_err(Into::into),
+        };
+        let request: ClientRequest = match request {
+            Ok(request) => request,
+            Err(error) => {
+                // Where the next request would begin is not known. Who is gone hears nothing.
+                if let Some(error) = error.downcast_ref::<FrameError>() {
+                    let text = format!("{error}: it is no request; the connection ends here");
+                    let answer = ClientReply::Failed(Code::InvalidArgument, text);
+                    reply_to(stream, &answer, &[]).await?;
+                }
+                return Err(error);
+            }
         };
         if request == ClientRequest::Leave {
             return Ok(());

@@ -1,17 +1,24 @@
-//! The end of a connection to the daemon is not the end of a process.
+//! Connections to the daemon: what is said there that is no word of the protocol is refused, and the end of one is not the end
+//! of a process.
 //!
 //! The test runs itself again as the programs inside the runtime (`child`).
 
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use dragon::{Channel, ChannelOptions, Deadline, Descriptor, Lock, Session};
+use dragon::{Channel, ChannelOptions, Code, Deadline, Descriptor, Lock, Session};
+use dragon_protocol::attach::{HELLO_MAGIC, ROLE_CLIENT, ROLE_INSPECT};
+use dragon_protocol::control::ClientReply;
+use dragon_protocol::{PROTOCOL_VERSION, frame};
 use dragon_tests::local::{dragon, finish, pause};
 
 const ROLE: &str = "DRAGON_TEST_ATTACH";
@@ -42,6 +49,11 @@ fn a_process_that_becomes_another_program_is_recovered() {
     assert!(!err.contains("runs on without"), "{err}");
 }
 
+#[test]
+fn what_is_no_word_of_the_protocol_is_refused_and_the_daemon_lives_on() {
+    head("says nonsense");
+}
+
 /// A program in the runtime; nothing when the test runs in the ordinary way.
 #[test]
 fn child() {
@@ -53,6 +65,8 @@ fn child() {
         "closed" => closed(),
         "becomes" => becomes(),
         "other program" => other_program(),
+        "says nonsense" => says_nonsense(),
+        "asks nonsense" => asks_nonsense(),
         other => panic!("{other}"),
     }
 }
@@ -184,4 +198,107 @@ fn other_program() {
     println!("\nholds");
     let error: std::io::Error = Command::new("sleep").arg("1000").exec();
     panic!("{error}");
+}
+
+/// What a client says first.
+fn hello(protocol: u16, role: u16) -> Vec<u8> {
+    let numbers = [protocol.to_le_bytes(), role.to_le_bytes()].concat();
+    [&HELLO_MAGIC[..], &numbers, &[0; 12]].concat()
+}
+
+/// Says something to the daemon; returns the connection.
+fn say(bytes: &[u8]) -> UnixStream {
+    let name = std::env::var("DRAGON_RUNTIME").unwrap();
+    let address = SocketAddr::from_abstract_name(name).unwrap();
+    let mut stream = UnixStream::connect_addr(&address).unwrap();
+    stream.write_all(bytes).unwrap();
+    stream
+}
+
+/// Status and body of the daemon's first reply.
+fn reply(stream: &mut UnixStream) -> (Code, Vec<u8>) {
+    let mut head = [0; 24];
+    stream.read_exact(&mut head).unwrap();
+    let number = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap());
+    let mut body = vec![0; number(20) as usize];
+    stream.read_exact(&mut body).unwrap();
+    (Code::from_i32(number(16).cast_signed()), body)
+}
+
+fn assert_ended(mut stream: UnixStream) {
+    // What it left unread makes the end an error.
+    assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
+}
+
+fn says_nonsense() {
+    let member = Session::attach().unwrap();
+    let right = hello(PROTOCOL_VERSION, ROLE_CLIENT);
+    let mut wrong = right.clone();
+    wrong[7] = b'9';
+    let other_version = hello(PROTOCOL_VERSION + 1, ROLE_CLIENT);
+    let cases: [(&[u8], Code, &str); 6] = [
+        (
+            b"GET / HTTP/1.1\r\n\r\n",
+            Code::InvalidArgument,
+            "\"GET / HT\"",
+        ),
+        (b"?", Code::InvalidArgument, "\"?\""),
+        (&wrong, Code::InvalidArgument, "\"DRGNATT9\""),
+        (&right[..10], Code::InvalidArgument, "10 bytes came"),
+        (&other_version, Code::VersionMismatch, "release"),
+        (
+            &hello(PROTOCOL_VERSION, 77),
+            Code::Unsupported,
+            "unknown role 77",
+        ),
+    ];
+    for (bytes, code, words) in cases {
+        let mut stream = say(bytes);
+        if bytes == &right[..10] {
+            stream.shutdown(Shutdown::Write).unwrap();
+        }
+        let (found, text) = reply(&mut stream);
+        let text = String::from_utf8(text).unwrap();
+        assert!(found == code && text.contains(words), "{found:?}: {text}");
+        assert_ended(stream);
+        member.nodes().unwrap();
+    }
+    // One that has a slot is recovered at its end.
+    let mut child = start("asks nonsense", &[]);
+    assert!(child.wait().unwrap().success());
+    // Who goes without a word, or in the middle of one, is nobody's business.
+    drop(say(b""));
+    drop(say(&right[..3]));
+    member.nodes().unwrap();
+}
+
+/// A process that attaches, and then asks for what nobody can read.
+fn asks_nonsense() {
+    let requests = [
+        (u32::MAX.to_le_bytes().to_vec(), "exceeds the limit"),
+        (
+            [&4_u32.to_le_bytes()[..], &[0xff; 4]].concat(),
+            "cannot be decoded",
+        ),
+    ];
+    for role in [ROLE_CLIENT, ROLE_INSPECT] {
+        for (request, words) in &requests {
+            let mut stream = say(&hello(PROTOCOL_VERSION, role));
+            assert_eq!(reply(&mut stream).0, Code::Ok);
+            stream.write_all(request).unwrap();
+            let mut length = [0; 4];
+            stream.read_exact(&mut length).unwrap();
+            let mut body = vec![0; frame::body_length(length).unwrap()];
+            stream.read_exact(&mut body).unwrap();
+            let ClientReply::Failed(code, text) = frame::decode(&body).unwrap() else {
+                panic!("it was answered");
+            };
+            assert!(
+                code == Code::InvalidArgument && text.contains(words),
+                "{code:?}: {text}"
+            );
+            assert_ended(stream);
+        }
+    }
+    println!("\nholds");
 }
