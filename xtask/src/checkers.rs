@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz`, `sanitize` and `miri`: the checkers that need a nightly toolchain.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -102,17 +102,16 @@ pub(crate) fn sanitize(repo: &Repo) -> Result<()> {
 /// Tests under Miri, where every region is heap memory of the one process.
 pub(crate) fn miri(repo: &Repo) -> Result<()> {
     nightly()?;
-    let there = plus_nightly(repo)
-        .args(["miri", "--version"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !there {
-        bail!(
-            "Miri is not installed; type: rustup +nightly component add miri rust-src (cargo xtask sanitize runs the same \
-             tests under AddressSanitizer)"
-        );
+    // Its own copy of the standard library is made of the source.
+    let sysroot = repo::read(Command::new("rustc").args([PLUS_NIGHTLY, "--print", "sysroot"]))?;
+    let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
+    if !source.exists() || !succeeds(plus_nightly(repo).args(["miri", "--version"])) {
+        install(
+            &["component", "add", "--toolchain", NIGHTLY],
+            &["miri", "rust-src"],
+            "Not every nightly has Miri; one that has it: rustup toolchain install nightly --component miri,rust-src. \
+             cargo xtask sanitize runs the same tests under AddressSanitizer",
+        )?;
     }
     // Files and clocks are the host's; the tests of regions that map files say themselves that they cannot run.
     let flags = "-Zmiri-permissive-provenance -Zmiri-disable-isolation";
@@ -140,26 +139,48 @@ const UNDER_MIRI: &[&[&str]] = &[
         "handshake::",
         "layout::",
     ],
-    &["-p", "dragon-shmem", "--lib", "--", "region::"],
+    &["-p", "dragon-shmem", "--lib", "--", "region::", "thread::"],
 ];
 
+const NIGHTLY: &str = "nightly";
+const PLUS_NIGHTLY: &str = "+nightly";
+
+/// Installs the nightly toolchain when there is none.
 fn nightly() -> Result<()> {
-    let status = Command::new("cargo")
-        .args(["+nightly", "--version"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .context("cannot start cargo")?;
-    if !status.success() {
-        bail!("this needs a nightly toolchain; type: rustup toolchain install nightly");
+    if succeeds(Command::new("cargo").args([PLUS_NIGHTLY, "--version"])) {
+        return Ok(());
     }
-    Ok(())
+    install(
+        &["toolchain", "install", "--profile", "minimal"],
+        &[NIGHTLY],
+        "A toolchain that was brought here otherwise is found when it is linked: rustup toolchain link nightly FOLDER",
+    )
+}
+
+/// Has rustup install something; when it cannot, the error says what to type where it can.
+fn install(words: &[&str], what: &[&str], otherwise: &str) -> Result<()> {
+    let mut command = Command::new("rustup");
+    command.args(words).args(what);
+    eprintln!("installing {}: {}", what.join(", "), repo::shown(&command));
+    repo::run(&mut command).with_context(|| {
+        format!(
+            "{} could not be installed; where rustup and its server can be reached, type: {}. {otherwise}",
+            what.join(" and "),
+            repo::shown(&command),
+        )
+    })
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command.stdin(Stdio::null());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 /// Cargo of the nightly toolchain: by its name, so that rustup chooses.
 fn plus_nightly(repo: &Repo) -> Command {
     let mut command = Command::new("cargo");
-    command.arg("+nightly").current_dir(repo.path(""));
+    command.arg(PLUS_NIGHTLY).current_dir(repo.path(""));
     // What the toolchain that built this program left behind would be taken for nightly's.
     for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN", "RUSTFLAGS"] {
         command.env_remove(name);
