@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use dragon_channels::{
     Barrier, Broadcast, BroadcastOptions, Channel, ChannelOptions, Condition, ConditionOptions,
-    Deadline, Endpoint, EndpointOptions, Event, Interest, Lock, Message, Object, Poll, Semaphore,
-    Set, SharedMemory, Trigger, create_channel,
+    Deadline, Endpoint, EndpointOptions, Event, Interest, Lock, Message, Object, Poll,
+    PriorityQueue, PriorityQueueOptions, Semaphore, Set, SharedMemory, Trigger, create_channel,
 };
 use dragon_protocol::{NodeIndex, ObjectId, RuntimeId, SlotId};
-use dragon_shmem::{Control, Error, Hooks, Member, Pool, Region};
+use dragon_shmem::sync::low;
+use dragon_shmem::{Block, Control, Error, Hooks, Member, Pool, Region};
 
 const RUNTIME: RuntimeId = RuntimeId(3);
 const LIMIT: u64 = 4 << 20;
@@ -63,6 +64,7 @@ struct Node {
     condition: Condition,
     broadcast: Broadcast,
     endpoint: Endpoint,
+    queue: PriorityQueue,
     memory: Vec<SharedMemory>,
     messages: Vec<Message>,
     blocks: Vec<u64>,
@@ -94,7 +96,16 @@ impl Node {
             unbounded: Some(16),
             ..options
         };
+        let levels = PriorityQueueOptions {
+            levels: 3,
+            capacity: 2,
+            block: 16,
+            user: 0,
+        };
+        let queue = PriorityQueue::create(&member, &levels)?;
+        set.add(queue.id(), Interest::READABLE, 2)?;
         Ok(Self {
+            queue,
             growing: create_channel(&member, &growing)?,
             barrier: Barrier::create(&member, 2, 0)?,
             condition: Condition::create(&member, &ConditionOptions::default())?,
@@ -118,8 +129,10 @@ impl Node {
 
     fn step(&mut self, step: u8, input: &mut Input<'_>) {
         // Results do not matter: what matters is that there is one.
-        if let Some(further) = step.checked_sub(240) {
-            return self.further_step(further, input);
+        match step {
+            0..236 => {}
+            236..240 => return self.step_of_queue(step - 236, input),
+            _ => return self.further_step(step - 240, input),
         }
         match step % 20 {
             0..=2 => write(self.member.pool().meta(), META, input),
@@ -181,6 +194,39 @@ impl Node {
 }
 
 impl Node {
+    /// Of the queue with priorities. Levels that it does not have are among those that are asked for.
+    fn step_of_queue(&mut self, step: u8, input: &mut Input<'_>) {
+        let queue = &self.queue;
+        match step {
+            0 => {
+                let level = input.number(1) % 5;
+                let bytes = &[9; 40][..usize::from(input.byte().unwrap_or(0)) % 40];
+                let _ = queue.send(low(level), bytes, level, Deadline::Now);
+            }
+            1 => {
+                if let Some(block) = self.blocks.pop() {
+                    let block = Block {
+                        offset: block,
+                        length: input.number(2),
+                    };
+                    let _ = queue.send_block(1, block, 5, Deadline::Now);
+                }
+            }
+            2 => {
+                let received = queue.receive(Deadline::Now);
+                self.messages.extend(received.map(|(_, message)| message));
+            }
+            _ => {
+                let _ = queue
+                    .peek(Deadline::Now)
+                    .map(|(_, message)| message.into_vec());
+                let _ = queue.poll(Deadline::Now);
+                let _ = queue.state();
+                let _ = self.set.poll();
+            }
+        }
+    }
+
     fn further_step(&mut self, step: u8, input: &mut Input<'_>) {
         match step {
             0..=2 => {
