@@ -344,11 +344,15 @@ mod models {
                     let note = alone.seats().wait(seat, Deadline::Never, alive).unwrap();
                     let before = freed.load(Ordering::Acquire);
                     assert_eq!(before, 0, "a reader is left");
-                    let free = |_| drop(freed.fetch_add(1, Ordering::AcqRel));
+                    let free = |_| {
+                        freed.fetch_add(1, Ordering::AcqRel);
+                    };
                     alone.stand(seat, note, slot, &free);
                 })
             });
-            let free = |_| drop(freed.fetch_add(1, Ordering::AcqRel));
+            let free = |_| {
+                freed.fetch_add(1, Ordering::AcqRel);
+            };
             assert_eq!(alone.trigger(3, 77, &free), Some(2));
             for waiter in waiters {
                 waiter.join().unwrap();
@@ -365,12 +369,16 @@ mod models {
             let freed = Arc::new(AtomicU64::new(0));
             let dead = alone.seats().sit(9).unwrap();
             let seat = alone.seats().sit(1).unwrap();
-            let free = |_| drop(freed.fetch_add(1, Ordering::AcqRel));
+            let free = |_| {
+                freed.fetch_add(1, Ordering::AcqRel);
+            };
             assert_eq!(alone.trigger(3, 77, &free), Some(2));
             alone.seats().stand(dead).unwrap();
             let (theirs, count) = (Arc::clone(&alone), Arc::clone(&freed));
             let reader = thread::spawn(move || {
-                let free = |_| drop(count.fetch_add(1, Ordering::AcqRel));
+                let free = |_| {
+                    count.fetch_add(1, Ordering::AcqRel);
+                };
                 theirs.stand(seat, 0, 1, &free);
             });
             alone.seats().recover(9, |_| {});

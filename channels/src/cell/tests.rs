@@ -186,6 +186,7 @@ impl Queue {
         self.receive_as(slot, How::CopyFirst)
     }
 
+    #[cfg(not(loom))]
     fn peek(&self) -> Option<u64> {
         let look = |position| Take::<(), _>::Leave(self.copy(position));
         match receive(self, 0, &mut false, |_| {}, look).unwrap() {

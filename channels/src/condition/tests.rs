@@ -1,6 +1,6 @@
 //! Tests of conditions and of the seats under them.
 
-use crate::seat::{ALL, Look, Seat, Seats, SeatsHead};
+use crate::seat::{Seat, Seats, SeatsHead};
 
 /// Seats outside shared memory.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ impl Alone {
 
 #[cfg(not(loom))]
 mod plain {
+    use crate::seat::{ALL, Look};
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::thread;
 
