@@ -371,6 +371,27 @@ fn a_dead_owners_lock_goes_to_the_next_who_is_told() {
     );
 }
 
+/// The lock belongs to the process: without any handle it is still found when that ends.
+#[test]
+fn a_lock_that_is_held_without_a_handle_is_handed_on() {
+    for recursive in [false, true] {
+        let node = Node::new();
+        let (living, dead) = (node.member(), node.member());
+        let lock = match recursive {
+            true => Lock::create_recursive(&living, 0).unwrap(),
+            false => Lock::create(&living, 0).unwrap(),
+        };
+        let theirs = Lock::attach(&dead, &lock.descriptor(), false).unwrap();
+        theirs.acquire(Deadline::Now).unwrap();
+        drop(theirs);
+        assert_eq!(lock.acquire(Deadline::Now), Err(Error::Empty));
+        let recovered = crate::recover(&node.daemon, dead.slot()).unwrap();
+        assert_eq!(recovered.locks, 1);
+        assert!(lock.acquire(Deadline::Now).unwrap().owner_died);
+        lock.release(false).unwrap();
+    }
+}
+
 #[test]
 fn waiters_killed_in_their_sleep_leave_nothing() {
     let node = Node::new();

@@ -2,8 +2,10 @@
 
 use crate::channel::{TestPoint, open};
 use crate::fixture::{Node, Role, stop_at};
-use crate::{Channel, ChannelOptions, Deadline, Error, Poll, create_channel};
+use crate::{Channel, ChannelOptions, Deadline, Error, Interest, Poll, Set, create_channel};
+use dragon_protocol::op::Op;
 use dragon_shmem::sync::Ordering;
+use std::mem::ManuallyDrop;
 
 const LIMIT: u32 = 40;
 
@@ -82,6 +84,52 @@ fn a_sender_killed_while_it_grows_the_channel() {
             assert_eq!(node.used(), before, "{role} {growths}");
         }
     }
+}
+
+/// It dies when its ring is in the chain, and its intent says still that it adds it.
+#[test]
+fn a_ring_in_the_chain_outlives_who_added_it() {
+    let node = Node::new();
+    let channel = unbounded(&node);
+    for n in 0..u64::from(LIMIT) {
+        channel.send(b"", n, Deadline::Now).unwrap();
+    }
+    let used = node.used();
+    let id = channel.id();
+    let entry = node.control.object(id.index).unwrap();
+    let ring = open(&node.daemon, entry).unwrap();
+    for n in 1..u64::from(channel.attributes().unwrap().segments) {
+        let word = ring.segment(usize::try_from(n).unwrap()).unwrap();
+        let dead = node.member();
+        // The thread of a dead process ends nothing.
+        let thread = ManuallyDrop::new(dead.thread().unwrap());
+        let added = [word.load(Ordering::Acquire), n];
+        thread
+            .intent
+            .begin(Op::Grow, id.index, id.generation, added);
+        crate::recover(&node.daemon, dead.slot()).unwrap();
+        assert_eq!(node.used(), used, "ring {n}");
+    }
+    for n in 0..u64::from(LIMIT) {
+        assert_eq!(channel.receive(Deadline::Now).unwrap().hint(), n);
+    }
+}
+
+/// A set only reads: it finds the message in the next ring although nobody has gone on to that yet.
+#[test]
+fn a_set_looks_behind_a_drained_ring() {
+    let node = Node::new();
+    let channel = unbounded(&node);
+    let set = Set::create(&node.member(), 1, 0).unwrap();
+    set.add(channel.id(), Interest::READABLE, 7).unwrap();
+    for n in 0..20 {
+        channel.send(b"", n, Deadline::Now).unwrap();
+    }
+    for n in 0..20 {
+        assert_eq!(set.poll().unwrap().len(), 1, "{n} were received");
+        assert_eq!(channel.receive(Deadline::Now).unwrap().hint(), n);
+    }
+    assert_eq!(set.poll().unwrap(), []);
 }
 
 /// Senders of several processes are killed while all of them grow the same channel.

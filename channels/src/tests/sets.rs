@@ -49,6 +49,13 @@ pub(super) fn play(name: &str, role: &Role) -> bool {
     true
 }
 
+/// Those who sleep until a member of a set is ready.
+fn sleepers(node: &Node, set: &Set) -> u32 {
+    let entry = node.control.object(set.id().index).unwrap();
+    let (_, record) = record_of(&node.control, entry).unwrap();
+    flags::Flags::wait(&record).waiters().0
+}
+
 const POINTS: [TestPoint; 4] = [
     TestPoint::Subscribing,
     TestPoint::Subscribed,
@@ -384,6 +391,14 @@ fn killed_in_a_set() {
         channel.send(b"", 0, Deadline::Now).unwrap();
         set.add(channel.id(), Interest::READABLE, 2).unwrap();
         assert!(tokens(&set).contains(&2));
+        if point(number) != TestPoint::Lowered {
+            // All places of the table can be used.
+            for token in 3..5 {
+                set.add(other.id(), Interest::READABLE, token).unwrap();
+            }
+            let full = set.add(other.id(), Interest::READABLE, 5);
+            assert!(matches!(full, Err(Error::SetFull { .. })), "{full:?}");
+        }
         drop((set, channel, other));
         assert_eq!(node.used(), before, "point {number}");
     }
@@ -433,6 +448,36 @@ fn waiters_killed_in_their_sleep_take_no_wake_up_along() {
             assert_eq!(waiter.join().unwrap()[0].token, 1);
         });
         channel.receive(Deadline::Now).unwrap();
+        assert_eq!(sleepers(&node, &set), 0);
+    }
+}
+
+/// Who has no room for all that is ready wakes the next.
+#[test]
+fn what_a_waiter_leaves_is_told_to_another() {
+    let node = Node::new();
+    let member = node.member();
+    let set = Set::create(&member, 4, 0).unwrap();
+    let event = Event::create(&member, 0).unwrap();
+    set.add(event.id(), Interest::READABLE, 1).unwrap();
+    for _ in 0..20 {
+        std::thread::scope(|scope| {
+            let waiters = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    let watchdog = Deadline::after(60_000_000_000);
+                    set.wait_into(&mut Vec::new(), 1, watchdog)
+                })
+            });
+            while sleepers(&node, &set) < 2 {
+                std::thread::yield_now();
+            }
+            // One change, which wakes one of them.
+            event.set().unwrap();
+            for waiter in waiters {
+                assert_eq!(waiter.join().unwrap(), Ok(1));
+            }
+        });
+        event.clear().unwrap();
     }
 }
 
