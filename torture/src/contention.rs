@@ -1,9 +1,9 @@
 //! Several processes at once on the same objects, of which one after the other is killed at a random moment.
 //!
-//! Every message has a sender, a channel and a number. Who receives it says so in a journal beside the node's memory. When a
-//! round is over, each message that a sender says it sent was received exactly once, but for at most one for each death; each receiver
-//! saw the messages of one sender in one channel in their order; the lock was never had by two; and everything that can be counted
-//! is as before.
+//! Every message has a sender, a lane (a channel, or a level of a queue with priorities) and a number. Who receives it says so in
+//! a journal beside the node's memory. When a round is over, each message that a sender says it sent was received exactly once,
+//! but for at most one for each death; each receiver saw the messages of one sender in one lane in their order; the lock was never
+//! had by two; and everything that can be counted is as before.
 
 mod groups;
 
@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dragon_channels::{
-    Channel, ChannelOptions, Deadline, Error, Event, Lock, Semaphore, SemaphoreOptions,
-    create_channel,
+    Channel, ChannelOptions, Deadline, Error, Event, Lock, Message, PriorityQueue,
+    PriorityQueueOptions, Semaphore, SemaphoreOptions, create_channel,
 };
 use dragon_protocol::{Descriptor, SlotId};
 use dragon_shmem::Member;
@@ -37,9 +37,13 @@ pub(crate) const NAME: &str = "contention";
 const WORKERS: usize = 4;
 /// The last one grows.
 const CHANNELS: usize = 3;
+/// Of the queue with priorities.
+const LEVELS: u32 = 3;
+/// Where messages pass: the channels, then the levels of the queue.
+const LANES: usize = CHANNELS + LEVELS as usize;
 const KILLS_A_ROUND: u64 = 100;
 const INCARNATIONS: usize = 128;
-/// Messages that one process sends to one channel at most.
+/// Messages that one process sends through one lane at most.
 const MESSAGES: usize = 1024;
 const UNITS: u32 = 3;
 const POOL: u64 = 32 << 20;
@@ -51,14 +55,14 @@ struct Journal {
     /// Who is inside the lock, plus 1; and two numbers that change together there.
     inside: &'static AtomicU64,
     pair: [&'static AtomicU64; 2],
-    /// By incarnation and channel: how many messages were sent.
+    /// By incarnation and lane: how many messages were sent.
     sent: &'static [AtomicU64],
-    /// By incarnation, channel and number: how often the message was received.
+    /// By incarnation, lane and number: how often the message was received.
     received: &'static [AtomicU64],
 }
 
 const HEAD: usize = 8;
-const SENT: usize = INCARNATIONS * CHANNELS;
+const SENT: usize = INCARNATIONS * LANES;
 const WORDS: usize = HEAD + SENT + SENT * MESSAGES;
 
 impl Journal {
@@ -87,22 +91,22 @@ impl Journal {
         }
     }
 
-    fn sent(&self, who: usize, channel: usize) -> &AtomicU64 {
-        &self.sent[who * CHANNELS + channel]
+    fn sent(&self, who: usize, lane: usize) -> &AtomicU64 {
+        &self.sent[who * LANES + lane]
     }
 
-    fn received(&self, who: usize, channel: usize, number: usize) -> &AtomicU64 {
-        &self.received[(who * CHANNELS + channel) * MESSAGES + number]
+    fn received(&self, who: usize, lane: usize, number: usize) -> &AtomicU64 {
+        &self.received[(who * LANES + lane) * MESSAGES + number]
     }
 
     /// Notes a received message; fails when it was received before.
-    fn note(&self, who: usize, channel: usize, number: usize) -> Result<()> {
+    fn note(&self, who: usize, lane: usize, number: usize) -> Result<()> {
         ensure!(
             who < INCARNATIONS && number < MESSAGES,
             "nobody sent message {number} of {who}"
         );
         let before = self
-            .received(who, channel, number)
+            .received(who, lane, number)
             .fetch_add(1, Ordering::SeqCst);
         ensure!(before == 0, "message {number} of {who} came twice");
         Ok(())
@@ -110,8 +114,13 @@ impl Journal {
 }
 
 /// The hint of a message.
-fn hint(who: usize, channel: usize, number: usize) -> u64 {
-    (who as u64) << 32 | (channel as u64) << 24 | number as u64
+fn hint(who: usize, lane: usize, number: usize) -> u64 {
+    (who as u64) << 32 | (lane as u64) << 24 | number as u64
+}
+
+/// The lane that a level of the queue is.
+fn lane_of(level: u32) -> Result<usize> {
+    Ok(CHANNELS + usize::try_from(level)?)
 }
 
 fn split(hint: u64) -> (usize, usize, usize) {
@@ -206,6 +215,7 @@ fn pause(nanoseconds: u64) {
 struct Keeper {
     member: Arc<Member>,
     channels: Vec<Channel>,
+    queue: PriorityQueue,
     lock: Lock,
     event: Event,
     semaphore: Semaphore,
@@ -230,9 +240,17 @@ impl Keeper {
             create_channel(&member, &options)?,
             create_channel(&member, &options)?,
         ];
+        let levels = PriorityQueueOptions {
+            levels: LEVELS,
+            capacity: 4,
+            block: 64,
+            user: 0,
+        };
+        let queue = PriorityQueue::create(&member, &levels)?;
         Ok(Self {
-            groups: Groups::new(&member, &channels)?,
+            groups: Groups::new(&member, &channels, &queue)?,
             channels,
+            queue,
             lock: Lock::create(&member, 0)?,
             event: Event::create(&member, 0)?,
             semaphore: Semaphore::with_options(&member, &units)?,
@@ -251,11 +269,12 @@ impl Keeper {
         Ok(())
     }
 
-    fn descriptors(&self) -> [Descriptor; 6] {
+    fn descriptors(&self) -> [Descriptor; 7] {
         [
             self.channels[0].descriptor(),
             self.channels[1].descriptor(),
             self.channels[2].descriptor(),
+            self.queue.descriptor(),
             self.lock.descriptor(),
             self.event.descriptor(),
             self.semaphore.descriptor(),
@@ -283,14 +302,13 @@ impl Keeper {
                 .receive(Deadline::Now)
                 .context("the empty channel")?;
         }
+        self.drain_queue(journal)?;
         let mut missing = 0;
         for who in 0..INCARNATIONS {
-            for channel in 0..CHANNELS {
-                let sent = journal.sent(who, channel).load(Ordering::SeqCst);
+            for lane in 0..LANES {
+                let sent = journal.sent(who, lane).load(Ordering::SeqCst);
                 for number in 0..usize::try_from(sent)? {
-                    let times = journal
-                        .received(who, channel, number)
-                        .load(Ordering::SeqCst);
+                    let times = journal.received(who, lane, number).load(Ordering::SeqCst);
                     missing += u64::from(times == 0);
                 }
             }
@@ -307,7 +325,41 @@ impl Keeper {
         let units = self.semaphore.value()?;
         ensure!(units == UNITS, "{units} of {UNITS} units are left");
         self.groups
-            .check(&self.member, &self.channels[..CHANNELS - 1])?;
+            .check(&self.member, &self.channels[..CHANNELS - 1], &self.queue)?;
+        Ok(())
+    }
+
+    /// What is left in the queue comes by its levels, and each of them works.
+    fn drain_queue(&self, journal: &Journal) -> Result<()> {
+        let mut last = 0;
+        loop {
+            let (level, message) = match self.queue.receive(Deadline::Now) {
+                Ok(received) => received,
+                Err(Error::Empty) => break,
+                Err(error) => return Err(error).context("the last messages of the queue"),
+            };
+            ensure!(
+                level >= last,
+                "a message of level {level} came after one of level {last}"
+            );
+            last = level;
+            let (who, of, number) = split(checked(message)?);
+            let lane = lane_of(level)?;
+            ensure!(
+                of == lane,
+                "a message of lane {of} came out of level {level}"
+            );
+            journal.note(who, lane, number)?;
+        }
+        for level in (0..LEVELS).rev() {
+            self.queue
+                .send(level, b"", 0, Deadline::Now)
+                .context("the empty queue")?;
+        }
+        for level in 0..LEVELS {
+            let (from, _) = self.queue.receive(Deadline::Now)?;
+            ensure!(from == level, "level {from} came before level {level}");
+        }
         Ok(())
     }
 
@@ -413,15 +465,16 @@ struct Work<'a> {
     journal: &'a Journal,
     who: usize,
     random: Random,
-    descriptors: [Descriptor; 6],
+    descriptors: [Descriptor; 7],
     channels: [Channel; CHANNELS],
+    queue: PriorityQueue,
     lock: Lock,
     event: Event,
     semaphore: Semaphore,
     groups: Groups,
-    /// By channel: the next message's number.
-    next: [usize; CHANNELS],
-    /// By channel and sender: the number after the last one received.
+    /// By lane: the next message's number.
+    next: [usize; LANES],
+    /// By lane and sender: the number after the last one received.
     last: Vec<usize>,
     blocks: Vec<u64>,
 }
@@ -439,7 +492,7 @@ impl<'a> Work<'a> {
     ) -> Result<Self> {
         let member = world.member(slot)?;
         let descriptors = keeper.descriptors();
-        let [first, second, third, lock, event, semaphore] = &descriptors;
+        let [first, second, third, queue, lock, event, semaphore] = &descriptors;
         Ok(Self {
             groups: Groups::attach(&member, &keeper.groups.descriptors())?,
             channels: [
@@ -447,6 +500,7 @@ impl<'a> Work<'a> {
                 Channel::attach(&member, second, false)?,
                 Channel::attach(&member, third, false)?,
             ],
+            queue: PriorityQueue::attach(&member, queue, false)?,
             lock: Lock::attach(&member, lock, false)?,
             event: Event::attach(&member, event, false)?,
             semaphore: Semaphore::attach(&member, semaphore, false)?,
@@ -454,8 +508,8 @@ impl<'a> Work<'a> {
             journal,
             who,
             random: Random::new(seed),
-            next: [0; CHANNELS],
-            last: vec![0; CHANNELS * INCARNATIONS],
+            next: [0; LANES],
+            last: vec![0; LANES * INCARNATIONS],
             blocks: Vec::new(),
             descriptors,
         })
@@ -463,22 +517,22 @@ impl<'a> Work<'a> {
 
     fn run(mut self) -> Result<()> {
         while self.journal.stop.load(Ordering::SeqCst) == 0 {
-            match self.random.below(18) {
-                0..=2 => self.send()?,
-                3..=6 => self.receive()?,
-                7 => self.lock()?,
-                8 => self.units()?,
-                9 => self.event()?,
-                10 => self.blocks()?,
-                11 => self.objects()?,
+            match self.random.below(22) {
+                0..=4 => self.send()?,
+                5..=10 => self.receive()?,
+                11 => self.lock()?,
+                12 => self.units()?,
+                13 => self.event()?,
+                14 => self.blocks()?,
+                15 => self.objects()?,
                 _ => self.groups()?,
             }
         }
         Ok(())
     }
 
-    fn channel(&mut self) -> Result<usize> {
-        Ok(usize::try_from(self.random.below(CHANNELS as u64))?)
+    fn lane(&mut self) -> Result<usize> {
+        Ok(usize::try_from(self.random.below(LANES as u64))?)
     }
 
     fn groups(&mut self) -> Result<()> {
@@ -490,7 +544,7 @@ impl<'a> Work<'a> {
     }
 
     fn send(&mut self) -> Result<()> {
-        let n = self.channel()?;
+        let n = self.lane()?;
         if self.next[n] == MESSAGES {
             return Ok(());
         }
@@ -499,7 +553,15 @@ impl<'a> Work<'a> {
         let length = length[usize::try_from(self.random.below(choice))?];
         let hint = hint(self.who, n, self.next[n]);
         let deadline = Deadline::after(self.random.below(2) * MOMENT);
-        match self.channels[n].send(&bytes_of(hint, length), hint, deadline) {
+        let bytes = bytes_of(hint, length);
+        let sent = match self.channels.get(n) {
+            Some(channel) => channel.send(&bytes, hint, deadline),
+            None => {
+                let level = u32::try_from(n - CHANNELS)?;
+                self.queue.send(level, &bytes, hint, deadline)
+            }
+        };
+        match sent {
             Ok(()) => {
                 self.next[n] += 1;
                 let sent = self.journal.sent(self.who, n);
@@ -512,19 +574,19 @@ impl<'a> Work<'a> {
     }
 
     fn receive(&mut self) -> Result<()> {
-        let n = self.channel()?;
+        let n = self.lane()?;
         let deadline = Deadline::after(self.random.below(2) * MOMENT);
         self.receive_from(n, deadline)
     }
 
-    fn receive_from(&mut self, n: usize, deadline: Deadline) -> Result<()> {
-        let message = match self.channels[n].receive(deadline) {
-            Ok(message) => message,
+    fn receive_from(&mut self, lane: usize, deadline: Deadline) -> Result<()> {
+        let (n, message) = match self.take_from(lane, deadline) {
+            Ok(received) => received,
             Err(Error::Empty | Error::Timeout) => return Ok(()),
             Err(error) => return Err(error).context("receive"),
         };
         let (who, of, number) = split(checked(message)?);
-        ensure!(of == n, "a message of channel {of} came out of channel {n}");
+        ensure!(of == n, "a message of lane {of} came out of lane {n}");
         self.journal.note(who, n, number)?;
         let last = &mut self.last[n * INCARNATIONS + who];
         ensure!(
@@ -534,6 +596,15 @@ impl<'a> Work<'a> {
         );
         *last = number + 1;
         Ok(())
+    }
+
+    /// A message of a channel, or of the queue whatever its level; and its lane.
+    fn take_from(&self, lane: usize, deadline: Deadline) -> Result<(usize, Message), Error> {
+        let Some(channel) = self.channels.get(lane) else {
+            let (level, message) = self.queue.receive(deadline)?;
+            return Ok((lane_of(level).unwrap_or(usize::MAX), message));
+        };
+        Ok((lane, channel.receive(deadline)?))
     }
 
     fn lock(&mut self) -> Result<()> {
@@ -593,7 +664,7 @@ impl<'a> Work<'a> {
     }
 
     fn objects(&mut self) -> Result<()> {
-        let which = usize::try_from(self.random.below(7))?;
+        let which = usize::try_from(self.random.below(8))?;
         match self.descriptors.get(which) {
             Some(descriptor) => drop(dragon_channels::Object::attach(
                 &self.member,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use dragon_channels::{
     Broadcast, BroadcastOptions, Channel, Condition, ConditionOptions, Deadline, Endpoint,
-    EndpointOptions, Error, Interest, Lock, Set, SharedMemory, Trigger,
+    EndpointOptions, Error, Interest, Lock, PriorityQueue, Set, SharedMemory, Trigger,
 };
 use dragon_protocol::Descriptor;
 use dragon_shmem::Member;
@@ -14,8 +14,11 @@ use dragon_shmem::pool::tag::PoolTag;
 use crate::operations::{bytes_of, checked};
 use crate::random::Random;
 
-/// Members of the set that stay, by their tokens; tokens from here on are of members that come and go.
+/// Members of the set that stay, by their tokens: lanes that can be received from. Tokens from here on are of members that come
+/// and go.
 const STAYING: u64 = 100;
+/// The queue's: its first level.
+const QUEUE: u64 = super::CHANNELS as u64;
 const PLACES: u32 = 64;
 const STREAMS: u32 = 3;
 const NUMBERS: u64 = 3;
@@ -32,8 +35,12 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    /// Creates them; the channels are members of the set.
-    pub(super) fn new(member: &Arc<Member>, channels: &[Channel]) -> Result<Self> {
+    /// Creates them; the channels and the queue are members of the set.
+    pub(super) fn new(
+        member: &Arc<Member>,
+        channels: &[Channel],
+        queue: &PriorityQueue,
+    ) -> Result<Self> {
         let options = EndpointOptions {
             streams: STREAMS,
             // A channel that is kept would count as one that is left over.
@@ -46,6 +53,7 @@ impl Groups {
         for (token, channel) in (0..).zip(channels) {
             set.add(channel.id(), Interest::READABLE, token)?;
         }
+        set.add(queue.id(), Interest::READABLE, QUEUE)?;
         Ok(Self {
             set,
             endpoint: Endpoint::create(member, &options)?,
@@ -76,7 +84,7 @@ impl Groups {
         })
     }
 
-    /// One thing of many. Returns the number of a channel that is said to be readable.
+    /// One thing of many. Returns a lane that is said to be readable.
     pub(super) fn work(
         &self,
         member: &Arc<Member>,
@@ -102,8 +110,8 @@ impl Groups {
             return Ok(None);
         };
         let mut tokens = ready.iter().map(|ready| ready.token);
-        let channel = tokens.find(|token| *token < STAYING);
-        Ok(channel.and_then(|token| usize::try_from(token).ok()))
+        let lane = tokens.find(|token| *token < STAYING);
+        Ok(lane.and_then(|token| usize::try_from(token).ok()))
     }
 
     /// A membership of its own, for a moment. One that is left behind by a death stays in the set, until that is full.
@@ -204,7 +212,12 @@ impl Groups {
     }
 
     /// Everybody else is gone: nobody waits any more, and everything works.
-    pub(super) fn check(&self, member: &Arc<Member>, channels: &[Channel]) -> Result<()> {
+    pub(super) fn check(
+        &self,
+        member: &Arc<Member>,
+        channels: &[Channel],
+        queue: &PriorityQueue,
+    ) -> Result<()> {
         let deadline = Deadline::after(10_000_000_000);
         while let Some(receiver) = unless_late(self.endpoint.accept(Deadline::Now))? {
             drop(receiver);
@@ -226,17 +239,25 @@ impl Groups {
         self.broadcast.trigger(Trigger::ALL, &[1; 300], deadline)?;
         for (token, channel) in (0..).zip(channels) {
             channel.send(b"", 0, Deadline::Now)?;
-            let ready = self.set.wait(deadline).context("the set")?;
-            let told = ready.iter().any(|ready| ready.token == token);
-            ensure!(
-                told,
-                "channel {token} is readable, and the set says {ready:?}"
-            );
+            self.tells_of(token, deadline)?;
             channel.receive(Deadline::Now)?;
         }
+        queue.send(super::LEVELS - 1, b"", 0, Deadline::Now)?;
+        self.tells_of(QUEUE, deadline)?;
+        queue.receive(Deadline::Now)?;
         for number in 0..NUMBERS {
             drop(SharedMemory::create(member, DEFAULT, number, &[1; 10])?);
         }
+        Ok(())
+    }
+
+    fn tells_of(&self, token: u64, deadline: Deadline) -> Result<()> {
+        let ready = self.set.wait(deadline).context("the set")?;
+        let told = ready.iter().any(|ready| ready.token == token);
+        ensure!(
+            told,
+            "member {token} is readable, and the set says {ready:?}"
+        );
         Ok(())
     }
 }
