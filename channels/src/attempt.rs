@@ -299,6 +299,7 @@ fn execute(
         | Op::StreamOpen
         | Op::StreamAccept
         | Op::StreamClose
+        | Op::StreamWatch
         | Op::Send
         | Op::Receive
         | Op::PollReadable

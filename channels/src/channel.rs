@@ -646,7 +646,7 @@ pub(crate) fn open(member: &Member, entry: &ObjectEntry) -> Result<Ring> {
 /// Frees what the memory of a channel names to which nobody refers any more: the blocks of its messages, and the rings that
 /// it has grown by. If the process dies in here, this is done once more, and goes on where it was.
 pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
-    let (Ok(first), Ok(thread)) = (open(member, entry), member.thread()) else {
+    let (Ok(first), Ok(thread)) = (open(member, entry), member.thread_to_empty()) else {
         return;
     };
     drain(member, id, &thread, (0, 0), &first);
@@ -665,15 +665,12 @@ pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
     }
 }
 
-/// Receives and drops what is in a ring that nobody else uses any more. `row`: which one of the object's rings it is. False
-/// when no thread record is free: then everything is still there.
-#[must_use]
-pub(crate) fn empty(member: &Member, id: ObjectId, ring: &Ring, row: u32) -> bool {
-    let thread = member.thread();
-    if let Ok(thread) = &thread {
-        drain(member, id, thread, (row, 0), ring);
+/// Receives and drops what is in a ring that nobody else uses any more. `row`: which one of the object's rings it is.
+pub(crate) fn empty(member: &Member, id: ObjectId, ring: &Ring, row: u32) {
+    // It fails only on memory that was scribbled over.
+    if let Ok(thread) = member.thread_to_empty() {
+        drain(member, id, &thread, (row, 0), ring);
     }
-    thread.is_ok()
 }
 
 /// Frees the blocks of the messages in a ring. Each is received like any other, so a death in the middle leaves nothing that

@@ -386,7 +386,7 @@ pub(crate) fn attempt(
             return match op {
                 Op::Attributes => Ok(Attempt::done(1, 0)),
                 Op::Send => crate::attempt::send(&channel, payload, arg0),
-                Op::Receive => received(channel.receive(&Spin::default(), Deadline::Now)),
+                Op::Receive => received(channel.receive(&Spin::default(), Deadline::Now), 0),
                 _ => Ok(Attempt::failed(Code::Unsupported)),
             };
         }
@@ -432,6 +432,15 @@ pub(crate) fn attempt(
             }
             Ok(Attempt::done(0, 0))
         }
+        Op::StreamWatch => {
+            let (_, row) = local.channel_by(named()?, End::Sender, slot)?;
+            local::sender_may_go_on(row, id)?;
+            Ok(if local::sender_has_ended(row) {
+                Attempt::done(0, 0)
+            } else {
+                Attempt::NotYet
+            })
+        }
         Op::Send => {
             let (channel, row) = local.channel_by(named()?, End::Sender, slot)?;
             local::sender_may_go_on(row, id)?;
@@ -441,7 +450,7 @@ pub(crate) fn attempt(
         }
         Op::Receive => {
             let (channel, row) = local.channel_by(named()?, End::Receiver, slot)?;
-            received(channel.receive(&Spin::default(), row, Deadline::Now))
+            received(channel.receive(&Spin::default(), row, Deadline::Now), arg1)
         }
         Op::PollReadable => {
             let (channel, row) = local.channel_by(named()?, End::Receiver, slot)?;
@@ -467,15 +476,18 @@ const UNOPEN_SENDER: u32 = 4;
 
 /// Argument 0 of a request to close that puts an accepted conversation back, for agents whose caller no longer waits.
 pub const UNACCEPT: u64 = 3;
-/// The same for a conversation that was opened.
+/// Argument 0 of a request to close by which a receiver ends, for agents that keep something for it.
+pub const RECEIVER_CLOSES: u64 = CLOSE_RECEIVER as u64;
+/// The same as [`UNACCEPT`] for a conversation that was opened.
 pub const UNOPEN: u64 = UNOPEN_SENDER as u64;
 
-fn received(result: Result<crate::Message>) -> Result<Attempt> {
+/// The reply names the conversation, for an agent whose caller cannot take the chunk.
+fn received(result: Result<crate::Message>, conversation: u64) -> Result<Attempt> {
     match result {
         Ok(message) => Ok(Attempt::Done {
             status: Code::Ok,
             arg0: message.hint(),
-            arg1: 0,
+            arg1: conversation,
             message: Some(message),
         }),
         Err(Error::Empty) => Ok(Attempt::NotYet),

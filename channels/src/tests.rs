@@ -13,6 +13,7 @@ mod memory;
 mod objects;
 mod operations;
 mod pools;
+mod pumps;
 mod references;
 mod sets;
 mod streams;

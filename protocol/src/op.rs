@@ -96,6 +96,9 @@ pub enum Op {
     CopyOut = 43,
     /// Wait until a message was received.
     AwaitReceipt = 44,
+    /// Wait until the receiver of a stream has ended: the status says how. Argument 1: the conversation. Done also when the
+    /// sender has ended.
+    StreamWatch = 45,
 
     // Only in intent records:
     /// Allocate from a pool.
@@ -159,6 +162,7 @@ impl Op {
             42 => Self::CopyIn,
             43 => Self::CopyOut,
             44 => Self::AwaitReceipt,
+            45 => Self::StreamWatch,
             64 => Self::Allocate,
             65 => Self::Free,
             66 => Self::Resize,

@@ -37,6 +37,8 @@ pub const MAX_OBJECTS: u32 = if cfg!(miri) { 128 } else { 65536 };
 pub const MAX_HELD: u32 = if cfg!(miri) { 64 } else { 65536 };
 /// Threads of one process that can be inside an operation at once.
 pub const MAX_THREADS: u32 = if cfg!(miri) { 8 } else { 2048 };
+/// The first ones of these are kept for giving back: a process all of whose other records are in use can still free.
+pub const SPARE_THREADS: u32 = 2;
 
 const WORDS: u64 = 4096;
 const SLOTS: u64 = 8192;

@@ -297,9 +297,11 @@ fn held_entries_that_were_scribbled_over_say_nothing() {
 fn many_threads_have_a_record_each() {
     let (control, pool) = node();
     let member = member(&control, &pool);
-    let together = std::sync::Barrier::new(control::MAX_THREADS as usize);
+    let ordinary = control::SPARE_THREADS..control::MAX_THREADS;
+    let together = std::sync::Barrier::new(ordinary.len());
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..control::MAX_THREADS)
+        let threads: Vec<_> = ordinary
+            .clone()
             .map(|_| {
                 scope.spawn(|| {
                     let guard = member.thread().unwrap();
@@ -312,10 +314,40 @@ fn many_threads_have_a_record_each() {
             .collect();
         let mut seen: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
         seen.sort_unstable();
-        let expected: Vec<_> = (0..control::MAX_THREADS).map(|n| (n, true)).collect();
+        let expected: Vec<_> = ordinary.map(|n| (n, true)).collect();
         assert_eq!(seen, expected);
     });
     member.thread().unwrap();
+}
+
+/// A process whose threads have all records in use can free whatever it may free, also several threads of it at once.
+#[test]
+fn freeing_needs_no_free_record() {
+    const LENGTHS: [u64; 5] = [100, 3_000, 65_000, 100_000, 1 << 20];
+    let (control, pool) = node();
+    let (member, other) = (member(&control, &pool), member(&control, &pool));
+    let before = pool.stats().unwrap().used;
+    let mut blocks = Vec::new();
+    for length in LENGTHS.iter().cycle().take(20) {
+        let theirs = other.alloc(*length).unwrap().offset;
+        other.share(theirs).unwrap();
+        blocks.extend([theirs, member.alloc(*length).unwrap().offset]);
+    }
+    let busy: Vec<_> = std::iter::from_fn(|| member.thread().ok()).collect();
+    assert!(!busy.is_empty());
+    std::thread::scope(|scope| {
+        for blocks in blocks.chunks(10) {
+            scope.spawn(|| blocks.iter().for_each(|block| member.free(*block).unwrap()));
+        }
+    });
+    assert_eq!(pool.stats().unwrap().used, before);
+    // One that empties an object frees inside.
+    let block = other.alloc(100).unwrap().offset;
+    other.share(block).unwrap();
+    let emptying = member.thread_to_empty().unwrap();
+    member.free(block).unwrap();
+    assert!(emptying.index() < control::SPARE_THREADS);
+    assert_eq!(pool.stats().unwrap().used, before);
 }
 
 #[test]

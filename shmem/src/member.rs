@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use dragon_protocol::{Code, ObjectId, ObjectKind, PoolOptions, SlotId};
 
-use crate::control::{Control, MAX_HELD, MAX_THREADS};
+use crate::control::{Control, MAX_HELD};
 use crate::error::{Error, Result};
 use crate::held::State;
 use crate::object::ObjectEntry;
@@ -22,8 +22,8 @@ mod memory;
 mod pools;
 
 use fork::ForkMark;
-pub use guard::ThreadGuard;
-use guard::{LAST_RECORD, claim};
+use guard::{LAST_RECORD, Turns, claim};
+pub use guard::{SpareGuard, ThreadGuard};
 pub use memory::Value;
 pub use pools::Pin;
 
@@ -85,6 +85,7 @@ pub struct Member {
     /// For the daemon: what the processes of other nodes hold, by their proxy slots.
     proxies: Mutex<HashMap<u32, Registry>>,
     cache: Mutex<Cache>,
+    turns: Turns,
     /// The pools beside the default one that this process has mapped, by number.
     pools: RwLock<Vec<Option<Arc<pools::Mapped>>>>,
     fork: ForkMark,
@@ -131,6 +132,7 @@ impl Member {
             held: Mutex::default(),
             proxies: Mutex::default(),
             cache: Mutex::default(),
+            turns: Turns::default(),
             pools: RwLock::default(),
             fork,
         }))
@@ -193,21 +195,6 @@ impl Member {
         } else {
             None
         }
-    }
-
-    #[cold]
-    fn other_thread(&self) -> Result<ThreadGuard<'_>> {
-        let records = self.control.threads(self.slot.index)?;
-        let guard = (0..).zip(records).find_map(|(index, record)| {
-            record.touched.store(1, Ordering::Release);
-            claim(record, index)
-        });
-        let guard = guard.ok_or(Error::TableFull {
-            table: "records for threads of one process",
-            size: MAX_THREADS,
-        })?;
-        LAST_RECORD.set(guard.index);
-        Ok(guard)
     }
 
     /// Allocates a block in the default pool. It is private to this process until [`Member::share`].
@@ -286,13 +273,13 @@ impl Member {
     /// here, recovery frees the block exactly once.
     ///
     /// # Errors
-    /// When the address is not that of an allocated block; the place is free then too. When too many threads of the process are
-    /// inside operations; the block is freed when the process ends then.
+    /// When the address is not that of an allocated block; the place is free then too. When the block's pool cannot be mapped
+    /// for want of a place in the held table; the block is freed when the process ends then.
     pub fn free_held(&self, place: u32, offset: u64) -> Result<()> {
         let entry = self.control.held_entry(self.slot.index, place)?;
         let freed = self.free_then(offset, || entry.clear());
         if matches!(freed, Err(Error::TableFull { .. })) && !entry.is_empty() {
-            // Too many threads are inside operations. The block stays this process's, and recovery frees it.
+            // The block stays this process's, and recovery frees it.
             return freed;
         }
         entry.clear();
@@ -310,15 +297,7 @@ impl Member {
         if PoolTag::of(offset) != PoolTag::DEFAULT {
             return self.free_elsewhere(offset, None, between);
         }
-        let thread = || self.thread().map(ThreadRef::Leased);
-        self.pool.free(
-            &self.cache,
-            self.slot_entry()?,
-            self.slot,
-            thread,
-            offset,
-            between,
-        )
+        self.free_in(&self.pool, &self.cache, offset, between)
     }
 
     /// Makes a private block everybody's: it outlives this process until somebody frees it.

@@ -1,19 +1,24 @@
 //! Streams as file descriptors, for programs that read and write: a pump, a thread that carries bytes between a conversation
 //! and a pipe.
 //!
-//! The end of the file is the end of the conversation and the other way round. Nothing polls: the pump sleeps in `read`, in
-//! `write`, or in the wait for its conversation, and each of these ends when the other side does.
+//! The end of the file is the end of the conversation and the other way round. Nothing polls at intervals: the pump sleeps until
+//! its descriptor is ready, or in the wait for its conversation. A sender's pump has a second thread, its *lookout*, which sleeps
+//! until the receiver has ended and then makes an eventfd ready: so the pump notices while its descriptor is silent. A
+//! receiver's pump notices that nobody reads any more with the next chunk.
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use dragon_shmem::Deadline;
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
+use super::sender::Peer;
 use super::{StreamReceiver, StreamSender};
 use crate::error::{Error, Result};
 
@@ -49,10 +54,7 @@ pub struct Pump {
 
 impl Pump {
     fn start(work: impl FnOnce() -> Result<u64> + Send + 'static) -> Result<Self> {
-        let thread = thread::Builder::new()
-            .name("dragon-stream".to_owned())
-            .spawn(work)
-            .map_err(|error| system("clone", &error))?;
+        let thread = spawn("dragon-stream", work)?;
         Ok(Self { thread })
     }
 
@@ -77,38 +79,65 @@ impl Pump {
 
 impl StreamSender {
     /// Makes a descriptor of the sender: what is written to it is sent, in chunks as they come, with argument 0. When the
-    /// last copy of it is closed, the conversation ends. The descriptor is closed on exec; give it to a child as its standard
-    /// output.
+    /// last copy of it is closed, the conversation ends. When the receiver ends first, [`Pump::join`] says so, and who writes
+    /// to the descriptor gets `EPIPE`. The descriptor is closed on exec; give it to a child as its standard output.
     ///
     /// # Errors
-    /// When the kernel refuses a pipe or a thread.
-    pub fn into_fd(mut self) -> Result<(OwnedFd, Pump)> {
+    /// When the kernel refuses a pipe, an eventfd or a thread.
+    pub fn into_fd(self) -> Result<(OwnedFd, Pump)> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(|errno| of_errno("pipe2", errno))?;
-        let pump = Pump::start(move || {
-            let carried = self.carry(read.into());
-            match &carried {
-                Ok(_) => self.close(Deadline::Never)?,
-                // What was sent is not the whole.
-                Err(_) => self.abort()?,
-            }
-            carried
-        })?;
-        Ok((write, pump))
+        let sending = Sending {
+            lookout: self.peer().map(Lookout::start).transpose()?,
+            sender: self,
+            from: read.into(),
+        };
+        Ok((write, Pump::start(move || sending.run())?))
+    }
+}
+
+/// What the pump of a sender has.
+#[derive(Debug)]
+struct Sending {
+    // Before the sender: it sleeps in the conversation's memory.
+    lookout: Option<Lookout>,
+    sender: StreamSender,
+    from: File,
+}
+
+impl Sending {
+    fn run(mut self) -> Result<u64> {
+        let carried = self.carry();
+        if let Some(lookout) = &mut self.lookout {
+            lookout.stop();
+        }
+        let ended = match &carried {
+            Ok(_) => self.sender.close(Deadline::Never),
+            // What was sent is not the whole.
+            Err(_) => self.sender.abort(),
+        };
+        if let Some(lookout) = &mut self.lookout {
+            lookout.join();
+        }
+        // Whatever ended it is told before what failed afterwards.
+        carried.and_then(|carried| ended.map(|()| carried))
     }
 
-    fn carry(&mut self, mut from: File) -> Result<u64> {
+    fn carry(&mut self) -> Result<u64> {
         let mut buffer = vec![0; CHUNK];
         let mut carried = 0;
         loop {
-            let length = match from.read(&mut buffer) {
+            if let Some(lookout) = &self.lookout {
+                lookout.wait_readable(&self.from)?;
+            }
+            let length = match self.from.read(&mut buffer) {
                 Ok(0) => return Ok(carried),
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(system("read", &error)),
             };
             let bytes = buffer.get(..length).unwrap_or_default();
-            while let Err(error) = self.send(bytes, 0, Deadline::Never) {
+            while let Err(error) = self.sender.send(bytes, 0, Deadline::Never) {
                 if error != Error::Interrupted {
                     return Err(error);
                 }
@@ -161,6 +190,102 @@ impl StreamReceiver {
             carried += part.length as u64;
         }
     }
+}
+
+/// Who waits for the receiver's end while a pump waits for its descriptor.
+#[derive(Debug)]
+struct Lookout {
+    seen: Arc<Seen>,
+    /// `None` once it was waited for.
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a lookout shares with its pump.
+#[derive(Debug)]
+struct Seen {
+    peer: Peer,
+    /// An eventfd: ready when there is a reason.
+    ready: OwnedFd,
+    /// Why the sender cannot go on.
+    reason: OnceLock<Error>,
+}
+
+impl Lookout {
+    fn start(peer: Peer) -> Result<Self> {
+        let ready = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)
+            .map_err(|errno| of_errno("eventfd", errno))?;
+        let seen = Arc::new(Seen {
+            peer,
+            ready,
+            reason: OnceLock::new(),
+        });
+        let theirs = Arc::clone(&seen);
+        let thread = spawn("dragon-lookout", move || theirs.look())?;
+        Ok(Self {
+            seen,
+            thread: Some(thread),
+        })
+    }
+
+    /// Waits until there is something to read, or the end of the file.
+    fn wait_readable(&self, from: &File) -> Result<()> {
+        loop {
+            let mut both = [from.as_fd(), self.seen.ready.as_fd()]
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            match rustix::event::poll(&mut both, None) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(of_errno("poll", errno)),
+            }
+            // The descriptor first: what is there up to its end was written in good order.
+            if !both[0].revents().is_empty() {
+                return Ok(());
+            }
+            if let Some(reason) = self.seen.reason.get() {
+                return Err(reason.clone());
+            }
+        }
+    }
+
+    /// The sender is about to end.
+    fn stop(&mut self) {
+        if self.seen.peer.stop() {
+            self.join();
+        }
+    }
+
+    /// The sender has ended.
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A panic there was reported, and concerns nobody here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Lookout {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Seen {
+    fn look(&self) {
+        if let Err(reason) = self.peer.watch() {
+            // Before the descriptor: who finds it ready finds the reason.
+            let _ = self.reason.set(reason);
+            // It cannot fail: the counter is far from its limit.
+            let _ = rustix::io::write(&self.ready, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>> {
+    let builder = thread::Builder::new().name(name.to_owned());
+    builder.spawn(work).map_err(|error| system("clone", &error))
 }
 
 fn of_errno(call: &'static str, errno: Errno) -> Error {

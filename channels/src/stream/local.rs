@@ -15,7 +15,7 @@ use crate::message::Message;
 use crate::object::{alive, notify_watcher_of};
 use crate::ring::{Label, Ring};
 use crate::set::Interest;
-use crate::wait::Spin;
+use crate::wait::{Spin, mark};
 
 /// No row, in an intent.
 pub(super) const NO_ROW: u64 = u64::MAX;
@@ -137,7 +137,11 @@ impl Local<'_> {
     fn channel_of(&self, thread: &ThreadGuard<'_>, row: &Row) -> Result<Ring> {
         let block = row.block.load(Ordering::Acquire);
         if block != 0 {
-            return Ring::open(self.member.pool(), block);
+            match Ring::open(self.member.pool(), block) {
+                Ok(ring) => return Ok(ring),
+                // A channel that was kept, and scribbled over.
+                Err(_) => self.give_channel_back(row, block),
+            }
         }
         let shape = self.rows.shape;
         let size = Ring::size(shape.capacity, shape.inline);
@@ -190,11 +194,15 @@ impl Local<'_> {
             }
             test_point(TestPoint::Accepting);
             self.rows.withdraw(n);
-            let ring = Ring::open(self.member.pool(), row.block.load(Ordering::Acquire))?;
             let conversation = Conversation {
                 row: n,
                 version: now.version(),
             };
+            let ring = Ring::open(self.member.pool(), row.block.load(Ordering::Acquire));
+            let ring = ring.inspect_err(|_| {
+                // Nobody can receive from a channel that was scribbled over: the sender is told, and the row goes on.
+                let _ = self.close(conversation, End::Receiver, How::Died, slot);
+            })?;
             return Ok(Some((conversation, ring)));
         }
         Ok(None)
@@ -301,6 +309,7 @@ impl Local<'_> {
         if let Ok(ring) = Ring::open(self.member.pool(), block) {
             ring.readable().wake(u32::MAX);
             ring.writable().wake(u32::MAX);
+            ring.closing().wake_sleepers(u32::MAX);
         }
         self.changed(Interest::READABLE | Interest::WRITABLE);
     }
@@ -309,22 +318,22 @@ impl Local<'_> {
     /// repeated.
     pub(super) fn finish_closing(&self, n: u32, row: &Row) {
         let block = row.block.load(Ordering::Acquire);
-        if let Ok(ring) = Ring::open(self.member.pool(), block)
-            && !channel::empty(self.member, self.id, &ring, n)
-        {
-            // The next conversation must not get what is in it. It stays this process's, closing, and recovery goes on when
-            // the process has ended.
-            return;
+        if let Ok(ring) = Ring::open(self.member.pool(), block) {
+            channel::empty(self.member, self.id, &ring, n);
         }
         if block != 0 && n >= self.rows.shape.kept {
-            // It fails only on memory that was scribbled over.
-            let _ = self
-                .member
-                .free_then(block, || row.block.store(0, Ordering::Release));
-            row.block.store(0, Ordering::Release);
+            self.give_channel_back(row, block);
         }
         let version = State(row.state.load(Ordering::Relaxed)).version();
         self.free_row(row, version);
+    }
+
+    /// Frees the stream channel of a row that is the caller's.
+    fn give_channel_back(&self, row: &Row, block: u64) {
+        let forget = || row.block.store(0, Ordering::Release);
+        // It fails only on memory that was scribbled over.
+        let _ = self.member.free_then(block, forget);
+        forget();
     }
 
     /// Makes a row that is the caller's free for the next conversation.
@@ -378,6 +387,11 @@ pub(super) fn sender_may_go_on(row: &Row, id: ObjectId) -> Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// Whether the sender of the row's conversation has closed or died.
+pub(super) fn sender_has_ended(row: &Row) -> bool {
+    State(row.state.load(Ordering::Acquire)).has(flag::SENDER_ENDED)
 }
 
 /// What the sender's end means for the receiver once the channel is empty. Read before the channel is looked at.
@@ -463,6 +477,25 @@ impl Channel<'_> {
             None => local.wait_readable(&thread, spin, deadline, attempt)?,
         }
         Ok(message)
+    }
+
+    /// Waits beside the sender until the receiver has ended or the endpoint goes, which is an error, or until `stopped`: whoever
+    /// stops it wakes those who wait for the channel's end.
+    pub(super) fn watch_receiver(&self, row: &Row, stopped: impl Fn() -> bool) -> Result<()> {
+        let local = self.local();
+        let thread = self.member.thread()?;
+        local.begin(&thread, Op::StreamWatch, 0);
+        let attempt = || {
+            if stopped() {
+                return Ok(Some(()));
+            }
+            alive(self.entry, self.id)?;
+            sender_may_go_on(row, self.id).map(|()| None)
+        };
+        // A word of its own: each chunk would wake those at the others.
+        let at = (self.ring.closing(), mark::THIRD);
+        let spin = Spin::default();
+        local.watch(&thread, &spin, at.0, at.1, Deadline::Never, attempt)
     }
 
     /// Waits until a chunk or the end of the stream is there; true for a chunk.

@@ -110,6 +110,7 @@ pub(crate) fn wake_everyone(member: &Member, entry: &ObjectEntry) -> Result<()> 
     let wake = |ring: Ring| {
         ring.readable().wake(u32::MAX);
         ring.writable().wake(u32::MAX);
+        ring.closing().wake(u32::MAX);
     };
     match form(member, entry)? {
         Form::Buffered(ring) => wake(ring),
@@ -149,14 +150,13 @@ pub(crate) fn readiness(member: &Member, entry: &ObjectEntry) -> Result<Interest
 pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
     match form(member, entry) {
         Ok(Form::Buffered(ring)) => {
-            // Without a thread record its messages' blocks are lost, but nobody else's.
-            let _ = channel::empty(member, id, &ring, 0);
+            channel::empty(member, id, &ring, 0);
         }
         Ok(Form::Streamed(rows)) => {
             for (n, row) in rows.used() {
                 let block = row.block.load(Ordering::Acquire);
                 if let Ok(ring) = Ring::open(member.pool(), block) {
-                    let _ = channel::empty(member, id, &ring, n);
+                    channel::empty(member, id, &ring, n);
                 }
                 if block != 0 {
                     // It fails only on memory that was scribbled over.

@@ -2,9 +2,11 @@
 
 use std::io::IoSlice;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use dragon_protocol::ObjectId;
 use dragon_protocol::op::Op;
+use dragon_shmem::sync::{Ordering, fence};
 use dragon_shmem::{Block, Deadline, Member};
 
 use super::local::{Conversation, End, How, Local, sender_may_go_on};
@@ -248,6 +250,29 @@ impl StreamSender {
         }))
     }
 
+    /// The receiver, for a thread that waits for its end beside this sender. `None` for a buffered conversation, which has no
+    /// receiver before it ends.
+    pub(super) fn peer(&self) -> Option<Peer> {
+        let way = match &self.way {
+            Way::Local {
+                rows,
+                ring,
+                conversation,
+            } => PeerWay::Local {
+                rows: *rows,
+                ring: *ring,
+                conversation: *conversation,
+            },
+            Way::Remote(conversation) => PeerWay::Remote(*conversation),
+            Way::Buffered { .. } => return None,
+        };
+        Some(Peer {
+            handle: Arc::clone(&self.handle),
+            way,
+            stopped: AtomicBool::new(false),
+        })
+    }
+
     fn put(&self, outgoing: &Outgoing<'_>, argument: u64, deadline: Deadline) -> Result<()> {
         let gone = || dragon_shmem::Error::NoSuchObject(self.id());
         let Way::Local {
@@ -279,6 +304,77 @@ impl StreamSender {
             sender_may_go_on(row, self.id())?;
         }
         Ok(())
+    }
+}
+
+/// The receiver of a conversation, as its sender's process sees it.
+#[derive(Debug)]
+pub(super) struct Peer {
+    handle: Arc<Handle>,
+    way: PeerWay,
+    stopped: AtomicBool,
+}
+
+#[derive(Debug)]
+enum PeerWay {
+    Local {
+        rows: Rows,
+        ring: Ring,
+        conversation: Conversation,
+    },
+    Remote(u64),
+}
+
+impl Peer {
+    /// Waits until the receiver has ended or cannot be reached, which is an error, or until [`Peer::stop`].
+    pub(super) fn watch(&self) -> Result<()> {
+        loop {
+            match self.watch_once() {
+                Err(Error::Interrupted) => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn watch_once(&self) -> Result<()> {
+        let id = self.handle.id();
+        match &self.way {
+            PeerWay::Local {
+                rows,
+                ring,
+                conversation,
+            } => {
+                let gone = || dragon_shmem::Error::NoSuchObject(id);
+                let local = Local {
+                    member: self.handle.member(),
+                    id,
+                    entry: self.handle.local()?.ok_or_else(gone)?,
+                    rows: *rows,
+                };
+                let row = rows.row(conversation.row).ok_or_else(gone)?;
+                let channel = local.channel(*ring, conversation.row);
+                channel.watch_receiver(row, || self.stopped.load(Ordering::Acquire))
+            }
+            PeerWay::Remote(conversation) => {
+                let arguments = [0, *conversation];
+                self.handle
+                    .call(Op::StreamWatch, arguments, Deadline::Never)
+                    .map(drop)
+            }
+        }
+    }
+
+    /// Ends the wait of [`Peer::watch`], if it can be ended from here. Of a conversation of this node it must be over before
+    /// the sender ends: the memory in which it sleeps may be another's after that. On another node it is over with the
+    /// conversation, and this returns false.
+    pub(super) fn stop(&self) -> bool {
+        let PeerWay::Local { ring, .. } = &self.way else {
+            return false;
+        };
+        self.stopped.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
+        ring.closing().wake(u32::MAX);
+        true
     }
 }
 

@@ -6,7 +6,10 @@ use std::io::IoSlice;
 use proptest::prelude::*;
 
 use crate::fixture::Node;
-use crate::{ChannelOptions, Deadline, Error, Poll, Returns, SendOptions, create_channel};
+use crate::{
+    ChannelOptions, Deadline, Endpoint, EndpointOptions, Error, Poll, PriorityQueue,
+    PriorityQueueOptions, Returns, SendOptions, create_channel,
+};
 
 fn options(capacity: u32, block: u32, unbounded: Option<u32>) -> ChannelOptions {
     ChannelOptions {
@@ -231,4 +234,44 @@ proptest! {
         drop(channel);
         prop_assert_eq!(node.used(), before);
     }
+}
+
+/// What goes with messages in it frees their blocks, also when all thread records of the process are in use.
+#[test]
+fn the_last_handle_frees_what_was_not_received_whatever_the_process_does() {
+    const LARGE: [usize; 3] = [1_000, 70_000, 300_000];
+    let node = Node::new();
+    let (member, other) = (node.member(), node.member());
+    let before = node.used();
+    for unbounded in [None, Some(9)] {
+        let channel = create_channel(&other, &options(9, 16, unbounded)).unwrap();
+        let last = crate::Channel::attach(&member, &channel.export().unwrap(), true).unwrap();
+        for length in LARGE.iter().cycle().take(9) {
+            channel.send(&vec![1; *length], 0, Deadline::Now).unwrap();
+        }
+        let received = last.receive(Deadline::Now).unwrap();
+        drop(channel);
+        let busy: Vec<_> = std::iter::from_fn(|| member.thread().ok()).collect();
+        assert!(last.receive(Deadline::Now).is_err(), "no record is left");
+        drop((received, last));
+        drop(busy);
+        assert_eq!(node.used(), before, "unbounded: {unbounded:?}");
+    }
+    let queue = PriorityQueue::create(&member, &PriorityQueueOptions::default()).unwrap();
+    let buffered = EndpointOptions {
+        buffered: true,
+        ..EndpointOptions::default()
+    };
+    let endpoint = Endpoint::create(&member, &buffered).unwrap();
+    for (level, length) in (0..).zip(LARGE) {
+        let bytes = vec![1; length];
+        queue.send(level, &bytes, 0, Deadline::Now).unwrap();
+        let mut sender = endpoint.open_send(Deadline::Now).unwrap();
+        sender.send(&bytes, 0, Deadline::Now).unwrap();
+        sender.close(Deadline::Now).unwrap();
+    }
+    let busy: Vec<_> = std::iter::from_fn(|| member.thread().ok()).collect();
+    drop((queue, endpoint));
+    drop(busy);
+    assert_eq!(node.used(), before);
 }

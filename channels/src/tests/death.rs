@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::mem::ManuallyDrop;
 
 use dragon_protocol::op::Op;
+use dragon_shmem::control::SPARE_THREADS;
 use proptest::prelude::RngExt as _;
 use proptest::test_runner::TestRng;
 
@@ -410,7 +411,9 @@ fn waiters_killed_in_their_sleep_leave_nothing() {
         ];
         let waiter = node.spawn("wait", &words);
         // Asleep, or at least inside the wait: its intent says so.
-        let record = &node.control.threads(waiter.slot.index).unwrap()[0];
+        let record = (node.control)
+            .thread(waiter.slot.index, SPARE_THREADS)
+            .unwrap();
         while record
             .intent
             .read()

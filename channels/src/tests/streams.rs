@@ -1,9 +1,9 @@
 //! Streams: conversations in order and whole, and what a death in the middle of one leaves.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::io::{Read as _, Write as _};
-use std::process::{Command, Stdio};
 
+use dragon_shmem::Error as MemoryError;
+use dragon_shmem::sync::{AtomicU64, Ordering};
 use proptest::prelude::*;
 use proptest::test_runner::TestRng;
 
@@ -11,7 +11,6 @@ use crate::channel::TestPoint;
 use crate::fixture::{Node, Role, stop_at};
 use crate::{
     Deadline, Endpoint, EndpointOptions, Error, Interest, Set, StreamReceiver, StreamSender,
-    recover,
 };
 
 /// Plays a role of these tests; false when there is none of that name.
@@ -40,6 +39,13 @@ pub(super) fn play(name: &str, role: &Role) -> bool {
                 while receiver.receive(Deadline::Never).is_ok() {}
             }
         }
+        // Words: endpoint. Has a descriptor that stays silent.
+        "stream-silent" => {
+            let endpoint = Endpoint::attach(member, &role.descriptor(0), true).unwrap();
+            let sender = endpoint.open_send(Deadline::Never).unwrap();
+            let (_fd, pump) = sender.into_fd().unwrap();
+            let _ = pump.join();
+        }
         _ => return false,
     }
     true
@@ -61,7 +67,7 @@ fn stop(role: &Role) {
     stop_at(point, u32::try_from(role.number(2)).unwrap());
 }
 
-fn endpoint(node: &Node, streams: u32, kept: u32) -> Endpoint {
+pub(super) fn endpoint(node: &Node, streams: u32, kept: u32) -> Endpoint {
     let options = EndpointOptions {
         streams,
         kept,
@@ -72,13 +78,13 @@ fn endpoint(node: &Node, streams: u32, kept: u32) -> Endpoint {
     Endpoint::create(&node.member(), &options).unwrap()
 }
 
-fn pair(endpoint: &Endpoint) -> (StreamSender, StreamReceiver) {
+pub(super) fn pair(endpoint: &Endpoint) -> (StreamSender, StreamReceiver) {
     let sender = endpoint.open_send(Deadline::Now).unwrap();
     (sender, endpoint.accept(Deadline::Now).unwrap())
 }
 
 /// All rows can be used, and nothing is left when the endpoint goes.
-fn is_whole(node: &Node, endpoint: Endpoint, before: u64) {
+pub(super) fn is_whole(node: &Node, endpoint: Endpoint, before: u64) {
     let mut pairs = Vec::new();
     while let Ok(mut sender) = endpoint.open_send(Deadline::Now) {
         sender.send(b"x", 5, Deadline::Now).unwrap();
@@ -481,93 +487,6 @@ fn killed_in_traffic() {
     is_whole(&node, endpoint, before);
 }
 
-#[test]
-fn children_read_and_write_streams_as_files() {
-    let node = Node::new();
-    let before = node.used();
-    let endpoint = endpoint(&node, 3, 1);
-    // What is written to the first stream goes through `sort` into the second one.
-    let (mut lines, to_sort) = pair(&endpoint);
-    let (sorted, mut result) = pair(&endpoint);
-    let (input, feeding) = to_sort.into_fd().unwrap();
-    let (output, draining) = sorted.into_fd().unwrap();
-    let mut sort = Command::new("sort")
-        .env("LC_ALL", "C")
-        .stdin(Stdio::from(input))
-        .stdout(Stdio::from(output))
-        .spawn()
-        .unwrap();
-    let mut expected = Vec::new();
-    for n in (0..20_000_u64).rev() {
-        let line = format!("{:06}\n", n.wrapping_mul(7_919) % 20_000);
-        lines.send(line.as_bytes(), n, Deadline::Never).unwrap();
-        expected.push(line);
-    }
-    lines.close(Deadline::Never).unwrap();
-    let mut got = Vec::new();
-    let end = loop {
-        match result.receive(Deadline::Never) {
-            Ok(chunk) => got.extend(chunk.into_vec()),
-            Err(end) => break end,
-        }
-    };
-    assert_eq!(end, Error::EndOfStream(endpoint.id()));
-    expected.sort();
-    assert_eq!(got, expected.concat().into_bytes());
-    assert!(sort.wait().unwrap().success());
-    assert_eq!(feeding.join(), Ok(140_000));
-    assert_eq!(draining.join(), Ok(140_000));
-    drop((lines, result));
-    is_whole(&node, endpoint, before);
-}
-
-#[test]
-fn a_pump_tells_how_it_ended() {
-    let node = Node::new();
-    let endpoint = endpoint(&node, 3, 1);
-    // The reader goes away: the pump ends, and the sender is told.
-    let (mut sender, receiver) = pair(&endpoint);
-    let (fd, pump) = receiver.into_fd().unwrap();
-    let mut head = Command::new("head")
-        .args(["-c", "5"])
-        .stdin(Stdio::from(fd))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let refused = loop {
-        if let Err(error) = sender.send(b"hello\n", 0, Deadline::Never) {
-            break error;
-        }
-    };
-    assert_eq!(refused, Error::PeerClosed(endpoint.id()));
-    let mut said = String::new();
-    head.stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut said)
-        .unwrap();
-    head.wait().unwrap();
-    assert_eq!(said, "hello");
-    let error = pump.join().unwrap_err();
-    assert!(error.to_string().contains("send"), "{error}");
-    // The sender breaks off: the reader sees an end, the pump knows better.
-    let (mut sender, receiver) = pair(&endpoint);
-    let (fd, pump) = receiver.into_fd().unwrap();
-    sender.send(b"a part", 0, Deadline::Never).unwrap();
-    sender.abort().unwrap();
-    let mut got = String::new();
-    std::fs::File::from(fd).read_to_string(&mut got).unwrap();
-    assert_eq!(got, "a part");
-    assert_eq!(pump.join(), Err(Error::PeerDied(endpoint.id())));
-    // The receiver goes away: the pump of the sender ends, and so does who writes.
-    let (sender, receiver) = pair(&endpoint);
-    let (fd, pump) = sender.into_fd().unwrap();
-    drop(receiver);
-    let mut file = std::fs::File::from(fd);
-    while file.write_all(&[0; 4_096]).is_ok() {}
-    assert_eq!(pump.join(), Err(Error::PeerClosed(endpoint.id())));
-}
-
 #[derive(Clone, Debug)]
 enum Step {
     Open,
@@ -736,31 +655,66 @@ fn options_out_of_range_are_named() {
     assert!(used.contains(&0));
 }
 
+/// A conversation that ends is emptied even when all the process's thread records are in use: the row goes on to the next.
 #[test]
-fn a_row_that_cannot_be_emptied_is_not_used_again() {
+fn a_row_is_emptied_whatever_the_process_does() {
     let node = Node::new();
+    let before = node.used();
     let (sending, receiving) = (node.member(), node.member());
     let endpoint = endpoint(&node, 1, 1);
     let from = Endpoint::attach(&sending, &endpoint.descriptor(), false).unwrap();
     let to = Endpoint::attach(&receiving, &endpoint.descriptor(), false).unwrap();
-    // It dies with it.
-    let to = std::mem::ManuallyDrop::new(to);
     let mut sender = from.open_send(Deadline::Now).unwrap();
     let receiver = to.accept(Deadline::Now).unwrap();
     sender.send(b"not received", 0, Deadline::Now).unwrap();
+    sender.send(&[1; 1_000], 0, Deadline::Now).unwrap();
     drop(sender);
     let busy: Vec<_> = std::iter::from_fn(|| receiving.thread().ok()).collect();
-    drop(receiver);
+    // The last handle on the endpoint, too: nobody would come back to the row.
+    drop((receiver, to));
     drop(busy);
-    assert!(
-        from.open_send(Deadline::Now).is_err(),
-        "the row is not free"
-    );
-    let slot = receiving.slot();
-    recover(&node.daemon, slot).unwrap();
     let mut sender = from.open_send(Deadline::Now).unwrap();
     sender.send(b"new", 0, Deadline::Now).unwrap();
     let mut receiver = endpoint.accept(Deadline::Now).unwrap();
     let got = receiver.receive(Deadline::Now).unwrap().into_vec();
     assert_eq!(got, b"new");
+    drop((sender, receiver, from, endpoint));
+    assert_eq!(node.used(), before);
+}
+
+/// A stream channel that was scribbled over takes its own conversation with it, and not the row.
+#[test]
+fn a_row_with_a_scribbled_channel_goes_on() {
+    let node = Node::new();
+    let before = node.used();
+    let endpoint = endpoint(&node, 1, 1);
+    let entry = node.control.entry(endpoint.id()).unwrap();
+    let rows = entry.block.load(Ordering::Relaxed);
+    // State, block and ticket of the first row lie behind the head.
+    let pool = node.daemon.pool().data();
+    let scribble = || {
+        let ring = pool.view::<AtomicU64>(rows + 1_024 + 8).unwrap();
+        let ring = ring.load(Ordering::Relaxed);
+        let magic = pool.view::<AtomicU64>(ring).unwrap();
+        magic.store(0, Ordering::Relaxed);
+    };
+    let is_corrupt = |error: Error| matches!(error, Error::Memory(MemoryError::Corrupt { .. }));
+    // Before it is accepted: the receiver is told, and the sender.
+    let mut sender = endpoint.open_send(Deadline::Now).unwrap();
+    scribble();
+    assert!(is_corrupt(endpoint.accept(Deadline::Now).unwrap_err()));
+    let refused = sender.send(b"", 0, Deadline::Now).unwrap_err();
+    assert_eq!(refused, Error::PeerDied(endpoint.id()));
+    drop(sender);
+    let (mut sender, mut receiver) = pair(&endpoint);
+    sender.send(b"whole", 1, Deadline::Now).unwrap();
+    assert_eq!(receiver.receive(Deadline::Now).unwrap().hint(), 1);
+    drop((sender, receiver));
+    // While it is kept for the next one.
+    scribble();
+    let (mut sender, mut receiver) = pair(&endpoint);
+    sender.send(b"whole", 2, Deadline::Now).unwrap();
+    assert_eq!(receiver.receive(Deadline::Now).unwrap().hint(), 2);
+    drop((sender, receiver, endpoint));
+    assert_eq!(node.used(), before);
 }

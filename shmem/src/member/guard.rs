@@ -2,15 +2,20 @@
 
 use std::cell::Cell;
 use std::ops::Deref;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::Member;
+use crate::control::{MAX_THREADS, SPARE_THREADS};
+use crate::error::{Error, Result};
+use crate::pool::{Cache, Pool, ThreadRef};
 use crate::sync::Ordering;
 use crate::thread::ThreadRecord;
 
 /// A thread record in use.
 #[derive(Debug)]
 pub struct ThreadGuard<'a> {
-    pub(super) record: &'a ThreadRecord,
-    pub(super) index: u32,
+    record: &'a ThreadRecord,
+    index: u32,
 }
 
 thread_local! {
@@ -43,6 +48,125 @@ impl Deref for ThreadGuard<'_> {
     #[inline]
     fn deref(&self) -> &ThreadRecord {
         self.record
+    }
+}
+
+/// A thread record for giving something back: one can be had even when all ordinary ones are in use.
+#[derive(Debug)]
+pub struct SpareGuard<'a> {
+    // Before the turn: the record is free when the next one gets it.
+    thread: ThreadGuard<'a>,
+    /// Of one of the spare records.
+    _turn: Option<MutexGuard<'a, ()>>,
+}
+
+impl<'a> Deref for SpareGuard<'a> {
+    type Target = ThreadGuard<'a>;
+
+    #[inline]
+    fn deref(&self) -> &ThreadGuard<'a> {
+        &self.thread
+    }
+}
+
+/// What the spare thread records are for, one each.
+#[derive(Clone, Copy)]
+enum Spare {
+    /// Emptying an object that goes, which frees.
+    Empty = 0,
+    /// Freeing.
+    Free = 1,
+}
+
+/// Whose turn it is at each spare record: the threads of a process take it one after the other. The one for emptying is taken
+/// before the one for freeing, and both before the lock of a pool's cache.
+pub(super) type Turns = [Mutex<()>; SPARE_THREADS as usize];
+
+impl Member {
+    #[cold]
+    pub(super) fn other_thread(&self) -> Result<ThreadGuard<'_>> {
+        let records = self.control.threads(self.slot.index)?;
+        let guard = (0..).zip(records).find_map(|(index, record)| {
+            // The spare ones too: recovery looks at the first records, up to one that was never touched.
+            record.touched.store(1, Ordering::Release);
+            let ordinary = index >= SPARE_THREADS;
+            ordinary.then(|| claim(record, index)).flatten()
+        });
+        let guard = guard.ok_or(Error::TableFull {
+            table: "records for threads of one process",
+            size: MAX_THREADS - SPARE_THREADS,
+        })?;
+        LAST_RECORD.set(guard.index);
+        Ok(guard)
+    }
+
+    /// A record for emptying an object that goes, also when all ordinary ones are in use. The threads of a process get that
+    /// one in turn, so whoever has it waits for nobody.
+    ///
+    /// # Errors
+    /// When shared memory is corrupt.
+    pub fn thread_to_empty(&self) -> Result<SpareGuard<'_>> {
+        match self.thread() {
+            Ok(thread) => Ok(SpareGuard {
+                thread,
+                _turn: None,
+            }),
+            Err(_) => self.spare_thread(Spare::Empty),
+        }
+    }
+
+    #[cold]
+    fn spare_thread(&self, which: Spare) -> Result<SpareGuard<'_>> {
+        let index = which as u32;
+        let turn = self.turns[index as usize]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // All up to it, for recovery.
+        for record in self
+            .control
+            .threads(self.slot.index)?
+            .iter()
+            .take(index as usize + 1)
+        {
+            record.touched.store(1, Ordering::Release);
+        }
+        let record = self.control.thread(self.slot.index, index);
+        let claimed = record.and_then(|record| claim(record, index));
+        let thread = claimed.ok_or(Error::Corrupt {
+            what: "mark of use of a spare thread record",
+            value: index.into(),
+        })?;
+        Ok(SpareGuard {
+            thread,
+            _turn: Some(turn),
+        })
+    }
+
+    /// Frees in a pool, by a record of its own. It does not fail for want of one.
+    #[inline]
+    pub(super) fn free_in(
+        &self,
+        pool: &Pool,
+        cache: &Mutex<Cache>,
+        offset: u64,
+        between: impl FnOnce(),
+    ) -> Result<()> {
+        let mut between = Some(between);
+        let mut once = || {
+            if let Some(between) = between.take() {
+                between();
+            }
+        };
+        let slot = self.slot_entry()?;
+        let thread = || self.thread().map(ThreadRef::Leased);
+        let freed = pool.free(cache, slot, self.slot, thread, offset, &mut once);
+        if !matches!(freed, Err(Error::TableFull { .. })) {
+            return freed;
+        }
+        // Nothing has been changed, and no lock is held.
+        let spare = self.spare_thread(Spare::Free)?;
+        let thread = || Ok(ThreadRef::Callers(&spare));
+        pool.free(cache, slot, self.slot, thread, offset, once)
     }
 }
 

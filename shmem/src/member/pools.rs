@@ -222,15 +222,15 @@ impl Member {
         between: impl FnOnce(),
     ) -> Result<()> {
         let mapped = self.pin_pool(PoolTag::of(address))?;
-        let lease = || match thread {
-            Some(thread) => Ok(ThreadRef::Callers(thread)),
-            None => self.thread().map(ThreadRef::Leased),
+        let (pool, cache) = (&mapped.pool, &mapped.cache);
+        let offset = PoolTag::offset(address);
+        let freed = match thread {
+            None => self.free_in(pool, cache, offset, between),
+            Some(thread) => self.slot_entry().and_then(|slot| {
+                let thread = || Ok(ThreadRef::Callers(thread));
+                pool.free(cache, slot, self.slot, thread, offset, between)
+            }),
         };
-        let freed = self.slot_entry().and_then(|slot| {
-            let offset = PoolTag::offset(address);
-            let (pool, cache) = (&mapped.pool, &mapped.cache);
-            pool.free(cache, slot, self.slot, lease, offset, between)
-        });
         self.unpin_pool(&mapped);
         freed
     }

@@ -190,7 +190,9 @@ fn scribbled_intents_and_lists_do_no_harm() {
                 slot.slabs[0].store(a, crate::sync::Ordering::Relaxed);
                 slot.extents[0].store(b, crate::sync::Ordering::Relaxed);
                 let records = scene.control.threads(scene.dead.index).unwrap();
-                records[0].touched.store(1, crate::sync::Ordering::Relaxed);
+                for record in &records[..=thread.index() as usize] {
+                    record.touched.store(1, crate::sync::Ordering::Relaxed);
+                }
                 thread.intent.begin(op, 0, what, [a, b]);
                 scene.recover();
             }

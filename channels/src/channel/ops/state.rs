@@ -98,7 +98,7 @@ impl Local<'_> {
     }
 
     /// Waits for a state that this thread does not change.
-    fn watch<T>(
+    pub(crate) fn watch<T>(
         &self,
         thread: &ThreadGuard<'_>,
         spin: &Spin,
