@@ -8,6 +8,7 @@
 mod core;
 mod gateway;
 mod io;
+mod late;
 mod latency;
 mod local;
 mod owner;

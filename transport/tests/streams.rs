@@ -166,3 +166,73 @@ fn ends_that_close_first() {
         assert_eq!(end, Error::PeerDied(endpoint.id()));
     });
 }
+
+/// A pump whose descriptor is silent notices on another node too that its receiver has ended.
+#[test]
+fn a_silent_descriptor_on_another_node() {
+    on_each(2, |nodes| {
+        let owner = nodes[0].client();
+        let before = nodes[0].blocks();
+        let endpoint = Endpoint::create(&owner, &options()).unwrap();
+        let theirs = nodes[1].client();
+        let far = Endpoint::attach(&theirs, &endpoint.descriptor(), false).unwrap();
+        let (fd, pump) = far.open_send(watched()).unwrap().into_fd().unwrap();
+        let receiver = endpoint.accept(watched()).unwrap();
+        until("the lookout waits", || nodes[0].stats().parked == 1);
+        receiver.close().unwrap();
+        assert_eq!(pump.join(), Err(Error::PeerClosed(endpoint.id())));
+        drop(fd);
+        // In good order nobody waits any longer either.
+        let (fd, pump) = far.open_send(watched()).unwrap().into_fd().unwrap();
+        let mut receiver = endpoint.accept(watched()).unwrap();
+        until("the lookout waits", || nodes[0].stats().parked == 1);
+        drop(fd);
+        assert_eq!(pump.join(), Ok(0));
+        until("nobody waits", || nodes[0].stats().parked == 0);
+        let end = receiver.receive(watched()).unwrap_err();
+        assert_eq!(end, Error::EndOfStream(endpoint.id()));
+        drop((receiver, far, endpoint));
+        until("everything is given back", || nodes[0].blocks() == before);
+    });
+}
+
+/// A chunk for which the receiver's node has no memory is not lost, and the next one does not come before it.
+#[test]
+fn a_chunk_waits_for_memory_at_its_receiver() {
+    on_each(2, |nodes| {
+        let owner = nodes[0].client();
+        let endpoint = Endpoint::create(&owner, &options()).unwrap();
+        let theirs = nodes[1].client();
+        let far = Endpoint::attach(&theirs, &endpoint.descriptor(), false).unwrap();
+        let mut sender = endpoint.open_send(watched()).unwrap();
+        let mut receiver = far.accept(watched()).unwrap();
+        for (n, length) in (0..).zip([100_000, 10, 70_000]) {
+            sender.send(&pattern(length, n), n, watched()).unwrap();
+        }
+        sender.close(watched()).unwrap();
+        let before = nodes[1].blocks();
+        let mut all = Vec::new();
+        for length in [1 << 20, 64 << 10, 1_000] {
+            while let Ok(block) = theirs.alloc(length) {
+                all.push(block.offset);
+            }
+        }
+        for _ in 0..2 {
+            let error = receiver.receive(watched()).unwrap_err();
+            assert!(error.to_string().contains("used up"), "{error}");
+            assert!(receiver.poll(watched()).unwrap(), "there is a chunk");
+        }
+        for block in all {
+            theirs.free(block).unwrap();
+        }
+        for (n, length) in (0..).zip([100_000, 10, 70_000]) {
+            let chunk = receiver.receive(watched()).unwrap();
+            assert_eq!(chunk.hint(), n);
+            assert!(chunk.into_vec() == pattern(length, n));
+        }
+        let end = receiver.receive(watched()).unwrap_err();
+        assert_eq!(end, Error::EndOfStream(endpoint.id()));
+        assert_eq!(nodes[1].blocks(), before);
+        assert_eq!(nodes[1].stats().messages_lost, 0);
+    });
+}

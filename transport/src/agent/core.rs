@@ -16,6 +16,7 @@ use dragon_shmem::{Block, Member};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{I32, U32, U64};
 
+use super::late::{Chunk, Receiver};
 use super::latency::Latencies;
 use super::local;
 use super::owner::{Answer, Job, Origin, Owner};
@@ -151,6 +152,8 @@ impl Core {
         let header = FrameHeader {
             status: I32::new(answer.code.to_i32()),
             request: answer.origin.request.into(),
+            slot: answer.origin.slot.index.into(),
+            slot_generation: answer.origin.slot.generation.into(),
             arg0: answer.arg0.into(),
             arg1: answer.arg1.into(),
             payload: answer.body.len().into(),
@@ -238,9 +241,20 @@ impl Core {
             return self.complete(caller, Code::InvalidArgument);
         };
         let now = clock::now();
-        let begun = self
-            .requests()
-            .begin(caller, op, target, header.deadline.get(), now);
+        let receiver = Receiver::of_request(op, &header);
+        let mut requests = self.requests();
+        if let Some(receiver) = receiver.filter(|receiver| requests.late.has(receiver)) {
+            drop(requests);
+            return self.give_late(caller, op, receiver);
+        }
+        if let Some(receiver) = Receiver::of_end(op, &header) {
+            requests.late.forget(&receiver);
+        }
+        let begun = requests.begin(caller, op, target, header.deadline.get(), now);
+        if let (Ok(begun), Some(receiver)) = (&begun, receiver) {
+            requests.wants_chunk(begun.number, op, receiver.conversation);
+        }
+        drop(requests);
         let begun = match begun {
             Ok(begun) => begun,
             Err(code) => return self.complete(caller, code),
@@ -375,52 +389,127 @@ impl Core {
         }
         let took = clock::now().saturating_sub(pending.begun);
         lock(&self.latencies).record(pending.node, took);
-        let mut status = header.status.get();
+        if let Payload::Lost(code) = payload {
+            add(&self.counters.messages_lost);
+            tracing::warn!(object = %pending.target, %code, "a message was lost: no memory to receive it");
+            return self.complete(pending.caller, code);
+        }
+        let receiver = Receiver::of_reply(header);
+        if let Some(receiver) = receiver.filter(|receiver| self.requests().late.has(receiver)) {
+            // Others came before this one.
+            let (argument, body) = (header.arg0.get(), payload.keep());
+            let chunk = Chunk { argument, body };
+            self.requests().late.push(receiver, chunk);
+            return self.give_late(pending.caller, Op::Receive, receiver);
+        }
+        let results = [header.arg0.get(), header.arg1.get()];
+        match self.hand_over(pending.caller, header.status.get(), results, payload) {
+            Ok(()) => {}
+            Err((Some(code), body)) => {
+                // There is no memory for it here, so it goes back to where it came from; a chunk before its receiver can
+                // ask for the next one.
+                self.put_aside(header, body, true);
+                self.complete(pending.caller, code);
+            }
+            Err((None, body)) => {
+                self.undo(pending.caller.slot(), header);
+                self.late(header, body);
+            }
+        }
+    }
+
+    /// Puts a reply with its payload into the caller's cell. Otherwise the payload comes back, with a code when there is no
+    /// memory for it, and without when nobody waits any more.
+    fn hand_over(
+        &self,
+        caller: Caller,
+        status: i32,
+        [arg0, arg1]: [u64; 2],
+        payload: Payload<'_>,
+    ) -> Result<(), (Option<Code>, Body)> {
         let (payload, kept) = match payload {
             Payload::Small(bytes) if bytes.len() <= REPLY_INLINE => {
                 (ReplyPayload::Inline(bytes.to_vec()), None)
             }
-            Payload::Lost(code) => {
-                add(&self.counters.messages_lost);
-                tracing::warn!(object = %pending.target, %code, "a message was lost: no memory to receive it");
-                status = code.to_i32();
-                (ReplyPayload::Inline(Vec::new()), None)
-            }
             payload => match local::to_shared_block(&self.member, payload.keep()) {
                 Ok(body) => (local::block_of(&body), Some(body)),
-                Err((code, body)) => {
-                    // There is no memory for it here, so it goes back to where it came from.
-                    self.complete(pending.caller, code);
-                    return self.late(header, body);
-                }
+                Err((code, body)) => return Err((Some(code), body)),
             },
         };
         let reply = Reply {
             status,
-            arg0: header.arg0.get(),
-            arg1: header.arg1.get(),
+            arg0,
+            arg1,
             payload,
         };
-        if self.deliver(pending.caller, &reply) {
+        if self.deliver(caller, &reply) {
             // The caller frees the block from now on.
             if let Some(Body::Block(block)) = kept {
                 let _ = block.into_block();
             }
-            return;
+            return Ok(());
         }
-        self.undo(pending.caller.slot(), header);
         let body = kept.unwrap_or_else(|| match reply.payload {
             ReplyPayload::Inline(bytes) => Body::Bytes(bytes),
             ReplyPayload::Block { .. } => Body::empty(),
         });
-        self.late(header, body);
+        Err((None, body))
+    }
+
+    /// Gives a receiver the first chunk that came too late for it, or tells it that there is one.
+    fn give_late(&self, caller: Caller, op: Op, receiver: Receiver) {
+        let conversation = receiver.conversation;
+        if op == Op::PollReadable {
+            let one = Payload::Small(&[]);
+            // Nothing is lost with it.
+            let _ = self.hand_over(caller, Code::Ok.to_i32(), [1, 0], one);
+            return;
+        }
+        let chunk = self.requests().late.pop(&receiver);
+        let Some(Chunk { argument, body }) = chunk else {
+            // Another thread of the process took it.
+            return self.complete(caller, Code::Cancelled);
+        };
+        let small;
+        let payload = match body {
+            Body::Bytes(bytes) => {
+                small = bytes;
+                Payload::Small(&small)
+            }
+            body => Payload::Body(body),
+        };
+        let results = [argument, conversation];
+        let given = self.hand_over(caller, Code::Ok.to_i32(), results, payload);
+        let Err((code, body)) = given else { return };
+        let chunk = Chunk { argument, body };
+        self.requests().late.push_first(receiver, chunk);
+        if let Some(code) = code {
+            self.complete(caller, code);
+        }
     }
 
     /// A reply that nobody waits for: a message in it goes back to its owner.
     fn late(&self, header: &FrameHeader, body: Body) {
+        self.put_aside(header, body, false);
+    }
+
+    /// What a caller cannot take: a message goes back to its owner, a chunk of a stream waits here for its receiver, behind
+    /// others or as the first.
+    fn put_aside(&self, header: &FrameHeader, body: Body, first: bool) {
         let Some(target) = header.target.object() else {
             return;
         };
+        if let Some(receiver) = Receiver::of_reply(header) {
+            let argument = header.arg0.get();
+            let chunk = Chunk { argument, body };
+            let waiting = self.requests().keep_late(receiver, chunk, first);
+            if let Some((number, pending)) = waiting {
+                self.cancel(number, pending.node, false);
+                let op = pending.wants.map_or(Op::Receive, |(op, _)| op);
+                self.give_late(pending.caller, op, receiver);
+            }
+            return;
+        }
         if !super::stats::carries_message(header) {
             return;
         }

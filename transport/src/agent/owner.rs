@@ -423,6 +423,7 @@ fn in_order(op: Op) -> bool {
             | Op::PollFull
             | Op::Peek
             | Op::AwaitReceipt
+            | Op::StreamWatch
     )
 }
 

@@ -5,6 +5,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use dragon_protocol::op::Op;
 use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId, wire};
 
+use super::late::{Chunk, Late, Receiver};
+
 /// How long after its deadline a request waits for the owner's word before it ends with `Unreachable`: longer than a cut
 /// connection takes to be noticed, so this is for a peer whose machine answers and whose daemon does not.
 pub(super) const GRACE: u64 = 15_000_000_000;
@@ -47,6 +49,8 @@ pub(super) struct Pending {
     pub(super) node: NodeIndex,
     pub(super) caller: Caller,
     pub(super) target: ObjectId,
+    /// Of what conversation it wants a chunk, or wants to know whether there is one.
+    pub(super) wants: Option<(Op, u64)>,
     /// When it was taken from the caller.
     pub(super) begun: u64,
     /// The link that it was given to.
@@ -66,6 +70,8 @@ pub(super) struct Requests {
     nodes: HashMap<NodeIndex, NodeState>,
     /// For each slot number the last generation that is known to be gone.
     gone: HashMap<u32, u32>,
+    /// What came for a receiver of this node that could not take it.
+    pub(super) late: Late,
     /// Until when the I/O thread sleeps.
     sleeps_until: u64,
     /// When it wakes up for a request that may have ended.
@@ -154,6 +160,7 @@ impl Requests {
             node: target.node,
             caller,
             target,
+            wants: None,
             begun: now,
             link: 0,
             until,
@@ -177,6 +184,40 @@ impl Requests {
         };
         pending.link = link;
         true
+    }
+
+    /// Notes that a request is about a chunk of a conversation.
+    pub(super) fn wants_chunk(&mut self, number: u64, op: Op, conversation: u64) {
+        if let Some(pending) = self.pending.get_mut(&number) {
+            pending.wants = Some((op, conversation));
+        }
+    }
+
+    /// Keeps a chunk that came too late. If its receiver waits by now, with another request, that one ends with it: it is
+    /// returned, with its number.
+    pub(super) fn keep_late(
+        &mut self,
+        receiver: Receiver,
+        chunk: Chunk,
+        first: bool,
+    ) -> Option<(u64, Pending)> {
+        if self.is_gone(receiver.slot) {
+            return None;
+        }
+        if first {
+            self.late.push_first(receiver, chunk);
+        } else {
+            self.late.push(receiver, chunk);
+        }
+        let waits = |p: &&Pending| {
+            !p.expired
+                && p.wants.is_some_and(|(_, of)| of == receiver.conversation)
+                && p.target == receiver.endpoint
+                && p.caller.slot() == Some(receiver.slot)
+        };
+        let mut pending = self.pending.iter();
+        let number = pending.find_map(|(n, p)| Some(p).filter(waits).map(|_| *n))?;
+        self.forget(number).map(|pending| (number, pending))
     }
 
     /// The end of a request.
@@ -229,6 +270,7 @@ impl Requests {
         state.holders.clear();
         state.owed.clear();
         state.retry_at = 0;
+        self.late.node_gone(node);
         let lost = self.pending.iter().filter(|(_, p)| p.node == node);
         let lost: Vec<u64> = lost.map(|(number, _)| *number).collect();
         self.forget_all(&lost)
@@ -247,6 +289,7 @@ impl Requests {
         held: impl Iterator<Item = NodeIndex>,
     ) -> SlotEnd {
         self.gone.insert(slot.index, slot.generation);
+        self.late.slot_gone(slot);
         let of_slot = |p: &Pending| matches!(p.caller, Caller::Thread { slot: s, .. } if s == slot);
         let numbers = self.pending.iter().filter(|(_, p)| of_slot(p));
         let numbers: Vec<u64> = numbers.map(|(number, _)| *number).collect();

@@ -3,7 +3,8 @@ use std::collections::HashSet;
 use dragon_protocol::op::Op;
 use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, SlotId, wire};
 
-use super::{Caller, GRACE, RETRY_FIRST, Requests};
+use super::{Caller, Chunk, GRACE, RETRY_FIRST, Receiver, Requests};
+use crate::body::Body;
 
 fn node(n: u32) -> NodeIndex {
     NodeIndex::new(n).unwrap()
@@ -171,4 +172,86 @@ fn many_short_requests_wake_the_sleeper_once() {
         requests.sleep(wire::NEVER, now);
     }
     assert_eq!(wakes, 1);
+}
+
+fn receiver(slot: SlotId, to: u32, conversation: u64) -> Receiver {
+    Receiver {
+        slot,
+        endpoint: object(to),
+        conversation,
+    }
+}
+
+fn chunk(argument: u64) -> Chunk {
+    Chunk {
+        argument,
+        body: Body::Bytes(vec![1]),
+    }
+}
+
+fn arguments(requests: &mut Requests, receiver: &Receiver) -> Vec<u64> {
+    std::iter::from_fn(|| Some(requests.late.pop(receiver)?.argument)).collect()
+}
+
+#[test]
+fn chunks_that_come_too_late_wait_in_their_order() {
+    let mut requests = Requests::default();
+    let (a, b) = (receiver(slot(1, 1), 2, 5), receiver(slot(1, 1), 2, 6));
+    assert!(!requests.late.has(&a));
+    for (receiver, argument, first) in [(a, 2, false), (b, 9, false), (a, 3, false), (a, 1, true)] {
+        assert!(
+            requests
+                .keep_late(receiver, chunk(argument), first)
+                .is_none()
+        );
+    }
+    assert!(requests.late.has(&a));
+    assert_eq!(arguments(&mut requests, &a), [1, 2, 3]);
+    assert!(!requests.late.has(&a));
+    assert_eq!(arguments(&mut requests, &b), [9]);
+}
+
+#[test]
+fn a_chunk_that_comes_too_late_ends_the_next_request_for_it() {
+    let mut requests = Requests::default();
+    let (who, other) = (caller(slot(1, 1), 0, 5), caller(slot(1, 1), 1, 5));
+    let asked = begin(&mut requests, who, Op::Receive, 2);
+    requests.wants_chunk(asked, Op::Receive, 7);
+    let polled = begin(&mut requests, other, Op::PollReadable, 2);
+    requests.wants_chunk(polled, Op::PollReadable, 8);
+    let mut late = |slot, to, conversation| {
+        let kept = requests.keep_late(receiver(slot, to, conversation), chunk(0), false);
+        kept.map(|(number, pending)| (number, pending.wants.unwrap().0))
+    };
+    assert_eq!(late(slot(1, 1), 3, 7), None, "of another endpoint");
+    assert_eq!(late(slot(2, 1), 2, 7), None, "of another process");
+    assert_eq!(late(slot(1, 1), 2, 9), None, "of another conversation");
+    assert_eq!(late(slot(1, 1), 2, 7), Some((asked, Op::Receive)));
+    assert_eq!(late(slot(1, 1), 2, 7), None, "it has ended");
+    assert_eq!(late(slot(1, 1), 2, 8), Some((polled, Op::PollReadable)));
+    assert_eq!(requests.len(), 0);
+    // One that was told that the owner does not answer does not wait any more.
+    let begun = requests.begin(who, Op::Receive, object(2), 1_000, 10);
+    requests.wants_chunk(begun.unwrap().number, Op::Receive, 7);
+    assert_eq!(requests.due(1_000 + GRACE).callers, [who]);
+    let kept = requests.keep_late(receiver(slot(1, 1), 2, 7), chunk(0), false);
+    assert!(kept.is_none());
+}
+
+#[test]
+fn chunks_go_with_their_receiver_and_with_their_owner() {
+    let mut requests = Requests::default();
+    let (dead, alive) = (receiver(slot(1, 1), 2, 5), receiver(slot(2, 1), 3, 5));
+    for receiver in [dead, alive] {
+        requests.keep_late(receiver, chunk(1), false);
+    }
+    requests.slot_gone(slot(1, 1), std::iter::empty());
+    assert!(!requests.late.has(&dead) && requests.late.has(&alive));
+    requests.keep_late(dead, chunk(2), false);
+    assert!(!requests.late.has(&dead), "nobody comes for it");
+    requests.node_gone(node(3), Code::NodeDown);
+    assert!(!requests.late.has(&alive));
+    requests.keep_late(alive, chunk(3), false);
+    requests.late.forget(&alive);
+    assert!(!requests.late.has(&alive));
 }
