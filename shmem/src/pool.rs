@@ -1,7 +1,7 @@
 //! Pools: blocks of shared memory, allocated by any process, recovered when it dies.
 //!
 //! A pool is two regions: the data, a sparse memfd of the pool's limit of which the daemon has committed a prefix, and the
-//! metadata, which holds one word and one record for each page of 64 KiB.
+//! metadata, which holds a word, a record and what a slab needs for each page of 64 KiB.
 //!
 //! * Small blocks (64 B to 32 KiB, powers of two) lie in *slabs*: a page of one size class, owned by one slot. Only the
 //!   owner allocates in it, so it sets bits of the `allocated` bitmap with plain read-modify-stores; whoever frees sets a
@@ -45,7 +45,7 @@ use crate::slot::{KEPT, MAX_POOLS, Slot};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, low};
 use crate::thread::Intent;
 use commit::Truth;
-use page::{PAGE, PageMeta, PageWord, Stamps, Tag};
+use page::{Bitmaps, PAGE, PageMeta, PageWord, Stamps, Tag};
 use room::Room;
 use slab::{CLASSES, Class, class_of};
 pub use stats::Statistics;
@@ -94,8 +94,7 @@ pub struct Pool {
     data: Region,
     tag: PoolTag,
     limit: u64,
-    records: u64,
-    stamps: u64,
+    tables: Tables,
     /// No block is smaller.
     minimum: u64,
     name: Arc<str>,
@@ -177,7 +176,7 @@ impl Pool {
         let limit = limit_of(options);
         let name = format!("dragon-pool{}", tag.number());
         let (meta, data) = (format!("{name}-meta"), format!("{name}-{}", options.name));
-        let meta = Region::create(&meta, META, runtime, tables(limit).2)?;
+        let meta = Region::create(&meta, META, runtime, Tables::of(limit).end)?;
         let data = if options.file.is_empty() {
             Region::create(data.trim_end_matches('-'), DATA, runtime, limit)?
         } else {
@@ -203,7 +202,7 @@ impl Pool {
     pub fn create_private(runtime: RuntimeId, tag: PoolTag, options: &PoolOptions) -> Result<Self> {
         options.check()?;
         let limit = limit_of(options);
-        let meta = Region::create_private(META, runtime, tables(limit).2)?;
+        let meta = Region::create_private(META, runtime, Tables::of(limit).end)?;
         let data = Region::create_private(DATA, runtime, limit)?;
         Self::init(meta, data, tag, options)
     }
@@ -219,7 +218,6 @@ impl Pool {
         let huge = u64::from(options.huge_pages);
         label.huge.store(huge, Ordering::Relaxed);
         label.set_name(&options.name);
-        let (records, stamps, _) = tables(limit);
         let pool = Self {
             meta,
             data,
@@ -227,8 +225,7 @@ impl Pool {
             limit,
             minimum,
             name: Arc::from(options.name.as_str()),
-            records,
-            stamps,
+            tables: Tables::of(limit),
             truth: Some(Truth::default()),
         };
         // The data region's own header lies in the first page, which is therefore never free.
@@ -268,10 +265,10 @@ impl Pool {
                 value: limit,
             });
         }
-        if meta.1 != tables(limit).2 {
+        if meta.1 != Tables::of(limit).end {
             return Err(Error::Region {
                 what: "size of the pool's metadata",
-                expected: tables(limit).2,
+                expected: Tables::of(limit).end,
                 found: meta.1,
             });
         }
@@ -280,7 +277,6 @@ impl Pool {
             Backing::File => Region::map_file(data.0, data.1, DATA, runtime)?,
             _ => Region::map(data.0, data.1, DATA, runtime)?,
         };
-        let (records, stamps, _) = tables(limit);
         let words: &PoolWords = meta.view(WORDS)?;
         let named = words.tag.load(Ordering::Relaxed);
         let tag = u16::try_from(named).ok().and_then(PoolTag::from_u16);
@@ -304,8 +300,7 @@ impl Pool {
             limit,
             minimum,
             name: name.into(),
-            records,
-            stamps,
+            tables: Tables::of(limit),
             truth: None,
         })
     }
@@ -633,13 +628,20 @@ impl Pool {
     #[inline]
     pub(crate) fn page_meta(&self, index: u32) -> Result<&PageMeta> {
         self.meta
-            .view(self.records + u64::from(index) * size_of::<PageMeta>() as u64)
+            .view(self.tables.records + u64::from(index) * size_of::<PageMeta>() as u64)
+    }
+
+    /// The bits of a page that is a slab.
+    #[inline]
+    pub(crate) fn bitmaps(&self, index: u32) -> Result<&Bitmaps> {
+        self.meta
+            .view(self.tables.bitmaps + u64::from(index) * size_of::<Bitmaps>() as u64)
     }
 
     #[inline]
     pub(crate) fn stamps(&self, index: u32) -> Result<&Stamps> {
         self.meta
-            .view(self.stamps + u64::from(index) * size_of::<Stamps>() as u64)
+            .view(self.tables.stamps + u64::from(index) * size_of::<Stamps>() as u64)
     }
 
     pub(crate) fn committed_pages(&self) -> u32 {
@@ -693,12 +695,29 @@ fn limit_of(options: &PoolOptions) -> u64 {
     options.limit.max(CHUNK).next_multiple_of(CHUNK)
 }
 
-/// Where the pages' records and the stamps of their blocks start in the metadata, and where it ends.
-fn tables(limit: u64) -> (u64, u64, u64) {
-    let pages = limit / PAGE;
-    let records = (PAGES + pages * 8).next_multiple_of(512);
-    let stamps = (records + pages * size_of::<PageMeta>() as u64).next_multiple_of(4096);
-    (records, stamps, stamps + pages * size_of::<Stamps>() as u64)
+/// Where the tables behind the page words start in the metadata, and where it ends. Each is on pages of memory of its own, so
+/// that those which only slabs need cost nothing where there is none.
+#[derive(Clone, Copy, Debug)]
+struct Tables {
+    records: u64,
+    bitmaps: u64,
+    stamps: u64,
+    end: u64,
+}
+
+impl Tables {
+    const fn of(limit: u64) -> Self {
+        let pages = limit / PAGE;
+        let records = (PAGES + pages * 8).next_multiple_of(64);
+        let bitmaps = (records + pages * size_of::<PageMeta>() as u64).next_multiple_of(4096);
+        let stamps = (bitmaps + pages * size_of::<Bitmaps>() as u64).next_multiple_of(4096);
+        Self {
+            records,
+            bitmaps,
+            stamps,
+            end: stamps + pages * size_of::<Stamps>() as u64,
+        }
+    }
 }
 
 /// Notes in the slot that an extent is about to be kept, or to be taken from the spare ones.

@@ -8,7 +8,7 @@ use dragon_protocol::{NodeIndex, PoolOptions, RuntimeId};
 
 use super::page::{PAGE, PageWord};
 use super::table::{InProcess, PoolTable, Unlimited};
-use super::{CHUNK, DATA, META, Pool, tables};
+use super::{CHUNK, DATA, META, Pool, Tables};
 use crate::error::Error;
 use crate::recover::recover_memory;
 use crate::region::{Backing, Region};
@@ -244,7 +244,7 @@ fn a_process_that_dies_while_it_leaves_a_pool_leaves_nothing() {
 #[test]
 #[cfg_attr(miri, ignore = "nothing is mapped")]
 fn regions_that_do_not_make_a_pool_are_refused() {
-    let size = tables(LIMIT).2;
+    let size = Tables::of(LIMIT).end;
     let regions = || {
         let meta = Region::create("meta", META, RUNTIME, size).unwrap();
         let data = Region::create("data", DATA, RUNTIME, LIMIT).unwrap();

@@ -190,9 +190,10 @@ pub struct Links {
     pub prev: AtomicU64,
 }
 
-/// Record of a page. 512 bytes; what others write lies on cache lines apart from what the owner reads all the time.
+/// Record of a page. One cache line, and with nothing in it that only slabs need: of a page that is no slab it is all that costs
+/// memory beside the page's word.
 #[derive(Debug)]
-#[repr(C, align(512))]
+#[repr(C, align(64))]
 pub struct PageMeta {
     /// Its place in a list of slabs.
     pub slabs: Links,
@@ -205,7 +206,19 @@ pub struct PageMeta {
     /// Who looks whether the slab, at rest, is empty: his slot plus one, 0 for nobody. He alone sets the mark of that in the
     /// page's word and takes it away, or recovery after his death; so the mark that he finds is his own.
     pub looker: AtomicU64,
-    reserved: [AtomicU64; 9],
+    reserved: AtomicU64,
+}
+
+// SAFETY: repr(C), only atomics.
+unsafe impl Shared for PageMeta {}
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<PageMeta>() == 64);
+
+/// Which blocks of a slab are in use. 384 bytes; what others write lies on cache lines apart from what the owner reads all the
+/// time. Of a page that was never a slab nobody looks at them.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct Bitmaps {
     /// Blocks that are allocated; written by the owner alone.
     pub allocated: [AtomicU64; BITMAP],
     /// Blocks that were shared.
@@ -215,9 +228,9 @@ pub struct PageMeta {
 }
 
 // SAFETY: repr(C), only atomics.
-unsafe impl Shared for PageMeta {}
+unsafe impl Shared for Bitmaps {}
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<PageMeta>() == 512);
+const _: () = assert!(size_of::<Bitmaps>() == 384);
 
 impl PageMeta {
     /// Takes the page out of a dead owner's list, as far as the mark goes.

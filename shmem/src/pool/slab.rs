@@ -18,7 +18,7 @@ use dragon_protocol::SlotId;
 use dragon_protocol::op::Op;
 
 use super::list::List;
-use super::page::{BITMAP, PAGE, PageMeta, PageWord, Stamps, Tag, Word};
+use super::page::{BITMAP, Bitmaps, PAGE, PageWord, Stamps, Tag, Word};
 use super::{Cache, Pool, extent};
 use crate::error::Result;
 use crate::slot::Slot;
@@ -73,12 +73,12 @@ impl<'a> Bits<'a> {
     }
 
     #[inline]
-    fn of(meta: &'a PageMeta, class: usize) -> Self {
+    fn of(maps: &'a Bitmaps, class: usize) -> Self {
         let words = words_of(class);
         Self::new(
-            &meta.allocated[..words],
-            &meta.shared[..words],
-            &meta.freed[..words],
+            &maps.allocated[..words],
+            &maps.shared[..words],
+            &maps.freed[..words],
         )
     }
 
@@ -230,7 +230,7 @@ impl Class {
         let Some(page) = self.current else {
             return Ok(None);
         };
-        let bits = Bits::of(pool.page_meta(page)?, class);
+        let bits = Bits::of(pool.bitmaps(page)?, class);
         let stamps = pool.stamps(page)?;
         let block = bits.allocate(blocks_of(class), &mut self.word, |block| stamps.bump(block));
         Ok(block.map(|block| u64::from(page) * PAGE + u64::from(block) * class_size(class)))
@@ -254,7 +254,7 @@ impl Class {
             if !self.wake(pool, page)? {
                 continue;
             }
-            Bits::of(pool.page_meta(page)?, class).collect();
+            Bits::of(pool.bitmaps(page)?, class).collect();
             self.use_page(pool, page)?;
             if let Some(offset) = self.alloc(pool, class)? {
                 return Ok(Some(offset));
@@ -352,7 +352,8 @@ pub(super) fn alloc_new(
         intent.end();
         return Ok(None);
     }
-    for words in [&meta.allocated, &meta.shared, &meta.freed] {
+    let maps = pool.bitmaps(page)?;
+    for words in [&maps.allocated, &maps.shared, &maps.freed] {
         for word in words {
             word.store(0, Ordering::Relaxed);
         }
@@ -400,9 +401,9 @@ pub(super) fn adopt(
         if word.tag() != Tag::Slab || word.owner().is_some() || word.class() != class {
             continue;
         }
-        let meta = pool.page_meta(page)?;
+        let (meta, maps) = (pool.page_meta(page)?, pool.bitmaps(page)?);
         let mark = u64::from(owner.index) + 1;
-        if in_use(meta, class) == u64::from(blocks_of(class)) {
+        if in_use(maps, class) == u64::from(blocks_of(class)) {
             continue;
         }
         intent.begin(Op::Allocate, pool.number(), 0, [page.into(), 1]);
@@ -420,7 +421,7 @@ pub(super) fn adopt(
         intent.end();
         let cached = &mut cache.classes[class];
         cached.pages.push(page);
-        Bits::of(meta, class).collect();
+        Bits::of(maps, class).collect();
         cached.use_page(pool, page)?;
         if let Some(offset) = cached.alloc(pool, class)? {
             return Ok(Some(offset));
@@ -440,14 +441,14 @@ pub(super) fn take_empty(
     page: u32,
     word: PageWord,
 ) -> Result<bool> {
-    let meta = pool.page_meta(page)?;
-    if word.is_looked_at() || in_use(meta, word.class()) != 0 {
+    let maps = pool.bitmaps(page)?;
+    if word.is_looked_at() || in_use(maps, word.class()) != 0 {
         return Ok(false);
     }
     intent.begin(Op::Free, pool.number(), TAKE_EMPTY, [page.into(), 0]);
-    let at = (pool.page(page)?, &meta.looker);
+    let at = (pool.page(page)?, &pool.page_meta(page)?.looker);
     let taken = begin_look(at.1, owner.index)
-        && take_looked_at(at.0, word, owner.index, |class| in_use(meta, class));
+        && take_looked_at(at.0, word, owner.index, |class| in_use(maps, class));
     if taken {
         extent::release(pool, page, 1)?;
     }
@@ -535,7 +536,7 @@ pub(super) fn trim(
         if !cached.wake(pool, page)? {
             continue;
         }
-        let bits = Bits::of(pool.page_meta(page)?, class);
+        let bits = Bits::of(pool.bitmaps(page)?, class);
         bits.collect();
         if bits.in_use() != 0 {
             if cached.current != Some(page) {
@@ -574,7 +575,7 @@ fn block_at(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<u32> 
 #[inline]
 pub(super) fn check(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<u32> {
     let block = block_at(pool, page, word, offset)?;
-    if Bits::of(pool.page_meta(page)?, word.class()).is_used(block) {
+    if Bits::of(pool.bitmaps(page)?, word.class()).is_used(block) {
         Ok(block)
     } else {
         Err(pool.not_allocated(offset))
@@ -584,7 +585,7 @@ pub(super) fn check(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Resu
 /// Whether the block is shared; an error when it is free.
 pub(super) fn is_shared(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<bool> {
     let block = check(pool, page, word, offset)?;
-    Ok(Bits::of(pool.page_meta(page)?, word.class()).is_shared(block))
+    Ok(Bits::of(pool.bitmaps(page)?, word.class()).is_shared(block))
 }
 
 /// Frees a block of one's own slab.
@@ -598,7 +599,7 @@ pub(super) fn free_own(
     between: impl FnOnce(),
 ) -> Result<()> {
     let block = check(pool, page, word, offset)?;
-    if !Bits::of(pool.page_meta(page)?, word.class()).free_own(block, between) {
+    if !Bits::of(pool.bitmaps(page)?, word.class()).free_own(block, between) {
         return Err(pool.not_allocated(offset));
     }
     cached.freed(page, block);
@@ -618,7 +619,7 @@ pub(super) fn free(
     announced: impl FnOnce(),
 ) -> Result<()> {
     let block = check(pool, page, word, offset)?;
-    let bits = Bits::of(pool.page_meta(page)?, word.class());
+    let bits = Bits::of(pool.bitmaps(page)?, word.class());
     if !bits.is_shared(block) {
         return Err(pool.not_allocated(offset));
     }
@@ -639,15 +640,15 @@ pub(super) fn free(
 
 pub(super) fn share(pool: &Pool, page: u32, word: PageWord, offset: u64) -> Result<()> {
     let block = check(pool, page, word, offset)?;
-    if Bits::of(pool.page_meta(page)?, word.class()).share(block) {
+    if Bits::of(pool.bitmaps(page)?, word.class()).share(block) {
         Ok(())
     } else {
         Err(pool.not_allocated(offset))
     }
 }
 
-pub(super) fn in_use(meta: &PageMeta, class: usize) -> u64 {
-    Bits::of(meta, class).in_use()
+pub(super) fn in_use(maps: &Bitmaps, class: usize) -> u64 {
+    Bits::of(maps, class).in_use()
 }
 
 /// Frees the page of a slab without owner and without blocks in use.
@@ -656,8 +657,8 @@ pub(super) fn in_use(meta: &PageMeta, class: usize) -> u64 {
 /// steps of both are SeqCst, so at least one of them sees what the other did, and the compare-and-swap lets one act. The
 /// word has the slab's version, so whoever was delayed cannot free a later slab in the same page.
 pub(super) fn release_orphan(pool: &Pool, page: u32) -> Result<()> {
-    let meta = pool.page_meta(page)?;
-    if release_empty(pool.page(page)?, |class| in_use(meta, class)) {
+    let maps = pool.bitmaps(page)?;
+    if release_empty(pool.page(page)?, |class| in_use(maps, class)) {
         pool.lower_hint(page)?;
     }
     Ok(())
@@ -703,7 +704,7 @@ pub(super) fn orphan(pool: &Pool, page: u32, owner: SlotId) -> Result<()> {
         word = pool.page(page)?.load();
     }
     if mine(word) {
-        Bits::of(pool.page_meta(page)?, word.class()).free_private();
+        Bits::of(pool.bitmaps(page)?, word.class()).free_private();
         if pool.page(page)?.replace(word, word.orphaned()) {
             pool.orphan_hint(word.class())?
                 .store(page, Ordering::Relaxed);
@@ -724,7 +725,7 @@ pub(super) fn recover_free(pool: &Pool, intended: &Intended) -> Result<()> {
         return Ok(());
     }
     if let Ok(block) = block_at(pool, page, word, offset) {
-        let bits = Bits::of(pool.page_meta(page)?, word.class());
+        let bits = Bits::of(pool.bitmaps(page)?, word.class());
         finish_free(bits, pool.stamps(page)?, block, identity & 0xffff);
     }
     release_orphan(pool, page)

@@ -67,7 +67,7 @@ impl Pool {
             let word = self.page(page)?.load();
             let (blocks, room, pages) = match word.tag() {
                 Tag::Slab => {
-                    let blocks = slab::in_use(self.page_meta(page)?, word.class());
+                    let blocks = slab::in_use(self.bitmaps(page)?, word.class());
                     (blocks, class_size(word.class()), 1)
                 }
                 Tag::Extent => (1, u64::from(word.extra()) * PAGE, word.extra().max(1)),
