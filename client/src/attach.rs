@@ -24,27 +24,27 @@ use crate::error::{Error, Result};
 const NAME_LIMIT: usize = 107;
 /// The longest body of a reply that we read: far more than any list of regions or sentence needs.
 const BODY_LIMIT: usize = 1 << 20;
+/// What is read at once: a reply with the regions of a node, as a rule.
+const FIRST_READ: usize = 512;
 /// As many descriptors as the kernel passes in one message.
 const DESCRIPTOR_LIMIT: usize = 253;
 
 /// What a daemon gave us.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    /// The connection, now the control socket.
-    pub(crate) socket: OwnedFd,
     /// Place and regions.
     pub(crate) attached: Attached,
     /// The regions' descriptors, in the order of `attached.regions`.
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
-/// Attaches to the runtime whose abstract socket is called `name`.
-pub(crate) fn attach(name: &OsStr) -> Result<Admission> {
-    let shown = name.to_string_lossy().into_owned();
+/// Connects to the daemon whose abstract socket is called `name`, and says hello: it gets to work.
+pub(crate) fn call(name: &OsStr) -> Result<OwnedFd> {
+    let shown = name.to_string_lossy();
     let socket = connect(name, &shown)?;
     check_peer(&socket, &shown)?;
     greet(&socket)?;
-    admission(socket, shown)
+    Ok(socket.into())
 }
 
 fn connect(name: &OsStr, shown: &str) -> Result<UnixStream> {
@@ -115,15 +115,19 @@ fn greet(socket: &UnixStream) -> Result<()> {
     send_all(socket.as_fd(), hello.as_bytes())
 }
 
-fn admission(socket: UnixStream, name: String) -> Result<Admission> {
-    let mut head = [0; size_of::<AttachReply>()];
+/// What the daemon called `name` answers to the hello.
+pub(crate) fn admission(socket: BorrowedFd<'_>, name: &OsStr) -> Result<Admission> {
+    // The whole attach is tried again by the caller, who may have a signal handler to run first.
+    let interrupted = || Err(Error::Interrupted);
+    let mut first = [0; FIRST_READ];
     let mut descriptors = Vec::new();
-    receive_with_descriptors(socket.as_fd(), &mut head, &mut descriptors)?;
-    let reply = AttachReply::read_from_bytes(&head)
+    let least = size_of::<AttachReply>();
+    let came = receive(socket, &mut first, least, &mut descriptors, interrupted)?;
+    let (reply, begun) = AttachReply::read_from_prefix(&first[..came])
         .map_err(|_| Error::Defect("the size of an attach reply".to_owned()))?;
     if reply.magic != REPLY_MAGIC {
         return Err(Error::NotARuntime {
-            name,
+            name: name.to_string_lossy().into_owned(),
             first: reply.magic,
         });
     }
@@ -139,8 +143,17 @@ fn admission(socket: UnixStream, name: String) -> Result<Admission> {
             "an attach reply of {length} bytes, the limit is {BODY_LIMIT}"
         )));
     }
-    let mut body = vec![0; length];
-    receive_with_descriptors(socket.as_fd(), &mut body, &mut descriptors)?;
+    if begun.len() > length {
+        return Err(Error::BadReply(format!(
+            "{} bytes behind the head of an attach reply that announces {length}",
+            begun.len()
+        )));
+    }
+    let mut body = begun.to_vec();
+    body.resize(length, 0);
+    let rest = &mut body[begun.len()..];
+    let least = rest.len();
+    receive(socket, rest, least, &mut descriptors, interrupted)?;
     if status != Code::Ok {
         return Err(Error::Daemon {
             code: status,
@@ -159,7 +172,6 @@ fn admission(socket: UnixStream, name: String) -> Result<Admission> {
         )));
     }
     Ok(Admission {
-        socket: socket.into(),
         attached,
         descriptors,
     })
@@ -177,24 +189,17 @@ pub(crate) fn send_all(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Fills `buffer`; descriptors that come along are appended, close-on-exec from the start.
-fn receive_with_descriptors(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    descriptors: &mut Vec<OwnedFd>,
-) -> Result<()> {
-    // The whole attach is tried again by the caller, who may have a signal handler to run first.
-    receive(socket, buffer, descriptors, || Err(Error::Interrupted))
-}
-
+/// Reads at least `least` bytes into `buffer`, more if they are there; returns how many. Descriptors that come along are
+/// appended, close-on-exec from the start.
 fn receive(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
+    least: usize,
     descriptors: &mut Vec<OwnedFd>,
     interrupted: impl Fn() -> Result<()>,
-) -> Result<()> {
+) -> Result<usize> {
     let mut filled = 0;
-    while filled < buffer.len() {
+    while filled < least {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let parts = &mut [IoSliceMut::new(&mut buffer[filled..])];
@@ -223,7 +228,7 @@ fn receive(
         }
         filled += received.bytes;
     }
-    Ok(())
+    Ok(filled)
 }
 
 /// Reads exactly `buffer.len()` bytes, signals or not; descriptors that come along are appended.
@@ -232,7 +237,8 @@ pub(crate) fn receive_exact(
     buffer: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
 ) -> Result<()> {
-    receive(socket, buffer, descriptors, || Ok(()))
+    let all = buffer.len();
+    receive(socket, buffer, all, descriptors, || Ok(())).map(drop)
 }
 
 /// The peer of a unix socket is gone in several ways that are all the same to the caller.

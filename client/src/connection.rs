@@ -4,7 +4,7 @@
 //! parent may have held it at the fork); it only closes its copy.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dragon_protocol::control::{ClientReply, ClientRequest};
@@ -14,6 +14,26 @@ use rustix::net::Shutdown;
 use crate::attach::{receive_exact, send_all};
 use crate::error::{Error, Result};
 
+/// The daemon has not answered yet; the end of the connection is its refusal.
+const JOINING: u32 = 0;
+/// The process is attached; the end of the connection is that of the runtime.
+const MEMBER: u32 = 1;
+/// The process has left: the end of the connection is expected.
+const LEFT: u32 = 2;
+/// The connection ended before the process was attached.
+const REFUSED: u32 = 3;
+
+/// What the end of a connection means for the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was not attached yet. Whoever attaches learns it, and reads what the daemon said.
+    Refused,
+    /// It has left.
+    Left,
+    /// The runtime is gone.
+    Unexpectedly,
+}
+
 /// The control socket.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -21,8 +41,8 @@ pub(crate) struct Connection {
     socket: AtomicI32,
     /// Device and inode of the socket: a program that closes all its descriptors may have another file under the number.
     identity: Option<(u64, u64)>,
-    /// The process has left: the end of the connection is expected.
-    leaving: AtomicBool,
+    /// [`JOINING`], [`MEMBER`], [`LEFT`] or [`REFUSED`].
+    state: AtomicU32,
     /// Whoever holds it may talk; `Some`: why nobody can any more.
     turn: Mutex<Option<String>>,
 }
@@ -32,7 +52,7 @@ impl Connection {
         Arc::new(Self {
             identity: identity(socket.as_fd()),
             socket: AtomicI32::new(socket.into_raw_fd()),
-            leaving: AtomicBool::new(false),
+            state: AtomicU32::new(JOINING),
             turn: Mutex::new(None),
         })
     }
@@ -98,18 +118,33 @@ impl Connection {
         identity(socket) == self.identity
     }
 
-    /// Whether the end of the connection is expected.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
+    /// The daemon has answered, and the process is about to be attached. False when the connection has ended meanwhile.
+    pub(crate) fn attached(&self) -> bool {
+        self.pass(JOINING, MEMBER).is_ok()
     }
 
-    /// Ends the connection in good order; the watcher closes it. Later requests fail.
-    pub(crate) fn leave(&self) {
+    /// The connection has ended: what that means.
+    pub(crate) fn ended(&self) -> Ended {
+        match self.pass(JOINING, REFUSED) {
+            Ok(_) | Err(REFUSED) => Ended::Refused,
+            Err(LEFT) => Ended::Left,
+            Err(_) => Ended::Unexpectedly,
+        }
+    }
+
+    fn pass(&self, from: u32, to: u32) -> std::result::Result<u32, u32> {
+        self.state
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+    }
+
+    /// Ends the connection in good order; the watcher closes it. Later requests fail. False when the program has closed the
+    /// descriptor: then the watcher learns nothing.
+    pub(crate) fn leave(&self) -> bool {
         let mut broken = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         *broken = Some("this process has detached".to_owned());
-        self.leaving.store(true, Ordering::Release);
+        self.state.store(LEFT, Ordering::Release);
         let Some(socket) = self.socket().filter(|socket| self.is_ours(*socket)) else {
-            return;
+            return false;
         };
         // When one of them fails the peer is gone, which is what we want.
         let mut bytes = Vec::new();
@@ -117,6 +152,7 @@ impl Connection {
             .map_err(Error::from)
             .and_then(|()| send_all(socket, &bytes));
         let _ = rustix::net::shutdown(socket, Shutdown::Both);
+        true
     }
 
     /// Closes this process's copy of the socket, once.
@@ -153,7 +189,22 @@ mod tests {
 
     fn pair() -> (Arc<Connection>, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Connection::new(ours.into()), theirs)
+        let connection = Connection::new(ours.into());
+        assert!(connection.attached());
+        (connection, theirs)
+    }
+
+    #[test]
+    fn what_the_end_means_depends_on_how_far_it_came() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let refused = Connection::new(ours.into());
+        assert_eq!(refused.ended(), Ended::Refused);
+        assert!(!refused.attached(), "the watcher has gone");
+        assert_eq!(refused.ended(), Ended::Refused);
+        let (connection, _theirs) = pair();
+        assert_eq!(connection.ended(), Ended::Unexpectedly);
+        connection.leave();
+        assert_eq!(connection.ended(), Ended::Left);
     }
 
     fn read_request(peer: &mut UnixStream) -> ClientRequest {
@@ -210,7 +261,7 @@ mod tests {
         let error = connection.request(&ClientRequest::Nodes).unwrap_err();
         assert_eq!(error.code(), Code::RuntimeGone);
         assert!(error.to_string().contains("closed descriptor"), "{error}");
-        connection.leave();
+        assert!(!connection.leave());
         drop(connection);
         // Nothing was said, and the other file is still open.
         heard.set_nonblocking(true).unwrap();
@@ -223,7 +274,7 @@ mod tests {
     #[test]
     fn after_leaving_the_peer_sees_the_end() {
         let (connection, mut peer) = pair();
-        connection.leave();
+        assert!(connection.leave());
         assert_eq!(read_request(&mut peer), ClientRequest::Leave);
         assert_eq!(peer.read(&mut [0; 1]).unwrap(), 0);
         let error = connection.request(&ClientRequest::Nodes).unwrap_err();

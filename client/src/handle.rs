@@ -63,7 +63,7 @@ impl<T: Object> Handle<T> {
         make: impl FnOnce(&Arc<Member>) -> Result<T>,
     ) -> Result<Self> {
         session.enter()?;
-        match make(session.member()) {
+        match session.member().and_then(|member| make(&member)) {
             Ok(object) => Ok(Self {
                 descriptor: object.descriptor(),
                 object: ManuallyDrop::new(object),
@@ -86,7 +86,7 @@ impl<T: Object> Handle<T> {
     /// The object and the session that it belongs to in this process.
     #[inline]
     pub(crate) fn get_with_session(&self) -> Result<(&T, &'static Session)> {
-        if self.session.member().is_forked() {
+        if self.session.is_forked() {
             self.successor()?.get_with_session()
         } else {
             Ok((&self.object, self.session))
@@ -132,7 +132,7 @@ impl<T: Object> Drop for Handle<T> {
             drop(unsafe { Box::from_raw(next) });
         }
         // In a forked child the reference is the parent's, who gives it back.
-        if !self.session.member().is_forked() {
+        if !self.session.is_forked() {
             // SAFETY: dropped here once, and not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.object) };
             self.session.leave();

@@ -130,7 +130,10 @@ impl Session {
     /// # Errors
     /// When the runtime has ended.
     pub fn trim_pools(&self) -> Result<u64> {
-        Ok(self.member().hooks().trim()?)
+        self.enter()?;
+        let trimmed = self.member().and_then(|member| Ok(member.hooks().trim()?));
+        self.leave();
+        trimmed
     }
 }
 
@@ -155,7 +158,7 @@ impl fmt::Debug for PoolBlock {
 
 impl PoolBlock {
     fn new(session: &'static Session, block: Block) -> Result<Self> {
-        let member = session.member();
+        let member = session.member()?;
         let pinned = member.pin(block.offset).and_then(|pin| {
             match member.bytes(block.offset, block.length) {
                 Ok(start) => Ok((pin, start)),
@@ -208,7 +211,7 @@ impl PoolBlock {
     /// When they do not fit.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         self.within(at, bytes.len())?;
-        Ok(self.session.member().write(self.block.offset, at, bytes)?)
+        Ok(self.session.member()?.write(self.block.offset, at, bytes)?)
     }
 
     /// Copies bytes out of it.
@@ -217,7 +220,7 @@ impl PoolBlock {
     /// When it is shorter.
     pub fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         self.within(at, bytes.len())?;
-        Ok(self.session.member().read(self.block.offset, at, bytes)?)
+        Ok(self.session.member()?.read(self.block.offset, at, bytes)?)
     }
 
     fn within(&self, at: u64, length: usize) -> Result<()> {
@@ -250,7 +253,7 @@ impl PoolBlock {
         self,
         send: impl FnOnce(Block) -> Result<()>,
     ) -> Result<(), (Error, Self)> {
-        if self.session.member().is_forked() {
+        if self.session.is_forked() {
             return Err((Error::Channels(channels::Error::Forked), self));
         }
         match send(self.block) {
@@ -267,7 +270,10 @@ impl PoolBlock {
     fn leave(&mut self) {
         // SAFETY: called once, by the drop or instead of it; the pin is not used afterwards.
         let pin = unsafe { ManuallyDrop::take(&mut self.pin) };
-        self.session.member().unpin(pin);
+        // The block keeps the process from leaving, so there is one.
+        if let Ok(member) = self.session.member() {
+            member.unpin(pin);
+        }
         self.session.leave();
     }
 }
@@ -275,9 +281,12 @@ impl PoolBlock {
 impl Drop for PoolBlock {
     fn drop(&mut self) {
         // A forked child has a copy of the handle, not of the block.
-        if !self.session.member().is_forked() {
+        if !self.session.is_forked() {
             // It fails only on memory that was scribbled over.
-            let _ = self.session.member().free(self.block.offset);
+            let _ = self
+                .session
+                .member()
+                .and_then(|member| Ok(member.free(self.block.offset)?));
             self.leave();
         }
     }

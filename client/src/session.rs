@@ -5,27 +5,29 @@
 //! the child's own memory holds: the child closes its copy of the control socket and attaches anew at its first
 //! operation; [`crate::handle`] does the same for single handles.
 //!
-//! Sessions are never freed: whoever got hold of one may keep it, and a process has one, rarely two.
+//! Sessions are never freed: whoever got hold of one may keep it, and a process has one, rarely two. What a session has of
+//! the runtime (memory, descriptors, a thread) goes when the process leaves.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dragon_protocol::attach::{Attached, Region, RegionKind};
 use dragon_protocol::control::{ClientReply, ClientRequest, Membership};
 use dragon_protocol::{NodeIndex, ObjectId, PoolOptions, RuntimeId, SlotId};
 use dragon_shmem::region::Backing;
-use dragon_shmem::{Control, Hooks, Member, Pool, PoolTag};
+use dragon_shmem::{Control, ForkMark, Hooks, Member, Pool, PoolTag};
 
 use crate::attach::{self, Admission};
 use crate::connection::Connection;
 use crate::error::{Error, Result};
 use crate::process_lock::ProcessLock;
-use crate::{start, watcher};
+use crate::start;
+use crate::watcher::Watcher;
 
 /// The session of this process, or the one that a forked child inherited; null when there is none.
 static CURRENT: AtomicPtr<Session> = AtomicPtr::new(ptr::null_mut());
@@ -38,7 +40,10 @@ const LEFT: usize = 1 << (usize::BITS - 1);
 /// A process's membership in a runtime.
 pub struct Session {
     connection: Arc<Connection>,
-    member: Arc<Member>,
+    /// `None` when the process has left. Never locked by a forked child, in which another thread may have held it.
+    member: Mutex<Option<Arc<Member>>>,
+    fork: ForkMark,
+    watcher: Mutex<Option<Watcher>>,
     runtime: RuntimeId,
     node: NodeIndex,
     slot: SlotId,
@@ -82,7 +87,7 @@ impl Session {
     /// The session of this process, if it is attached.
     #[must_use]
     pub fn current() -> Option<&'static Self> {
-        Self::known().filter(|session| !session.member.is_forked())
+        Self::known().filter(|session| !session.is_forked())
     }
 
     /// Leaves the runtime; a later [`Session::attach`] joins it again. The end of the process leaves it too.
@@ -101,7 +106,12 @@ impl Session {
             .compare_exchange(0, LEFT, Ordering::AcqRel, Ordering::Acquire)
             .map_err(Error::HandlesOpen)?;
         CURRENT.store(ptr::null_mut(), Ordering::Release);
-        session.connection.leave();
+        let noticed = session.connection.leave();
+        // Nobody uses the memory any more: no handle is open, and none can be made.
+        drop(lock(&session.member).take());
+        if let Some(watcher) = lock(&session.watcher).take().filter(|_| noticed) {
+            watcher.join();
+        }
         Ok(())
     }
 
@@ -157,15 +167,22 @@ impl Session {
     /// # Errors
     /// The daemon's own refusal, or that the runtime has ended.
     pub fn request(&self, request: &ClientRequest) -> Result<ClientReply> {
-        if self.member.is_forked() {
+        if self.is_forked() {
             // The conversation on the inherited socket is the parent's.
             return Self::attach()?.request(request);
         }
         self.connection.request(request)
     }
 
-    pub(crate) fn member(&self) -> &Arc<Member> {
-        &self.member
+    /// What the layers below know of this process: between [`Session::enter`] and [`Session::leave`].
+    pub(crate) fn member(&self) -> Result<Arc<Member>> {
+        lock(&self.member).clone().ok_or_else(left)
+    }
+
+    /// Whether this process is a child that inherited the session.
+    #[inline]
+    pub(crate) fn is_forked(&self) -> bool {
+        self.fork.is_forked()
     }
 
     /// Counts a handle that needs the slot. Each success is owed one [`Session::leave`].
@@ -174,7 +191,7 @@ impl Session {
             return Ok(());
         }
         self.open.fetch_sub(1, Ordering::Relaxed);
-        Err(Error::RuntimeGone("this process has detached".to_owned()))
+        Err(left())
     }
 
     /// The end of what [`Session::enter`] counted.
@@ -205,38 +222,63 @@ impl Session {
             Some(name) if !name.is_empty() => name,
             _ => otherwise()?,
         };
-        let session = Self::admitted(attach::attach(&name)?)?;
-        watcher::start(Arc::clone(&session.connection))?;
+        let connection = Connection::new(attach::call(&name)?);
+        // While the daemon is at work.
+        let watcher = Watcher::start(Arc::clone(&connection))?;
+        let session = match Self::admitted(&connection, &name) {
+            Ok(session) => session,
+            Err(error) => {
+                if connection.leave() {
+                    watcher.join();
+                }
+                return Err(error);
+            }
+        };
+        *lock(&session.watcher) = Some(watcher);
         let session = Box::leak(Box::new(session));
         CURRENT.store(session, Ordering::Release);
         Ok(session)
     }
 
-    fn admitted(admission: Admission) -> Result<Self> {
+    fn admitted(connection: &Arc<Connection>, name: &OsStr) -> Result<Self> {
+        let gone = || Error::RuntimeGone("its daemon ended while this process attached".to_owned());
+        let socket = connection.socket().ok_or_else(gone)?;
         let Admission {
-            socket,
             attached,
             descriptors,
-        } = admission;
+        } = attach::admission(socket, name)?;
         let slot = attached
             .slot
             .ok_or_else(|| Error::BadReply("an attach reply without a slot".to_owned()))?;
-        let connection = Connection::new(socket);
         let (control, pool) = map(&attached, descriptors)?;
         let hooks = ClientHooks {
-            connection: Arc::clone(&connection),
+            connection: Arc::clone(connection),
             runtime: attached.runtime,
         };
         let member = Member::new(control, pool, slot, Box::new(hooks))?;
+        if !connection.attached() {
+            return Err(gone());
+        }
         Ok(Self {
-            connection,
-            member,
+            connection: Arc::clone(connection),
+            fork: member.fork_mark(),
+            member: Mutex::new(Some(member)),
+            watcher: Mutex::default(),
             runtime: attached.runtime,
             node: attached.node,
             slot,
             open: AtomicUsize::new(0),
         })
     }
+}
+
+fn left() -> Error {
+    Error::RuntimeGone("this process has detached".to_owned())
+}
+
+// A thread that panicked left what is locked here consistent: each change is a single assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the layers below need of a client.

@@ -91,7 +91,7 @@ impl<T> End<T> {
     }
 
     fn get(&mut self) -> Result<&mut T> {
-        if self.session.member().is_forked() {
+        if self.session.is_forked() {
             return Err(Error::Channels(channels::Error::Forked));
         }
         Ok(&mut self.end)
@@ -99,7 +99,7 @@ impl<T> End<T> {
 
     /// The end itself, and the session, which the caller leaves when the end is gone.
     fn take(self) -> Result<(T, &'static Session)> {
-        if self.session.member().is_forked() {
+        if self.session.is_forked() {
             return Err(Error::Channels(channels::Error::Forked));
         }
         let mut this = ManuallyDrop::new(self);
@@ -112,7 +112,7 @@ impl<T> End<T> {
 impl<T> Drop for End<T> {
     fn drop(&mut self) {
         // In a forked child the end is the parent's.
-        if !self.session.member().is_forked() {
+        if !self.session.is_forked() {
             // SAFETY: dropped here once, and not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.end) };
             self.session.leave();
@@ -270,7 +270,7 @@ impl Pump {
         let Some(pump) = self.pump.take() else {
             return Ok(0);
         };
-        if self.session.member().is_forked() {
+        if self.session.is_forked() {
             return Err(Error::Channels(channels::Error::Forked));
         }
         let carried = pump.join();

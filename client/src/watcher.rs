@@ -6,11 +6,11 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Ended};
 use crate::error::{Error, Result};
 
 const LAST_WORDS: &[u8] =
@@ -19,17 +19,29 @@ const LAST_WORDS: &[u8] =
 /// It polls and writes one line.
 const STACK: usize = 64 << 10;
 
-/// Starts watching `connection`.
-pub(crate) fn start(connection: Arc<Connection>) -> Result<()> {
-    let before = block_signals()?;
-    let started = thread::Builder::new()
-        .name("dragon-watcher".to_owned())
-        .stack_size(STACK)
-        .spawn(move || watch(&connection));
-    restore_signals(&before);
-    started
-        .map(drop)
-        .map_err(|source| Error::system("starting the watcher thread", source))
+/// The thread that watches a connection.
+#[derive(Debug)]
+pub(crate) struct Watcher(JoinHandle<()>);
+
+impl Watcher {
+    /// Starts watching `connection`.
+    pub(crate) fn start(connection: Arc<Connection>) -> Result<Self> {
+        let before = block_signals()?;
+        let started = thread::Builder::new()
+            .name("dragon-watcher".to_owned())
+            .stack_size(STACK)
+            .spawn(move || watch(&connection));
+        restore_signals(&before);
+        started
+            .map(Self)
+            .map_err(|source| Error::system("starting the watcher thread", source))
+    }
+
+    /// Waits for the end of the thread, which comes when the process leaves.
+    pub(crate) fn join(self) {
+        // It does not panic; and if it did, it has ended.
+        let _ = self.0.join();
+    }
 }
 
 fn watch(connection: &Connection) {
@@ -48,13 +60,16 @@ fn watch(connection: &Connection) {
         // The program has closed its descriptors: that says nothing about the daemon.
         return;
     }
-    if connection.is_leaving() {
-        connection.close();
-        return;
+    match connection.ended() {
+        Ended::Refused => {}
+        Ended::Left => connection.close(),
+        Ended::Unexpectedly => {
+            say_last_words();
+            // It cannot fail: the process is this one.
+            let own = rustix::process::getpid();
+            let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
+        }
     }
-    say_last_words();
-    // It cannot fail: the process is this one.
-    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
 }
 
 /// Writes to standard error unless that would block: nobody may read it any more.

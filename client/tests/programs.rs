@@ -51,6 +51,11 @@ fn objects() {
 }
 
 #[test]
+fn who_has_left_keeps_nothing() {
+    leaves_nothing("attach.c");
+}
+
+#[test]
 fn forked_children_use_inherited_handles() {
     program(&SmallRuntime::start(), "fork.c");
 }

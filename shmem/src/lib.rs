@@ -37,7 +37,7 @@ pub mod thread;
 pub use control::Control;
 pub use error::{Error, Result};
 pub use futex::{Deadline, WaitResult};
-pub use member::{Hooks, Member, Pin, SpareGuard, ThreadGuard};
+pub use member::{ForkMark, Hooks, Member, Pin, SpareGuard, ThreadGuard};
 pub use pool::table::PoolTable;
 pub use pool::tag::PoolTag;
 pub use pool::{Block, Pool};

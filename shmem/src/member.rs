@@ -21,7 +21,7 @@ mod guard;
 mod memory;
 mod pools;
 
-use fork::ForkMark;
+pub use fork::ForkMark;
 use guard::{LAST_RECORD, Turns, claim};
 pub use guard::{SpareGuard, ThreadGuard};
 pub use memory::Value;
@@ -170,6 +170,12 @@ impl Member {
     #[must_use]
     pub fn is_forked(&self) -> bool {
         self.fork.is_forked()
+    }
+
+    /// By which [`Member::is_forked`] is known, also when the member is gone.
+    #[must_use]
+    pub fn fork_mark(&self) -> ForkMark {
+        self.fork
     }
 
     /// A record for an operation of this thread; normally the one that the thread used last.

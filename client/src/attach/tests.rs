@@ -44,6 +44,10 @@ impl Server {
     }
 }
 
+fn attach(name: &OsStr) -> Result<Admission> {
+    admission(call(name)?.as_fd(), name)
+}
+
 fn reply(status: Code, body: &[u8]) -> AttachReply {
     AttachReply {
         magic: REPLY_MAGIC,
@@ -94,6 +98,25 @@ fn a_refusal_keeps_code_and_sentence() {
     let (error, _) = Server::answering(bytes(reply(Code::TableFull, text), text)).refuses();
     assert_eq!(error.code(), Code::TableFull);
     assert_eq!(error.to_string().as_bytes(), text);
+}
+
+/// More than is read at once.
+#[test]
+fn a_long_refusal_comes_whole() {
+    let text = "too long to be read at once; ".repeat(100);
+    let text = text.as_bytes();
+    let (error, _) = Server::answering(bytes(reply(Code::TableFull, text), text)).refuses();
+    assert_eq!(error.to_string().as_bytes(), text);
+}
+
+#[test]
+fn more_than_was_announced_is_refused() {
+    let (error, _) = Server::answering(bytes(reply(Code::Refused, b"no"), b"no, never")).refuses();
+    let text = error.to_string();
+    assert!(
+        text.contains("9 bytes") && text.contains("announces 2"),
+        "{text}"
+    );
 }
 
 #[test]
