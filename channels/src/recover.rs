@@ -35,6 +35,8 @@ pub struct Recovered {
     pub cells: u32,
     /// Blocks of messages and replies that it had received and not freed.
     pub blocks: u32,
+    /// Whether the process had asked the agent for anything: if not, the agent knows nothing of it.
+    pub asked: bool,
     /// What came from other nodes and found the process dead: the agent gives it back. Blocks in it are the caller's.
     pub untaken: Vec<Untaken>,
 }
@@ -47,7 +49,10 @@ pub struct Recovered {
 /// When shared memory was scribbled over so that the slot cannot be recovered; it then stays taken.
 pub fn recover(member: &Arc<Member>, slot: SlotId) -> Result<Recovered> {
     let control = member.control();
-    let mut recovered = Recovered::default();
+    let mut recovered = Recovered {
+        asked: control.slot(slot.index)?.has_asked(),
+        ..Recovered::default()
+    };
     recover_lengths(control, &**member, slot)?;
     let held = held(control, slot)?;
     let mut leases: Vec<u64> = held

@@ -406,6 +406,7 @@ fn post(
         object.map_or(Error::Timeout, |object| Error::NoGateway(node, object))
     };
     let gateway = member.control().gateway().ok_or_else(none)?;
+    member.control().slot(member.slot().index)?.set_asked();
     let entry = member.control().entry(gateway).map_err(|_| none())?;
     let ring = channel::open(member, entry)?;
     let local = Local {

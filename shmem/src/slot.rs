@@ -28,7 +28,9 @@ pub struct Slot {
     remote_generation: AtomicU32,
     /// Entries of the held table that have been used: the first ones. Written by the process.
     pub(crate) held_top: AtomicU32,
-    reserved: [AtomicU32; 2],
+    /// Not 0: the process has asked the node's agent for something. Written by the process, before the first request.
+    asked: AtomicU32,
+    reserved: AtomicU32,
     /// One bit for each pool beside the default one that the process has used: of these recovery looks at the lists.
     /// Written by the process.
     pub(crate) pools: AtomicU64,
@@ -90,6 +92,20 @@ impl Slot {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid.load(Ordering::Relaxed)
+    }
+
+    /// The process is about to ask the agent for something.
+    #[inline]
+    pub fn set_asked(&self) {
+        if !self.has_asked() {
+            self.asked.store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the process has asked the agent for anything: if not, the agent knows nothing of it.
+    #[must_use]
+    pub fn has_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) != 0
     }
 
     /// The process of another node for which this is the proxy.
@@ -188,6 +204,7 @@ impl Control {
             });
         }
         slot.held_top.store(0, Ordering::Relaxed);
+        slot.asked.store(0, Ordering::Relaxed);
         // What the process counted stays in the node's totals.
         let (gone, all) = (&slot.counters, &self.words().departed);
         for (from, to) in [

@@ -123,8 +123,15 @@ impl Agent {
     /// live to take goes back, and they recover what it held there. To be called before the slot is given out again.
     pub fn slot_gone(&self, slot: SlotId, recovered: Recovered) {
         let Recovered {
-            remote, untaken, ..
+            remote,
+            untaken,
+            asked,
+            ..
         } = recovered;
+        if !asked && remote.is_empty() && untaken.is_empty() {
+            // The agent has nothing of the process: its thread sleeps on.
+            return;
+        }
         self.core.command(Command::SlotGone(slot, remote, untaken));
     }
 
