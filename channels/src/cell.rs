@@ -95,6 +95,18 @@ pub struct Capacity {
     cells: u64,
     /// The logarithm when `cells` is a power of two, which spares the divisions.
     shift: u32,
+    /// A receiver moves the hint for senders after positions that end on these bits.
+    interval: u32,
+}
+
+/// A position, and where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// The position.
+    pub position: u64,
+    lap: u64,
+    /// The cell.
+    pub index: u64,
 }
 
 impl Capacity {
@@ -107,9 +119,15 @@ impl Capacity {
         } else {
             u32::MAX
         };
+        let interval = match cells {
+            0..64 => 0,
+            64..256 => 7,
+            _ => 15,
+        };
         Self {
             cells: cells as u64,
             shift,
+            interval,
         }
     }
 
@@ -128,6 +146,18 @@ impl Capacity {
             (position >> self.shift, position & (self.cells - 1))
         } else {
             (position / self.cells, position % self.cells)
+        }
+    }
+
+    /// Where a position lies.
+    #[inline]
+    #[must_use]
+    pub const fn spot(self, position: u64) -> Spot {
+        let (lap, index) = self.place(position);
+        Spot {
+            position,
+            lap,
+            index,
         }
     }
 }
@@ -152,6 +182,9 @@ pub trait Cells {
     fn published(&self, index: u64) -> &AtomicU64;
     /// The receiver word of a cell.
     fn receiver(&self, index: u64) -> &AtomicU64;
+    /// A free cell will be written soon.
+    #[inline]
+    fn will_write(&self, _index: u64) {}
 }
 
 /// The words contradict each other: somebody has scribbled over them.
@@ -160,6 +193,10 @@ pub struct Broken(pub u64);
 
 /// More rounds than contention can cause: a hint was scribbled over.
 const ROUNDS: u32 = 1 << 20;
+
+/// How many positions before its turn the cell of a message is fetched for writing. The last receiver has its lines, and
+/// publishing waits until they have come: from one core to another that takes as long as two or three messages.
+const AHEAD: u64 = 2;
 
 /// What a sender found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,6 +263,33 @@ pub fn claim_to_send(
     Err(Broken(cells.tail().load(Ordering::Relaxed)))
 }
 
+/// As [`claim_to_send`], if it takes a single step: there is room as far as senders know, and no other sender in the way.
+#[inline]
+pub fn claim_at_once(cells: &impl Cells, slot: u32, announce: impl FnOnce(u64)) -> Option<Spot> {
+    // The orderings are those of `claim_to_send`.
+    let position = cells.tail().load(Ordering::Acquire);
+    let spot = cells.capacity().spot(position);
+    let cell = cells.sender(spot.index);
+    let word = cell.load(Ordering::Acquire);
+    let free = cells.free().load(Ordering::Acquire);
+    if State(word).ahead_of(spot.lap) != -1 || position >= free {
+        return None;
+    }
+    let soon = position.wrapping_add(AHEAD);
+    if soon < free {
+        cells.will_write(cells.capacity().place(soon).1);
+    }
+    announce(position);
+    let claim = State::new(spot.lap, slot, Tag::Taken).0;
+    cell.compare_exchange(word, claim, Ordering::AcqRel, Ordering::Relaxed)
+        .ok()?;
+    fence(Ordering::Release);
+    cells
+        .tail()
+        .store(position.wrapping_add(1), Ordering::Release);
+    Some(spot)
+}
+
 /// The sender word must be looked at again.
 struct Overtaken;
 
@@ -282,25 +346,16 @@ fn no_room(cells: &impl Cells, lap: u64, index: u64, word: u64) -> Result<bool, 
     }
 }
 
-/// A receiver moves the hint for senders after positions that end on these bits.
-#[inline]
-fn interval(cells: &impl Cells) -> u64 {
-    match cells.capacity().cells() {
-        0..64 => 0,
-        64..256 => 7,
-        _ => 15,
-    }
-}
-
 /// After the message at `position` was received: moves the hint for senders on, now and then.
 #[inline]
 fn show_done(cells: &impl Cells, position: u64) {
     let end = position.wrapping_add(1);
-    if end & interval(cells) == 0 {
+    if end & u64::from(cells.capacity().interval) == 0 {
         move_done(cells, end);
     }
 }
 
+#[cold]
 fn move_done(cells: &impl Cells, end: u64) {
     let start = cells.done().load(Ordering::Relaxed);
     let received = |position: &u64| {
@@ -365,7 +420,17 @@ fn after_claimed<C: Cells>(cells: &C, words: impl Fn(&C, u64) -> &AtomicU64, pos
 /// Publishes the message in a claimed cell. Ends with a full fence on x86: see `fence_after_rmw`.
 #[inline]
 pub fn publish(cells: &impl Cells, position: u64, slot: u32) {
-    let (lap, index) = cells.capacity().place(position);
+    publish_at(cells, cells.capacity().spot(position), slot);
+}
+
+/// [`publish`].
+#[inline]
+pub fn publish_at(cells: &impl Cells, spot: Spot, slot: u32) {
+    let Spot {
+        position,
+        lap,
+        index,
+    } = spot;
     // Release pairs with the Acquire of whoever receives: who sees FULL sees the message.
     cells
         .published(index)
@@ -417,6 +482,32 @@ pub enum Take<T, L = ()> {
     Claim,
     /// Leave it; the result is good if nobody has received the message meanwhile.
     Leave(L),
+}
+
+/// As [`receive`], if it takes a single step: the oldest message is there, and no other receiver in the way. `look` copies it,
+/// or says that it must not be taken like this.
+#[inline]
+pub fn receive_at_once(cells: &impl Cells, look: impl FnOnce(Spot) -> bool) -> bool {
+    // The orderings are those of `receive`.
+    let position = cells.head().load(Ordering::Acquire);
+    let spot = cells.capacity().spot(position);
+    let published = State(cells.published(spot.index).load(Ordering::Acquire));
+    if published.ahead_of(spot.lap) != 0 || !published.is(Tag::Full) || !look(spot) {
+        return false;
+    }
+    let before = State::new(spot.lap.wrapping_sub(1), 0, Tag::Done).0;
+    let done = State::new(spot.lap, 0, Tag::Done).0;
+    let taken = cells
+        .receiver(spot.index)
+        .compare_exchange(before, done, Ordering::AcqRel, Ordering::Relaxed)
+        .is_ok();
+    if taken {
+        cells
+            .head()
+            .store(position.wrapping_add(1), Ordering::Release);
+        show_done(cells, position);
+    }
+    taken
 }
 
 /// Receives the oldest message. `look` is called with its position and says what to do; a copy that it makes must be thrown
@@ -524,6 +615,15 @@ pub fn maybe_writable(cells: &impl Cells) -> bool {
     let (lap, index) = cells.capacity().place(position);
     let state = State(cells.sender(index).load(Ordering::Relaxed));
     state.ahead_of(lap) != -1 || !matches!(room(cells, position, lap, index), Ok(false))
+}
+
+/// As [`maybe_writable`], as far as receivers have shown it: looks at no word that they write for each message. Room for the
+/// last few messages may never be shown.
+#[inline]
+pub fn room_is_shown(cells: &impl Cells) -> bool {
+    let done = cells.done().load(Ordering::Relaxed);
+    let free = done.saturating_add(cells.capacity().cells());
+    cells.tail().load(Ordering::Relaxed) < free
 }
 
 /// Whether a message can be received. Only reads, so it may be asked about a queue that is about to go; the answer is

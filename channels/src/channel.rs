@@ -21,15 +21,15 @@ pub(crate) use test_point::{TestPoint, test_point};
 /// The argument of an intent that says which ring of an object with several ones it is about.
 pub(crate) const ROW_ARGUMENT: usize = 2;
 
-use crate::cell::{self, Found, Take};
+use crate::cell::{self, Found, Spot, Take};
 use crate::error::{Error, Result, within};
 use crate::message::Message;
 use crate::object::{Handle, is_alive};
 use crate::remote;
-use crate::ring::{Label, MAX_CAPACITY, MAX_INLINE, Ring, to_usize};
+use crate::ring::{Label, MAX_CAPACITY, MAX_INLINE, Plain, Ring, to_usize};
 use chain::{Chain, Opened};
 use links::Links as _;
-use quick::{Quick, Small};
+use quick::{Quick, Small, Tried};
 
 /// How a channel is to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,8 +247,14 @@ impl Channel {
     /// no memory for a large message, or what a remote channel's node answers.
     #[inline]
     pub fn send(&self, bytes: &[u8], hint: u64, deadline: Deadline) -> Result<()> {
-        if self.quick().is_some_and(|quick| quick.send(bytes, hint)) {
-            return Ok(());
+        if let Some(quick) = self.quick() {
+            let mut tried = quick.send(bytes, hint);
+            if tried == Tried::Full && quick.wait_for_room(&self.handle.spin, deadline) {
+                tried = quick.send(bytes, hint);
+            }
+            if tried == Tried::Sent {
+                return Ok(());
+            }
         }
         self.send_parts(&[IoSlice::new(bytes)], hint, deadline)
     }
@@ -301,7 +307,9 @@ impl Channel {
         if let [part] = parts
             && trace.is_none()
             && returns != Returns::Received
-            && self.quick().is_some_and(|quick| quick.send(part, hint))
+            && self
+                .quick()
+                .is_some_and(|quick| quick.send(part, hint) == Tried::Sent)
         {
             return Ok(());
         }
@@ -404,9 +412,9 @@ impl Channel {
         // Filled in its place: moving a message through the results of every step would cost more than all else.
         let mut received = Ok(Message::empty());
         if let (Some(quick), Ok(message)) = (self.quick(), &mut received)
-            && quick.receive(u64::MAX, |ring, position, content| {
-                message.fill(ring, position, content);
-            }) == Small::Taken
+            && self.receive_quickly(&quick, u64::MAX, deadline, |spot, plain| {
+                message.fill_plain(quick.ring, spot, plain);
+            })
         {
             return received;
         }
@@ -441,17 +449,41 @@ impl Channel {
     #[inline]
     pub fn receive_into(&self, buffer: &mut [u8], deadline: Deadline) -> Result<Received> {
         let mut received = Received::default();
-        if let Some(quick) = self.quick()
-            && quick.receive(buffer.len() as u64, |ring, position, content| {
+        if let Some(quick) = self.quick() {
+            let room = buffer.len() as u64;
+            let copy = |spot, message: Plain| {
                 // SAFETY: messages longer than the buffer are left in the channel.
-                unsafe { ring.copy_out(position, content, buffer.as_mut_ptr()) };
-                received.hint = content.hint;
-                received.length = to_usize(content.length);
-            }) == Small::Taken
-        {
-            return Ok(received);
+                unsafe { quick.ring.copy_plain(spot, message, buffer.as_mut_ptr()) };
+                received.hint = message.hint;
+                received.length = to_usize(message.length);
+            };
+            if self.receive_quickly(&quick, room, deadline, copy) {
+                return Ok(received);
+            }
         }
         self.receive_any_into(buffer, deadline)
+    }
+
+    /// Whether a small message was received by `read`, or came while this could spin for it.
+    #[inline]
+    fn receive_quickly(
+        &self,
+        quick: &Quick<'_>,
+        longest: u64,
+        deadline: Deadline,
+        mut read: impl FnMut(Spot, Plain),
+    ) -> bool {
+        // One place for both tries, so that the code of the first is the one that runs after the wait.
+        let mut waited = false;
+        loop {
+            match quick.receive(longest, &mut read) {
+                Small::Taken => return true,
+                Small::Empty if !waited && quick.wait_for_message(&self.handle.spin, deadline) => {
+                    waited = true;
+                }
+                Small::Empty | Small::Other => return false,
+            }
+        }
     }
 
     /// [`Channel::receive_into`] for any message and any channel.

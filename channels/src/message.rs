@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use dragon_shmem::{Error as MemoryError, Member, Pin};
 
+use crate::cell::Spot;
 use crate::error::Result;
-use crate::ring::{Content, Ring, to_usize};
+use crate::ring::{Content, Plain, Ring, to_usize};
 
 /// Inline messages up to this length are kept without an allocation. Not more: a message is moved a few times on its way to
 /// the caller, and moving two hundred bytes costs as much as an allocation.
@@ -150,6 +151,20 @@ impl Message {
         }
         if content.traced {
             self.set_trace(ring.trace(position, content));
+        }
+    }
+
+    /// [`Message::fill`] for a plain one.
+    #[inline]
+    pub(crate) fn fill_plain(&mut self, ring: &Ring, spot: Spot, plain: Plain) {
+        match &mut self.body {
+            Body::Small { bytes, length } if to_usize(plain.length) <= SMALL => {
+                // SAFETY: the target is at least as long.
+                unsafe { ring.copy_plain(spot, plain, bytes.as_mut_ptr().cast()) };
+                *length = plain.length;
+                self.hint = plain.hint;
+            }
+            _ => self.fill(ring, spot.position, &plain.into()),
         }
     }
 

@@ -6,6 +6,7 @@ use dragon_protocol::op::Op;
 use dragon_protocol::{Descriptor, ObjectId, ObjectKind};
 use dragon_shmem::Member;
 use dragon_shmem::object::{ObjectEntry, State};
+use dragon_shmem::region::Pinned;
 use dragon_shmem::slot;
 use dragon_shmem::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -80,6 +81,8 @@ impl Object {
 pub(crate) struct Handle {
     member: Arc<Member>,
     id: ObjectId,
+    /// Its entry, when it lies on this node.
+    entry: Option<Pinned<ObjectEntry>>,
     user: u64,
     kept: bool,
     keep_if_held: bool,
@@ -89,9 +92,14 @@ pub(crate) struct Handle {
 impl Handle {
     /// A handle on an object that this process has just created.
     pub(crate) fn created(member: &Arc<Member>, id: ObjectId, user: u64) -> Self {
+        let local = is_local(member, id);
         Self {
             member: Arc::clone(member),
             id,
+            // Invariant: an object that was created or attached to has an entry.
+            entry: local
+                .then(|| member.control().pin_object(id.index).ok())
+                .flatten(),
             user,
             kept: false,
             keep_if_held: false,
@@ -153,10 +161,10 @@ impl Handle {
     /// The entry, when the object lies on this node and may be used: [`Handle::local`] without the reasons.
     #[inline]
     pub(crate) fn entry(&self) -> Option<&ObjectEntry> {
-        if self.member.is_forked() || !is_local(&self.member, self.id) {
+        if self.member.is_forked() {
             return None;
         }
-        self.member.control().object(self.id.index).ok()
+        self.entry.as_deref()
     }
 
     /// The entry, when the object lies on this node.
@@ -165,11 +173,7 @@ impl Handle {
         if self.member.is_forked() {
             return Err(Error::Forked);
         }
-        if is_local(&self.member, self.id) {
-            Ok(Some(self.member.control().object(self.id.index)?))
-        } else {
-            Ok(None)
-        }
+        Ok(self.entry.as_deref())
     }
 
     /// Asks the owner's node; waits there until the deadline.

@@ -325,10 +325,7 @@ fn ask<'a>(
         let _ = thread.reply.abandon();
         return Err(error);
     }
-    channel::count(
-        &member.control().slot(member.slot().index)?.counters.remote,
-        1,
-    );
+    channel::count(&member.counters().remote, 1);
     let spins = reply_spins(member);
     let record = |block| place.set(block);
     let reply = match thread.reply.wait(Deadline::Never, spins, record) {

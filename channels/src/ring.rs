@@ -17,7 +17,7 @@ use dragon_shmem::pool::Pool;
 use dragon_shmem::region::Shared;
 use dragon_shmem::sync::{AtomicU32, AtomicU64, Ordering};
 
-use crate::cell::{Capacity, Cells, unused};
+use crate::cell::{Capacity, Cells, Spot, unused};
 use crate::error::Result;
 use crate::wait::WaitWord;
 
@@ -40,23 +40,36 @@ struct Constants {
     end: AtomicU64,
     /// Where those sleep who wait for the channel's end.
     closing: WaitWord,
+    done: Done,
 }
 
-/// The hints of one side: a position, how far it is known to be free (to senders) or received, and the ring of the chain
-/// that the side uses.
+/// See [`Cells::done`]. Written now and then, and read by senders that wait for room, who must not take the line of the
+/// receivers' own hint away from them at each look.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+struct Done(AtomicU64);
+
+/// The hints of one side: a position, and the ring of the chain that the side uses.
 #[derive(Debug)]
 #[repr(C)]
 struct Hint {
     position: AtomicU64,
-    known: AtomicU64,
     segment: AtomicU64,
+}
+
+#[derive(Debug)]
+#[repr(C)]
+struct Tail {
+    hint: Hint,
+    /// See [`Cells::free`].
+    free: AtomicU64,
 }
 
 #[derive(Debug)]
 #[repr(C)]
 struct Head {
     constants: Constants,
-    tail: Line<Hint>,
+    tail: Line<Tail>,
     head: Line<Hint>,
     readable: Line<WaitWord>,
     writable: Line<WaitWord>,
@@ -119,6 +132,8 @@ pub(crate) struct Ring {
     capacity: Capacity,
     stride: u64,
     inline: u64,
+    /// Most bytes of a plain message.
+    plain: u64,
     limit: u64,
 }
 
@@ -134,6 +149,24 @@ pub(crate) struct Content {
     pub(crate) length: u64,
     pub(crate) traced: bool,
     pub(crate) by_reference: bool,
+}
+
+/// A message that can be taken in one step: see [`Ring::plain`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plain {
+    pub(crate) hint: u64,
+    pub(crate) length: u64,
+}
+
+impl From<Plain> for Content {
+    fn from(Plain { hint, length }: Plain) -> Self {
+        Self {
+            hint,
+            length,
+            traced: false,
+            by_reference: false,
+        }
+    }
 }
 
 /// What is written before a message.
@@ -172,6 +205,7 @@ impl Ring {
             limit: most,
             end,
             closing,
+            done,
         } = &head.constants;
         cells.store(capacity, Ordering::Relaxed);
         bytes.store(inline, Ordering::Relaxed);
@@ -179,9 +213,10 @@ impl Ring {
         most.store(self.limit, Ordering::Relaxed);
         end.store(0, Ordering::Relaxed);
         closing.reset();
-        for hint in [&head.tail.0, &head.head.0] {
+        done.0.store(0, Ordering::Relaxed);
+        head.tail.0.free.store(0, Ordering::Relaxed);
+        for hint in [&head.tail.0.hint, &head.head.0] {
             hint.position.store(0, Ordering::Relaxed);
-            hint.known.store(0, Ordering::Relaxed);
             hint.segment.store(0, Ordering::Relaxed);
         }
         head.readable.0.reset();
@@ -242,6 +277,7 @@ impl Ring {
             capacity: Capacity::new(capacity),
             stride: stride(inline),
             inline: inline.into(),
+            plain: COPIED_FIRST.min(stride(inline) - CELL_HEAD),
             limit,
         })
     }
@@ -311,6 +347,12 @@ impl Ring {
     #[inline]
     fn bytes_of(&self, position: u64) -> NonNull<u8> {
         let (_, index) = self.capacity.place(position);
+        self.bytes_at(index)
+    }
+
+    /// [`Ring::bytes_of`], by the cell.
+    #[inline]
+    fn bytes_at(&self, index: u64) -> NonNull<u8> {
         // SAFETY: the head of a cell lies inside the cell.
         unsafe { self.cell(index).add(to_usize(CELL_HEAD)) }
     }
@@ -370,10 +412,9 @@ impl Ring {
 
     /// [`Ring::write_inline`] for one part that fits, and no trace id.
     #[inline]
-    pub(crate) fn write_part(&self, position: u64, hint: u64, part: &[u8]) {
-        let (_, index) = self.capacity.place(position);
-        let head = self.cell_head(index);
-        let to = self.bytes_of(position);
+    pub(crate) fn write_part(&self, spot: Spot, hint: u64, part: &[u8]) {
+        let head = self.cell_head(spot.index);
+        let to = self.bytes_at(spot.index);
         let length = (part.len() as u64).min(self.room());
         // SAFETY: the cell has room for `length` bytes, rounded up to words; the claim makes them ours; the source is
         // private memory, and as long.
@@ -422,6 +463,27 @@ impl Ring {
             traced,
             by_reference,
         }
+    }
+
+    /// The message in a published cell, if it is a plain one: inline, small enough to be copied before it is claimed, and
+    /// without a trace id.
+    #[inline]
+    pub(crate) fn plain(&self, spot: Spot) -> Option<Plain> {
+        let head = self.cell_head(spot.index);
+        // What else there is stands in bits above the length.
+        let length = head.length.load(Ordering::Relaxed);
+        let hint = head.hint.load(Ordering::Relaxed);
+        (length <= self.plain).then_some(Plain { hint, length })
+    }
+
+    /// Copies the bytes of a plain message: what others write meanwhile may be among them.
+    ///
+    /// # Safety
+    /// There is room for them at `to`.
+    #[inline]
+    pub(crate) unsafe fn copy_plain(&self, spot: Spot, message: Plain, to: *mut u8) {
+        // SAFETY: `plain` saw to it that the cell has so many bytes; the caller vouches for the target.
+        unsafe { load_words(self.bytes_at(spot.index), to, to_usize(message.length)) };
     }
 
     /// Whether the bytes of a message may be copied before the message is claimed.
@@ -557,7 +619,7 @@ impl Ring {
 
     /// Hint: the ring that senders use.
     pub(crate) fn sending(&self) -> &AtomicU64 {
-        &self.words().tail.0.segment
+        &self.words().tail.0.hint.segment
     }
 
     /// Hint: the ring that receivers use.
@@ -574,7 +636,7 @@ impl Cells for Ring {
 
     #[inline]
     fn tail(&self) -> &AtomicU64 {
-        &self.words().tail.0.position
+        &self.words().tail.0.hint.position
     }
 
     #[inline]
@@ -584,12 +646,12 @@ impl Cells for Ring {
 
     #[inline]
     fn free(&self) -> &AtomicU64 {
-        &self.words().tail.0.known
+        &self.words().tail.0.free
     }
 
     #[inline]
     fn done(&self) -> &AtomicU64 {
-        &self.words().head.0.known
+        &self.words().constants.done.0
     }
 
     #[inline]
@@ -611,6 +673,24 @@ impl Cells for Ring {
     #[inline]
     fn receiver(&self, index: u64) -> &AtomicU64 {
         self.word(self.receivers, index)
+    }
+
+    #[inline]
+    fn will_write(&self, index: u64) {
+        let cell = self.cell(index).as_ptr();
+        // The first two lines: what is longer than that takes its time anyway.
+        // SAFETY: a hint, which changes nothing but caches. Processors of this architecture that lack it skip it.
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        unsafe {
+            std::arch::asm!(
+                "prefetchw [{cell}]",
+                "prefetchw [{cell} + 64]",
+                cell = in(reg) cell,
+                options(nostack, preserves_flags)
+            );
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        let _ = cell;
     }
 }
 

@@ -277,6 +277,8 @@ pub struct Spin {
     misses: AtomicU32,
 }
 
+/// Rounds of a wait without a record.
+const BRIEF_ROUNDS: u32 = 64;
 /// Rounds that cost less than telling others that one spins.
 const FREE_ROUNDS: u32 = 1024;
 /// Rounds between two looks at the clock.
@@ -321,6 +323,27 @@ impl Spin {
     /// Sets how the handle waits; it counts for waits that begin from now on.
     pub fn set_mode(&self, mode: WaitMode) {
         self.mode.store(mode as u32, Ordering::Relaxed);
+    }
+
+    /// Spins until `ready`, for about as long as a spinning partner takes to answer: for waits without a record. What such a
+    /// wait needs beforehand, and what its end costs, counts as much as the answer.
+    #[inline]
+    pub(crate) fn briefly(&self, words: &NodeWords, mut ready: impl FnMut() -> bool) -> bool {
+        let cpus = words.cpus.load(Ordering::Relaxed);
+        if self.mode() == WaitMode::Sleep
+            || cpus < 2
+            || self.misses.load(Ordering::Relaxed) != 0
+            || words.spinners.load(Ordering::Relaxed) >= cpus
+        {
+            return false;
+        }
+        for _ in 0..BRIEF_ROUNDS {
+            if ready() {
+                return true;
+            }
+            spin_loop();
+        }
+        false
     }
 
     /// Spins until `ready`, or until it is not worth while any more, but not beyond the deadline. True when `ready`.

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::held::Entry;
 use crate::named::{BUCKETS, Bucket};
 use crate::object::ObjectEntry;
-use crate::region::{Region, Shared};
+use crate::region::{Pinned, Region, Shared};
 use crate::slot::{Slot, SlotCounters};
 use crate::subscription::{MAX_NODES, MAX_SETS, SetRecord, SubscriberNode};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -244,9 +244,12 @@ impl Control {
     /// When the number is beyond the table.
     #[inline]
     pub fn slot(&self, index: u32) -> Result<&Slot> {
-        let index = within(index, MAX_SLOTS, "slot")?;
-        self.region
-            .view(SLOTS + u64::from(index) * size_of::<Slot>() as u64)
+        self.region.view(slot_at(index)?)
+    }
+
+    /// A slot that is used often.
+    pub(crate) fn pin_slot(&self, index: u32) -> Result<Pinned<Slot>> {
+        self.region.pin(slot_at(index)?)
     }
 
     /// An entry of the object table, whatever it holds now.
@@ -255,9 +258,15 @@ impl Control {
     /// When the index is beyond the table.
     #[inline]
     pub fn object(&self, index: u32) -> Result<&ObjectEntry> {
-        let index = within(index, MAX_OBJECTS, "object index")?;
-        self.region
-            .view(OBJECTS + u64::from(index) * size_of::<ObjectEntry>() as u64)
+        self.region.view(object_at(index)?)
+    }
+
+    /// An entry of the object table that is used often.
+    ///
+    /// # Errors
+    /// As [`Control::object`].
+    pub fn pin_object(&self, index: u32) -> Result<Pinned<ObjectEntry>> {
+        self.region.pin(object_at(index)?)
     }
 
     /// The entry at `place` of a slot's held table.
@@ -290,22 +299,13 @@ impl Control {
     /// When the number is beyond the table.
     #[inline]
     pub fn threads(&self, slot: u32) -> Result<&[ThreadRecord]> {
-        let slot = within(slot, MAX_SLOTS, "slot")?;
-        let table = u64::from(MAX_THREADS) * size_of::<ThreadRecord>() as u64;
-        self.region
-            .slice(THREADS + u64::from(slot) * table, MAX_THREADS as usize)
+        self.region.slice(threads_at(slot)?, MAX_THREADS as usize)
     }
 
-    /// The thread record of a slot with an index, if there is one.
-    #[inline]
-    pub fn thread(&self, slot: u32, index: u32) -> Option<&ThreadRecord> {
-        if slot >= MAX_SLOTS || index >= MAX_THREADS {
-            return None;
-        }
-        let at = u64::from(slot) * u64::from(MAX_THREADS) + u64::from(index);
+    /// The thread records of a slot that is used often.
+    pub(crate) fn pin_threads(&self, slot: u32) -> Result<Pinned<[ThreadRecord]>> {
         self.region
-            .view(THREADS + at * size_of::<ThreadRecord>() as u64)
-            .ok()
+            .pin_slice(threads_at(slot)?, MAX_THREADS as usize)
     }
 
     /// The record of a set.
@@ -345,6 +345,25 @@ impl Control {
             .view(offset)
             .unwrap_or_else(|_| unreachable!("the layout's constants lie inside the region"))
     }
+}
+
+#[inline]
+fn slot_at(index: u32) -> Result<u64> {
+    let index = within(index, MAX_SLOTS, "slot")?;
+    Ok(SLOTS + u64::from(index) * size_of::<Slot>() as u64)
+}
+
+#[inline]
+fn object_at(index: u32) -> Result<u64> {
+    let index = within(index, MAX_OBJECTS, "object index")?;
+    Ok(OBJECTS + u64::from(index) * size_of::<ObjectEntry>() as u64)
+}
+
+#[inline]
+fn threads_at(slot: u32) -> Result<u64> {
+    let slot = within(slot, MAX_SLOTS, "slot")?;
+    let table = u64::from(MAX_THREADS) * size_of::<ThreadRecord>() as u64;
+    Ok(THREADS + u64::from(slot) * table)
 }
 
 #[inline]

@@ -13,8 +13,10 @@ use crate::object::ObjectEntry;
 use crate::pool::tag::PoolTag;
 use crate::pool::{Block, Cache, Pool, ThreadRef};
 use crate::reference::{Change, Outcome};
-use crate::slot::Slot;
+use crate::region::Pinned;
+use crate::slot::{Slot, SlotCounters};
 use crate::sync::Ordering;
+use crate::thread::ThreadRecord;
 
 mod fork;
 mod guard;
@@ -80,6 +82,9 @@ pub struct Member {
     control: Control,
     pool: Pool,
     slot: SlotId,
+    /// The process's slot and its threads' records, checked once.
+    own: Pinned<Slot>,
+    records: Pinned<[ThreadRecord]>,
     hooks: Box<dyn Hooks>,
     held: Mutex<Registry>,
     /// For the daemon: what the processes of other nodes hold, by their proxy slots.
@@ -125,6 +130,8 @@ impl Member {
         #[cfg(not(loom))]
         crate::pool::room::barrier::register();
         Ok(Arc::new(Self {
+            own: control.pin_slot(slot.index)?,
+            records: control.pin_threads(slot.index)?,
             control,
             pool,
             slot,
@@ -157,6 +164,13 @@ impl Member {
     #[must_use]
     pub fn slot(&self) -> SlotId {
         self.slot
+    }
+
+    /// What the process counts.
+    #[inline]
+    #[must_use]
+    pub fn counters(&self) -> &SlotCounters {
+        &self.own.counters
     }
 
     /// What others do for this member.
@@ -194,7 +208,7 @@ impl Member {
     #[inline]
     pub fn thread_again(&self) -> Option<ThreadGuard<'_>> {
         let index = LAST_RECORD.get();
-        let record = self.control.thread(self.slot.index, index)?;
+        let record = self.records.get(index as usize)?;
         // The hint may be of another member of this process: only records that this one has used are taken by it.
         if record.is_touched() {
             claim(record, index)
@@ -238,13 +252,8 @@ impl Member {
     /// When the block is larger than the pool's limit, or shared memory is corrupt.
     #[inline]
     pub fn try_alloc(&self, length: u64) -> Result<Option<Block>> {
-        self.pool.alloc(
-            &self.cache,
-            self.slot_entry()?,
-            self.slot,
-            || self.thread(),
-            length,
-        )
+        self.pool
+            .alloc(&self.cache, &self.own, self.slot, || self.thread(), length)
     }
 
     /// Frees a block: one's own private one, or any shared one.
@@ -265,14 +274,8 @@ impl Member {
             return self.free_elsewhere(offset, Some(thread), || {});
         }
         let thread = || Ok(ThreadRef::Callers(thread));
-        self.pool.free(
-            &self.cache,
-            self.slot_entry()?,
-            self.slot,
-            thread,
-            offset,
-            || {},
-        )
+        self.pool
+            .free(&self.cache, &self.own, self.slot, thread, offset, || {})
     }
 
     /// Frees a block that [`Member::hold_block`] recorded at `place`, and forgets it there. If the process dies anywhere in
@@ -315,8 +318,7 @@ impl Member {
         if PoolTag::of(offset) != PoolTag::DEFAULT {
             return self.share_elsewhere(offset);
         }
-        self.pool
-            .share(&self.cache, self.slot_entry()?, self.slot, offset)
+        self.pool.share(&self.cache, &self.own, self.slot, offset)
     }
 
     /// Creates an object of this node. `init` fills its entry; it becomes visible when that succeeds.
@@ -674,7 +676,7 @@ impl Member {
     }
 
     fn place(&self) -> Result<u32> {
-        self.held().place(self.slot_entry()?)
+        self.held().place(&self.own)
     }
 
     fn forget_place(&self, place: u32) {
@@ -691,11 +693,6 @@ impl Member {
         };
         *count += 1;
         true
-    }
-
-    #[inline]
-    fn slot_entry(&self) -> Result<&Slot> {
-        self.control.slot(self.slot.index)
     }
 
     // A thread that panicked inside the registry left it consistent: each change is a single insertion or removal.

@@ -9,6 +9,7 @@
 //! Everything above a region is the same code for all of them.
 
 mod memory;
+mod pinned;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests;
@@ -23,11 +24,12 @@ use dragon_protocol::RuntimeId;
 use crate::error::{Error, Result, system};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use memory::Memory;
+pub use pinned::Pinned;
 
 /// `DRGNREG1` in ASCII.
 const MAGIC: u64 = u64::from_le_bytes(*b"DRGNREG1");
 /// Version of the layout of all regions. Raised with every change of any structure in shared memory.
-const LAYOUT: u32 = 4;
+const LAYOUT: u32 = 5;
 
 /// The first bytes of every region.
 #[derive(Debug)]

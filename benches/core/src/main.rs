@@ -2,6 +2,8 @@
 //!
 //! | mode | values |
 //! |---|---|
+//! | `beside spinning`, `sleeping`, `sleeping-same-core` | microseconds one way for 8 B, and those of bare words, in turn |
+//! | `beside rate` | million messages of 64 B a second, and those of a bare ring, in turn |
 //! | `rate SENDERS RECEIVERS` | million messages of 64 B a second |
 //! | `path BYTES` | nanoseconds of a send and its receive by one process: what the operations cost without a partner |
 //! | `bandwidth BYTES` | GB/s with copy in and copy out |
@@ -13,6 +15,7 @@
 //! | `attach-detach` | microseconds to attach to the runtime and detach |
 //! | `channel-memory`, `pool-memory` | an empty channel's memory over that of its blocks; KiB of an empty pool |
 
+mod beside;
 mod node;
 mod traffic;
 
@@ -24,18 +27,28 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use dragon_channels::{ChannelOptions, Deadline, Event, create_channel};
 use dragon_raw::memory::{Children, Shared};
-use dragon_raw::{cores, pin, report, report_skipped};
+use dragon_raw::{cores, mode, pin, report, report_beside, report_skipped, runs};
 
 use crate::node::Node;
 
-const RUNS: usize = 10;
-
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    let name = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let name = format!("core-bench {name}");
+    let words = match mode() {
+        Ok(words) => words,
+        Err(error) => {
+            report_skipped(&name, &format!("{error:#}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let name = format!("core-bench {}", words.join(" "));
-    match run(&words) {
-        Ok((unit, values, note)) => report(&name, unit, &values, &note),
+    let printed = if let ["beside", what] = words[..] {
+        beside(what).map(|(unit, values, note)| report_beside(&name, unit, &values, &note))
+    } else {
+        run(&words).map(|(unit, values, note)| report(&name, unit, &values, &note))
+    };
+    match printed {
+        Ok(()) => {}
         Err(error) => report_skipped(&name, &format!("{error:#}").replace('"', "'")),
     }
     ExitCode::SUCCESS
@@ -43,8 +56,18 @@ fn main() -> ExitCode {
 
 type Measured = (&'static str, Vec<f64>, String);
 
+fn beside(what: &str) -> Result<beside::Beside> {
+    match what {
+        "spinning" => beside::spinning(),
+        "sleeping" => beside::sleeping(false),
+        "sleeping-same-core" => beside::sleeping(true),
+        "rate" => beside::rate(),
+        _ => bail!("unknown mode; see the head of benches/core/src/main.rs"),
+    }
+}
+
 fn run(words: &[&str]) -> Result<Measured> {
-    match words {
+    match *words {
         ["rate", senders, receivers] => traffic::rate(senders.parse()?, receivers.parse()?),
         ["path", bytes] => traffic::path(bytes.parse()?),
         ["bandwidth", bytes] => traffic::bandwidth(bytes.parse()?),
@@ -69,7 +92,7 @@ fn alloc(bytes: u64, processes: usize) -> Result<Measured> {
     let cores = [cores.0, cores.1];
     let words = Shared::new(4096)?;
     let mut values = Vec::new();
-    for run in 0..=RUNS {
+    for run in 0..=runs() {
         words.word(0).store(0, Ordering::SeqCst);
         words.word(8).store(0, Ordering::SeqCst);
         let mut children = Children::default();
@@ -118,7 +141,7 @@ fn recovery(others: usize) -> Result<Measured> {
         }
     }
     let mut values = Vec::new();
-    for run in 0..=RUNS {
+    for run in 0..=runs() {
         let slot = node.slot()?;
         let dead = node.member(slot)?;
         let mut shared = Vec::new();
@@ -187,7 +210,7 @@ fn idle() -> Result<Measured> {
     }
     node::pause(Duration::from_millis(500));
     let mut values = Vec::new();
-    for _ in 0..RUNS {
+    for _ in 0..runs() {
         let before = children.cpu()?;
         node::pause(Duration::from_millis(500));
         values.push((children.cpu()? - before).as_secs_f64() * 2e3);
@@ -203,7 +226,7 @@ fn attach(and_detach: bool) -> Result<Measured> {
     const ROUNDS: u32 = 200;
     let failed = |error: dragon::Error| anyhow::anyhow!("{error}");
     let mut values = Vec::new();
-    for run in 0..=RUNS {
+    for run in 0..=runs() {
         let mut time = Duration::ZERO;
         for _ in 0..ROUNDS {
             let start = Instant::now();

@@ -73,14 +73,6 @@ impl Node {
         Ok(())
     }
 
-    /// All processes but one have ended.
-    pub(crate) fn recover_all_but(&self, stays: SlotId) -> Result<()> {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.retain(|slot| *slot != stays);
-        drop(given);
-        self.recover_all()
-    }
-
     /// Bytes of memory behind all regions, but for what was only committed.
     pub(crate) fn resident(&self) -> Result<u64> {
         let used = self.daemon.pool().stats()?.used;

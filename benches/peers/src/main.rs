@@ -1,4 +1,4 @@
-//! Peers: `peers iceoryx2 | crossbeam | crossbeam-rate`. Prints one JSON object, as the raw programs.
+//! Peers: `peers iceoryx2 | crossbeam | crossbeam-rate [--runs N]`. Prints one JSON object, as the raw programs.
 
 use std::error::Error;
 use std::process::Command;
@@ -8,10 +8,18 @@ use iceoryx2::prelude::*;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-const RUNS: u32 = 10;
+
+/// How many values to measure: the number after `--runs`, or 10.
+fn runs() -> Result<u32> {
+    let mut words = std::env::args().skip_while(|word| word != "--runs").skip(1);
+    Ok(words.next().map_or(Ok(10), |number| number.parse())?)
+}
 
 fn main() -> Result<()> {
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .take_while(|word| word != "--runs")
+        .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["iceoryx2"] => iceoryx2(),
@@ -70,7 +78,7 @@ fn iceoryx2() -> Result<()> {
     std::thread::sleep(std::time::Duration::from_millis(100));
     while subscriber.receive()?.is_some() {}
     let mut values = Vec::new();
-    for run in 0..=RUNS {
+    for run in 0..=runs()? {
         let start = Instant::now();
         for number in 0..ROUNDS {
             round(number)?;
@@ -113,7 +121,7 @@ fn crossbeam() -> Result<()> {
         }
     });
     let mut values = Vec::new();
-    for run in 0..=RUNS {
+    for run in 0..=runs()? {
         let start = Instant::now();
         for number in 0..ROUNDS {
             ping.send(number)?;
@@ -130,7 +138,7 @@ fn crossbeam() -> Result<()> {
 fn crossbeam_rate() -> Result<()> {
     const TOTAL: u64 = 1_000_000;
     let mut values = Vec::new();
-    for run in 0..=RUNS {
+    for run in 0..=runs()? {
         let (sender, receiver) = crossbeam_channel::bounded::<[u8; 64]>(256);
         let start = Instant::now();
         let thread = std::thread::spawn(move || {

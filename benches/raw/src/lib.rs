@@ -8,8 +8,8 @@
 
 use std::fmt::Write as _;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +18,9 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 pub mod memory;
 mod page;
+pub mod ring;
+pub mod sleep;
+pub mod spin;
 
 pub use page::Page;
 
@@ -69,6 +72,32 @@ impl Options {
         }
         Ok(options)
     }
+}
+
+static RUNS: OnceLock<u32> = OnceLock::new();
+
+/// The words of a command line of modes: `MODE [WORD…] [--runs N]`.
+///
+/// # Errors
+/// A value of `--runs` that is not a positive number.
+pub fn mode() -> Result<Vec<String>> {
+    let mut words = Vec::new();
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        if arg == "--runs" {
+            let runs = positive(&arg, args.next())?;
+            RUNS.get_or_init(|| runs);
+        } else {
+            words.push(arg);
+        }
+    }
+    Ok(words)
+}
+
+/// How many values a mode measures: what [`mode`] read, 10 otherwise.
+#[must_use]
+pub fn runs() -> usize {
+    *RUNS.get().unwrap_or(&10) as usize
 }
 
 fn positive(option: &str, value: Option<String>) -> Result<u32> {
@@ -189,6 +218,19 @@ pub fn report(name: &str, unit: &str, values: &[f64], note: &str) {
         let _ = write!(list, "{comma}{value:.6}");
     }
     println!(r#"{{"name":"{name}","unit":"{unit}","values":[{list}],"note":"{note}"}}"#);
+}
+
+/// Prints what was measured of two things in turn: each value has its partner in the other list.
+pub fn report_beside(name: &str, unit: &str, [ours, least]: &[Vec<f64>; 2], note: &str) {
+    let list = |values: &[f64]| {
+        let words: Vec<String> = values.iter().map(|value| format!("{value:.6}")).collect();
+        words.join(",")
+    };
+    println!(
+        r#"{{"name":"{name}","unit":"{unit}","values":[{}],"beside":[{}],"note":"{note}"}}"#,
+        list(ours),
+        list(least)
+    );
 }
 
 /// Prints that the machine does not allow this measurement.

@@ -18,7 +18,7 @@ use super::links::Links as _;
 use super::quick::{self, Quick, Small};
 use super::test_point::{TestPoint, test_point};
 
-use crate::cell::{self, Found, Place, Take};
+use crate::cell::{self, Found, Place, Spot, Take};
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::object::{alive, is_alive, notify_watcher_of};
@@ -339,12 +339,10 @@ impl Local<'_> {
         deadline: Deadline,
         attempt: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
-        let writable = || {
-            if self.ring.limit() == 0 {
-                cell::maybe_writable(self.ring)
-            } else {
-                self.chain().has_room()
-            }
+        let writable = |look| match (self.ring.limit(), look) {
+            (0, Look::Glance) => cell::room_is_shown(self.ring),
+            (0, Look::Thorough) => cell::maybe_writable(self.ring),
+            _ => self.chain().has_room(),
         };
         let at = (self.ring.writable(), mark::SECOND);
         self.wait(at, thread, spin, deadline, attempt, writable)
@@ -418,8 +416,12 @@ impl Local<'_> {
         read: &mut impl FnMut(Source<'_>),
     ) -> Result<Option<()>> {
         alive(self.entry, self.id)?;
-        let look = |ring: &Ring, position, content: &Content| {
-            read(Source::Cell(ring, position, content));
+        let look = |spot: Spot, message| {
+            read(Source::Cell(
+                self.ring,
+                spot.position,
+                &Content::from(message),
+            ));
         };
         match self.quick().receive(longest, look) {
             Small::Taken => Ok(Some(())),
@@ -541,9 +543,7 @@ impl Local<'_> {
     #[inline]
     fn received(&self, skipped: bool) {
         self.writable_changed(if skipped { u32::MAX } else { 1 });
-        if let Some(counters) = self.counters() {
-            count(&counters.receives, 1);
-        }
+        count(&self.member.counters().receives, 1);
     }
 
     /// Waits until `attempt` finds a message.
@@ -576,7 +576,7 @@ impl Local<'_> {
         readable: impl Fn() -> bool,
     ) -> Result<T> {
         let at = (self.ring.readable(), mark::FIRST);
-        self.wait(at, thread, spin, deadline, attempt, readable)
+        self.wait(at, thread, spin, deadline, attempt, |_| readable())
     }
 
     /// Waits at a word, with its mark, until `attempt` gives something; it is worth while to try when `ready`.
@@ -588,11 +588,20 @@ impl Local<'_> {
         spin: &Spin,
         deadline: Deadline,
         mut attempt: impl FnMut() -> Result<Option<T>>,
-        ready: impl Fn() -> bool,
+        ready: impl Fn(Look) -> bool,
     ) -> Result<T> {
-        let spun = || ready() || !is_alive(self.entry, self.id);
+        let mut rounds = 0_u32;
+        let mut spun = || {
+            rounds = rounds.wrapping_add(1);
+            let look = if rounds.is_multiple_of(ROUNDS_PER_THOROUGH_LOOK) {
+                Look::Thorough
+            } else {
+                Look::Glance
+            };
+            ready(look) || !is_alive(self.entry, self.id)
+        };
         let words = self.member.control().words();
-        while spin.until(words, &thread.intent, deadline, spun) {
+        while spin.until(words, &thread.intent, deadline, &mut spun) {
             if let Some(value) = attempt()? {
                 return Ok(value);
             }
@@ -601,7 +610,8 @@ impl Local<'_> {
             }
         }
         let counted = |yes| thread.intent.step(if yes { mark } else { 0 });
-        wait::sleep_until(word, deadline, counted, attempt, ready)
+        let more = || ready(Look::Thorough);
+        wait::sleep_until(word, deadline, counted, attempt, more)
     }
 
     /// The oldest message, copied; it stays in the channel. `None`: nothing is there.
@@ -655,6 +665,18 @@ impl Local<'_> {
     }
 }
 
+/// How a spinner looks whether there is something for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Without disturbing others; may miss something.
+    Glance,
+    /// Whatever it costs.
+    Thorough,
+}
+
+/// One look of a spinner in so many is a thorough one.
+const ROUNDS_PER_THOROUGH_LOOK: u32 = 64;
+
 /// What there is besides a message that was received.
 enum Either {
     /// A message that is longer than the receiver's room for it.
@@ -701,16 +723,8 @@ impl Local<'_> {
     }
 
     #[inline]
-    fn counters(&self) -> Option<&dragon_shmem::slot::SlotCounters> {
-        let slot = self.member.control().slot(self.member.slot().index);
-        slot.ok().map(|slot| &slot.counters)
-    }
-
-    #[inline]
     fn count_sent(&self, number: u64) {
-        if let Some(counters) = self.counters() {
-            count(&counters.sends, number);
-        }
+        count(&self.member.counters().sends, number);
     }
 }
 

@@ -10,17 +10,16 @@ use std::sync::Arc;
 use dragon_protocol::ObjectId;
 use dragon_protocol::op::Op;
 use dragon_shmem::object::ObjectEntry;
-use dragon_shmem::slot::SlotCounters;
 use dragon_shmem::sync::Ordering;
-use dragon_shmem::{Member, ThreadGuard};
+use dragon_shmem::{Deadline, Member, ThreadGuard};
 
 use super::ops::{Ticket, count};
 use super::test_point::{TestPoint, test_point};
-use crate::cell::{self, Found, Place, Take};
+use crate::cell::{self, Cells as _, Place, Spot};
 use crate::object::{is_alive, notify_watcher_of};
-use crate::ring::{Content, Ring};
+use crate::ring::{Plain, Ring};
 use crate::set::Interest;
-use crate::wait::{WaitWord, fence_after_rmw};
+use crate::wait::{Spin, WaitWord, fence_after_rmw};
 
 /// A bounded channel of this node, for one operation.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +28,17 @@ pub(crate) struct Quick<'a> {
     pub(crate) id: &'a ObjectId,
     pub(crate) entry: &'a ObjectEntry,
     pub(crate) ring: &'a Ring,
+}
+
+/// How a short try to send ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tried {
+    /// The message is in the channel.
+    Sent,
+    /// There is no room.
+    Full,
+    /// The message or the channel is of another sort, the channel is no more, or its words contradict each other.
+    Other,
 }
 
 /// How a short try to receive ended.
@@ -43,18 +53,18 @@ pub(crate) enum Small {
 }
 
 impl Quick<'_> {
-    /// Sends bytes in a cell. False: nothing was done.
+    /// Sends bytes in a cell, or does nothing.
     #[inline]
-    pub(crate) fn send(&self, bytes: &[u8], hint: u64) -> bool {
+    pub(crate) fn send(&self, bytes: &[u8], hint: u64) -> Tried {
         let Self { member, ring, .. } = *self;
         if bytes.len() as u64 > ring.inline()
             || ring.limit() != 0
             || !is_alive(self.entry, *self.id)
         {
-            return false;
+            return Tried::Other;
         }
         let Some(thread) = member.thread_again().or_else(|| find_record(member)) else {
-            return false;
+            return Tried::Other;
         };
         let intent = &thread.intent;
         let arguments = [Ticket::NONE, 0];
@@ -65,78 +75,83 @@ impl Quick<'_> {
             true
         };
         let slot = member.slot().index;
-        let Ok(Place::Claimed(position)) = cell::claim_to_send(ring, slot, announce) else {
-            return false;
+        let spot = match cell::claim_at_once(ring, slot, |position| {
+            announce(position);
+        }) {
+            Some(spot) => spot,
+            None => match claim(ring, slot, announce) {
+                Ok(spot) => spot,
+                Err(tried) => return tried,
+            },
         };
-        ring.write_part(position, hint, bytes);
+        ring.write_part(spot, hint, bytes);
         test_point(TestPoint::Sending);
-        cell::publish(ring, position, slot);
+        cell::publish_at(ring, spot, slot);
         // Pairs with the fences of `sleep` and of `watch`. Publishing is a swap.
         fence_after_rmw();
         wake(member, ring.readable(), 1);
         notify_watcher_of(member, self.entry, *self.id, Interest::READABLE);
-        if let Some(counters) = self.counters() {
-            count(&counters.sends, 1);
-        }
-        true
+        count(&member.counters().sends, 1);
+        Tried::Sent
+    }
+
+    /// Spins for a moment where that is worth while. True: try again.
+    #[inline]
+    pub(crate) fn wait_for_room(&self, spin: &Spin, deadline: Deadline) -> bool {
+        self.spin(spin, deadline, || cell::room_is_shown(self.ring))
+    }
+
+    /// Spins for a moment where that is worth while. True: try again.
+    #[inline]
+    pub(crate) fn wait_for_message(&self, spin: &Spin, deadline: Deadline) -> bool {
+        self.spin(spin, deadline, || cell::maybe_readable(self.ring))
+    }
+
+    #[inline]
+    fn spin(&self, spin: &Spin, deadline: Deadline, ready: impl Fn() -> bool) -> bool {
+        deadline != Deadline::Now && spin.briefly(self.member.control().words(), ready)
     }
 
     /// Receives a message of at most `longest` bytes by `read`, which may be called several times: the last one counts, if
     /// the message is taken in the end. Needs no record of the thread: the message is the caller's from one instruction to
     /// the next.
     #[inline]
-    pub(crate) fn receive(
-        &self,
-        longest: u64,
-        mut read: impl FnMut(&Ring, u64, &Content),
-    ) -> Small {
+    pub(crate) fn receive(&self, longest: u64, mut read: impl FnMut(Spot, Plain)) -> Small {
         let Self { member, ring, .. } = *self;
         if ring.limit() != 0 || !is_alive(self.entry, *self.id) {
             return Small::Other;
         }
-        let mut skipped = false;
-        let look = |position| {
-            let content = ring.content(position);
-            if content.length <= longest && !content.traced && Ring::copied_first(&content) {
-                read(ring, position, &content);
-                Take::Copied(())
+        let mut look = |spot| match ring.plain(spot) {
+            Some(message) if message.length <= longest => {
+                read(spot, message);
+                true
+            }
+            _ => false,
+        };
+        if !cell::receive_at_once(ring, &mut look) {
+            return if cell::maybe_readable(ring) {
+                Small::Other
             } else {
-                Take::Leave(())
-            }
-        };
-        let found = cell::receive(ring, member.slot().index, &mut skipped, |_| {}, look);
-        let taken = match found {
-            Ok(Found::Copied(..)) => true,
-            Ok(Found::Empty | Found::End) => false,
-            Ok(Found::Left(..) | Found::Claimed(_)) | Err(_) => return Small::Other,
-        };
-        if taken {
-            test_point(TestPoint::Receiving);
-            self.writable_changed(if skipped { u32::MAX } else { 1 });
-            if let Some(counters) = self.counters() {
-                count(&counters.receives, 1);
-            }
-            return Small::Taken;
+                Small::Empty
+            };
         }
-        if skipped {
-            self.writable_changed(u32::MAX);
-        }
-        Small::Empty
-    }
-
-    /// Wakes whom free cells concern.
-    #[inline]
-    fn writable_changed(&self, count: u32) {
+        test_point(TestPoint::Receiving);
         // Pairs with the fences of `sleep` and of `watch`. Receiving is a compare-and-swap.
         fence_after_rmw();
-        wake(self.member, self.ring.writable(), count);
-        notify_watcher_of(self.member, self.entry, *self.id, Interest::WRITABLE);
+        wake(member, ring.writable(), 1);
+        notify_watcher_of(member, self.entry, *self.id, Interest::WRITABLE);
+        count(&member.counters().receives, 1);
+        Small::Taken
     }
+}
 
-    #[inline]
-    fn counters(&self) -> Option<&SlotCounters> {
-        let slot = self.member.control().slot(self.member.slot().index);
-        slot.ok().map(|slot| &slot.counters)
+/// Claims a cell when others are in the way, or room must be looked for.
+#[cold]
+fn claim(ring: &Ring, slot: u32, announce: impl FnMut(u64) -> bool) -> Result<Spot, Tried> {
+    match cell::claim_to_send(ring, slot, announce) {
+        Ok(Place::Claimed(position)) => Ok(ring.capacity().spot(position)),
+        Ok(Place::Full) => Err(Tried::Full),
+        Ok(Place::Closed(_)) | Err(_) => Err(Tried::Other),
     }
 }
 

@@ -411,9 +411,8 @@ fn waiters_killed_in_their_sleep_leave_nothing() {
         ];
         let waiter = node.spawn("wait", &words);
         // Asleep, or at least inside the wait: its intent says so.
-        let record = (node.control)
-            .thread(waiter.slot.index, SPARE_THREADS)
-            .unwrap();
+        let records = node.control.threads(waiter.slot.index).unwrap();
+        let record = &records[SPARE_THREADS as usize];
         while record
             .intent
             .read()

@@ -85,8 +85,7 @@ pub(super) type Turns = [Mutex<()>; SPARE_THREADS as usize];
 impl Member {
     #[cold]
     pub(super) fn other_thread(&self) -> Result<ThreadGuard<'_>> {
-        let records = self.control.threads(self.slot.index)?;
-        let guard = (0..).zip(records).find_map(|(index, record)| {
+        let guard = (0..).zip(self.records.iter()).find_map(|(index, record)| {
             // The spare ones too: recovery looks at the first records, up to one that was never touched.
             record.touched.store(1, Ordering::Release);
             let ordinary = index >= SPARE_THREADS;
@@ -122,15 +121,10 @@ impl Member {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         // All up to it, for recovery.
-        for record in self
-            .control
-            .threads(self.slot.index)?
-            .iter()
-            .take(index as usize + 1)
-        {
+        for record in self.records.iter().take(index as usize + 1) {
             record.touched.store(1, Ordering::Release);
         }
-        let record = self.control.thread(self.slot.index, index);
+        let record = self.records.get(index as usize);
         let claimed = record.and_then(|record| claim(record, index));
         let thread = claimed.ok_or(Error::Corrupt {
             what: "mark of use of a spare thread record",
@@ -157,7 +151,7 @@ impl Member {
                 between();
             }
         };
-        let slot = self.slot_entry()?;
+        let slot = &self.own;
         let thread = || self.thread().map(ThreadRef::Leased);
         let freed = pool.free(cache, slot, self.slot, thread, offset, &mut once);
         if !matches!(freed, Err(Error::TableFull { .. })) {

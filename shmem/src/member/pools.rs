@@ -92,7 +92,7 @@ impl Member {
         if state != State::Alive || generation != mapped.object.generation {
             return Err(Error::Destroyed(mapped.object));
         }
-        let slot = self.slot_entry()?;
+        let slot = &self.own;
         let allocated =
             mapped
                 .pool
@@ -226,10 +226,10 @@ impl Member {
         let offset = PoolTag::offset(address);
         let freed = match thread {
             None => self.free_in(pool, cache, offset, between),
-            Some(thread) => self.slot_entry().and_then(|slot| {
+            Some(thread) => {
                 let thread = || Ok(ThreadRef::Callers(thread));
-                pool.free(cache, slot, self.slot, thread, offset, between)
-            }),
+                pool.free(cache, &self.own, self.slot, thread, offset, between)
+            }
         };
         self.unpin_pool(&mapped);
         freed
@@ -238,10 +238,10 @@ impl Member {
     #[cold]
     pub(super) fn share_elsewhere(&self, address: u64) -> Result<()> {
         let mapped = self.pin_pool(PoolTag::of(address))?;
-        let shared = self.slot_entry().and_then(|slot| {
-            let offset = PoolTag::offset(address);
-            mapped.pool.share(&mapped.cache, slot, self.slot, offset)
-        });
+        let offset = PoolTag::offset(address);
+        let shared = mapped
+            .pool
+            .share(&mapped.cache, &self.own, self.slot, offset);
         self.unpin_pool(&mapped);
         shared
     }
@@ -279,7 +279,7 @@ impl Member {
             return Ok(());
         }
         if !*referred {
-            let slot = self.slot_entry()?;
+            let slot = &self.own;
             self.attach(mapped.object, false)?;
             let number = mapped.pool.number() as usize;
             // The lists are empty, whoever had the slot before; and recovery looks at them from now on.
@@ -355,7 +355,7 @@ impl Member {
 
     /// The last use of a pool ends.
     fn leave_pool(&self, mapped: &Mapped, referred: &mut bool) -> Result<()> {
-        let slot = self.slot_entry()?;
+        let slot = &self.own;
         let thread = self.thread()?;
         mapped
             .pool

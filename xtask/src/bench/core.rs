@@ -5,10 +5,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::bench::row::{Goal, Row};
-use crate::bench::sample::{Measured, Sample, reported};
+use crate::bench::sample::{Measured, Sample, in_turn, reported, reported_beside};
 use crate::repo::{self, Repo};
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// How often programs that are compared run, in turn.
+const TURNS: u32 = 5;
 const PEERS: &str = "benches/peers/Cargo.toml";
 
 pub(super) fn measure(repo: &Repo, print: &mut impl FnMut(Row)) {
@@ -20,88 +22,68 @@ pub(super) fn measure(repo: &Repo, print: &mut impl FnMut(Row)) {
 }
 
 fn latency(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
-    let ours = |words: &[&str]| programs.ours("channel-pingpong", words);
-    let raw = |name: &str, words: &[&str]| programs.ours(name, words);
-    let spinning = ours(&["--spin"]);
-    let spun = spinning.clone();
-    print(row(
-        "one way 8 B, spinning",
-        "us",
-        spun,
-        "raw atomics",
-        raw("raw-spin", &[]),
-        Goal::Ratio(2.0),
-    ));
-    let peer = programs.peer("iceoryx2");
-    print(row(
-        "one way 8 B, spinning",
-        "us",
-        spinning.clone(),
-        "iceoryx2",
-        peer,
-        Goal::Ratio(0.5),
-    ));
-    let peer = programs.peer("crossbeam");
-    print(row(
-        "one way 8 B, spinning",
-        "us",
-        spinning,
-        "crossbeam (threads)",
-        peer,
-        Goal::None,
-    ));
-    let sleeping = ours(&[]);
-    for (name, peer, goal) in [
-        ("raw futex", raw("raw-futex", &[]), Goal::Ratio(1.2)),
-        ("raw pipe", raw("raw-pipe", &[]), Goal::None),
+    for (name, mode, peer_name, goal) in [
+        ("one way 8 B, spinning", "spinning", "raw atomics", 2.0),
+        ("one way 8 B, sleeping", "sleeping", "raw futex", 1.2),
         (
-            "raw Unix socket",
-            raw("raw-memory", &["socket"]),
-            Goal::None,
+            "one way 8 B, sleeping, same core",
+            "sleeping-same-core",
+            "raw futex",
+            1.2,
         ),
     ] {
-        print(row(
-            "one way 8 B, sleeping",
-            "us",
-            sleeping.clone(),
-            name,
-            peer,
-            goal,
-        ));
+        let [ours, peer] = programs.beside(mode);
+        print(row(name, "us", ours, peer_name, peer, Goal::Ratio(goal)));
     }
-    let same = ours(&["--same-core"]);
-    let peer = raw("raw-futex", &["--same-core"]);
-    print(row(
-        "one way 8 B, sleeping, same core",
-        "us",
-        same,
-        "raw futex",
-        peer,
-        Goal::Ratio(1.2),
-    ));
+    let commands = [
+        programs.ours("channel-pingpong", &["--spin", "--runs", "4"]),
+        programs.peer(&["iceoryx2", "--runs", "3"]),
+        programs.peer(&["crossbeam", "--runs", "3"]),
+    ];
+    let [ours, iceoryx2, crossbeam] = in_turn(TURNS, LIMIT, commands);
+    for (peer_name, peer, goal) in [
+        ("iceoryx2", iceoryx2, Goal::Ratio(0.5)),
+        ("crossbeam (threads)", crossbeam, Goal::None),
+    ] {
+        let name = "one way 8 B, spinning";
+        print(row(name, "us", ours.clone(), peer_name, peer, goal));
+    }
+    let commands = [
+        programs.ours("channel-pingpong", &["--runs", "2", "--rounds", "2000"]),
+        programs.ours("raw-pipe", &["--runs", "2", "--rounds", "2000"]),
+        programs.raw(&["socket", "--runs", "2"]),
+    ];
+    let [ours, pipe, socket] = in_turn(TURNS, LIMIT, commands);
+    for (peer_name, peer) in [("raw pipe", pipe), ("raw Unix socket", socket)] {
+        let name = "one way 8 B, sleeping";
+        print(row(name, "us", ours.clone(), peer_name, peer, Goal::None));
+    }
 }
 
 fn rates(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
-    let one = programs.core(&["rate", "1", "1"]);
-    let ring = programs.raw(&["ring"]);
+    let [ours, ring] = programs.beside("rate");
     print(row(
         "rate 64 B, 1:1",
         "M/s",
-        one.clone(),
+        ours,
         "raw Vyukov ring",
         ring,
         Goal::RatioAtLeast(0.6),
     ));
-    let peer = programs.peer("crossbeam-rate");
+    let commands = [
+        programs.core(&["rate", "1", "1", "--runs", "3"]),
+        programs.peer(&["crossbeam-rate", "--runs", "3"]),
+    ];
+    let [ours, peer] = in_turn(TURNS, LIMIT, commands);
     print(row(
         "rate 64 B, 1:1",
         "M/s",
-        one,
+        ours,
         "crossbeam (threads)",
         peer,
         Goal::None,
     ));
-    let four = programs.core(&["rate", "4", "4"]);
+    let four = programs.run(programs.core(&["rate", "4", "4"]));
     print(alone(
         "rate 64 B, 4:4, oversubscribed",
         "M/s",
@@ -118,18 +100,25 @@ fn bandwidth(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
         ("64 MiB", "67108864"),
     ] {
         let what = format!("bandwidth {name}");
-        let ours = programs.core(&["bandwidth", bytes]);
-        for (peer_name, mode, goal) in [
-            ("raw two copies", "copies", Goal::RatioAtLeast(0.9)),
-            ("raw pipe", "pipe-bandwidth", Goal::RatioAtLeast(3.0)),
-            ("raw Unix socket", "socket-bandwidth", Goal::None),
+        let runs = ["--runs", "2"];
+        let with = |mode| [&[mode, bytes][..], &runs].concat();
+        let commands = [
+            programs.core(&with("bandwidth")),
+            programs.raw(&with("copies")),
+            programs.raw(&with("pipe-bandwidth")),
+            programs.raw(&with("socket-bandwidth")),
+        ];
+        let [ours, copies, pipe, socket] = in_turn(TURNS, LIMIT, commands);
+        for (peer_name, peer, goal) in [
+            ("raw two copies", copies, Goal::RatioAtLeast(0.9)),
+            ("raw pipe", pipe, Goal::RatioAtLeast(3.0)),
+            ("raw Unix socket", socket, Goal::None),
         ] {
-            let peer = programs.raw(&[mode, bytes]);
             print(row(&what, "GB/s", ours.clone(), peer_name, peer, goal));
         }
     }
-    let large = programs.core(&["handover", "67108864"]);
-    let small = programs.core(&["handover", "65536"]);
+    let large = programs.run(programs.core(&["handover", "67108864"]));
+    let small = programs.run(programs.core(&["handover", "65536"]));
     print(row(
         "hand-over 64 MiB",
         "us",
@@ -141,7 +130,10 @@ fn bandwidth(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
 }
 
 fn memory(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
-    let bare = [programs.raw(&["bitmap"]), programs.raw(&["bitmap", "2"])];
+    let bare = [
+        programs.run(programs.raw(&["bitmap"])),
+        programs.run(programs.raw(&["bitmap", "2"])),
+    ];
     let mut two = None;
     for (name, bytes) in [
         ("64 B", "64"),
@@ -150,7 +142,7 @@ fn memory(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
         ("256 KiB", "262144"),
         ("1 MiB", "1048576"),
     ] {
-        let one = programs.core(&["alloc", bytes]);
+        let one = programs.run(programs.core(&["alloc", bytes]));
         let what = format!("alloc + free {name}");
         print(row(
             &what,
@@ -161,7 +153,7 @@ fn memory(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
             Goal::Value(60.0),
         ));
         if bytes == "64" {
-            two = Some((one, programs.core(&["alloc", bytes, "2"])));
+            two = Some((one, programs.run(programs.core(&["alloc", bytes, "2"]))));
         }
     }
     if let Some((one, both)) = two {
@@ -175,7 +167,8 @@ fn memory(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
             peer,
             Goal::RatioAtLeast(0.8),
         ));
-        let registers = [&["registers"][..], &["registers", "2"]].map(|mode| programs.raw(mode));
+        let registers =
+            [&["registers"][..], &["registers", "2"]].map(|mode| programs.run(programs.raw(mode)));
         print(row(
             "alloc + free 64 B, 2 processes",
             "x",
@@ -188,19 +181,19 @@ fn memory(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
     print(row(
         "recovery, 100000 other allocations",
         "us",
-        programs.core(&["recovery", "100000"]),
+        programs.run(programs.core(&["recovery", "100000"])),
         "without others",
-        programs.core(&["recovery", "0"]),
+        programs.run(programs.core(&["recovery", "0"])),
         Goal::Ratio(1.2),
     ));
-    let idle = programs.core(&["idle"]);
+    let idle = programs.run(programs.core(&["idle"]));
     print(alone(
         "10000 idle channels, 1000 waiters",
         "ms/s",
         idle,
         Goal::Value(0.5),
     ));
-    let connect = programs.raw(&["connect"]);
+    let connect = programs.run(programs.raw(&["connect"]));
     for (name, mode, goal) in [
         ("attach to a runtime", "attach", Goal::Ratio(3.0)),
         ("attach and detach", "attach-detach", Goal::None),
@@ -214,14 +207,14 @@ fn memory(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
             goal,
         ));
     }
-    let channel = programs.core(&["channel-memory"]);
+    let channel = programs.run(programs.core(&["channel-memory"]));
     print(alone(
         "memory of an empty channel",
         "x",
         channel,
         Goal::Value(1.1),
     ));
-    let pool = programs.core(&["pool-memory"]);
+    let pool = programs.run(programs.core(&["pool-memory"]));
     print(alone(
         "memory of an empty pool",
         "KiB",
@@ -254,25 +247,40 @@ impl<'a> Programs<'a> {
         }
     }
 
-    fn ours(&self, name: &str, words: &[&str]) -> Measured {
+    fn ours(&self, name: &str, words: &[&str]) -> Result<Command, String> {
         let program = self.repo.release(name);
         if !program.exists() {
             return Err("not built".to_owned());
         }
-        reported(Command::new(program).args(words), LIMIT)
+        let mut command = Command::new(program);
+        command.args(words);
+        Ok(command)
     }
 
-    fn core(&self, words: &[&str]) -> Measured {
+    fn core(&self, words: &[&str]) -> Result<Command, String> {
         self.ours("core-bench", words)
     }
 
-    fn raw(&self, words: &[&str]) -> Measured {
+    fn raw(&self, words: &[&str]) -> Result<Command, String> {
         self.ours("raw-memory", words)
     }
 
-    fn peer(&self, name: &str) -> Measured {
-        let program = self.peers.clone()?;
-        reported(Command::new(program).arg(name), LIMIT)
+    fn peer(&self, words: &[&str]) -> Result<Command, String> {
+        let mut command = Command::new(self.peers.clone()?);
+        command.args(words);
+        Ok(command)
+    }
+
+    fn run(&self, command: Result<Command, String>) -> Measured {
+        reported(&mut command?, LIMIT)
+    }
+
+    /// Ours and the least that the machine allows, by one program in turn.
+    fn beside(&self, mode: &str) -> [Measured; 2] {
+        match self.core(&["beside", mode]) {
+            Ok(mut command) => reported_beside(&mut command, LIMIT),
+            Err(why) => [Err(why.clone()), Err(why)],
+        }
     }
 
     /// Inside a runtime.

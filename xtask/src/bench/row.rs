@@ -40,7 +40,7 @@ impl Row {
     fn ratio(&self) -> Option<f64> {
         let ours = self.ours.as_ref().ok()?;
         let peer = self.peer.as_ref()?.as_ref().ok()?;
-        Some(ours.median() / peer.median())
+        Some(ours.ratio_to(peer))
     }
 
     fn met(&self) -> Option<bool> {
@@ -223,6 +223,26 @@ mod tests {
         );
         assert_eq!(row.ratio(), Some(0.5));
         assert_eq!(row.met(), Some(true));
+    }
+
+    #[test]
+    fn what_was_measured_in_turn_is_compared_with_its_neighbour() {
+        let in_turn = |values: &[f64]| {
+            sample(values).map(|sample| Sample {
+                in_turn: true,
+                ..sample
+            })
+        };
+        // The machine became four times as slow after the first value.
+        let row = row(
+            in_turn(&[1.0, 4.0, 4.0]),
+            in_turn(&[2.0, 8.0, 8.0]),
+            Goal::Ratio(0.5),
+        );
+        assert_eq!(row.ratio(), Some(0.5));
+        let one = in_turn(&[1.0, 8.0, 8.0]);
+        let ratio = one.and_then(|one| sample(&[2.0, 8.0, 32.0]).map(|peer| one.ratio_to(&peer)));
+        assert_eq!(ratio, Ok(1.0));
     }
 
     #[test]

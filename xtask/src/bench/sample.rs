@@ -16,6 +16,8 @@ pub(super) struct Sample {
     pub(super) cpu_seconds: Option<f64>,
     /// How it was measured: cores, wait mode.
     pub(super) note: String,
+    /// Each value has its neighbour in another sample, measured in turn with it: ratios are those of neighbours.
+    pub(super) in_turn: bool,
 }
 
 impl Sample {
@@ -25,6 +27,19 @@ impl Sample {
 
     pub(super) fn quartiles(&self) -> [f64; 2] {
         [self.quantile(0.25), self.quantile(0.75)]
+    }
+
+    /// How many times `peer` this is: the median over neighbours where both were measured in turn, else of the medians.
+    pub(super) fn ratio_to(&self, peer: &Self) -> f64 {
+        if !(self.in_turn && peer.in_turn) {
+            return self.median() / peer.median();
+        }
+        let pairs = self.values.iter().zip(&peer.values);
+        let ratios = Self {
+            values: pairs.map(|(ours, peer)| ours / peer).collect(),
+            ..Self::default()
+        };
+        ratios.median()
     }
 
     fn quantile(&self, share: f64) -> f64 {
@@ -77,8 +92,83 @@ pub(super) fn wall_times<const N: usize>(
     measured
 }
 
+/// Runs each command a few times, all in turn, and puts the values of its runs together. Each one prints what
+/// [`reported`] reads.
+pub(super) fn in_turn<const N: usize>(
+    turns: u32,
+    limit: Duration,
+    mut commands: [Result<Command, String>; N],
+) -> [Measured; N] {
+    let mut all: [Measured; N] = std::array::from_fn(|_| Ok(Sample::default()));
+    for _ in 0..turns {
+        for (command, all) in commands.iter_mut().zip(&mut all) {
+            let Ok(sample) = all else { continue };
+            let measured = command
+                .as_mut()
+                .map_err(|why| why.clone())
+                .and_then(|command| reported(command, limit));
+            match measured {
+                Ok(more) => {
+                    sample.values.extend(more.values);
+                    let cpu = [sample.cpu_seconds, more.cpu_seconds];
+                    sample.cpu_seconds = Some(cpu.into_iter().flatten().sum());
+                    sample.note = more.note;
+                }
+                Err(why) => *all = Err(why),
+            }
+        }
+    }
+    all
+}
+
+/// Runs a program that measures something and its peer in turn: `{"values": […], "beside": […], "note": …}`.
+pub(super) fn reported_beside(command: &mut Command, limit: Duration) -> [Measured; 2] {
+    let both = report(command, limit).and_then(|(ended, report)| {
+        let [ours, peer] = ["values", "beside"].map(|key| values(&report, key));
+        let sample = |values: Vec<f64>, cpu_seconds| Sample {
+            values,
+            cpu_seconds,
+            note: note(&report),
+            in_turn: true,
+        };
+        if ours.len() != peer.len() || ours.is_empty() {
+            return Err(format!("`{}` printed no pairs of values", shown(command)));
+        }
+        // The processor time cannot be told apart: it stands with ours.
+        let cpu = Some(ended.cpu.as_secs_f64());
+        Ok([sample(ours, cpu), sample(peer, None)])
+    });
+    match both {
+        Ok(samples) => samples.map(Ok),
+        Err(why) => [Err(why.clone()), Err(why)],
+    }
+}
+
 /// Runs a benchmark program that prints one JSON object: `{"values": […], "note": …}` or `{"skipped": …}`.
 pub(super) fn reported(command: &mut Command, limit: Duration) -> Measured {
+    let (ended, report) = report(command, limit)?;
+    let values = values(&report, "values");
+    if values.is_empty() {
+        return Err(format!("`{}` printed no values", shown(command)));
+    }
+    Ok(Sample {
+        values,
+        cpu_seconds: Some(ended.cpu.as_secs_f64()),
+        note: note(&report),
+        in_turn: false,
+    })
+}
+
+fn values(report: &serde_json::Value, key: &str) -> Vec<f64> {
+    let list = report[key].as_array().into_iter().flatten();
+    list.filter_map(serde_json::Value::as_f64).collect()
+}
+
+fn note(report: &serde_json::Value) -> String {
+    report["note"].as_str().unwrap_or_default().to_owned()
+}
+
+fn report(command: &mut Command, limit: Duration) -> Result<(Ended, serde_json::Value), String> {
     let (ended, stdout) = captured(command, limit)?;
     let report = stdout
         .lines()
@@ -89,23 +179,10 @@ pub(super) fn reported(command: &mut Command, limit: Duration) -> Measured {
                 .filter(serde_json::Value::is_object)
         })
         .ok_or_else(|| format!("`{}` printed no result", shown(command)))?;
-    if let Some(why) = report["skipped"].as_str() {
-        return Err(why.to_owned());
+    match report["skipped"].as_str() {
+        Some(why) => Err(why.to_owned()),
+        None => Ok((ended, report)),
     }
-    let values: Vec<f64> = report["values"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(serde_json::Value::as_f64)
-        .collect();
-    if values.is_empty() {
-        return Err(format!("`{}` printed no values", shown(command)));
-    }
-    Ok(Sample {
-        values,
-        cpu_seconds: Some(ended.cpu.as_secs_f64()),
-        note: report["note"].as_str().unwrap_or_default().to_owned(),
-    })
 }
 
 /// Runs a command that must end well within the limit; returns its stdout, or says in one line why not.

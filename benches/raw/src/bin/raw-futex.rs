@@ -1,19 +1,15 @@
 //! Ping-pong of two processes over shared memory, both asleep in a futex until it is their turn: microseconds one way.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use dragon_raw::sleep::{END, answer, ask, end};
 use dragon_raw::{
     Options, Page, Watched, cores, end_with_parent, pin, report, report_skipped, second_process,
 };
-use rustix::io::Errno;
-use rustix::thread::futex;
 
 const NAME: &str = "raw-futex";
 const ROUNDS: u32 = 5_000;
-/// The turn that tells the second process to end.
-const END: u32 = u32::MAX;
 
 fn main() -> Result<()> {
     let options = Options::parse()?;
@@ -46,17 +42,14 @@ fn main() -> Result<()> {
     for run in 0..=options.runs {
         let start = Instant::now();
         for _ in 0..rounds {
-            let last = turn;
-            turn = (turn + 1) % END;
-            pass(&turns.ping.0, turn)?;
-            wait_while(&turns.pong.0, last)?;
+            turn = ask(turns, turn)?;
         }
         if run > 0 {
             values.push(start.elapsed().as_secs_f64() * 1e6 / f64::from(rounds) / 2.0);
         }
     }
     child.done();
-    pass(&turns.ping.0, END)?;
+    end(turns)?;
     child.join();
     report(
         name,
@@ -70,31 +63,8 @@ fn main() -> Result<()> {
 fn echo(page: &Page) -> Result<()> {
     let turns = page.turns();
     let mut seen = 0;
-    loop {
-        seen = wait_while(&turns.ping.0, seen)?;
-        if seen == END {
-            return Ok(());
-        }
-        pass(&turns.pong.0, seen)?;
+    while seen != END {
+        seen = answer(turns, seen)?;
     }
-}
-
-fn pass(word: &AtomicU32, turn: u32) -> Result<()> {
-    word.store(turn, Ordering::Release);
-    futex::wake(word, futex::Flags::empty(), 1).context("futex wake")?;
     Ok(())
-}
-
-/// Sleeps while the word is `old`; returns what it is then. The other process's end is watched for by a thread or by the kernel.
-fn wait_while(word: &AtomicU32, old: u32) -> Result<u32> {
-    loop {
-        let turn = word.load(Ordering::Acquire);
-        if turn != old {
-            return Ok(turn);
-        }
-        match futex::wait(word, futex::Flags::empty(), old, None) {
-            Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(error) => return Err(error).context("futex wait"),
-        }
-    }
 }

@@ -10,8 +10,6 @@
 //! | `registers [PROCESSES]` | nanoseconds of a turn of arithmetic in registers: what two cores do together that share no memory |
 //! | `connect` | microseconds to connect to a Unix socket and get three descriptors |
 
-use std::cell::Cell;
-use std::hint::spin_loop;
 use std::io::{Read, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -20,27 +18,26 @@ use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use dragon_raw::memory::{Children, Shared};
-use dragon_raw::{cores, pin, report, report_skipped};
+use dragon_raw::ring::{Ring, turn};
+use dragon_raw::{cores, mode, pin, report, report_skipped, runs};
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 
-const RUNS: usize = 10;
-
 type Measured = (&'static str, Vec<f64>, String);
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let name = format!("raw-memory {}", words.join(" "));
-    match run(&words) {
+    let name = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let name = format!("raw-memory {name}");
+    match mode().and_then(|words| run(&words)) {
         Ok((unit, values, note)) => report(&name, unit, &values, &note),
         Err(error) => report_skipped(&name, &format!("{error:#}").replace('"', "'")),
     }
 }
 
-fn run(words: &[&str]) -> Result<Measured> {
-    match words {
+fn run(words: &[String]) -> Result<Measured> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
         ["ring"] => ring(),
         ["copies", bytes] => copies(bytes.parse()?),
         ["pipe-bandwidth", bytes] => {
@@ -69,7 +66,7 @@ fn pair(act: impl Fn(usize, bool) -> Result<()>) -> Result<Vec<f64>> {
     for sends in [true, false] {
         children.fork(|| {
             pin(if sends { first } else { second })?;
-            for run in 0..=RUNS {
+            for run in 0..=runs() {
                 let start = Instant::now();
                 act(run, sends)?;
                 if !sends {
@@ -82,64 +79,20 @@ fn pair(act: impl Fn(usize, bool) -> Result<()>) -> Result<Vec<f64>> {
     }
     children.join()?;
     let seconds = |run| times.word(run).load(Ordering::SeqCst) as f64 / 1e9;
-    Ok((1..=RUNS).map(seconds).collect())
+    Ok((1..=runs()).map(seconds).collect())
 }
 
-/// D. Vyukov's bounded queue: a cell's sequence says for which position it is ready; positions are claimed by
-/// compare-and-swap on head and tail.
 fn ring() -> Result<Measured> {
-    const CELLS: u64 = 256;
     const TOTAL: u64 = 2_000_000;
-    const CELL: usize = 128;
-    const HEAD: usize = 0;
-    const TAIL: usize = 16;
-    const FIRST: usize = 256;
-    let shared = Shared::new(FIRST + 256 * CELL)?;
-    let place = |position: u64| FIRST + (position % CELLS) as usize * CELL;
-    for n in 0..CELLS {
-        shared.word(place(n) / 8).store(n, Ordering::SeqCst);
-    }
-    let claim = |word: usize, ahead: u64| {
-        let word = shared.word(word);
-        let mut position = word.load(Ordering::Relaxed);
-        loop {
-            let sequence = shared.word(place(position) / 8).load(Ordering::Acquire);
-            if sequence == position + ahead {
-                match word.compare_exchange_weak(
-                    position,
-                    position + 1,
-                    Ordering::Relaxed,
-                    Ordering::Relaxed,
-                ) {
-                    Ok(_) => return position,
-                    Err(now) => position = now,
-                }
-            } else {
-                turn();
-                position = word.load(Ordering::Relaxed);
-            }
-        }
-    };
+    let ring = Ring::new()?;
     let times = pair(|_, sends| {
         let mut payload = [7_u8; 64];
         for _ in 0..TOTAL {
-            let position = claim(if sends { TAIL } else { HEAD }, u64::from(!sends));
-            let bytes = shared.bytes(place(position) + 8, 64);
             if sends {
-                // SAFETY: the cell is ours until its sequence says otherwise.
-                unsafe { std::ptr::copy_nonoverlapping(payload.as_ptr(), bytes, 64) };
+                ring.send(&payload);
             } else {
-                // SAFETY: as above.
-                unsafe { std::ptr::copy_nonoverlapping(bytes, payload.as_mut_ptr(), 64) };
+                ring.receive(&mut payload);
             }
-            let next = if sends {
-                position + 1
-            } else {
-                position + CELLS
-            };
-            shared
-                .word(place(position) / 8)
-                .store(next, Ordering::Release);
         }
         ensure!(payload == [7; 64], "other bytes came");
         Ok(())
@@ -193,15 +146,6 @@ fn copies(bytes: usize) -> Result<Measured> {
 }
 
 /// One turn of a loop that waits. The other process may not run while others use its core: then this one yields.
-fn turn() {
-    thread_local!(static TURNS: Cell<u32> = const { Cell::new(0) });
-    TURNS.set(TURNS.get().wrapping_add(1));
-    if TURNS.get().is_multiple_of(1 << 14) {
-        std::thread::yield_now();
-    }
-    spin_loop();
-}
-
 fn stream(bytes: usize, reader: impl Read, writer: impl Write) -> Result<Measured> {
     let rounds = ((128 << 20) / bytes as u64).clamp(4, 1_000);
     let (reader, writer) = (
@@ -305,7 +249,7 @@ fn at_once(
     let (first, second) = cores(processes == 1)?;
     let cores = [first, second];
     let mut values = Vec::new();
-    for run in 0..=RUNS {
+    for run in 0..=runs() {
         let words = Shared::new(1 << 16)?;
         let mut children = Children::default();
         for n in 0..processes {
@@ -338,7 +282,7 @@ fn connect() -> Result<Measured> {
     let mut children = Children::default();
     children.fork(|| {
         let passed = [listener.as_fd(); 3];
-        for _ in 0..(RUNS + 1) * ROUNDS {
+        for _ in 0..(runs() + 1) * ROUNDS {
             let (mut stream, _) = listener.accept()?;
             let mut hello = [0; 32];
             stream.read_exact(&mut hello)?;
@@ -354,7 +298,7 @@ fn connect() -> Result<Measured> {
         Ok(())
     })?;
     let mut values = Vec::new();
-    for run in 0..=RUNS {
+    for run in 0..=runs() {
         let start = Instant::now();
         for _ in 0..ROUNDS {
             let mut stream = UnixStream::connect(&name)?;

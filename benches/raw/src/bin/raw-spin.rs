@@ -1,10 +1,10 @@
 //! Ping-pong of two processes over shared memory, both spinning: microseconds one way.
 
-use std::hint::spin_loop;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::Result;
+use dragon_raw::spin::{END, answer, ask};
 use dragon_raw::{
     Options, Page, Watched, cores, end_with_parent, pin, report, report_skipped, second_process,
 };
@@ -38,9 +38,7 @@ fn main() -> Result<()> {
     for run in 0..=options.runs {
         let start = Instant::now();
         for _ in 0..rounds {
-            turn = next(turn);
-            turns.ping.0.store(turn, Ordering::Release);
-            wait_for(&turns.pong.0, turn);
+            turn = ask(turns, turn);
         }
         if run > 0 {
             values.push(start.elapsed().as_secs_f64() * 1e6 / f64::from(rounds) / 2.0);
@@ -58,34 +56,11 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The turn that tells the second process to end.
-const END: u32 = u32::MAX;
-
-fn next(turn: u32) -> u32 {
-    (turn + 1) % END
-}
-
 fn echo(page: &Page) -> Result<()> {
     let turns = page.turns();
     let mut seen = 0;
-    loop {
-        let turn = loop {
-            let turn = turns.ping.0.load(Ordering::Acquire);
-            if turn != seen {
-                break turn;
-            }
-            spin_loop();
-        };
-        if turn == END {
-            return Ok(());
-        }
-        seen = turn;
-        turns.pong.0.store(turn, Ordering::Release);
+    while seen != END {
+        seen = answer(turns, seen);
     }
-}
-
-fn wait_for(word: &AtomicU32, turn: u32) {
-    while word.load(Ordering::Acquire) != turn {
-        spin_loop();
-    }
+    Ok(())
 }
