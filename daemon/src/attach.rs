@@ -259,7 +259,7 @@ async fn client(
     };
     let served = serve_while_it_lives(stream, pid, slot, &shared, &events).await;
     if let Some(slot) = slot {
-        let _ = events.send(Event::Detached(slot)).await;
+        let _ = events.send(Event::Detached { pid, slot }).await;
     }
     served
 }

@@ -153,7 +153,6 @@ impl Node {
         if !self.member.control().slot_is(slot) {
             return;
         }
-        self.count(|counters| &counters.recoveries);
         match recover(&self.member, slot) {
             Ok(recovered) => {
                 tracing::debug!(?slot, ?recovered, "a process is gone");
@@ -224,7 +223,8 @@ impl Node {
 
     /// Counts a request to the control plane.
     pub fn count_request(&self) {
-        self.count(|counters| &counters.control_requests);
+        let counters = &self.member.control().words().counters;
+        counters.control_requests.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What was counted on this node.
@@ -287,13 +287,6 @@ impl Node {
     pub fn shutdown(&self, limit: Duration) {
         let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
         self.agent.shutdown(clock::now().saturating_add(limit));
-    }
-
-    fn count(
-        &self,
-        which: impl Fn(&dragon_shmem::control::Counters) -> &dragon_shmem::sync::AtomicU64,
-    ) {
-        which(&self.member.control().words().counters).fetch_add(1, Ordering::Relaxed);
     }
 }
 

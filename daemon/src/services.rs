@@ -63,7 +63,12 @@ pub enum Event {
         reply: oneshot::Sender<Result<SlotId, (Code, String)>>,
     },
     /// The process of a slot is gone, or gave it up.
-    Detached(SlotId),
+    Detached {
+        /// Its process.
+        pid: u32,
+        /// The slot.
+        slot: SlotId,
+    },
     /// A client asks something.
     Client {
         /// Its slot; `None` for a tool that only inspects.
@@ -258,8 +263,17 @@ impl Daemon {
             Event::Peer(node, message) => return self.peer_says(node, message),
             Event::LinkLost(node, addresses) => return self.link_lost(node, addresses),
             Event::Unreachable(node, why) => self.unreachable(node, &why),
-            Event::Attach { pid, reply } => drop(reply.send(self.node.claim_slot(pid))),
-            Event::Detached(slot) => self.node.recover(slot),
+            Event::Attach { pid, reply } => {
+                let slot = self.node.claim_slot(pid);
+                if let Ok(slot) = slot {
+                    self.processes.attached(pid, slot);
+                }
+                drop(reply.send(slot));
+            }
+            Event::Detached { pid, slot } => {
+                self.node.recover(slot);
+                self.detached(pid, slot);
+            }
             Event::Client {
                 slot,
                 request,

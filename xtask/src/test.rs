@@ -202,6 +202,7 @@ fn pytest(repo: &Repo) -> Result<Counts> {
     }
     build_cmd::build(repo)?;
     python::ensure_module(repo, &repo.venv(), "pytest", "pytest>=8,<10")?;
+    python::ensure_module(repo, &repo.venv(), "numpy", "numpy>=2,<3")?;
     run_pytest(repo, &tests)
 }
 

@@ -103,7 +103,8 @@ impl Daemon {
             Event::Attach { reply, .. } => {
                 drop(reply.send(Err((Code::RuntimeGone, "the runtime is ending".to_owned()))))
             }
-            Event::Detached(_) | Event::Accepted(..) | Event::Connected(..) => {}
+            Event::Detached { pid, slot } => self.detached(pid, slot),
+            Event::Accepted(..) | Event::Connected(..) => {}
             Event::Peer(_, PeerMessage::Spawn { .. }) => {}
             Event::Peer(node, PeerMessage::Ended) => self.children.retain(|link| link.node != node),
             Event::LinkLost(node, addresses) => {

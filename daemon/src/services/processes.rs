@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use dragon_protocol::control::{ExitNotice, Output, Program, SpawnRequest, SpawnResult, Spawned};
-use dragon_protocol::{Code, ObjectId, env};
+use dragon_protocol::{Code, ObjectId, SlotId, env};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions};
 use tokio::sync::oneshot;
@@ -30,11 +30,23 @@ pub(super) struct Processes {
     early: HashMap<u32, i32>,
     /// Starts on their way.
     starting: usize,
+    /// The slots of the processes that are attached.
+    slots: HashMap<u32, Vec<SlotId>>,
+    /// Processes that have ended while slots of theirs are not recovered.
+    unrecovered: Vec<Ended>,
     /// Warm interpreters. One that was started before anybody asked for a worker is silent about its errors; when it has
     /// ended, the next worker gets a new one that can be heard.
     zygotes: HashMap<Key, Zygote>,
     /// Tasks that read output; they end when the processes have closed their ends.
     pub(super) readers: Vec<JoinHandle<()>>,
+}
+
+/// A process that has ended.
+struct Ended {
+    process: Process,
+    status: i32,
+    /// Those that are not recovered.
+    slots: Vec<SlotId>,
 }
 
 /// A live process.
@@ -55,6 +67,45 @@ pub struct Pending {
 }
 
 impl Processes {
+    /// A process has got a slot.
+    pub(super) fn attached(&mut self, pid: u32, slot: SlotId) {
+        self.slots.entry(pid).or_default().push(slot);
+    }
+
+    /// A process has ended; returns it if it has no slot. Otherwise others hear of it when its slots are recovered: they may
+    /// rely on it then that it takes nothing any more, on other nodes neither.
+    fn ended(&mut self, pid: u32, process: Process, status: i32) -> Option<Ended> {
+        let slots = self.slots.remove(&pid).unwrap_or_default();
+        let ended = Ended {
+            process,
+            status,
+            slots,
+        };
+        if ended.slots.is_empty() {
+            return Some(ended);
+        }
+        self.unrecovered.push(ended);
+        None
+    }
+
+    /// A slot is nobody's any more; returns the process that had it, if it has ended and this was its last one.
+    fn detached(&mut self, pid: u32, slot: SlotId) -> Option<Ended> {
+        if let Some(slots) = self.slots.get_mut(&pid) {
+            slots.retain(|other| *other != slot);
+            if slots.is_empty() {
+                self.slots.remove(&pid);
+            }
+        }
+        // Another process may have its pid by now, but nobody its slot.
+        let had_it = |ended: &Ended| ended.slots.contains(&slot);
+        let place = self.unrecovered.iter().position(had_it)?;
+        let slots = &mut self.unrecovered[place].slots;
+        slots.retain(|other| *other != slot);
+        slots
+            .is_empty()
+            .then(|| self.unrecovered.swap_remove(place))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.live.is_empty() && self.starting == 0
     }
@@ -363,6 +414,29 @@ impl Daemon {
 
     fn ended(&mut self, pid: u32, status: i32) -> Option<End> {
         let process = self.processes.live.remove(&pid)?;
+        let code = exit_code(status);
+        let end = process.head.then(|| End {
+            code,
+            why: format!("the head program ended with {code}"),
+        });
+        if let Some(ended) = self.processes.ended(pid, process, status) {
+            self.tell_end(&ended);
+        }
+        end
+    }
+
+    /// A slot is nobody's any more.
+    pub(super) fn detached(&mut self, pid: u32, slot: SlotId) {
+        if let Some(ended) = self.processes.detached(pid, slot) {
+            self.tell_end(&ended);
+        }
+    }
+
+    fn tell_end(&mut self, ended: &Ended) {
+        let Ended {
+            process, status, ..
+        } = ended;
+        let status = *status;
         self.node.process_ended(process.object, status);
         if let Some(channel) = process.notify {
             self.node.notify(
@@ -374,11 +448,6 @@ impl Daemon {
                 .to_bytes(),
             );
         }
-        let code = exit_code(status);
-        process.head.then(|| End {
-            code,
-            why: format!("the head program ended with {code}"),
-        })
     }
 
     /// Sends a signal to a process of this node.
@@ -447,5 +516,60 @@ fn start_failed(name: &str, error: &io::Error) -> String {
             )
         }
         _ => format!("{name}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dragon_protocol::{NodeIndex, ObjectKind};
+
+    use super::*;
+
+    fn process(index: u32) -> Process {
+        let object = ObjectId {
+            node: NodeIndex::FIRST,
+            kind: ObjectKind::Process,
+            index,
+            generation: 1,
+        };
+        Process {
+            object,
+            notify: None,
+            head: false,
+        }
+    }
+
+    fn slot(index: u32) -> SlotId {
+        SlotId {
+            index,
+            generation: 1,
+        }
+    }
+
+    #[test]
+    fn an_end_is_told_when_all_slots_of_the_process_are_recovered() {
+        let mut processes = Processes::default();
+        assert!(
+            processes.ended(1, process(1), 0).is_some(),
+            "never attached"
+        );
+
+        processes.attached(2, slot(1));
+        processes.attached(2, slot(2));
+        assert!(processes.ended(2, process(2), 9).is_none());
+        // Another process with the same pid.
+        processes.attached(2, slot(3));
+        assert!(processes.detached(2, slot(2)).is_none());
+        let ended = processes.detached(2, slot(1)).unwrap();
+        assert_eq!((ended.process.object.index, ended.status), (2, 9));
+        assert!(processes.ended(2, process(3), 0).is_none());
+        assert_eq!(
+            processes.detached(2, slot(3)).unwrap().process.object.index,
+            3
+        );
+
+        processes.attached(4, slot(4));
+        assert!(processes.detached(4, slot(4)).is_none(), "it lives on");
+        assert!(processes.ended(4, process(4), 0).is_some());
     }
 }
