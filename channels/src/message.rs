@@ -149,9 +149,8 @@ impl Message {
             }
             _ => self.fill_owned(ring, position, content),
         }
-        if content.traced {
-            self.set_trace(ring.trace(position, content));
-        }
+        // This may have been a message that another receiver got in the end.
+        self.set_trace(ring.trace(position, content));
     }
 
     /// [`Message::fill`] for a plain one.
@@ -290,5 +289,37 @@ impl Drop for Lease {
             self.member
                 .unpin(unsafe { ManuallyDrop::take(&mut self.pin) });
         }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use std::io::IoSlice;
+
+    use super::*;
+    use crate::fixture::Node;
+    use crate::ring::Label;
+
+    #[test]
+    fn no_trace_stays_of_a_message_that_another_received() {
+        let node = Node::new();
+        let member = node.member();
+        let place = member.alloc(Ring::size(2, 64)).unwrap().offset;
+        Ring::init(member.pool(), place, 2, 64, 0).unwrap();
+        let ring = Ring::open(member.pool(), place).unwrap();
+        let parts = [IoSlice::new(b"x")];
+        for (position, trace) in [(0, Some([7; 16])), (1, None)] {
+            let label = Label {
+                hint: position,
+                trace,
+            };
+            ring.write_inline(position, &label, &parts, 1);
+        }
+        let mut message = Message::empty();
+        message.fill(&ring, 0, &ring.content(0));
+        assert_eq!((message.hint(), message.trace()), (0, Some([7; 16])));
+        message.fill(&ring, 1, &ring.content(1));
+        assert_eq!((message.hint(), message.trace()), (1, None));
     }
 }

@@ -176,6 +176,9 @@ impl Session {
 
     /// What the layers below know of this process: between [`Session::enter`] and [`Session::leave`].
     pub(crate) fn member(&self) -> Result<Arc<Member>> {
+        if self.is_forked() {
+            return Err(Error::Channels(dragon_channels::Error::Forked));
+        }
         lock(&self.member).clone().ok_or_else(left)
     }
 

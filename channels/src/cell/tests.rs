@@ -196,6 +196,9 @@ impl Queue {
         if receive_at_once(self, look) {
             return Some(value);
         }
+        if !maybe_readable(self) {
+            return None;
+        }
         self.receive_as(slot, How::CopyFirst)
     }
 

@@ -1,4 +1,4 @@
-//! The short way through sending and receiving: a small message, a bounded channel of this node, and nothing to wait for.
+//! The short way through sending and receiving: a small message, a bounded channel of this node, and at most a moment's wait.
 //!
 //! It does what the long way does, with the same steps on the same words, or nothing at all; then the long way finds out what
 //! is the matter. Its results are a word or two: an [`Error`](crate::Error) is large, and a result that has room for one is

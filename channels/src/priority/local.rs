@@ -255,7 +255,6 @@ pub(crate) fn is_readable(member: &Member, entry: &ObjectEntry) -> Result<bool> 
 /// Frees the blocks of the messages in a queue to which nobody refers any more.
 pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
     for (level, ring) in (0..).zip(open(member, entry).unwrap_or_default()) {
-        // As in a stream: without a thread record its messages' blocks are lost.
         empty(member, id, &ring, level);
     }
 }

@@ -157,7 +157,7 @@ impl Member {
         if !matches!(freed, Err(Error::TableFull { .. })) {
             return freed;
         }
-        // Nothing has been changed, and no lock is held.
+        // Nothing has been changed, at most `between` was called, and no lock is held.
         let spare = self.spare_thread(Spare::Free)?;
         let thread = || Ok(ThreadRef::Callers(&spare));
         pool.free(cache, slot, self.slot, thread, offset, once)

@@ -190,8 +190,8 @@ pub struct Links {
     pub prev: AtomicU64,
 }
 
-/// Record of a page. One cache line, and with nothing in it that only slabs need: of a page that is no slab it is all that costs
-/// memory beside the page's word.
+/// Record of a page. One cache line: of a page that is no slab it is all that costs memory beside the page's word. The bitmaps
+/// of a slab lie in a table of their own.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct PageMeta {
