@@ -118,6 +118,36 @@ pub(crate) fn pause(nanoseconds: u64) {
     let _ = dragon_shmem::futex::wait(&never, 0, crate::Deadline::after(nanoseconds));
 }
 
+/// A block full of a pattern, which nobody but its owner has any business to change.
+pub(crate) struct Filled {
+    member: Arc<Member>,
+    block: dragon_shmem::Block,
+}
+
+impl Filled {
+    pub(crate) fn new(member: &Arc<Member>, length: u64) -> Self {
+        let block = member.alloc(length).unwrap();
+        let pattern = vec![0xa5; usize::try_from(length).unwrap()];
+        member.write(block.offset, 0, &pattern).unwrap();
+        Self {
+            member: Arc::clone(member),
+            block,
+        }
+    }
+
+    pub(crate) fn is_unchanged(&self) -> bool {
+        let mut bytes = vec![0; usize::try_from(self.block.length).unwrap()];
+        self.member.read(self.block.offset, 0, &mut bytes).unwrap();
+        bytes.iter().all(|byte| *byte == 0xa5)
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        self.member.free(self.block.offset).unwrap();
+    }
+}
+
 /// A further process of a node.
 pub(crate) struct Process {
     child: Child,

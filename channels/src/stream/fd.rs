@@ -265,7 +265,10 @@ impl Lookout {
 
 impl Drop for Lookout {
     fn drop(&mut self) {
-        self.stop();
+        // Once it was waited for the conversation may be over, and its memory another's.
+        if self.thread.is_some() {
+            self.stop();
+        }
     }
 }
 
@@ -294,4 +297,36 @@ fn of_errno(call: &'static str, errno: Errno) -> Error {
 
 fn system(call: &'static str, error: &io::Error) -> Error {
     of_errno(call, Errno::from_io_error(error).unwrap_or(Errno::IO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Filled, Node};
+    use crate::{Endpoint, EndpointOptions};
+
+    /// What the pump does when the receiver has closed, with another who takes the conversation's memory in between.
+    #[test]
+    fn a_lookout_leaves_the_memory_of_a_conversation_that_is_over_alone() {
+        let node = Node::new();
+        let options = EndpointOptions {
+            streams: 1,
+            kept: 0,
+            ..EndpointOptions::default()
+        };
+        let member = node.member();
+        let endpoint = Endpoint::create(&member, &options).unwrap();
+        let before = node.used();
+        let sender = endpoint.open_send(Deadline::Now).unwrap();
+        let channel = node.used() - before;
+        let receiver = endpoint.accept(Deadline::Now).unwrap();
+        let mut lookout = Lookout::start(sender.peer().unwrap()).unwrap();
+        receiver.close().unwrap();
+        lookout.stop();
+        sender.abort().unwrap();
+        assert_eq!(node.used(), before, "the stream channel was given back");
+        let others: Vec<_> = (0..16).map(|_| Filled::new(&member, channel)).collect();
+        drop(lookout);
+        assert!(others.iter().all(Filled::is_unchanged));
+    }
 }
