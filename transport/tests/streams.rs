@@ -4,6 +4,8 @@
 
 mod rig;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use dragon_channels::{Deadline, Endpoint, EndpointOptions, Error};
 use rig::{on_each, pattern, until, watched};
 
@@ -234,5 +236,59 @@ fn a_chunk_waits_for_memory_at_its_receiver() {
         assert_eq!(end, Error::EndOfStream(endpoint.id()));
         assert_eq!(nodes[1].blocks(), before);
         assert_eq!(nodes[1].stats().messages_lost, 0);
+    });
+}
+
+/// However often a receiver is interrupted while chunks are handed to it, each comes once, in its order, and before the end.
+#[test]
+fn an_interrupted_receiver_gets_every_chunk() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: all zeros is a valid sigaction: no flags (the wait is not restarted), an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as *const () as usize;
+    // SAFETY: the action is initialised, and the handler does nothing.
+    unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) };
+    on_each(2, |nodes| {
+        let owner = nodes[0].client();
+        let endpoint = Endpoint::create(&owner, &options()).unwrap();
+        let theirs = nodes[1].client();
+        let far = Endpoint::attach(&theirs, &endpoint.descriptor(), false).unwrap();
+        let before = nodes[1].blocks();
+        for _ in 0..20 {
+            let mut sender = endpoint.open_send(watched()).unwrap();
+            let mut receiver = far.accept(watched()).unwrap();
+            let done = AtomicBool::new(false);
+            // SAFETY: it has no preconditions.
+            let here = unsafe { libc::pthread_self() };
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    for n in 0..10_u64 {
+                        let length = if n % 2 == 1 { 1 << 20 } else { 2_000 };
+                        sender.send(&pattern(length, n), n, watched()).unwrap();
+                    }
+                    sender.close(watched()).unwrap();
+                });
+                scope.spawn(|| {
+                    while !done.load(Ordering::Acquire) {
+                        // SAFETY: the thread waits for this one before it ends.
+                        unsafe { libc::pthread_kill(here, libc::SIGUSR1) };
+                        std::thread::yield_now();
+                    }
+                });
+                let mut hints = Vec::new();
+                let end = loop {
+                    match receiver.receive(watched()) {
+                        Ok(chunk) => hints.push(chunk.hint()),
+                        Err(Error::Interrupted) => {}
+                        Err(error) => break error,
+                    }
+                };
+                done.store(true, Ordering::Release);
+                assert_eq!(end, Error::EndOfStream(endpoint.id()));
+                assert_eq!(hints, Vec::from_iter(0..10));
+            });
+            receiver.close().unwrap();
+        }
+        until("everything is given back", || nodes[1].blocks() == before);
     });
 }

@@ -16,7 +16,7 @@ use dragon_shmem::{Block, Member};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{I32, U32, U64};
 
-use super::late::{Chunk, Receiver};
+use super::late::{Ask, Asked, Chunk, Receiver};
 use super::latency::Latencies;
 use super::local;
 use super::owner::{Answer, Job, Origin, Owner};
@@ -236,23 +236,44 @@ impl Core {
     }
 
     /// Makes a request of a caller of this node.
-    pub(super) fn request(&self, caller: Caller, mut header: FrameHeader, op: Op, body: Body) {
+    pub(super) fn request(&self, caller: Caller, header: FrameHeader, op: Op, body: Body) {
+        match Receiver::of_request(op, &header) {
+            Some(receiver) => self.give_late(Ask {
+                caller,
+                receiver,
+                op,
+                request: Some(header),
+            }),
+            None => self.request_of_owner(self.requests(), caller, header, op, body),
+        }
+    }
+
+    /// Makes a request for which there is nothing here. `requests`: still locked since that was seen.
+    fn request_of_owner(
+        &self,
+        mut requests: MutexGuard<'_, Requests>,
+        caller: Caller,
+        mut header: FrameHeader,
+        op: Op,
+        body: Body,
+    ) {
         let Some(target) = header.target.object() else {
+            drop(requests);
             return self.complete(caller, Code::InvalidArgument);
         };
+        let ends = Receiver::of_end(op, &header);
+        if let Some(receiver) = &ends {
+            requests.late.forget(receiver);
+        }
         let now = clock::now();
-        let receiver = Receiver::of_request(op, &header);
-        let mut requests = self.requests();
-        if let Some(receiver) = receiver.filter(|receiver| requests.late.has(receiver)) {
-            drop(requests);
-            return self.give_late(caller, op, receiver);
-        }
-        if let Some(receiver) = Receiver::of_end(op, &header) {
-            requests.late.forget(&receiver);
-        }
         let begun = requests.begin(caller, op, target, header.deadline.get(), now);
-        if let (Ok(begun), Some(receiver)) = (&begun, receiver) {
-            requests.wants_chunk(begun.number, op, receiver.conversation);
+        if let Ok(begun) = &begun {
+            if let Some(receiver) = Receiver::of_request(op, &header) {
+                requests.wants_chunk(begun.number, op, receiver.conversation);
+            }
+            if let Some(receiver) = ends {
+                requests.ends_receiver(begun.number, receiver);
+            }
         }
         drop(requests);
         let begun = match begun {
@@ -395,13 +416,29 @@ impl Core {
             return self.complete(pending.caller, code);
         }
         let receiver = Receiver::of_reply(header);
-        if let Some(receiver) = receiver.filter(|receiver| self.requests().late.has(receiver)) {
-            // Others came before this one.
-            let (argument, body) = (header.arg0.get(), payload.keep());
-            let chunk = Chunk { argument, body };
-            self.requests().late.push(receiver, chunk);
-            return self.give_late(pending.caller, Op::Receive, receiver);
-        }
+        let receiver = receiver.filter(|receiver| self.requests().late.has(receiver));
+        let payload = match receiver {
+            None => payload,
+            Some(receiver) => {
+                // Others came before this one.
+                let (argument, body) = (header.arg0.get(), payload.keep());
+                let kept = self
+                    .requests()
+                    .keep_behind(receiver, Chunk { argument, body });
+                match kept {
+                    Ok(()) => {
+                        return self.give_late(Ask {
+                            caller: pending.caller,
+                            receiver,
+                            op: Op::Receive,
+                            request: None,
+                        });
+                    }
+                    // They went meanwhile.
+                    Err(chunk) => Payload::Body(chunk.body),
+                }
+            }
+        };
         let results = [header.arg0.get(), header.arg1.get()];
         match self.hand_over(pending.caller, header.status.get(), results, payload) {
             Ok(()) => {}
@@ -431,6 +468,9 @@ impl Core {
             Payload::Small(bytes) if bytes.len() <= REPLY_INLINE => {
                 (ReplyPayload::Inline(bytes.to_vec()), None)
             }
+            Payload::Body(Body::Bytes(bytes)) if bytes.len() <= REPLY_INLINE => {
+                (ReplyPayload::Inline(bytes), None)
+            }
             payload => match local::to_shared_block(&self.member, payload.keep()) {
                 Ok(body) => (local::block_of(&body), Some(body)),
                 Err((code, body)) => return Err((Some(code), body)),
@@ -456,36 +496,55 @@ impl Core {
         Err((None, body))
     }
 
-    /// Gives a receiver the first chunk that came too late for it, or tells it that there is one.
-    fn give_late(&self, caller: Caller, op: Op, receiver: Receiver) {
-        let conversation = receiver.conversation;
-        if op == Op::PollReadable {
-            let one = Payload::Small(&[]);
-            // Nothing is lost with it.
-            let _ = self.hand_over(caller, Code::Ok.to_i32(), [1, 0], one);
-            return;
-        }
-        let chunk = self.requests().late.pop(&receiver);
-        let Some(Chunk { argument, body }) = chunk else {
-            // Another thread of the process took it.
-            return self.complete(caller, Code::Cancelled);
-        };
-        let small;
-        let payload = match body {
-            Body::Bytes(bytes) => {
-                small = bytes;
-                Payload::Small(&small)
+    /// Gives a receiver the first chunk that came too late for it, or tells it that there is one; without any, the owner is
+    /// asked. Whoever asks for the same meanwhile gets its turn afterwards.
+    fn give_late(&self, ask: Ask) {
+        let mut asks = VecDeque::new();
+        let mut next = Some(ask);
+        while let Some(ask) = next {
+            let Ask { caller, op, .. } = ask;
+            let mut requests = self.requests();
+            match (requests.late.ask(ask), ask.request) {
+                (Asked::Chunk(chunk), _) => {
+                    drop(requests);
+                    asks.extend(self.give_chunk(&ask, chunk));
+                }
+                (Asked::Readable, _) => {
+                    drop(requests);
+                    let one = Payload::Small(&[]);
+                    // Nothing is lost with it.
+                    let _ = self.hand_over(caller, Code::Ok.to_i32(), [1, 0], one);
+                }
+                (Asked::Waits, _) => {}
+                (Asked::Nothing, Some(header)) => {
+                    self.request_of_owner(requests, caller, header, op, Body::empty());
+                }
+                // Another thread of the process took it.
+                (Asked::Nothing, None) => {
+                    drop(requests);
+                    self.complete(caller, Code::Cancelled);
+                }
             }
-            body => Payload::Body(body),
-        };
-        let results = [argument, conversation];
-        let given = self.hand_over(caller, Code::Ok.to_i32(), results, payload);
-        let Err((code, body)) = given else { return };
-        let chunk = Chunk { argument, body };
-        self.requests().late.push_first(receiver, chunk);
-        if let Some(code) = code {
-            self.complete(caller, code);
+            next = asks.pop_front();
         }
+    }
+
+    /// Hands a chunk over that came too late before. Returns who asked meanwhile.
+    fn give_chunk(&self, ask: &Ask, chunk: Chunk) -> VecDeque<Ask> {
+        let Chunk { argument, body } = chunk;
+        let results = [argument, ask.receiver.conversation];
+        let payload = Payload::Body(body);
+        let given = self.hand_over(ask.caller, Code::Ok.to_i32(), results, payload);
+        let (code, back) = match given {
+            Ok(()) => (None, None),
+            Err((code, body)) => (code, Some(Chunk { argument, body })),
+        };
+        // Before the caller learns that there was no memory, and can ask again.
+        let asks = self.requests().late.given(&ask.receiver, back);
+        if let Some(code) = code {
+            self.complete(ask.caller, code);
+        }
+        asks
     }
 
     /// A reply that nobody waits for: a message in it goes back to its owner.
@@ -506,7 +565,12 @@ impl Core {
             if let Some((number, pending)) = waiting {
                 self.cancel(number, pending.node, false);
                 let op = pending.wants.map_or(Op::Receive, |(op, _)| op);
-                self.give_late(pending.caller, op, receiver);
+                self.give_late(Ask {
+                    caller: pending.caller,
+                    receiver,
+                    op,
+                    request: None,
+                });
             }
             return;
         }
@@ -662,3 +726,6 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) fn is_closing(core: &Core) -> bool {
     core.closing.load(Ordering::Acquire)
 }
+
+#[cfg(test)]
+mod tests;

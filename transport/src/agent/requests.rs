@@ -51,6 +51,8 @@ pub(super) struct Pending {
     pub(super) target: ObjectId,
     /// Of what conversation it wants a chunk, or wants to know whether there is one.
     pub(super) wants: Option<(Op, u64)>,
+    /// The receiver of a stream that it ends.
+    ends: Option<Receiver>,
     /// When it was taken from the caller.
     pub(super) begun: u64,
     /// The link that it was given to.
@@ -161,6 +163,7 @@ impl Requests {
             caller,
             target,
             wants: None,
+            ends: None,
             begun: now,
             link: 0,
             until,
@@ -193,6 +196,22 @@ impl Requests {
         }
     }
 
+    /// Notes that a request ends a receiver: what came for it is dropped, and what still comes, before the owner's answer.
+    pub(super) fn ends_receiver(&mut self, number: u64, receiver: Receiver) {
+        if let Some(pending) = self.pending.get_mut(&number) {
+            pending.ends = Some(receiver);
+        }
+    }
+
+    /// Keeps a chunk that comes behind others; without any it comes back.
+    pub(super) fn keep_behind(&mut self, receiver: Receiver, chunk: Chunk) -> Result<(), Chunk> {
+        if !self.late.has(&receiver) {
+            return Err(chunk);
+        }
+        self.late.push(receiver, chunk);
+        Ok(())
+    }
+
     /// Keeps a chunk that came too late. If its receiver waits by now, with another request, that one ends with it: it is
     /// returned, with its number.
     pub(super) fn keep_late(
@@ -201,7 +220,7 @@ impl Requests {
         chunk: Chunk,
         first: bool,
     ) -> Option<(u64, Pending)> {
-        if self.is_gone(receiver.slot) {
+        if self.nobody_comes(&receiver) {
             return None;
         }
         if first {
@@ -218,6 +237,14 @@ impl Requests {
         let mut pending = self.pending.iter();
         let number = pending.find_map(|(n, p)| Some(p).filter(waits).map(|_| *n))?;
         self.forget(number).map(|pending| (number, pending))
+    }
+
+    /// Whether no request for a chunk follows: the receiver's process or the owner is gone, or the receiver ends.
+    fn nobody_comes(&self, receiver: &Receiver) -> bool {
+        let owner = self.nodes.get(&receiver.endpoint.node);
+        self.is_gone(receiver.slot)
+            || owner.is_some_and(|node| node.down.is_some())
+            || self.pending.values().any(|p| p.ends == Some(*receiver))
     }
 
     /// The end of a request.

@@ -3,6 +3,7 @@ use std::collections::HashSet;
 use dragon_protocol::op::Op;
 use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, SlotId, wire};
 
+use super::super::late::{Ask, Asked};
 use super::{Caller, Chunk, GRACE, RETRY_FIRST, Receiver, Requests};
 use crate::body::Body;
 
@@ -189,8 +190,31 @@ fn chunk(argument: u64) -> Chunk {
     }
 }
 
+fn ask(receiver: Receiver, ticket: u64) -> Ask {
+    Ask {
+        caller: caller(receiver.slot, 0, ticket),
+        receiver,
+        op: Op::Receive,
+        request: None,
+    }
+}
+
+/// The argument of the first chunk, which is on its way from now on.
+fn first(requests: &mut Requests, receiver: Receiver) -> Option<u64> {
+    match requests.late.ask(ask(receiver, 1)) {
+        Asked::Chunk(chunk) => Some(chunk.argument),
+        Asked::Nothing => None,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn arguments(requests: &mut Requests, receiver: &Receiver) -> Vec<u64> {
-    std::iter::from_fn(|| Some(requests.late.pop(receiver)?.argument)).collect()
+    let next = || {
+        let argument = first(requests, *receiver)?;
+        assert!(requests.late.given(receiver, None).is_empty());
+        Some(argument)
+    };
+    std::iter::from_fn(next).collect()
 }
 
 #[test]
@@ -254,4 +278,71 @@ fn chunks_go_with_their_receiver_and_with_their_owner() {
     requests.keep_late(alive, chunk(3), false);
     requests.late.forget(&alive);
     assert!(!requests.late.has(&alive));
+}
+
+#[test]
+fn a_request_waits_for_a_chunk_that_is_on_its_way_to_an_earlier_one() {
+    let mut requests = Requests::default();
+    let it = receiver(slot(1, 1), 2, 5);
+    requests.keep_late(it, chunk(1), false);
+    assert_eq!(first(&mut requests, it), Some(1));
+    // It may come back: the owner, which has sent it, must not be asked for the next one.
+    assert!(requests.late.has(&it));
+    let again = ask(it, 2);
+    assert!(matches!(requests.late.ask(again), Asked::Waits));
+    let polls = Ask {
+        op: Op::PollReadable,
+        ..ask(it, 3)
+    };
+    assert!(matches!(requests.late.ask(polls), Asked::Waits));
+    // What comes meanwhile comes behind it.
+    requests.keep_behind(it, chunk(2)).unwrap();
+    assert!(matches!(requests.late.ask(polls), Asked::Readable));
+    let waited = requests.late.given(&it, Some(chunk(1)));
+    let callers: Vec<Caller> = waited.iter().map(|ask| ask.caller).collect();
+    assert_eq!(callers, [again.caller, polls.caller]);
+    assert_eq!(arguments(&mut requests, &it), [1, 2]);
+    assert!(!requests.late.has(&it));
+    assert!(requests.keep_behind(it, chunk(3)).is_err());
+}
+
+#[test]
+fn a_chunk_that_comes_back_finds_nobody_after_an_end() {
+    let ends: [fn(&mut Requests, &Receiver); 3] = [
+        |requests, it| drop(requests.slot_gone(it.slot, std::iter::empty())),
+        |requests, it| drop(requests.node_gone(it.endpoint.node, Code::NodeDown)),
+        |requests, it| requests.late.forget(it),
+    ];
+    for (n, end) in ends.into_iter().enumerate() {
+        let mut requests = Requests::default();
+        let it = receiver(slot(1, 1), 2, 5);
+        for argument in [1, 2] {
+            requests.keep_late(it, chunk(argument), false);
+        }
+        assert_eq!(first(&mut requests, it), Some(1));
+        let waits = ask(it, 2);
+        assert!(matches!(requests.late.ask(waits), Asked::Waits));
+        end(&mut requests, &it);
+        requests.keep_late(it, chunk(3), false);
+        let waited = requests.late.given(&it, Some(chunk(1)));
+        assert_eq!(waited.len(), 1, "end {n}: it gets an answer");
+        assert!(!requests.late.has(&it), "end {n}");
+        assert!(matches!(requests.late.ask(waits), Asked::Nothing));
+    }
+}
+
+#[test]
+fn nothing_is_kept_for_a_receiver_that_ends_or_whose_owner_is_gone() {
+    let mut requests = Requests::default();
+    let it = receiver(slot(1, 1), 2, 5);
+    let closes = begin(&mut requests, caller(it.slot, 0, 7), Op::StreamClose, 2);
+    requests.ends_receiver(closes, it);
+    requests.keep_late(it, chunk(1), false);
+    assert!(!requests.late.has(&it), "it ends");
+    let other = receiver(slot(1, 1), 2, 6);
+    requests.keep_late(other, chunk(1), false);
+    assert!(requests.late.has(&other), "another conversation");
+    requests.node_gone(node(2), Code::NodeDown);
+    requests.keep_late(other, chunk(2), true);
+    assert!(!requests.late.has(&other), "its owner is gone");
 }
