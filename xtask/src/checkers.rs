@@ -140,6 +140,15 @@ const UNDER_MIRI: &[&[&str]] = &[
         "layout::",
     ],
     &["-p", "dragon-shmem", "--lib", "--", "region::", "thread::"],
+    &[
+        "-p",
+        "dragon-channels",
+        "--lib",
+        "--",
+        "cell::",
+        "message::",
+        "tests::channels::receipts",
+    ],
 ];
 
 const NIGHTLY: &str = "nightly";
