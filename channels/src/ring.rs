@@ -123,8 +123,7 @@ const COPIED_FIRST: u64 = 256;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ring {
     base: NonNull<u8>,
-    /// The ring at which receivers sleep: this one, or the first of its bank.
-    bank: NonNull<u8>,
+    sleepers: Sleepers,
     /// Where the receiver words begin.
     receivers: NonNull<u8>,
     /// Where the cells begin.
@@ -135,6 +134,14 @@ pub(crate) struct Ring {
     /// Most bytes of a plain message.
     plain: u64,
     limit: u64,
+}
+
+/// Where those sleep who wait for a change of a ring: in its own head, unless the ring belongs to something larger.
+#[derive(Clone, Copy, Debug)]
+struct Sleepers {
+    readable: NonNull<WaitWord>,
+    writable: NonNull<WaitWord>,
+    closing: NonNull<WaitWord>,
 }
 
 // SAFETY: a Ring only points to shared memory, which it accesses by atomics and by copies of claimed cells.
@@ -269,7 +276,8 @@ impl Ring {
         let base = pool.data().bytes(offset, size)?;
         Ok(Self {
             base,
-            bank: base,
+            // SAFETY: the block, whose size was just checked, has room for the head.
+            sleepers: unsafe { Self::sleepers_in(base) },
             // SAFETY: the receiver words begin inside the block, whose size was just checked.
             receivers: unsafe { base.add(to_usize(WORDS + array(capacity.into()))) },
             // SAFETY: the cells begin inside the block, whose size was just checked.
@@ -280,6 +288,39 @@ impl Ring {
             plain: COPIED_FIRST.min(stride(inline) - CELL_HEAD),
             limit,
         })
+    }
+
+    /// # Safety
+    /// A ring's head lies at `base`, mapped and aligned.
+    unsafe fn sleepers_in(base: NonNull<u8>) -> Sleepers {
+        // SAFETY: the caller vouches for it; Head is Shared, so every content is valid.
+        let head = unsafe { base.cast::<Head>().as_ref() };
+        Sleepers {
+            readable: NonNull::from(&head.readable.0),
+            writable: NonNull::from(&head.writable.0),
+            closing: NonNull::from(&head.constants.closing),
+        }
+    }
+
+    /// The ring whose users sleep elsewhere: in memory that outlives the ring's block.
+    ///
+    /// # Safety
+    /// The words lie in shared memory that stays mapped as long as the ring is used.
+    pub(crate) unsafe fn sleeping_at(
+        self,
+        readable: &WaitWord,
+        writable: &WaitWord,
+        closing: &WaitWord,
+    ) -> Self {
+        let [readable, writable, closing] = [readable, writable, closing].map(NonNull::from);
+        Self {
+            sleepers: Sleepers {
+                readable,
+                writable,
+                closing,
+            },
+            ..self
+        }
     }
 
     /// Bytes of a message that fit into a cell.
@@ -315,7 +356,7 @@ impl Ring {
     #[inline]
     fn words(&self) -> &Head {
         // SAFETY: `at` checked that the block, which is aligned to at least 64 KiB or its power-of-two class, has room for
-        // the head, and `bank` that it has room for all; Head is Shared, so every content is valid.
+        // the head, and `with_its_bank` that it has room for all; Head is Shared, so every content is valid.
         unsafe { self.base.cast::<Head>().as_ref() }
     }
 
@@ -360,20 +401,21 @@ impl Ring {
     /// Where sleeping receivers sleep.
     #[inline]
     pub(crate) fn readable(&self) -> &WaitWord {
-        // SAFETY: as in `words`.
-        let head = unsafe { self.bank.cast::<Head>().as_ref() };
-        &head.readable.0
+        // SAFETY: it lies in the head, or the caller of `sleeping_at` vouched for it.
+        unsafe { self.sleepers.readable.as_ref() }
     }
 
     /// Where sleeping senders sleep.
     #[inline]
     pub(crate) fn writable(&self) -> &WaitWord {
-        &self.words().writable.0
+        // SAFETY: as in `readable`.
+        unsafe { self.sleepers.writable.as_ref() }
     }
 
     /// Where those sleep who wait for the channel's end.
     pub(crate) fn closing(&self) -> &WaitWord {
-        &self.words().constants.closing
+        // SAFETY: as in `readable`.
+        unsafe { self.sleepers.closing.as_ref() }
     }
 
     /// Writes an inline message into a claimed cell. `length` is the sum of the parts, and fits.
@@ -600,12 +642,19 @@ impl Ring {
             // SAFETY: the block has room for so many rings, as was just checked.
             unsafe { place.add(to_usize(pitch * u64::from(n))) }
         };
-        Ok((0..count).map(move |n| Self {
-            base: moved(self.base, n),
-            bank: self.base,
-            receivers: moved(self.receivers, n),
-            cells: moved(self.cells, n),
-            ..self
+        Ok((0..count).map(move |n| {
+            let base = moved(self.base, n);
+            Self {
+                base,
+                sleepers: Sleepers {
+                    readable: self.sleepers.readable,
+                    // SAFETY: the block has room for the head there, as was just checked.
+                    ..unsafe { Self::sleepers_in(base) }
+                },
+                receivers: moved(self.receivers, n),
+                cells: moved(self.cells, n),
+                ..self
+            }
         }))
     }
 }

@@ -16,6 +16,7 @@ mod pools;
 mod pumps;
 mod references;
 mod sets;
+mod stream_ends;
 mod streams;
 mod untaken;
 mod waiting;

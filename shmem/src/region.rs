@@ -29,7 +29,7 @@ pub use pinned::Pinned;
 /// `DRGNREG1` in ASCII.
 const MAGIC: u64 = u64::from_le_bytes(*b"DRGNREG1");
 /// Version of the layout of all regions. Raised with every change of any structure in shared memory.
-const LAYOUT: u32 = 5;
+const LAYOUT: u32 = 6;
 
 /// The first bytes of every region.
 #[derive(Debug)]

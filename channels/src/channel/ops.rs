@@ -339,10 +339,25 @@ impl Local<'_> {
         deadline: Deadline,
         attempt: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
-        let writable = |look| match (self.ring.limit(), look) {
-            (0, Look::Glance) => cell::room_is_shown(self.ring),
-            (0, Look::Thorough) => cell::maybe_writable(self.ring),
-            _ => self.chain().has_room(),
+        self.wait_writable_or(thread, spin, deadline, attempt, || false)
+    }
+
+    /// As [`Local::wait_writable`]; `over`: nobody will make room any more, as `attempt` finds.
+    pub(crate) fn wait_writable_or<T>(
+        &self,
+        thread: &ThreadGuard<'_>,
+        spin: &Spin,
+        deadline: Deadline,
+        attempt: impl FnMut() -> Result<Option<T>>,
+        over: impl Fn() -> bool,
+    ) -> Result<T> {
+        let writable = |look| {
+            over()
+                || match (self.ring.limit(), look) {
+                    (0, Look::Glance) => cell::room_is_shown(self.ring),
+                    (0, Look::Thorough) => cell::maybe_writable(self.ring),
+                    _ => self.chain().has_room(),
+                }
         };
         let at = (self.ring.writable(), mark::SECOND);
         self.wait(at, thread, spin, deadline, attempt, writable)
@@ -555,8 +570,23 @@ impl Local<'_> {
         deadline: Deadline,
         attempt: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
+        self.wait_readable_or(thread, spin, deadline, attempt, || false)
+    }
+
+    /// As [`Local::wait_readable`]; `over`: nobody will send any more, as `attempt` finds.
+    #[inline]
+    pub(crate) fn wait_readable_or<T>(
+        &self,
+        thread: &ThreadGuard<'_>,
+        spin: &Spin,
+        deadline: Deadline,
+        attempt: impl FnMut() -> Result<Option<T>>,
+        over: impl Fn() -> bool,
+    ) -> Result<T> {
         let readable = || {
-            if self.ring.limit() == 0 {
+            if over() {
+                true
+            } else if self.ring.limit() == 0 {
                 cell::maybe_readable(self.ring)
             } else {
                 self.chain().maybe_readable()

@@ -83,12 +83,12 @@ impl StreamSender {
     /// to the descriptor gets `EPIPE`. The descriptor is closed on exec; give it to a child as its standard output.
     ///
     /// # Errors
-    /// When the kernel refuses a pipe, an eventfd or a thread.
+    /// When the kernel refuses a pipe or a thread. When it refuses what is needed to notice the receiver's end, the
+    /// conversation is broken off, and [`Pump::join`] says why.
     pub fn into_fd(self) -> Result<(OwnedFd, Pump)> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(|errno| of_errno("pipe2", errno))?;
         let sending = Sending {
-            lookout: self.peer().map(Lookout::start).transpose()?,
             sender: self,
             from: read.into(),
         };
@@ -99,35 +99,51 @@ impl StreamSender {
 /// What the pump of a sender has.
 #[derive(Debug)]
 struct Sending {
-    // Before the sender: it sleeps in the conversation's memory.
-    lookout: Option<Lookout>,
     sender: StreamSender,
     from: File,
 }
 
 impl Sending {
     fn run(mut self) -> Result<u64> {
-        let carried = self.carry();
-        if let Some(lookout) = &mut self.lookout {
+        // Here and not where the pump is started: should that fail, nobody would wait for the lookout. It goes before the
+        // sender, in whose conversation it sleeps.
+        let mut lookout = None;
+        let carried = match self.sender.peer().map(Lookout::start).transpose() {
+            Ok(started) => {
+                lookout = started;
+                self.carry(lookout.as_ref())
+            }
+            Err(error) => Err(error),
+        };
+        if let Some(lookout) = &mut lookout {
             lookout.stop();
         }
         let ended = match &carried {
-            Ok(_) => self.sender.close(Deadline::Never),
+            Ok(_) => self.close(),
             // What was sent is not the whole.
             Err(_) => self.sender.abort(),
         };
-        if let Some(lookout) = &mut self.lookout {
+        if let Some(lookout) = &mut lookout {
             lookout.join();
         }
         // Whatever ended it is told before what failed afterwards.
         carried.and_then(|carried| ended.map(|()| carried))
     }
 
-    fn carry(&mut self) -> Result<u64> {
+    fn close(&mut self) -> Result<()> {
+        loop {
+            match self.sender.close(Deadline::Never) {
+                Err(Error::Interrupted) => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn carry(&mut self, lookout: Option<&Lookout>) -> Result<u64> {
         let mut buffer = vec![0; CHUNK];
         let mut carried = 0;
         loop {
-            if let Some(lookout) = &self.lookout {
+            if let Some(lookout) = lookout {
                 lookout.wait_readable(&self.from)?;
             }
             let length = match self.from.read(&mut buffer) {
@@ -274,13 +290,28 @@ impl Drop for Lookout {
 
 impl Seen {
     fn look(&self) {
-        if let Err(reason) = self.peer.watch() {
+        // Whatever else keeps it from waiting says nothing of the receiver: the sender finds its end with the next chunk.
+        if let Err(reason) = self.peer.watch()
+            && ends_the_conversation(&reason)
+        {
             // Before the descriptor: who finds it ready finds the reason.
             let _ = self.reason.set(reason);
             // It cannot fail: the counter is far from its limit.
             let _ = rustix::io::write(&self.ready, &1_u64.to_ne_bytes());
         }
     }
+}
+
+/// Whether a sender cannot go on for this reason.
+fn ends_the_conversation(reason: &Error) -> bool {
+    matches!(
+        reason,
+        Error::PeerClosed(_)
+            | Error::PeerDied(_)
+            | Error::Destroyed(_)
+            | Error::NodeDown(_)
+            | Error::Memory(dragon_shmem::Error::NoSuchObject(_))
+    )
 }
 
 fn spawn<T: Send + 'static>(
@@ -301,9 +332,31 @@ fn system(call: &'static str, error: &io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use dragon_protocol::Code;
+
     use super::*;
     use crate::fixture::{Filled, Node};
     use crate::{Endpoint, EndpointOptions};
+
+    #[test]
+    fn only_what_ends_a_conversation_ends_its_pump() {
+        let node = Node::new();
+        let endpoint = Endpoint::create(&node.member(), &EndpointOptions::default()).unwrap();
+        let id = endpoint.id();
+        for (reason, ends) in [
+            (Error::PeerClosed(id), true),
+            (Error::PeerDied(id), true),
+            (Error::Destroyed(id), true),
+            (Error::NodeDown(id), true),
+            (dragon_shmem::Error::NoSuchObject(id).into(), true),
+            (Error::NoGateway(id.node, id), false),
+            (Error::Remote(Code::TableFull, id), false),
+            (Error::Remote(Code::Unreachable, id), false),
+            (Error::Interrupted, false),
+        ] {
+            assert_eq!(ends_the_conversation(&reason), ends, "{reason}");
+        }
+    }
 
     /// What the pump does when the receiver has closed, with another who takes the conversation's memory in between.
     #[test]

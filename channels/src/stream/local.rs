@@ -137,7 +137,7 @@ impl Local<'_> {
     fn channel_of(&self, thread: &ThreadGuard<'_>, row: &Row) -> Result<Ring> {
         let block = row.block.load(Ordering::Acquire);
         if block != 0 {
-            match Ring::open(self.member.pool(), block) {
+            match row.ring(self.member.pool()) {
                 Ok(ring) => return Ok(ring),
                 // A channel that was kept, and scribbled over.
                 Err(_) => self.give_channel_back(row, block),
@@ -159,7 +159,7 @@ impl Local<'_> {
         }
         row.block.store(block, Ordering::Release);
         thread.intent.set(1, 0);
-        Ring::open(self.member.pool(), block)
+        row.ring(self.member.pool())
     }
 
     /// Shows an offered row, and wakes one who waits for it.
@@ -198,8 +198,7 @@ impl Local<'_> {
                 row: n,
                 version: now.version(),
             };
-            let ring = Ring::open(self.member.pool(), row.block.load(Ordering::Acquire));
-            let ring = ring.inspect_err(|_| {
+            let ring = row.ring(self.member.pool()).inspect_err(|_| {
                 // Nobody can receive from a channel that was scribbled over: the sender is told, and the row goes on.
                 let _ = self.close(conversation, End::Receiver, How::Died, slot);
             })?;
@@ -302,15 +301,10 @@ impl Local<'_> {
         Ok(())
     }
 
-    /// Makes both ends of a conversation look again.
+    /// Makes both ends of a conversation look again. Both may have ended by now: the stream channel is not looked at.
     pub(super) fn wake_row(&self, row: &Row) {
         fence(Ordering::SeqCst);
-        let block = row.block.load(Ordering::Acquire);
-        if let Ok(ring) = Ring::open(self.member.pool(), block) {
-            ring.readable().wake(u32::MAX);
-            ring.writable().wake(u32::MAX);
-            ring.closing().wake_sleepers(u32::MAX);
-        }
+        row.wake_everyone();
         self.changed(Interest::READABLE | Interest::WRITABLE);
     }
 
@@ -318,7 +312,7 @@ impl Local<'_> {
     /// repeated.
     pub(super) fn finish_closing(&self, n: u32, row: &Row) {
         let block = row.block.load(Ordering::Acquire);
-        if let Ok(ring) = Ring::open(self.member.pool(), block) {
+        if let Ok(ring) = row.ring(self.member.pool()) {
             channel::empty(self.member, self.id, &ring, n);
         }
         if block != 0 && n >= self.rows.shape.kept {
@@ -372,7 +366,7 @@ impl Local<'_> {
         if !theirs {
             return Err(dragon_shmem::Error::NoSuchObject(self.id).into());
         }
-        let ring = Ring::open(self.member.pool(), row.block.load(Ordering::Acquire))?;
+        let ring = row.ring(self.member.pool())?;
         Ok((self.channel(ring, conversation.row), row))
     }
 }
@@ -392,6 +386,11 @@ pub(super) fn sender_may_go_on(row: &Row, id: ObjectId) -> Result<()> {
 /// Whether the sender of the row's conversation has closed or died.
 pub(super) fn sender_has_ended(row: &Row) -> bool {
     State(row.state.load(Ordering::Acquire)).has(flag::SENDER_ENDED)
+}
+
+/// Whether the receiver of the row's conversation has closed or died.
+fn receiver_has_ended(row: &Row) -> bool {
+    State(row.state.load(Ordering::Acquire)).has(flag::RECEIVER_ENDED)
 }
 
 /// What the sender's end means for the receiver once the channel is empty. Read before the channel is looked at.
@@ -452,7 +451,10 @@ impl Channel<'_> {
         match attempt()? {
             Some(ticket) => Ok(ticket),
             None if deadline == Deadline::Now => Err(Error::Full),
-            None => local.wait_writable(&thread, spin, deadline, attempt),
+            None => {
+                let over = || receiver_has_ended(row);
+                local.wait_writable_or(&thread, spin, deadline, attempt, over)
+            }
         }
     }
 
@@ -474,7 +476,10 @@ impl Channel<'_> {
         match attempt()? {
             Some(()) => {}
             None if deadline == Deadline::Now => return Err(Error::Empty),
-            None => local.wait_readable(&thread, spin, deadline, attempt)?,
+            None => {
+                let over = || sender_has_ended(row);
+                local.wait_readable_or(&thread, spin, deadline, attempt, over)?;
+            }
         }
         Ok(message)
     }
@@ -514,6 +519,7 @@ impl Channel<'_> {
         let thread = self.member.thread()?;
         let local = self.local();
         local.begin(&thread, Op::PollReadable, 0);
-        local.wait_readable(&thread, spin, deadline, attempt)
+        let over = || sender_has_ended(row);
+        local.wait_readable_or(&thread, spin, deadline, attempt, over)
     }
 }

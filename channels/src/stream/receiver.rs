@@ -244,9 +244,15 @@ impl StreamReceiver {
             }
             Way::Remote(conversation) => {
                 let arguments = [CLOSE_RECEIVER.into(), *conversation];
-                self.handle
-                    .call(Op::StreamClose, arguments, Deadline::Never)
-                    .map(drop)
+                loop {
+                    // Nothing was done when a signal interrupts it, and nobody could close it once more.
+                    let closed = self
+                        .handle
+                        .call(Op::StreamClose, arguments, Deadline::Never);
+                    if closed != Err(Error::Interrupted) {
+                        return closed.map(drop);
+                    }
+                }
             }
             Way::Buffered(_) => Ok(()),
         }

@@ -27,7 +27,7 @@ pub(crate) fn ring_of(member: &Member, entry: &ObjectEntry, intended: &Intended)
         Form::Buffered(ring) => Some(ring),
         Form::Streamed(rows) => {
             let row = rows.row(u32::try_from(intended.arguments[ROW_ARGUMENT]).ok()?)?;
-            Ring::open(member.pool(), row.block.load(Ordering::Acquire)).ok()
+            row.ring(member.pool()).ok()
         }
         Form::Remote { .. } => None,
     }
@@ -107,21 +107,19 @@ pub(crate) fn give_up(member: &Arc<Member>, slot: u32, id: ObjectId, entry: &Obj
 
 /// Makes everyone who waits at an endpoint, or in one of its conversations, look again.
 pub(crate) fn wake_everyone(member: &Member, entry: &ObjectEntry) -> Result<()> {
-    let wake = |ring: Ring| {
-        ring.readable().wake(u32::MAX);
-        ring.writable().wake(u32::MAX);
-        ring.closing().wake(u32::MAX);
-    };
     match form(member, entry)? {
-        Form::Buffered(ring) => wake(ring),
+        Form::Buffered(ring) => {
+            ring.readable().wake(u32::MAX);
+            ring.writable().wake(u32::MAX);
+            ring.closing().wake(u32::MAX);
+        }
         Form::Streamed(rows) => {
             rows.acceptable().wake(u32::MAX);
             rows.openable().wake(u32::MAX);
             for (_, row) in rows.used() {
                 // A row without a channel has nobody who waits.
-                let block = row.block.load(Ordering::Acquire);
-                if let Ok(ring) = Ring::open(member.pool(), block) {
-                    wake(ring);
+                if row.block.load(Ordering::Acquire) != 0 {
+                    row.wake_everyone();
                 }
             }
         }
@@ -155,7 +153,7 @@ pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
         Ok(Form::Streamed(rows)) => {
             for (n, row) in rows.used() {
                 let block = row.block.load(Ordering::Acquire);
-                if let Ok(ring) = Ring::open(member.pool(), block) {
+                if let Ok(ring) = row.ring(member.pool()) {
                     channel::empty(member, id, &ring, n);
                 }
                 if block != 0 {

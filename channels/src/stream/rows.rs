@@ -6,7 +6,7 @@
 //! 256    openable     where those sleep who wait for a free row
 //! 384    next ticket, rows that have been used
 //! 512    offered      a bit for each row that waits for its receiver
-//! 1024   rows         64 bytes each: state, block of its stream channel, ticket
+//! 1024   rows         64 bytes each: state, block of its stream channel, ticket, three wait words
 //! ```
 //! The state of a row is `version 16 | – 1 | flags 7 | receiver's slot 20 | sender's slot 20`, from the high end:
 //!
@@ -26,7 +26,7 @@ use dragon_shmem::region::Shared;
 use dragon_shmem::sync::{AtomicU32, AtomicU64, Ordering, low};
 
 use crate::error::Result;
-use crate::ring::{MAX_CAPACITY, MAX_INLINE};
+use crate::ring::{MAX_CAPACITY, MAX_INLINE, Ring};
 use crate::wait::WaitWord;
 
 /// Most conversations of an endpoint at once.
@@ -73,6 +73,33 @@ pub(super) struct Row {
     pub(super) block: AtomicU64,
     /// Rows are accepted in the order of their tickets.
     pub(super) ticket: AtomicU64,
+    // Where those sleep who wait in the row's conversation. Not in the stream channel: who ends first still has to wake the
+    // other, who may meanwhile have ended as well and given the channel's block back. A row stays, and a wake-up that comes
+    // to the next conversation is merely in vain.
+    //
+    // They are emptied with the row, and never again. Whoever lives has left them when its end is given up, so all that can
+    // be there when the row is opened anew is the count of one that died between counting itself in and saying so, and that
+    // costs its successors a system call now and then; but recovery may yet come, a second time, to count a dead one out.
+    readable: WaitWord,
+    writable: WaitWord,
+    closing: WaitWord,
+}
+
+impl Row {
+    /// The row's stream channel, whose users sleep in the row. It may be used as long as the channel is the row's and the
+    /// endpoint's block is allocated: everybody opens it by this.
+    pub(super) fn ring(&self, pool: &Pool) -> Result<Ring> {
+        let ring = Ring::open(pool, self.block.load(Ordering::Acquire))?;
+        // SAFETY: rows lie in the endpoint's block, which stays mapped and outlives the conversations in it.
+        Ok(unsafe { ring.sleeping_at(&self.readable, &self.writable, &self.closing) })
+    }
+
+    /// Makes all who sleep in the row's conversation look again; whatever has become of its stream channel.
+    pub(super) fn wake_everyone(&self) {
+        for word in [&self.readable, &self.writable, &self.closing] {
+            word.wake(u32::MAX);
+        }
+    }
 }
 
 // SAFETY: repr(C), only atomics.
@@ -214,6 +241,9 @@ impl Rows {
             let row: &Row = pool.data().view(offset + ROWS + n * ROW)?;
             row.state.store(0, Ordering::Relaxed);
             row.block.store(0, Ordering::Relaxed);
+            for word in [&row.readable, &row.writable, &row.closing] {
+                word.reset();
+            }
         }
         constants.magic.store(MAGIC, Ordering::Release);
         Ok(())
@@ -360,5 +390,35 @@ impl Rows {
             let bits = word.load(Ordering::Acquire);
             (0..64).filter_map(move |b| (bits >> b & 1 != 0).then_some(n * 64 + b))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr;
+
+    use super::super::{Endpoint, EndpointOptions, Form};
+    use crate::Deadline;
+    use crate::fixture::Node;
+
+    /// The stream channel may be another's memory before the last wake-up comes.
+    #[test]
+    fn who_waits_in_a_conversation_sleeps_in_its_row() {
+        let node = Node::new();
+        let member = node.member();
+        let endpoint = Endpoint::create(&member, &EndpointOptions::default()).unwrap();
+        let _sender = endpoint.open_send(Deadline::Now).unwrap();
+        let Form::Streamed(rows) = endpoint.form else {
+            panic!("it has rows");
+        };
+        let row = rows.row(0).unwrap();
+        let ring = row.ring(member.pool()).unwrap();
+        for (word, in_row) in [
+            (ring.readable(), &row.readable),
+            (ring.writable(), &row.writable),
+            (ring.closing(), &row.closing),
+        ] {
+            assert!(ptr::eq(word, in_row));
+        }
     }
 }

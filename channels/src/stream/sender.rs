@@ -186,7 +186,7 @@ impl StreamSender {
     ///
     /// # Errors
     /// Buffered: as [`StreamSender::send`]; the sender can be closed once more then. Otherwise when the endpoint is gone or
-    /// cannot be reached.
+    /// cannot be reached, or [`Error::Interrupted`] of one of another node, which can be closed once more.
     pub fn close(&mut self, deadline: Deadline) -> Result<()> {
         if self.ended {
             return Ok(());
@@ -202,8 +202,10 @@ impl StreamSender {
             self.ended = true;
             return Ok(());
         }
-        self.ended = true;
-        self.end(How::Closed)
+        let closed = self.end(How::Closed);
+        // Nothing was done then, and the caller may still want it.
+        self.ended = closed != Err(Error::Interrupted);
+        closed
     }
 
     /// Breaks the conversation off: the receiver gets [`Error::PeerDied`] behind what was sent, so that it does not take a
@@ -213,7 +215,21 @@ impl StreamSender {
     /// When the endpoint is gone or cannot be reached.
     pub fn abort(mut self) -> Result<()> {
         let ended = std::mem::replace(&mut self.ended, true);
-        if ended { Ok(()) } else { self.end(How::Died) }
+        if ended {
+            Ok(())
+        } else {
+            self.end_surely(How::Died)
+        }
+    }
+
+    /// Ends it for a caller who cannot do so once more.
+    fn end_surely(&self, how: How) -> Result<()> {
+        loop {
+            match self.end(how) {
+                Err(Error::Interrupted) => {}
+                other => return other,
+            }
+        }
     }
 
     fn end(&self, how: How) -> Result<()> {
@@ -365,7 +381,7 @@ impl Peer {
     }
 
     /// Ends the wait of [`Peer::watch`], if it can be ended from here. Of a conversation of this node it must be over before
-    /// the sender ends: the memory in which it sleeps may be another's after that. On another node it is over with the
+    /// the sender ends: the row in which it sleeps may be another conversation's after that. On another node it is over with the
     /// conversation, and this returns false.
     pub(super) fn stop(&self) -> bool {
         let PeerWay::Local { ring, .. } = &self.way else {
@@ -419,9 +435,11 @@ impl Drop for StreamSender {
         }
         // It fails when the endpoint is gone, or a buffered one has no room now: nobody is left to be told.
         let _ = if std::thread::panicking() {
-            self.end(How::Died)
-        } else {
+            self.end_surely(How::Died)
+        } else if let Way::Buffered { .. } = self.way {
             self.close(Deadline::Now)
+        } else {
+            self.end_surely(How::Closed)
         };
     }
 }
