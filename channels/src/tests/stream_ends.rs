@@ -1,75 +1,11 @@
-//! Conversations that both ends give up at once, and ends that spin until the other has given up.
+//! Ends of a conversation that spin until the other has given up.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 
-use super::streams::{endpoint, is_whole, pair};
-use crate::fixture::{Filled, Node};
+use super::streams::{endpoint, is_whole};
+use crate::fixture::Node;
 use crate::{Deadline, Endpoint, Error, WaitMode, recover};
-
-/// Rounds, each of which takes some microseconds.
-const ROUNDS: usize = 20_000;
-
-/// Where two threads meet. Nobody is woken, so that they go on from there at the same moment.
-#[derive(Default)]
-struct Meeting(AtomicUsize);
-
-impl Meeting {
-    fn wait(&self) {
-        let arrived = self.0.fetch_add(1, Ordering::AcqRel);
-        while self.0.load(Ordering::Acquire) < (arrived | 1) + 1 {
-            thread::yield_now();
-        }
-    }
-}
-
-/// Who ends first wakes the other, who may have given the memory of the conversation back by then.
-#[test]
-fn ends_that_close_at_once_leave_the_memory_of_others_alone() {
-    let node = Node::new();
-    let member = node.member();
-    let before = node.used();
-    let endpoint = endpoint(&node, 3, 0);
-    let without = node.used();
-    let ends = pair(&endpoint);
-    let channel = node.used() - without;
-    drop(ends);
-    let meeting = Arc::new(Meeting::default());
-    let (give, given) = mpsc::sync_channel(1);
-    let other = {
-        let (meeting, member) = (Arc::clone(&meeting), Arc::clone(&member));
-        thread::spawn(move || {
-            let mut changed = 0;
-            for receiver in given {
-                let receiver: crate::StreamReceiver = receiver;
-                meeting.wait();
-                receiver.close().unwrap();
-                let filled = Filled::new(&member, channel);
-                meeting.wait();
-                changed += u32::from(!filled.is_unchanged());
-            }
-            changed
-        })
-    };
-    let mut changed = 0;
-    for round in 0..ROUNDS {
-        let (mut sender, receiver) = pair(&endpoint);
-        give.send(receiver).unwrap();
-        meeting.wait();
-        // The moments of the two ends meet in every way.
-        for _ in 0..round % 64 * 8 {
-            std::hint::spin_loop();
-        }
-        sender.close(Deadline::Now).unwrap();
-        let filled = Filled::new(&member, channel);
-        meeting.wait();
-        changed += u32::from(!filled.is_unchanged());
-    }
-    drop(give);
-    assert_eq!(changed + other.join().unwrap(), 0, "changed blocks");
-    is_whole(&node, endpoint, before);
-}
 
 /// How the other end is given up.
 #[derive(Clone, Copy, Debug)]
