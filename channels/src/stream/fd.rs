@@ -331,6 +331,7 @@ fn system(call: &'static str, error: &io::Error) -> Error {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use dragon_protocol::Code;
 

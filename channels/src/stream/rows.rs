@@ -394,6 +394,7 @@ impl Rows {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::ptr;
 
