@@ -106,6 +106,13 @@ impl Processes {
             .then(|| self.unrecovered.swap_remove(place))
     }
 
+    /// The process has ended, and others have not heard of it.
+    fn is_unrecovered(&self, object: ObjectId) -> bool {
+        self.unrecovered
+            .iter()
+            .any(|ended| ended.process.object == object)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.live.is_empty() && self.starting == 0
     }
@@ -450,31 +457,23 @@ impl Daemon {
         }
     }
 
-    /// Sends a signal to a process of this node.
+    /// Sends a signal to a process of this node. To one whose end has not been told yet it does nothing, as for a child that
+    /// its parent has not waited for: whoever sends it could not know.
     pub(super) fn signal_here(&self, object: ObjectId, signal: i32) -> (Code, String) {
-        let found = self
-            .processes
-            .live
-            .iter()
-            .find(|(_, process)| process.object == object);
-        let Some((pid, process)) = found else {
-            return (Code::NoSuchObject, format!("process {object} has ended"));
-        };
-        match Signal::from_named_raw(signal) {
-            Some(signal) => {
-                // A signal to one process, not to its group: that is what kill() of the caller's language means.
-                let _ = (
-                    process.head,
-                    Pid::from_raw(pid.cast_signed())
-                        .map(|pid| rustix::process::kill_process(pid, signal)),
-                );
-                (Code::Ok, String::new())
-            }
-            None => (
+        let Some(signal) = Signal::from_named_raw(signal) else {
+            return (
                 Code::InvalidArgument,
                 format!("{signal} is not a signal's number"),
-            ),
+            );
+        };
+        let mut live = self.processes.live.iter();
+        if let Some((pid, _)) = live.find(|(_, process)| process.object == object) {
+            // A signal to one process, not to its group: that is what kill() of the caller's language means.
+            signal_process(*pid, false, signal);
+        } else if !self.processes.is_unrecovered(object) {
+            return (Code::NoSuchObject, format!("process {object} has ended"));
         }
+        (Code::Ok, String::new())
     }
 }
 

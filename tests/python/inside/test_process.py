@@ -34,6 +34,11 @@ def wait_for(event):
     event.wait()
 
 
+def say_and_wait(event):
+    event.set()
+    threading.Event().wait()
+
+
 def start_grandchild(queue):
     process = multiprocessing.get_context("dragon").Process(target=report, args=(queue,))
     process.start()
@@ -101,6 +106,16 @@ def test_terminate_and_kill(ctx, start, node):
         process.join()
         assert process.exitcode == code
         getattr(process, end)()  # once more is no error
+
+
+def test_signals_until_the_end_is_told_are_no_error(ctx, start, node):
+    for _ in range(5):
+        attached = ctx.Event()
+        process = start(node, say_and_wait, attached)
+        attached.wait()
+        while not process.exitcode:
+            process.kill()
+        assert process.exitcode == -9
 
 
 def test_is_alive_becomes_false_without_join(start, node):
