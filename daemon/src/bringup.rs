@@ -5,24 +5,28 @@
 //! table of nodes is sent down: O(log N) steps. States and deadlines are in `docs/bring-up.md`.
 
 use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use dragon_protocol::control::{Membership, PeerMessage};
-use dragon_protocol::key::PORT_TRIES;
+use dragon_protocol::key::{JobKey, PORT_TRIES};
 use dragon_protocol::launch::NodeInfo;
 use dragon_protocol::{NodeIndex, frame};
+use dragon_transport::strangers::{HALF_OPEN, HalfOpen, Refusals, Spare};
+use rustix::io::Errno;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::adapter::Job;
 use crate::link;
 use crate::services::Event;
 
-/// Strangers and peers that may be in their handshake at once.
-const HALF_OPEN: usize = 64;
+/// Reports of nodes below that may wait to be looked at.
+const REPORTS: usize = 64;
 
 /// Where a daemon stands when everyone is up.
 #[derive(Debug)]
@@ -56,35 +60,128 @@ pub async fn listen(job: &Job) -> Result<TcpListener> {
 }
 
 /// Accepts control connections for as long as the daemon lives. Whoever proves the key is reported; others are closed.
-pub async fn accept(job: Job, listener: TcpListener, events: mpsc::Sender<Event>) {
-    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(HALF_OPEN));
+pub async fn accept(
+    key: JobKey,
+    node: NodeIndex,
+    listener: TcpListener,
+    events: mpsc::Sender<Event>,
+) {
+    let mut strangers = Strangers::default();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
-        let (mut stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!("a control connection was not accepted: {error}");
-                // Out of descriptors: wait for one to come free rather than spin.
-                sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let (key, node, events) = (job.key.clone(), job.node, events.clone());
-        tokio::spawn(async move {
-            let proved = link::accept(&key, node, &mut stream).await;
-            drop(place);
-            match proved {
-                Ok(peer) => drop(events.send(Event::Accepted(peer, stream)).await),
-                Err(error) => {
-                    tracing::warn!("refused a control connection from {address}: {error:#}")
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, from)) => {
+                    let key = key.clone();
+                    let proof = async move { prove(&key, node, stream).await };
+                    strangers.enter(proof, from).await;
                 }
-            }
-        });
+                Err(error) => strangers.turn_away_unseen(&listener, &error).await,
+            },
+            Some(shaken) = strangers.handshakes.join_next_with_id() => strangers.leave(shaken),
+        }
+        for (peer, stream) in strangers.proved.drain(..) {
+            // The control loop may have other things to do than to take it at once.
+            let events = events.clone();
+            tokio::spawn(async move { events.send(Event::Accepted(peer, stream)).await });
+        }
     }
 }
 
+async fn prove(
+    key: &JobKey,
+    node: NodeIndex,
+    mut stream: TcpStream,
+) -> Result<(NodeIndex, TcpStream)> {
+    let peer = link::accept(key, node, &mut stream).await?;
+    Ok((peer, stream))
+}
+
+/// Control connections in their handshake.
+#[derive(Debug)]
+struct Strangers {
+    handshakes: JoinSet<Result<(NodeIndex, TcpStream)>>,
+    half_open: HalfOpen<AbortHandle>,
+    /// Who is none any more.
+    proved: Vec<(NodeIndex, TcpStream)>,
+    refusals: Refusals,
+    spare: Spare,
+}
+
+impl Default for Strangers {
+    fn default() -> Self {
+        Self {
+            handshakes: JoinSet::new(),
+            half_open: HalfOpen::new(HALF_OPEN),
+            proved: Vec::new(),
+            refusals: Refusals::default(),
+            spare: Spare::take(),
+        }
+    }
+}
+
+/// How a handshake ended.
+type Shaken = Result<(Id, Result<(NodeIndex, TcpStream)>), JoinError>;
+
+impl Strangers {
+    /// A connection came. The proof has a deadline of its own.
+    async fn enter(
+        &mut self,
+        proof: impl Future<Output = Result<(NodeIndex, TcpStream)>> + Send + 'static,
+        from: SocketAddr,
+    ) {
+        let task = self.handshakes.spawn(proof);
+        self.half_open.enter(task, from, u64::MAX);
+        if self.half_open.len() > HALF_OPEN {
+            // Whose proof has arrived already is not among those who may have to go.
+            tokio::task::yield_now().await;
+            while let Some(shaken) = self.handshakes.try_join_next_with_id() {
+                self.leave(shaken);
+            }
+        }
+        while let Some(stranger) = self.half_open.surplus() {
+            stranger.connection.abort();
+            let why = anyhow!("more than {HALF_OPEN} connections are in their handshake at once");
+            self.refuse(stranger.from, &why);
+        }
+    }
+
+    /// A handshake has ended.
+    fn leave(&mut self, shaken: Shaken) {
+        let id = match &shaken {
+            Ok((id, _)) => *id,
+            Err(aborted) => aborted.id(),
+        };
+        let stranger = self.half_open.leave(|task| task.id() == id);
+        match (shaken, stranger) {
+            (Ok((_, Ok(proved))), _) => self.proved.push(proved),
+            (Ok((_, Err(error))), Some(stranger)) => self.refuse(stranger.from, &error),
+            // It had to go, and was refused then.
+            _ => {}
+        }
+    }
+
+    fn refuse(&mut self, from: SocketAddr, why: &anyhow::Error) {
+        if let Some(untold) = self.refusals.tell(from, link::now()) {
+            tracing::warn!(%from, untold, "refused a control connection: {why:#}");
+        }
+    }
+
+    /// A connection could not be accepted. Where that is for want of a descriptor it is closed, since it would come again.
+    async fn turn_away_unseen(&mut self, listener: &TcpListener, error: &std::io::Error) {
+        let exhausted = [Errno::MFILE.raw_os_error(), Errno::NFILE.raw_os_error()];
+        if error
+            .raw_os_error()
+            .is_some_and(|code| exhausted.contains(&code))
+        {
+            self.spare.give();
+            // One that is there already, or none.
+            drop(timeout(Duration::ZERO, listener.accept()).await);
+            self.spare = Spare::take();
+        }
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        self.refuse(nowhere, &anyhow!("not accepted: {error}"));
+    }
+}
 /// Waits until every node is up. `me` is complete but for its address, which the connections tell.
 ///
 /// # Errors
@@ -181,7 +278,7 @@ async fn gather(
     events: &mut mpsc::Receiver<Event>,
 ) -> Result<(Vec<NodeInfo>, Vec<(NodeIndex, TcpStream)>)> {
     let mut missing: HashSet<_> = job.children().into_iter().collect();
-    let (ready, mut reports) = mpsc::channel(HALF_OPEN);
+    let (ready, mut reports) = mpsc::channel(REPORTS);
     let (mut nodes, mut below) = (Vec::new(), Vec::new());
     while !missing.is_empty() {
         let late = |missing: &HashSet<NodeIndex>| {
@@ -242,3 +339,6 @@ async fn send(stream: &mut TcpStream, message: &PeerMessage) -> Result<()> {
     frame::encode(message, &mut bytes)?;
     Ok(stream.write_all(&bytes).await?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,6 +60,11 @@ pub struct Arguments {
     #[arg(long, env = dragon_protocol::env::ENCRYPT, value_parser = clap::builder::BoolishValueParser::new(), num_args = 0)]
     pub encrypt: bool,
 
+    /// Seconds, 0 to 300, for which a connection between nodes that broke is tried to be made again before what waits for
+    /// it fails. Default: 5.
+    #[arg(long, value_name = "SECONDS", env = dragon_protocol::env::RECONNECT, value_parser = crate::network::reconnect)]
+    pub reconnect: Option<u32>,
+
     /// Seconds that the nodes may take to find each other.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub bring_up_limit: u64,
@@ -164,6 +169,17 @@ mod tests {
         assert_eq!(
             Arguments::parse_from(["dragon", "--", "-x", "y"]).program,
             ["-x", "y"]
+        );
+    }
+
+    #[test]
+    fn a_time_for_connecting_again_is_refused_with_its_limits() {
+        let parse = |text| Arguments::try_parse_from(["dragon", "--reconnect", text, "x"]);
+        assert_eq!(parse("30").unwrap().reconnect, Some(30));
+        let error = parse("400").unwrap_err().to_string();
+        assert!(
+            error.contains("'400'") && error.contains("to 300"),
+            "{error}"
         );
     }
 

@@ -8,6 +8,7 @@ use dragon_protocol::control::PeerMessage;
 use dragon_protocol::handshake::{ANSWER, Acceptor, Connector, HELLO, PROOF, Role};
 use dragon_protocol::key::JobKey;
 use dragon_protocol::{NodeIndex, frame};
+use dragon_transport::strangers::HANDSHAKE;
 use rustix::net::sockopt;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,9 +18,6 @@ use tokio::sync::mpsc;
 
 use crate::output::Sink;
 use crate::services::Event;
-
-/// How long a stranger may take to prove that it is none.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The sending half of a connection to another daemon.
 #[derive(Clone, Debug)]
@@ -67,12 +65,16 @@ pub async fn connect(
         let connector = Connector::new(key, Role::Control, me, to, now(), challenge()?);
         stream.write_all(&connector.hello()).await?;
         let mut answer = [0; ANSWER];
-        stream.read_exact(&mut answer).await?;
+        stream.read_exact(&mut answer[..HELLO]).await?;
+        if let Err(error) = stream.read_exact(&mut answer[HELLO..]).await {
+            let hello = answer.first_chunk().filter(|_| is_end(&error));
+            return Err(hello.map_or(error.into(), |hello| connector.refused(hello).into()));
+        }
         let (proof, _) = connector.answer(&answer, now())?;
         stream.write_all(&proof).await?;
         Ok(stream)
     };
-    tokio::time::timeout(HANDSHAKE_LIMIT, exchange)
+    tokio::time::timeout(HANDSHAKE, exchange)
         .await
         .context("no answer to the handshake")?
 }
@@ -86,14 +88,22 @@ pub async fn accept(key: &JobKey, me: NodeIndex, stream: &mut TcpStream) -> Resu
         stream.set_nodelay(true)?;
         let mut hello = [0; HELLO];
         stream.read_exact(&mut hello).await?;
-        let (acceptor, answer) =
-            Acceptor::new(key, Role::Control, me, &hello, now(), challenge()?)?;
+        let accepted = Acceptor::new(key, Role::Control, me, &hello, now(), challenge()?);
+        let (acceptor, answer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if let Some(ours) = Acceptor::refusal(Role::Control, me, &hello, now(), false) {
+                    stream.write_all(&ours).await?;
+                }
+                return Err(error.into());
+            }
+        };
         stream.write_all(&answer).await?;
         let mut proof = [0; PROOF];
         stream.read_exact(&mut proof).await?;
         Ok(acceptor.finish(&proof)?.node)
     };
-    tokio::time::timeout(HANDSHAKE_LIMIT, exchange)
+    tokio::time::timeout(HANDSHAKE, exchange)
         .await
         .context("the handshake was not completed in time")?
 }
@@ -197,6 +207,10 @@ async fn write_frames(mut stream: OwnedWriteHalf, mut outgoing: mpsc::Receiver<P
 #[must_use]
 pub fn now() -> u64 {
     dragon_shmem::clock::now()
+}
+
+fn is_end(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::UnexpectedEof
 }
 
 fn challenge() -> Result<[u8; 32]> {

@@ -298,10 +298,13 @@ fn start_agent(
 ) -> Result<Arc<Agent>> {
     // A node without others opens no port; its agent still serves the daemon's own messages.
     let fabric: Arc<dyn Fabric> = if job.hosts.len() > 1 {
+        let usual = TcpConfig::new(job.node, job.key.clone());
+        let reconnect_s = job.network.reconnect.map(u64::from);
         let config = TcpConfig {
             listen: place.listen.clone(),
             encrypt: job.network.encrypt,
-            ..TcpConfig::new(job.node, job.key.clone())
+            reconnect_s: reconnect_s.unwrap_or(usual.reconnect_s),
+            ..usual
         };
         Arc::new(TcpFabric::bind(config).context("cannot listen for other nodes")?)
     } else {

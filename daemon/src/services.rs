@@ -167,7 +167,8 @@ pub async fn run(job: Job) -> Result<u8> {
     if job.hosts.len() > 1 {
         let listener = bringup::listen(&job).await?;
         me.control_port = listener.local_addr()?.port();
-        tokio::spawn(bringup::accept(job.clone(), listener, sender.clone()));
+        let (key, events) = (job.key.clone(), sender.clone());
+        tokio::spawn(bringup::accept(key, job.node, listener, events));
     }
     let tree = tokio::select! {
         tree = bringup::run(&job, me, &mut events) => tree?,

@@ -14,6 +14,8 @@ pub const INTERFACE: &str = "DRAGON_INTERFACE";
 pub const TRANSPORT: &str = "DRAGON_TRANSPORT";
 /// Whether what passes between nodes is encrypted: `true` or `false`.
 pub const ENCRYPT: &str = "DRAGON_ENCRYPT";
+/// For how many seconds a connection between nodes that broke is tried to be made again.
+pub const RECONNECT: &str = "DRAGON_RECONNECT";
 /// Set by the Slurm plugin: the job key, 64 hexadecimal digits. Removed before any user program starts. The prefix makes
 /// Slurm pass it on whatever `--export` says.
 pub const STEP_KEY: &str = "SLURM_DRAGON_STEP_KEY";

@@ -6,7 +6,8 @@
 //! connector → acceptor   proof over both hellos                 (direction "connect")
 //! ```
 //! Nothing else is parsed before the proof is checked. The challenges are fresh, so a recorded exchange proves nothing.
-//! Whoever does not know the key learns 72 bytes that say nothing and is closed.
+//! Whoever does not know the key learns 72 bytes that say nothing and is closed. So is a peer of another release or with
+//! another setting of encryption: it gets the acceptor's hello without a proof, so that both sides can say why.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -98,6 +99,9 @@ pub enum HandshakeError {
     /// The peer does not know the key.
     #[error("the peer does not prove the job key")]
     NoProof,
+    /// The peer said hello and closed.
+    #[error("the peer refuses this node and does not say why; its log does")]
+    Refused,
 }
 
 /// A handshake that completed.
@@ -180,7 +184,41 @@ impl Connector {
     }
 }
 
+impl Connector {
+    /// What a hello without a proof says, after which the peer has closed: why it refuses this node.
+    #[must_use]
+    pub fn refused(&self, hello: &[u8; HELLO]) -> HandshakeError {
+        let check = || {
+            let their = read_hello(hello, self.hello.role.get())?;
+            check_encryption(&their, self.hello.encrypt.get() == 1)?;
+            if their.from != self.hello.to {
+                return Err(wrong_peer(&their));
+            }
+            Ok(())
+        };
+        check().err().unwrap_or(HandshakeError::Refused)
+    }
+}
+
 impl Acceptor {
+    /// What node `me` says to a peer that it refuses for its first hello; nothing to whoever does not speak this protocol.
+    #[must_use]
+    pub fn refusal(
+        role: Role,
+        me: NodeIndex,
+        first: &[u8; HELLO],
+        now: u64,
+        encrypt: bool,
+    ) -> Option<[u8; HELLO]> {
+        let theirs = Hello::read_from_bytes(first).ok()?;
+        if theirs.magic != MAGIC {
+            return None;
+        }
+        let to = NodeIndex::new(theirs.from.get())?;
+        let ours = hello(role, me, to, now, [0; 32], encrypt);
+        Some(zerocopy::transmute!(ours))
+    }
+
     /// Checks a first hello that arrived at node `me`, and returns the answer to send.
     ///
     /// # Errors
@@ -284,7 +322,11 @@ fn read_hello(bytes: &[u8], role: u16) -> Result<Hello, HandshakeError> {
 }
 
 fn check_encryption(hello: &Hello, ours: bool) -> Result<(), HandshakeError> {
-    let theirs = hello.encrypt.get() == 1;
+    let theirs = match hello.encrypt.get() {
+        0 => false,
+        1 => true,
+        _ => return Err(HandshakeError::Stranger),
+    };
     let from = hello.from.get();
     if theirs == ours {
         Ok(())

@@ -43,6 +43,14 @@ pub struct Network {
     pub interface: String,
     /// Whether what passes between the nodes is encrypted.
     pub encrypt: bool,
+    /// For how many seconds a connection that broke is tried to be made again: at most [`Network::LONGEST_RECONNECT`].
+    pub reconnect: Option<u32>,
+}
+
+impl Network {
+    /// The largest value of [`Network::reconnect`]. Who waits for an object of a node that is gone waits that long for the
+    /// error.
+    pub const LONGEST_RECONNECT: u32 = 300;
 }
 
 /// A node, as its daemon announces it in the bring-up and as everybody knows it afterwards.

@@ -252,6 +252,10 @@ pub trait Fabric: Send + Sync + fmt::Debug {
     fn progress(&self, handler: &mut dyn Handler, deadline: u64) -> std::io::Result<()>;
     /// Makes the current or the next [`Fabric::progress`] return.
     fn wake(&self);
+    /// How long the other side of a link may be silent before the link is lost, in nanoseconds.
+    fn longest_silence(&self) -> u64 {
+        0
+    }
     /// Accepts nobody any more.
     fn close_listener(&self);
     /// What has been counted.

@@ -3,6 +3,7 @@
 //! * [`fabric`]: what carries frames between two nodes, over TCP or within one process;
 //! * [`agent`]: what executes the requests of other nodes and makes those of this one;
 //! * [`interface`]: which network interfaces are used;
+//! * [`strangers`]: what connections may cost that have not proved the job key;
 //! * [`Body`]: payloads, in memory of this process or in a block of the pool.
 //!
 //! The bytes are described in `docs/wire.md`.
@@ -13,6 +14,7 @@ use dragon_shmem::clock;
 mod error;
 pub mod fabric;
 pub mod interface;
+pub mod strangers;
 
 pub use agent::{Agent, AgentConfig, AgentStats, Histogram, PeerReport};
 pub use body::{Body, PoolBlock};

@@ -184,6 +184,7 @@ fn network_of(arguments: &Arguments) -> Result<Network> {
         transport: arguments.transport.clone().unwrap_or_default(),
         interface: arguments.interface.clone().unwrap_or_default(),
         encrypt: arguments.encrypt,
+        reconnect: arguments.reconnect,
     };
     network::check(&network)?;
     Ok(network)

@@ -67,6 +67,7 @@ impl Core {
         fabric: Arc<dyn Fabric>,
         gateway: Channel,
     ) -> Self {
+        let silence = fabric.longest_silence();
         Self {
             member,
             node,
@@ -75,7 +76,7 @@ impl Core {
             counters: Counters::default(),
             closing: AtomicBool::new(false),
             close_by: AtomicU64::new(u64::MAX),
-            requests: Mutex::default(),
+            requests: Mutex::new(Requests::new(silence)),
             owner: Mutex::default(),
             commands: Mutex::default(),
             latencies: Mutex::default(),

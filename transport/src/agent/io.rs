@@ -227,7 +227,11 @@ impl Handler for Events<'_> {
     fn lost(&mut self, link: &Arc<dyn Link>, was_up: bool, reason: &LinkError, unsent: Vec<Frame>) {
         let node = link.node();
         self.links.remove(&link.id());
-        tracing::debug!(%node, side = ?link.side(), %reason, "connection lost");
+        if let LinkError::Malformed(_) = reason {
+            tracing::warn!(%node, side = ?link.side(), %reason, "connection closed");
+        } else {
+            tracing::debug!(%node, side = ?link.side(), %reason, "connection lost");
+        }
         if link.side() == Side::Accepted {
             self.core
                 .with_owner(|owner, member, _| owner.link_lost(member, link.id()));

@@ -7,9 +7,10 @@ use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId, wire};
 
 use super::late::{Chunk, Late, Receiver};
 
-/// How long after its deadline a request waits for the owner's word before it ends with `Unreachable`: longer than a cut
-/// connection takes to be noticed, so this is for a peer whose machine answers and whose daemon does not.
-pub(super) const GRACE: u64 = 15_000_000_000;
+/// How long after its deadline a request waits at least for the owner's word before it ends with `Unreachable`, in
+/// nanoseconds. It is never less than a cut connection may take to be given up, so this is for a peer whose machine answers
+/// and whose daemon does not.
+const GRACE: u64 = 15_000_000_000;
 /// First delay before a message about a dead process is sent again to a node that could not be reached; it doubles.
 const RETRY_FIRST: u64 = 1_000_000_000;
 /// The longest such delay.
@@ -63,9 +64,11 @@ pub(super) struct Pending {
     pub(super) expired: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Requests {
     last: u64,
+    /// How long after its deadline a request waits for the owner's word.
+    grace: u64,
     pending: HashMap<u64, Pending>,
     by_caller: HashMap<(u32, u32), u64>,
     until: BTreeSet<(u64, u64)>,
@@ -124,6 +127,22 @@ pub(super) struct Due {
 }
 
 impl Requests {
+    /// Without any. `silence`: how long a link may be silent before it is given up, in nanoseconds.
+    pub(super) fn new(silence: u64) -> Self {
+        Self {
+            last: 0,
+            grace: silence.max(GRACE),
+            pending: HashMap::new(),
+            by_caller: HashMap::new(),
+            until: BTreeSet::new(),
+            nodes: HashMap::new(),
+            gone: HashMap::new(),
+            late: Late::default(),
+            sleeps_until: 0,
+            planned: 0,
+        }
+    }
+
     /// Enters a request.
     ///
     /// # Errors
@@ -155,8 +174,8 @@ impl Requests {
         self.last = number;
         let until = match deadline {
             wire::NEVER => wire::NEVER,
-            wire::NOW => now.saturating_add(GRACE),
-            at => at.max(now).saturating_add(GRACE),
+            wire::NOW => now.saturating_add(self.grace),
+            at => at.max(now).saturating_add(self.grace),
         };
         let pending = Pending {
             node: target.node,
@@ -405,7 +424,7 @@ impl Requests {
     ///
     /// A wake-up that was planned for a request stays planned when the request has ended: else each of many short requests
     /// would have to wake the thread to plan its own. So the thread wakes up for nothing once in a while, at most every
-    /// [`GRACE`].
+    /// grace.
     pub(super) fn sleep(&mut self, deadline: u64, now: u64) -> u64 {
         let first = self.until.first().map_or(wire::NEVER, |(until, _)| *until);
         self.planned = if self.planned > now {

@@ -22,7 +22,6 @@ mod raw;
 mod seal;
 mod session;
 mod shared;
-mod strangers;
 
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -45,9 +44,9 @@ use self::connection::{Connection, Identity, Progress, Scratch};
 use self::dial::Dial;
 use self::session::Session;
 use self::shared::{FIRST_LISTENER, PeerCounters, Shared, WAKER};
-use self::strangers::{Refusals, spare};
 use super::{Fabric, FabricStats, Handler, Link, LinkError, PeerAddress, PeerStats, Side};
 use crate::clock;
+use crate::strangers::{HALF_OPEN, HANDSHAKE, HalfOpen, Refusals, Spare, Stranger};
 
 /// How a node speaks TCP.
 #[derive(Clone, Debug)]
@@ -64,7 +63,8 @@ pub struct TcpConfig {
     pub handshake_s: u64,
     /// After how many seconds of silence a connection counts as cut.
     pub silence_s: u32,
-    /// For how many seconds a link whose connection broke is tried to be gone on with.
+    /// For how many seconds a link whose connection broke is tried to be gone on with; 0: it ends with its connection. All
+    /// nodes must agree.
     pub reconnect_s: u64,
     /// Whether what follows the handshake is encrypted. All nodes must agree.
     pub encrypt: bool,
@@ -78,8 +78,8 @@ impl TcpConfig {
             node,
             key,
             listen: vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
-            half_open: 64,
-            handshake_s: 5,
+            half_open: HALF_OPEN,
+            handshake_s: HANDSHAKE.as_secs(),
             silence_s: 10,
             reconnect_s: 5,
             encrypt: false,
@@ -126,19 +126,20 @@ impl Table {
 struct Io {
     connections: HashMap<u64, Connection>,
     scratch: Scratch,
-    /// Deadlines of accepted connections in their handshake, in their order.
-    half_open: VecDeque<(u64, u64)>,
+    /// Accepted connections in their handshake.
+    half_open: HalfOpen<u64>,
     /// Links that this side opens, or opens again.
     dials: HashMap<u64, Dial>,
     /// Accepted links without a connection, and when they are given up, in their order.
     broken: VecDeque<(u64, u64)>,
-    /// Closed for a moment when the process has no file descriptor left, so that a connection can be accepted and closed.
-    spare: Option<OwnedFd>,
+    spare: Spare,
     refusals: Refusals,
 }
 
 /// How many events one wait takes.
 const EVENTS: usize = 64;
+/// Where a connection comes from that was gone before that could be seen.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 /// How many connections are accepted before others get their turn.
 const ACCEPTS: usize = 64;
 /// How much longer than its opener, in seconds, the other side keeps a link whose connection broke: it may have noticed
@@ -186,10 +187,10 @@ impl TcpFabric {
             io: Mutex::new(Io {
                 connections: HashMap::new(),
                 scratch: Scratch::new(config.encrypt),
-                half_open: VecDeque::new(),
+                half_open: HalfOpen::new(config.half_open),
                 dials: HashMap::new(),
                 broken: VecDeque::new(),
-                spare: spare(),
+                spare: Spare::take(),
                 refusals: Refusals::default(),
             }),
             config,
@@ -381,15 +382,15 @@ impl TcpFabric {
 
     /// The end of a connection, and perhaps of its link.
     fn finish(&self, io: &mut Io, token: u64, reason: LinkError, handler: &mut dyn Handler) {
+        let stranger = io.half_open.leave(|t| *t == token);
         let Some(connection) = self.take_connection(io, token) else {
             return;
         };
-        match connection.session.clone() {
-            Some(session) => self.without(io, &session, token, reason, handler),
-            None => {
-                self.shared.refused.fetch_add(1, Ordering::Relaxed);
-                io.refusals.log(&connection.socket, &reason);
-            }
+        match (connection.session.clone(), stranger) {
+            (Some(session), _) => self.without(io, &session, token, reason, handler),
+            (None, Some(stranger)) => self.refuse(io, stranger.from, &reason),
+            // It proved the key, and its link is not to be had.
+            (None, None) => tracing::debug!(%reason, "a connection came to no link"),
         }
         // Last: who sees the end of the stream may rely on everything above.
         shut(&connection);
@@ -409,7 +410,8 @@ impl TcpFabric {
             reason,
             LinkError::Malformed(_) | LinkError::Ended | LinkError::ClosedHere
         );
-        if over {
+        let stood_and_ends = self.config.reconnect_s == 0 && session.is_up();
+        if over || stood_and_ends && session.token().is_none() {
             return self.lose(io, session, &reason, handler);
         }
         match session.side {
@@ -421,6 +423,18 @@ impl TcpFabric {
                 io.broken.push_back((until, session.id));
             }
             Side::Accepted => {}
+        }
+    }
+
+    fn turn_away(&self, io: &mut Io, stranger: &Stranger<u64>, reason: &LinkError) {
+        self.refuse(io, stranger.from, reason);
+        self.drop_connection(io, stranger.connection);
+    }
+
+    fn refuse(&self, io: &mut Io, from: SocketAddr, reason: &LinkError) {
+        self.shared.refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(untold) = io.refusals.tell(from, clock::now()) {
+            tracing::warn!(%from, %reason, untold, "refused a connection to the data port");
         }
     }
 
@@ -440,7 +454,7 @@ impl TcpFabric {
 
     /// A connection is in its handshake no more.
     fn proved(&self, io: &mut Io, token: u64) {
-        io.half_open.retain(|(_, t)| *t != token);
+        io.half_open.leave(|t| *t == token);
         let half_open = io.half_open.len() as u64;
         self.shared.half_open.store(half_open, Ordering::Relaxed);
     }
@@ -482,20 +496,24 @@ impl TcpFabric {
         for _ in 0..ACCEPTS {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let accepted = match self.table().listener(number) {
-                Some(listener) => rustix::net::accept_with(listener, flags),
+                Some(listener) => rustix::net::acceptfrom_with(listener, flags),
                 None => return,
             };
             match accepted {
-                Ok(socket) => self.accepted(io, socket),
+                Ok((socket, from)) => {
+                    let from = from.and_then(|a| SocketAddr::try_from(a).ok());
+                    self.accepted(io, socket, from.unwrap_or(NOWHERE));
+                }
                 Err(rustix::io::Errno::AGAIN) => return,
                 Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
-                    // Without this the listener would stay readable and wake the thread for ever.
-                    drop(io.spare.take());
+                    io.spare.give();
                     if let Some(listener) = self.table().listener(number) {
                         drop(rustix::net::accept_with(listener, flags));
                     }
-                    io.spare = spare();
-                    tracing::warn!("no file descriptor left: a connection was closed");
+                    io.spare = Spare::take();
+                    if let Some(untold) = io.refusals.tell(NOWHERE, clock::now()) {
+                        tracing::warn!(untold, "no file descriptor left: a connection was closed");
+                    }
                     return;
                 }
                 // Errors of the connection that was to be accepted; the next one may be well.
@@ -504,7 +522,7 @@ impl TcpFabric {
         }
     }
 
-    fn accepted(&self, io: &mut Io, socket: OwnedFd) {
+    fn accepted(&self, io: &mut Io, socket: OwnedFd, from: SocketAddr) {
         // Handshake messages must not wait for each other.
         let _ = sockopt::set_tcp_nodelay(&socket, true);
         let token = self.shared.next_id();
@@ -519,7 +537,7 @@ impl TcpFabric {
         io.connections.insert(token, connection);
         let limit = seconds(self.config.handshake_s);
         let until = clock::now().saturating_add(limit);
-        io.half_open.push_back((until, token));
+        io.half_open.enter(token, from, until);
         let half_open = io.half_open.len() as u64;
         self.shared.half_open.store(half_open, Ordering::Relaxed);
     }
@@ -542,16 +560,13 @@ impl TcpFabric {
         for session in wanted {
             self.dial_first(io, &session, handler);
         }
-        while let Some(&(deadline, token)) = io.half_open.front() {
-            let reason = if io.half_open.len() > self.config.half_open {
-                LinkError::HalfOpen(self.config.half_open)
-            } else if deadline <= now {
-                LinkError::Silent(self.config.handshake_s)
-            } else {
-                break;
-            };
-            io.half_open.pop_front();
-            self.finish(io, token, reason, handler);
+        while let Some(stranger) = io.half_open.surplus() {
+            let reason = LinkError::HalfOpen(self.config.half_open);
+            self.turn_away(io, &stranger, &reason);
+        }
+        while let Some(stranger) = io.half_open.overdue(now) {
+            let reason = LinkError::Silent(self.config.handshake_s);
+            self.turn_away(io, &stranger, &reason);
         }
         while let Some(&(_, id)) = io.broken.front().filter(|(until, _)| *until <= now) {
             io.broken.pop_front();
@@ -616,7 +631,7 @@ impl Fabric for TcpFabric {
 
     fn progress(&self, handler: &mut dyn Handler, deadline: u64) -> io::Result<()> {
         let mut io = self.io.lock().unwrap_or_else(PoisonError::into_inner);
-        let half_open = io.half_open.front().map(|(at, _)| *at);
+        let half_open = io.half_open.next_deadline();
         let broken = io.broken.front().map(|(at, _)| *at);
         let dial = io.dials.values().map(Dial::due).min();
         let deadline = [Some(deadline), dial, half_open, broken];
@@ -641,6 +656,10 @@ impl Fabric for TcpFabric {
 
     fn wake(&self) {
         self.shared.wake();
+    }
+
+    fn longest_silence(&self) -> u64 {
+        seconds(u64::from(self.config.silence_s).saturating_add(self.config.reconnect_s))
     }
 
     fn close_listener(&self) {

@@ -39,7 +39,7 @@ fn begin(requests: &mut Requests, who: Caller, op: Op, to: u32) -> u64 {
 
 #[test]
 fn a_request_ends_once() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     let who = caller(slot(1, 1), 0, 5);
     let number = begin(&mut requests, who, Op::Receive, 2);
     assert_eq!(requests.of_caller(who), Some((number, node(2))));
@@ -52,7 +52,7 @@ fn a_request_ends_once() {
 
 #[test]
 fn a_thread_has_one_request_under_way() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     let old = begin(&mut requests, caller(slot(1, 1), 0, 5), Op::Receive, 2);
     let who = caller(slot(1, 1), 0, 6);
     let begun = requests.begin(who, Op::Receive, object(3), wire::NEVER, 0);
@@ -64,7 +64,7 @@ fn a_thread_has_one_request_under_way() {
 
 #[test]
 fn a_lost_link_ends_its_own_requests_and_spares_the_unsent_once() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     let numbers: Vec<u64> = (0..4)
         .map(|t| begin(&mut requests, caller(slot(1, 1), t, 1), Op::Receive, 2))
         .collect();
@@ -89,7 +89,7 @@ fn a_lost_link_ends_its_own_requests_and_spares_the_unsent_once() {
 
 #[test]
 fn a_node_that_is_gone_takes_no_requests() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     begin(&mut requests, caller(slot(1, 1), 0, 1), Op::Receive, 2);
     begin(&mut requests, caller(slot(1, 1), 1, 1), Op::Receive, 3);
     assert_eq!(requests.node_gone(node(2), Code::NodeDown).len(), 1);
@@ -106,7 +106,7 @@ fn a_node_that_is_gone_takes_no_requests() {
 
 #[test]
 fn nodes_hear_of_a_dead_process_until_they_have_answered() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     let dead = slot(4, 2);
     begin(&mut requests, caller(dead, 0, 1), Op::Attach, 2);
     let waiting = begin(&mut requests, caller(dead, 1, 1), Op::Receive, 3);
@@ -131,7 +131,7 @@ fn nodes_hear_of_a_dead_process_until_they_have_answered() {
 
 #[test]
 fn what_a_dead_process_left_in_the_gateway_is_not_sent() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     requests.slot_gone(slot(4, 2), std::iter::empty());
     for (generation, refused) in [(1, true), (2, true), (3, false)] {
         let who = caller(slot(4, generation), 0, 1);
@@ -143,7 +143,7 @@ fn what_a_dead_process_left_in_the_gateway_is_not_sent() {
 
 #[test]
 fn a_silent_owner_is_given_up_after_the_deadline_and_its_late_word_is_known() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     assert_eq!(requests.sleep(wire::NEVER, 0), wire::NEVER);
     let who = caller(slot(1, 1), 0, 1);
     let begun = requests.begin(who, Op::Receive, object(2), 1_000, 10);
@@ -158,7 +158,7 @@ fn a_silent_owner_is_given_up_after_the_deadline_and_its_late_word_is_known() {
 
 #[test]
 fn many_short_requests_wake_the_sleeper_once() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     requests.sleep(wire::NEVER, 0);
     let mut wakes = 0;
     for now in 1..1_000 {
@@ -219,7 +219,7 @@ fn arguments(requests: &mut Requests, receiver: &Receiver) -> Vec<u64> {
 
 #[test]
 fn chunks_that_come_too_late_wait_in_their_order() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     let (a, b) = (receiver(slot(1, 1), 2, 5), receiver(slot(1, 1), 2, 6));
     assert!(!requests.late.has(&a));
     for (receiver, argument, first) in [(a, 2, false), (b, 9, false), (a, 3, false), (a, 1, true)] {
@@ -237,7 +237,7 @@ fn chunks_that_come_too_late_wait_in_their_order() {
 
 #[test]
 fn a_chunk_that_comes_too_late_ends_the_next_request_for_it() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     let (who, other) = (caller(slot(1, 1), 0, 5), caller(slot(1, 1), 1, 5));
     let asked = begin(&mut requests, who, Op::Receive, 2);
     requests.wants_chunk(asked, Op::Receive, 7);
@@ -264,7 +264,7 @@ fn a_chunk_that_comes_too_late_ends_the_next_request_for_it() {
 
 #[test]
 fn chunks_go_with_their_receiver_and_with_their_owner() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     let (dead, alive) = (receiver(slot(1, 1), 2, 5), receiver(slot(2, 1), 3, 5));
     for receiver in [dead, alive] {
         requests.keep_late(receiver, chunk(1), false);
@@ -282,7 +282,7 @@ fn chunks_go_with_their_receiver_and_with_their_owner() {
 
 #[test]
 fn a_request_waits_for_a_chunk_that_is_on_its_way_to_an_earlier_one() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     let it = receiver(slot(1, 1), 2, 5);
     requests.keep_late(it, chunk(1), false);
     assert_eq!(first(&mut requests, it), Some(1));
@@ -314,7 +314,7 @@ fn a_chunk_that_comes_back_finds_nobody_after_an_end() {
         |requests, it| requests.late.forget(it),
     ];
     for (n, end) in ends.into_iter().enumerate() {
-        let mut requests = Requests::default();
+        let mut requests = Requests::new(0);
         let it = receiver(slot(1, 1), 2, 5);
         for argument in [1, 2] {
             requests.keep_late(it, chunk(argument), false);
@@ -333,7 +333,7 @@ fn a_chunk_that_comes_back_finds_nobody_after_an_end() {
 
 #[test]
 fn nothing_is_kept_for_a_receiver_that_ends_or_whose_owner_is_gone() {
-    let mut requests = Requests::default();
+    let mut requests = Requests::new(0);
     let it = receiver(slot(1, 1), 2, 5);
     let closes = begin(&mut requests, caller(it.slot, 0, 7), Op::StreamClose, 2);
     requests.ends_receiver(closes, it);
@@ -345,4 +345,15 @@ fn nothing_is_kept_for_a_receiver_that_ends_or_whose_owner_is_gone() {
     requests.node_gone(node(2), Code::NodeDown);
     requests.keep_late(other, chunk(2), true);
     assert!(!requests.late.has(&other), "its owner is gone");
+}
+
+#[test]
+fn a_request_outlives_the_longest_silence_of_its_link() {
+    let mut requests = Requests::new(GRACE * 2);
+    let who = caller(slot(1, 1), 0, 1);
+    requests
+        .begin(who, Op::Receive, object(2), 1_000, 10)
+        .unwrap();
+    assert!(requests.due(1_000 + 2 * GRACE - 1).callers.is_empty());
+    assert_eq!(requests.due(1_000 + 2 * GRACE).callers, [who]);
 }

@@ -174,8 +174,11 @@ impl Connection {
                 Stage::Answer(_) => ANSWER,
                 _ => identity.opening(),
             };
-            if !self.fill(needed)? {
-                return Ok(Progress::Waiting);
+            match self.fill(needed) {
+                Ok(true) => {}
+                Ok(false) => return Ok(Progress::Waiting),
+                Err(LinkError::Closed) => return Err(self.refused()),
+                Err(error) => return Err(error),
             }
             let message = core::mem::take(&mut self.carry);
             let now = clock::now();
@@ -185,15 +188,16 @@ impl Connection {
                     let me = identity.node;
                     let hello = exactly(&message)?;
                     let (key, encrypt) = (&identity.key, identity.encrypt);
-                    let (acceptor, answer) = Acceptor::with_encryption(
-                        key,
-                        Role::Data,
-                        me,
-                        hello,
-                        now,
-                        challenge,
-                        encrypt,
-                    )?;
+                    let (role, accepts) = (Role::Data, Acceptor::with_encryption);
+                    let (acceptor, answer) =
+                        match accepts(key, role, me, hello, now, challenge, encrypt) {
+                            Ok(accepted) => accepted,
+                            Err(error) => {
+                                let hello = Acceptor::refusal(role, me, hello, now, encrypt);
+                                hello.map_or(Ok(()), |hello| self.say(&hello))?;
+                                return Err(error.into());
+                            }
+                        };
                     self.say(&answer)?;
                     self.stage = Stage::Proof(Box::new(acceptor));
                 }
@@ -235,6 +239,14 @@ impl Connection {
                 }
                 _ => return Err(LinkError::Malformed("bytes before a hello".to_owned())),
             }
+        }
+    }
+
+    /// Why the other side closed in the middle of the handshake.
+    fn refused(&self) -> LinkError {
+        match (&self.stage, exactly(&self.carry)) {
+            (Stage::Answer(connector), Ok(hello)) => connector.refused(hello).into(),
+            _ => LinkError::Closed,
         }
     }
 
