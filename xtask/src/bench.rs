@@ -9,6 +9,7 @@ mod row;
 mod sample;
 mod slurm;
 mod start;
+mod transport;
 mod upstream;
 
 use anyhow::Result;
@@ -42,21 +43,16 @@ enum Group {
     Python,
     /// Pools and channels between processes, beside bare programs and peers
     Core,
+    /// Two nodes in network namespaces, beside bare programs and Open MPI (as root)
+    Transport,
 }
 
 pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
-    build_cmd::build(repo)?;
-    repo::run(repo.cargo().args([
-        "build",
-        "--release",
-        "-p",
-        "dragon-raw",
-        "-p",
-        "dragon-channels",
-        "-p",
-        "dragon-bench",
-        "--bins",
-    ]))?;
+    let groups = match &args.group {
+        Some(group) => std::slice::from_ref(group),
+        None => Group::value_variants(),
+    };
+    build(repo, groups)?;
     children::adopt_orphans()?;
     let upstream = if args.with_upstream {
         Some(Upstream::install(repo)?)
@@ -64,10 +60,6 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
         None
     };
     let upstream = upstream.as_ref();
-    let groups = match &args.group {
-        Some(group) => std::slice::from_ref(group),
-        None => Group::value_variants(),
-    };
     if !args.json {
         println!("{}", row::HEADER.trim_end());
     }
@@ -86,7 +78,21 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
             Group::Slurm => slurm::measure(repo, &mut print),
             Group::Python => python::measure(repo, upstream, &mut print),
             Group::Core => core::measure(repo, &mut print),
+            Group::Transport => transport::measure(repo, &mut print),
         }
     }
     Ok(())
+}
+
+/// Builds what the groups measure. Only that of the transport needs none of the packages.
+fn build(repo: &Repo, groups: &[Group]) -> Result<()> {
+    let mut programs = vec!["dragon-transport-bench"];
+    if groups != [Group::Transport] {
+        build_cmd::build(repo)?;
+        programs.extend(["dragon-raw", "dragon-channels", "dragon-bench"]);
+    }
+    let programs = programs.into_iter().flat_map(|program| ["-p", program]);
+    let mut cargo = repo.cargo();
+    cargo.args(["build", "--release", "--bins"]).args(programs);
+    repo::run(&mut cargo)
 }

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+pub mod chain;
 pub mod memory;
 mod page;
 pub mod ring;

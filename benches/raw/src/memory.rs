@@ -86,6 +86,38 @@ impl Children {
         Ok(())
     }
 
+    /// How many were forked.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether none was.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The process that was forked as number `n`.
+    #[must_use]
+    pub fn pid(&self, n: usize) -> Option<libc::pid_t> {
+        self.0.get(n).copied()
+    }
+
+    /// Whether all of them still run: for those that never end by themselves.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub fn check(&self) -> Result<()> {
+        for pid in &self.0 {
+            let mut status = 0;
+            // SAFETY: our child; `status` is a place for the status.
+            let found = unsafe { libc::waitpid(*pid, &raw mut status, libc::WNOHANG) };
+            ensure!(found == 0, "a child ended: status {status:#x}");
+        }
+        Ok(())
+    }
+
     /// Waits for the end of all.
     ///
     /// # Errors

@@ -42,14 +42,14 @@ pub fn end(turns: &Turns) -> Result<()> {
     pass(&turns.ping.0, END)
 }
 
-fn pass(word: &AtomicU32, turn: u32) -> Result<()> {
+pub(crate) fn pass(word: &AtomicU32, turn: u32) -> Result<()> {
     word.store(turn, Ordering::Release);
     futex::wake(word, futex::Flags::empty(), 1).context("futex wake")?;
     Ok(())
 }
 
 /// Sleeps while the word is `old`; returns what it is then. The other process's end is watched for by a thread or by the kernel.
-fn wait_while(word: &AtomicU32, old: u32) -> Result<u32> {
+pub(crate) fn wait_while(word: &AtomicU32, old: u32) -> Result<u32> {
     loop {
         let turn = word.load(Ordering::Acquire);
         if turn != old {
