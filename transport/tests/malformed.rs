@@ -10,7 +10,7 @@ mod victim;
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Mutex, Once};
+use std::sync::{Arc, Mutex};
 
 use dragon_protocol::handshake::{ANSWER, HELLO, PROOF};
 use dragon_protocol::op::Op;
@@ -20,7 +20,7 @@ use dragon_transport::fabric::{Fabric, Frame, Link};
 use dragon_transport::{Body, fabric::tcp::TcpConfig};
 use rig::{POOL, channel, seen_by, watched};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Metadata, Subscriber, span};
+use tracing::{Dispatch, Event, Level, Metadata, Subscriber, dispatcher, span};
 use zerocopy::{FromBytes, IntoBytes};
 
 use victim::{Greeted, Raw, Victim, closed, header, hello, key, node, open, open_again};
@@ -30,10 +30,18 @@ type Spoilt = (&'static str, fn(&mut FrameHeader));
 /// The same for what is sent in records.
 type SpoiltRecord = (&'static str, fn(&mut Raw) -> Vec<u8>);
 
-/// Lines of the log of this process, warnings and worse.
-static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// The lines of a log, warnings and worse.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
 
-struct Log;
+impl Log {
+    /// The lines that name this.
+    fn about(&self, name: &str) -> Vec<String> {
+        let lines = self.0.lock().unwrap();
+        let about = lines.iter().filter(|line| line.contains(name));
+        about.cloned().collect()
+    }
+}
 
 impl Subscriber for Log {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -51,7 +59,7 @@ impl Subscriber for Log {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(String::new());
         event.record(&mut line);
-        LINES.lock().unwrap().push(line.0);
+        self.0.lock().unwrap().push(line.0);
     }
 
     fn enter(&self, _: &span::Id) {}
@@ -67,31 +75,21 @@ impl Visit for Line {
     }
 }
 
-fn listen_to_the_log() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| tracing::subscriber::set_global_default(Log).unwrap());
-}
-
-/// The lines that name this.
-fn lines_about(name: &str) -> Vec<String> {
-    let lines = LINES.lock().unwrap();
-    let about = lines.iter().filter(|line| line.contains(name));
-    about.cloned().collect()
-}
-
 /// A victim with a friend whose link has to go on whatever happens.
 struct Beside {
     victim: Victim,
     friend: Victim,
-    link: std::sync::Arc<dyn Link>,
+    link: Arc<dyn Link>,
     sent: u64,
+    log: Log,
 }
 
 impl Beside {
     fn start(encrypt: bool) -> Self {
-        listen_to_the_log();
         let setting = move |config: &mut TcpConfig| config.encrypt = encrypt;
-        let victim = Victim::start(setting);
+        let log = Log::default();
+        let dispatch = Dispatch::new(log.clone());
+        let victim = dispatcher::with_default(&dispatch, || Victim::start(setting));
         let friend = Victim::start(|config| {
             setting(config);
             config.node = node(2);
@@ -103,6 +101,7 @@ impl Beside {
             friend,
             link,
             sent: 0,
+            log,
         }
     }
 
@@ -145,11 +144,13 @@ fn is_refused(encrypt: bool, what: &str, say: impl FnOnce(&Victim) -> TcpStream)
     assert_eq!(beside.victim.fabric.stats().half_open, 0, "{what}");
     let stats = beside.victim.fabric.stats();
     assert_eq!(stats.accepted, beside.victim.seen().up, "{what}");
-    let lines = lines_about(&format!(":{port} "));
-    let lines = lines
-        .iter()
-        .filter(|line| line.contains("refused a connection"));
-    assert_eq!(lines.count(), 1, "{what}");
+    let lines = beside.log.about("");
+    assert_eq!(lines.len(), 1, "{what}: {lines:?}");
+    let from = format!("from=127.0.0.1:{port} ");
+    assert!(
+        lines[0].contains(&from) && lines[0].contains("refused"),
+        "{lines:?}"
+    );
 }
 
 fn greeting(encrypt: bool) -> [u8; HELLO] {
@@ -465,7 +466,9 @@ fn reply(raw: &mut Raw, number: u64) -> FrameHeader {
 
 #[test]
 fn an_agent_answers_what_it_cannot_do_and_closes_on_what_may_not_be() {
-    listen_to_the_log();
+    // The agents' threads are their own: what they log goes where all else goes.
+    let log = Log::default();
+    tracing::subscriber::set_global_default(log.clone()).unwrap();
     let nodes = rig::tcp(&[POOL; 2]);
     let port = nodes[0].agent.local_address().unwrap().port();
     let (owner, friend) = (nodes[0].client(), nodes[1].client());
@@ -538,11 +541,11 @@ fn an_agent_answers_what_it_cannot_do_and_closes_on_what_may_not_be() {
         };
         raw.send(wrong.as_bytes());
         raw.closed();
-        let lines = lines_about(&format!("node={n} "));
+        let lines = log.about(&format!("node={n} "));
         assert_eq!(lines.len(), 1, "{kind:?}: {lines:?}");
     }
     // And nobody else has noticed.
-    assert_eq!(lines_about("node=70 "), Vec::<String>::new());
+    assert_eq!(log.about("node=70 "), Vec::<String>::new());
     remote.send(b"well", 0, watched()).unwrap();
     assert_eq!(owned.receive(watched()).unwrap().into_vec(), b"well");
     let stats = nodes[0].stats().fabric;

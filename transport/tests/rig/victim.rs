@@ -16,6 +16,7 @@ use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind};
 use dragon_transport::Body;
 use dragon_transport::fabric::tcp::{TcpConfig, TcpFabric};
 use dragon_transport::fabric::{Fabric, Frame, Handler, Incoming, Link, LinkError, PeerAddress};
+use tracing::dispatcher;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// A test that hangs is ended by this; nothing is ever expected to take this long.
@@ -89,7 +90,10 @@ impl Victim {
             Arc::clone(&stop),
             Watcher(Arc::clone(&seen)),
         );
+        // What it logs goes where its maker's log goes.
+        let log = dispatcher::get_default(Clone::clone);
         let thread = std::thread::spawn(move || {
+            let _log = dispatcher::set_default(&log);
             while !end.load(Ordering::Acquire) {
                 io.progress(&mut watcher, u64::MAX).unwrap();
             }
