@@ -21,6 +21,7 @@ use crate::message::Message;
 use crate::object::{alive, destroy, discard, drop_transit};
 use crate::remote;
 use crate::ring::Label;
+use crate::set::elsewhere::asked_for;
 use crate::set::subscribers::AGENT;
 use crate::wait::Spin;
 use crate::{
@@ -229,11 +230,11 @@ pub fn watch(member: &Member, object: ObjectId) -> Result<()> {
 }
 
 /// Keeps the object while the agent works on it: its users may all be gone at any moment.
-fn with_reference(
-    member: &Member,
+pub(crate) fn with_reference<T>(
+    member: &Arc<Member>,
     object: ObjectId,
-    work: impl FnOnce(&ObjectEntry) -> Result<Attempt>,
-) -> Result<Attempt> {
+    work: impl FnOnce(&ObjectEntry) -> Result<T>,
+) -> Result<T> {
     let control = member.control();
     member.take_directly(object)?;
     let result = control
@@ -490,6 +491,10 @@ fn execute(
                 None => Attempt::NotYet,
             }
         }
+        Op::Subscribe => match asked_for(member, entry, id, arg0)? {
+            Some(found) => Attempt::done(found, 0),
+            None => Attempt::NotYet,
+        },
         Op::BroadcastWait => {
             is(ObjectKind::Broadcast)?;
             let seat = &mut waiting.seat;
@@ -576,7 +581,7 @@ fn take_reference(
 
 /// Gives a reference of another process back, or drops one in transit.
 fn give_reference(
-    member: &Member,
+    member: &Arc<Member>,
     object: ObjectId,
     on_behalf: SlotId,
     transit: bool,

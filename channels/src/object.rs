@@ -402,9 +402,14 @@ fn notify(
     if watch & SUBSCRIBED != 0 {
         subscribers::changed(member.control(), entry, id, change, thorough);
     }
-    // Whoever takes the agent's mark away tells it.
-    let watched =
-        watch & AGENT != 0 && entry.watch.fetch_and(!AGENT, Ordering::AcqRel) & AGENT != 0;
+    if watch & AGENT != 0 {
+        tell_agent(member, entry, id);
+    }
+}
+
+/// Tells the agent of a change, unless another has: whoever takes its mark away does.
+fn tell_agent(member: &Arc<Member>, entry: &ObjectEntry, id: ObjectId) {
+    let watched = entry.watch.fetch_and(!AGENT, Ordering::AcqRel) & AGENT != 0;
     if watched && (member.slot() == slot::DAEMON || remote::notify(member, id).is_err()) {
         member.hooks().notify(id);
     }
@@ -417,13 +422,13 @@ pub(crate) fn destroy(member: &Arc<Member>, id: ObjectId) -> Result<()> {
 }
 
 /// Gives the reference of one handle back; with the last one the object's memory goes, and that of the messages in it.
-fn detach(member: &Member, id: ObjectId) -> Result<()> {
+fn detach(member: &Arc<Member>, id: ObjectId) -> Result<()> {
     Ok(member.detach_with(id, |entry| discard(member, id, entry))?)
 }
 
 /// Frees what the memory of an object names, before that memory itself goes: nobody refers to the object any more. If the
 /// process dies in here, the daemon does it once more.
-pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
+pub(crate) fn discard(member: &Arc<Member>, id: ObjectId, entry: &ObjectEntry) {
     let control = member.control();
     let subscribers = subscribers::farewell(control, entry, id);
     if !subscribers.is_empty() {
@@ -434,9 +439,15 @@ pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
         }
     }
     subscribers::give_back(control, entry, id);
+    if entry.watch.load(Ordering::Acquire) & AGENT != 0 {
+        // So must those of other nodes.
+        let _ = control.mark_destroyed(id);
+        fence(Ordering::SeqCst);
+        tell_agent(member, entry, id);
+    }
     match id.kind {
         ObjectKind::Channel => crate::channel::discard(member, id, entry),
-        ObjectKind::Set => crate::set::discard(member, entry),
+        ObjectKind::Set => crate::set::discard(member, id, entry),
         ObjectKind::Stream => crate::stream::discard(member, id, entry),
         ObjectKind::Broadcast => crate::broadcast::discard(member, entry),
         ObjectKind::PriorityQueue => crate::priority::discard(member, id, entry),
@@ -445,7 +456,7 @@ pub(crate) fn discard(member: &Member, id: ObjectId, entry: &ObjectEntry) {
 }
 
 /// Drops a reference that is in transit, for the daemon.
-pub(crate) fn drop_transit(member: &Member, id: ObjectId) -> Result<()> {
+pub(crate) fn drop_transit(member: &Arc<Member>, id: ObjectId) -> Result<()> {
     Ok(member.drop_directly(id, |entry| discard(member, id, entry))?)
 }
 
@@ -461,7 +472,7 @@ pub(crate) fn wake_everyone(member: &Arc<Member>, id: ObjectId) -> Result<()> {
             wait_word(entry).wake(u32::MAX);
             second_wait_word(entry).wake(u32::MAX);
         }
-        ObjectKind::Set => crate::set::wake_everyone(member, entry)?,
+        ObjectKind::Set => crate::set::wake_everyone(member, entry, id)?,
         ObjectKind::Stream => crate::stream::wake_everyone(member, entry)?,
         ObjectKind::PriorityQueue => crate::priority::wake_everyone(member, entry)?,
         // The dead do not keep others from being woken here; only the end of the condition concerns all.

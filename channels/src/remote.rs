@@ -19,6 +19,7 @@ use crate::channel::{self, Attributes, Local, Outgoing, block_of};
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::ring::Label;
+use crate::set::elsewhere::Subscription;
 use crate::wait::Spin;
 
 /// The operation number of a request that cancels the one with the same ticket.
@@ -269,6 +270,22 @@ pub(crate) const KEPT: u64 = 1;
 /// [`Error::NoGateway`] without an agent.
 pub fn notify(member: &Arc<Member>, object: ObjectId) -> Result<()> {
     tell(member, Op::Notify, object, 0)
+}
+
+/// Has this node's agent ask once when an object of another node is ready, and hand the answer to a set.
+pub(crate) fn subscribe(
+    member: &Arc<Member>,
+    object: ObjectId,
+    interest: u32,
+    subscription: Subscription,
+) -> Result<()> {
+    let thread = member.thread()?;
+    let mut request = request(member, &thread, Op::Subscribe as u8, object);
+    request.thread = NO_REPLY.into();
+    request.arg0 = u64::from(interest).into();
+    let subscription = subscription.to_request();
+    let parts = [IoSlice::new(subscription.as_bytes())];
+    post(member, &thread, &request, &What::Parts(&parts))
 }
 
 fn tell(member: &Arc<Member>, op: Op, object: ObjectId, argument: u64) -> Result<()> {

@@ -12,7 +12,10 @@
 //!
 //! Members are not kept alive by the set. One whose object was destroyed, or has gone with its last reference, is reported
 //! as [`Interest::GONE`] until it is removed.
+//!
+//! Members of other nodes cannot be looked at; how the set hears of them is told in [`elsewhere`].
 
+pub mod elsewhere;
 pub mod flags;
 #[cfg(all(test, loom))]
 mod model;
@@ -37,6 +40,7 @@ use crate::channel::{TestPoint, test_point};
 use crate::error::{Error, Result};
 use crate::object::{Handle, alive, is_alive, is_local, word};
 use crate::wait::{self, mark};
+use elsewhere::{About, Look};
 use flags::Flags as _;
 pub(crate) use record::record_of;
 use record::{RECORD, Record};
@@ -58,6 +62,8 @@ impl Interest {
     pub const WRITABLE: Self = Self(2);
     /// The object was destroyed, or has gone. Always reported.
     pub const GONE: Self = Self(4);
+    /// The object's node is down, or cannot be reached: an operation on the object says which. Always reported.
+    pub const LOST: Self = Self(8);
 
     /// Whether all of `other` is in it.
     #[must_use]
@@ -65,7 +71,7 @@ impl Interest {
         self.0 & other.0 == other.0
     }
 
-    /// As a number: readable 1, writable 2, gone 4.
+    /// As a number: readable 1, writable 2, gone 4, lost 8.
     #[must_use]
     pub const fn bits(self) -> u32 {
         self.0
@@ -74,7 +80,7 @@ impl Interest {
     /// The inverse of [`Interest::bits`]; other bits are dropped.
     #[must_use]
     pub const fn from_bits(bits: u32) -> Self {
-        Self(bits & 7)
+        Self(bits & 15)
     }
 
     pub(crate) const fn when(self, ready: bool) -> Self {
@@ -92,7 +98,7 @@ impl BitOr for Interest {
 
 impl fmt::Debug for Interest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = ["readable", "writable", "gone"];
+        let names = ["readable", "writable", "gone", "lost"];
         let set = names
             .iter()
             .enumerate()
@@ -128,13 +134,14 @@ impl SetMember {
 pub struct Ready {
     /// The number that [`Set::add`] was given.
     pub token: u64,
-    /// What was found of what was asked for, and [`Interest::GONE`].
+    /// What was found of what was asked for, [`Interest::GONE`] and [`Interest::LOST`].
     pub ready: Interest,
     /// Its place, for [`Set::remove`].
     pub member: SetMember,
 }
 
-/// A set of objects of this node that are waited for together, by any number of threads and processes.
+/// A set of objects that are waited for together, by any number of threads and processes of one node. The objects may lie on
+/// any node.
 ///
 /// ```
 /// use dragon_channels::local::LocalNode;
@@ -221,12 +228,12 @@ impl Set {
         Ok(Self { handle, table })
     }
 
-    /// Adds an object of this node. `token` comes back when it is ready for one of the interests. One object may be in many
+    /// Adds an object of any node. `token` comes back when it is ready for one of the interests. One object may be in many
     /// sets, and several times in one.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for an object of another node or of a kind that has no such state; [`Error::SetFull`]; when
-    /// object or set are gone.
+    /// [`Error::Unsupported`] for an object of a kind that has no such state; [`Error::SetFull`]; when object or set are gone,
+    /// or the object's node cannot be reached.
     pub fn add(&self, object: ObjectId, interest: Interest, token: u64) -> Result<SetMember> {
         self.local()?.add(object, interest, token)
     }
@@ -240,6 +247,7 @@ impl Set {
     }
 
     /// Waits until members are ready, and returns them: all, or [`BATCH`] of them; the next wait starts behind the last one.
+    /// A try form asks the owner of each member of another node; one that waits hears of them without asking again.
     ///
     /// # Errors
     /// [`Error::Empty`] (try form), [`Error::Timeout`], [`Error::Interrupted`], [`Error::Destroyed`].
@@ -348,9 +356,17 @@ impl<'a> Local<'a> {
 
     fn add(&self, object: ObjectId, interest: Interest, token: u64) -> Result<SetMember> {
         alive(self.entry, self.id)?;
-        check(self.member, object, interest)?;
-        let entry = self.control().entry(object)?;
-        alive(entry, object)?;
+        check(object, interest)?;
+        let entry = if is_local(self.member, object) {
+            let entry = self.control().entry(object)?;
+            alive(entry, object)?;
+            Some(entry)
+        } else {
+            // Whether there is such an object, its node knows.
+            elsewhere::ready_now(self.member, object, interest)?;
+            self.has_elsewhere();
+            None
+        };
         let thread = self.member.thread()?;
         self.begin(&thread, Op::Subscribe);
         let slot = self.member.slot().index;
@@ -363,21 +379,24 @@ impl<'a> Local<'a> {
         test_point(TestPoint::Subscribing);
         place.object.store(owner_word(object), Ordering::Relaxed);
         place.token.store(token, Ordering::Relaxed);
-        place.kind.store(object.kind as u64, Ordering::Relaxed);
+        let about = About::new(object, place.about.load(Ordering::Relaxed));
+        place.about.store(about.word(), Ordering::Relaxed);
         let state = PlaceState::new(version, slot, interest, Phase::Member);
         // Release: who sees the member sees its object.
         place.state.store(state.0, Ordering::Release);
         test_point(TestPoint::Subscribed);
-        let places = OfEntry {
-            control: self.control(),
-            entry,
-            id: object,
-        };
-        let word = self.subscriber(n, interest).word();
-        let gone = |word| subscribers::is_gone(self.control(), word);
-        if let Err(error) = subscribers::enter(&places, word, gone) {
-            self.table.free(n, place, version);
-            return Err(error);
+        if let Some(entry) = entry {
+            let places = OfEntry {
+                control: self.control(),
+                entry,
+                id: object,
+            };
+            let word = self.subscriber(n, interest).word();
+            let gone = |word| subscribers::is_gone(self.control(), word);
+            if let Err(error) = subscribers::enter(&places, word, gone) {
+                self.table.free(n, place, version);
+                return Err(error);
+            }
         }
         // For changes before this.
         fence(Ordering::SeqCst);
@@ -417,16 +436,11 @@ impl<'a> Local<'a> {
 
     /// The second part of a removal; can be repeated.
     fn finish_leaving(&self, n: u32, place: &table::Place, state: PlaceState) {
-        let object = place.object.load(Ordering::Acquire);
-        let kind = place.kind.load(Ordering::Relaxed);
-        let kind = u8::try_from(kind).ok().and_then(ObjectKind::from_u8);
-        if let (Ok(entry), Some(kind)) = (self.control().object(low(object)), kind) {
-            let id = ObjectId {
-                node: self.control().node(),
-                kind,
-                index: low(object),
-                generation: high(object),
-            };
+        let object = About::of(place).object(place.object.load(Ordering::Acquire));
+        let is_here = |id: &ObjectId| is_local(self.member, *id);
+        if let Some(id) = object.filter(is_here)
+            && let Ok(entry) = self.control().object(id.index)
+        {
             let places = OfEntry {
                 control: self.control(),
                 entry,
@@ -435,6 +449,9 @@ impl<'a> Local<'a> {
             subscribers::leave(&places, self.subscriber(n, state.interest()).word());
         }
         self.table.free(n, place, state.version());
+        if object.is_some_and(|id| !is_here(&id)) {
+            elsewhere::withdraw(self.member, self.id, self.entry);
+        }
     }
 
     fn wait(
@@ -448,8 +465,16 @@ impl<'a> Local<'a> {
         let thread = self.member.thread()?;
         self.begin(&thread, Op::SetWait);
         let left = Cell::new(false);
+        let look = Cell::new(match deadline {
+            Deadline::Now => Look::Now,
+            _ => Look::First,
+        });
+        if look.get() == Look::Now {
+            self.flag_elsewhere();
+        }
         let mut attempt = || {
-            let found = self.collect(&thread, ready, most, &left)?;
+            let found = self.collect(&thread, ready, most, look.get(), &left)?;
+            look.set(Look::Woken);
             Ok((found != 0).then_some(found))
         };
         let found = match attempt()? {
@@ -492,6 +517,7 @@ impl<'a> Local<'a> {
         thread: &ThreadGuard<'_>,
         ready: &mut Vec<Ready>,
         most: usize,
+        look: Look,
         left: &Cell<bool>,
     ) -> Result<usize> {
         alive(self.entry, self.id)?;
@@ -503,8 +529,15 @@ impl<'a> Local<'a> {
             let mut at = from;
             while let Some(n) = flags::next(&self.record, at).filter(|n| *n < to) {
                 at = n + 1;
-                let Some(member) = self.look(thread, n, left) else {
-                    continue;
+                let member = match self.look(thread, n, look, left) {
+                    Ok(Some(member)) => member,
+                    Ok(None) => continue,
+                    // What was found before is reported; the flag is up, and the next wait meets the error.
+                    Err(_) if found != 0 => {
+                        left.set(true);
+                        return Ok(found);
+                    }
+                    Err(error) => return Err(error),
                 };
                 ready.push(member);
                 found += 1;
@@ -519,40 +552,41 @@ impl<'a> Local<'a> {
     }
 
     /// Looks at a flagged member; lowers its flag when it is not ready.
-    fn look(&self, thread: &ThreadGuard<'_>, n: u32, left: &Cell<bool>) -> Option<Ready> {
+    fn look(
+        &self,
+        thread: &ThreadGuard<'_>,
+        n: u32,
+        look: Look,
+        left: &Cell<bool>,
+    ) -> Result<Option<Ready>> {
+        if let Some(member) = self.elsewhere(n) {
+            return member.look(thread, look, || left.set(true));
+        }
         // Recovery raises the flag again if this process dies between the two looks.
         let lowering = |yes| thread.intent.set(0, if yes { n.into() } else { NO_MEMBER });
-        flags::look(
+        Ok(flags::look(
             &self.record,
             n,
             || self.state_of(n),
             lowering,
             || left.set(true),
-        )
+        ))
     }
 
-    /// What a member is ready for.
+    /// What a member of this node is ready for.
     fn state_of(&self, n: u32) -> Option<Ready> {
         let place = self.table.place(n)?;
         let state = PlaceState(place.state.load(Ordering::Acquire));
         if state.phase() != Some(Phase::Member) {
             return None;
         }
-        let object = place.object.load(Ordering::Relaxed);
+        let id = About::of(place).object(place.object.load(Ordering::Relaxed))?;
         let token = place.token.load(Ordering::Relaxed);
-        let kind = place.kind.load(Ordering::Relaxed);
-        let kind = u8::try_from(kind).ok().and_then(ObjectKind::from_u8)?;
         fence(Ordering::Acquire);
         // The place may have been given to another member meanwhile: its add flags it anew.
         if place.state.load(Ordering::Relaxed) != state.0 {
             return None;
         }
-        let id = ObjectId {
-            node: self.control().node(),
-            kind,
-            index: low(object),
-            generation: high(object),
-        };
         let found = self.readiness(id);
         let ready = Interest(found.0 & (state.interest().0 | Interest::GONE.0));
         (ready != Interest(0)).then_some(Ready {
@@ -607,11 +641,7 @@ fn ready_for(member: &Member, entry: &ObjectEntry, id: ObjectId) -> Interest {
 }
 
 /// Fails unless an object can be a member with these interests.
-fn check(member: &Member, object: ObjectId, interest: Interest) -> Result<()> {
-    let unsupported = |what| Err(Error::Unsupported { what, object });
-    if !is_local(member, object) {
-        return unsupported("objects of another node cannot be in a set; wait for them one by one");
-    }
+fn check(object: ObjectId, interest: Interest) -> Result<()> {
     let possible = match object.kind {
         ObjectKind::Channel | ObjectKind::Stream => Interest::READABLE | Interest::WRITABLE,
         // Which of its levels would have to have room, nobody could say.
@@ -619,7 +649,10 @@ fn check(member: &Member, object: ObjectId, interest: Interest) -> Result<()> {
         | ObjectKind::Event
         | ObjectKind::Semaphore
         | ObjectKind::Process => Interest::READABLE,
-        _ => return unsupported("objects of this kind cannot be in a set"),
+        _ => {
+            let what = "objects of this kind cannot be in a set";
+            return Err(Error::Unsupported { what, object });
+        }
     };
     if interest == Interest(0) || !possible.contains(interest) {
         return Err(Error::InvalidArgument {
@@ -633,14 +666,18 @@ fn check(member: &Member, object: ObjectId, interest: Interest) -> Result<()> {
 }
 
 /// The record of a set that goes is the next one to be used.
-pub(crate) fn discard(member: &Member, entry: &ObjectEntry) {
+pub(crate) fn discard(member: &Arc<Member>, id: ObjectId, entry: &ObjectEntry) {
+    elsewhere::withdraw(member, id, entry);
     let number = low(entry.body[RECORD].load(Ordering::Relaxed));
     member.control().lower_set_hint(number);
 }
 
 /// Wakes all who wait for the set.
-pub(crate) fn wake_everyone(member: &Member, entry: &ObjectEntry) -> Result<()> {
+pub(crate) fn wake_everyone(member: &Arc<Member>, entry: &ObjectEntry, id: ObjectId) -> Result<()> {
     record_of(member.control(), entry)?.1.wait().wake(u32::MAX);
+    if !is_alive(entry, id) {
+        elsewhere::withdraw(member, id, entry);
+    }
     Ok(())
 }
 
@@ -660,6 +697,9 @@ pub(crate) fn finish(
             set.record.wait().forget_waiter();
         }
         if number < u64::from(table.capacity()) {
+            if let Some(place) = table.place(low(number)) {
+                elsewhere::forget_question(place);
+            }
             flags::raise(&set.record, low(number), true);
         }
         return Ok(());

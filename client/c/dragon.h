@@ -150,6 +150,7 @@ typedef struct dragon_stat {
 #define DRAGON_READABLE 1u /* a message, a set event, a unit of a semaphore, an ended process, a stream to accept */
 #define DRAGON_WRITABLE 2u /* room in a channel, a stream can be opened */
 #define DRAGON_GONE 4u     /* the object was destroyed or has gone; always reported */
+#define DRAGON_LOST 8u     /* its node is down or cannot be reached: an operation on it says which; always reported */
 
 /* A member of a set that is ready. */
 typedef struct dragon_ready {
@@ -580,12 +581,13 @@ int32_t dragon_set_destroy(const dragon_set *set);
 int32_t dragon_set_descriptor(const dragon_set *set, uint8_t descriptor[32]);
 int32_t dragon_set_export(const dragon_set *set, uint8_t descriptor[32]);
 int32_t dragon_set_set_wait_mode(const dragon_set *set, int32_t mode);
-/* Adds the channel, queue, event, semaphore, process or endpoint that the descriptor names; the set does not keep it alive.
+/* Adds the channel, queue, event, semaphore, process or endpoint that the descriptor names, of any node; the set does not
+ * keep it alive.
  * token comes back when it is ready. *member (may be NULL): its place. */
 int32_t dragon_set_add(const dragon_set *set, const uint8_t object[32], uint32_t interest, uint64_t token, uint64_t *member);
 int32_t dragon_set_remove(const dragon_set *set, uint64_t member);
 /* Waits until members are ready: *count of them, at most capacity, in turn. Who is still ready is reported again by the
- * next wait. */
+ * next wait. DRAGON_TRY asks the owner of each member of another node; a wait hears of them without asking again. */
 int32_t dragon_set_wait(const dragon_set *set, int64_t timeout, dragon_ready *ready, size_t capacity, size_t *count);
 
 /* Streams: conversations of unbounded length between one sender and one receiver ----------------------------------- */

@@ -14,7 +14,7 @@ use crate::objects::{common, destroy};
 destroy!(Set);
 common!(Set, channels::Set, "set");
 
-/// Objects of this node that are waited for together: thousands, at a cost that depends on how many are ready.
+/// Objects that are waited for together, of this node and of others: thousands, at a cost that depends on how many are ready.
 ///
 /// ```no_run
 /// use dragon::{Channel, ChannelOptions, Deadline, Event, Interest, Set};
@@ -44,10 +44,11 @@ impl Set {
         Handle::create(|member| Ok(channels::Set::create(member, capacity, user)?)).map(Self)
     }
 
-    /// Adds an object of this node. `token` comes back when it is ready. The set does not keep it alive.
+    /// Adds an object of any node. `token` comes back when it is ready. The set does not keep it alive. When its node goes, or
+    /// cannot be reached, it is reported as [`Interest::LOST`]; an operation on the object says which.
     ///
     /// # Errors
-    /// [`Code::Unsupported`](crate::Code::Unsupported) for an object of another node or of a kind that cannot be waited for;
+    /// [`Code::Unsupported`](crate::Code::Unsupported) for an object of a kind that cannot be waited for;
     /// [`Code::TableFull`](crate::Code::TableFull) when the set is full.
     pub fn add(&self, object: &Descriptor, interest: Interest, token: u64) -> Result<SetMember> {
         Ok(self.0.get()?.add(object.object, interest, token)?)
@@ -61,7 +62,8 @@ impl Set {
         Ok(self.0.get()?.remove(membership)?)
     }
 
-    /// Waits until members are ready; at most 256 at once, in turn.
+    /// Waits until members are ready; at most 256 at once, in turn. [`Deadline::Now`] asks the owner of each member of
+    /// another node; a wait hears of them without asking again.
     ///
     /// # Errors
     /// [`Code::Timeout`](crate::Code::Timeout) or, for [`Deadline::Now`], [`Code::Empty`](crate::Code::Empty) when none was

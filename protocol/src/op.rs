@@ -42,7 +42,8 @@ pub enum Op {
     SemaphoreRelease = 17,
     /// The value of a semaphore: reply argument 0.
     SemaphoreValue = 18,
-    /// Something changed on an object that the agent watches (local gateway only, never on the wire).
+    /// Something changed on an object that the agent watches, or a set of this node asks for less (local gateway only, never
+    /// on the wire).
     Notify = 19,
     /// Create an object on the target's node. See `create` in `dragon-channels`. The reply's arguments: its id.
     Create = 20,
@@ -76,7 +77,8 @@ pub enum Op {
     Push = 34,
     /// Receive the most urgent message of a queue with priorities.
     Pop = 35,
-    /// Add an object to a set.
+    /// Tell once when an object is ready for what argument 0 says, as a set's members are (readable 1, writable 2): the reply's
+    /// argument 0. In a request to the gateway a [`crate::wire::Subscription`] follows. In an intent: add an object to a set.
     Subscribe = 36,
     /// Take an object out of a set.
     Unsubscribe = 37,

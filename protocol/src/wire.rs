@@ -93,6 +93,24 @@ pub struct Request {
     pub payload: U64,
 }
 
+/// What follows a request of [`crate::op::Op::Subscribe`] in the gateway channel: the member of a set that the answer is for.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Subscription {
+    /// The set on the own node: its index.
+    pub set: U32,
+    /// Its generation.
+    pub generation: U32,
+    /// The member's place.
+    pub place: U32,
+    /// How often the place had been given out before.
+    pub version: U32,
+    /// Number of the question at this place.
+    pub ask: U32,
+}
+
 /// A [`Request::thread`] that wants no reply.
 pub const NO_REPLY: u32 = u32::MAX;
 

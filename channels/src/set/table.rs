@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0     magic, capacity, hint (the lowest place that may be free), used (places up to here have been used)
-//! 128   places, 32 bytes each: state, object, token
+//! 128   places, 32 bytes each: state, object, token, about
 //! ```
 //! The state of a place is `version 32 | slot 20 | interests 8 | phase 4`, from the high end:
 //!
@@ -39,8 +39,8 @@ pub(super) struct Place {
     /// generation 32 | index 32.
     pub(super) object: AtomicU64,
     pub(super) token: AtomicU64,
-    /// kind in the low 8 bits.
-    pub(super) kind: AtomicU64,
+    /// Kind and node of the object, and how it is with one of another node: see [`super::elsewhere`].
+    pub(super) about: AtomicU64,
 }
 
 // SAFETY: repr(C), only atomics.
@@ -127,6 +127,7 @@ impl Table {
         for n in 0..u64::from(capacity) {
             let place: &Place = pool.data().view(offset + PLACES + n * PLACE)?;
             place.state.store(0, Ordering::Relaxed);
+            place.about.store(0, Ordering::Relaxed);
         }
         head.magic.store(MAGIC, Ordering::Release);
         Ok(())
@@ -211,9 +212,14 @@ impl Table {
         self.head().hint.fetch_min(n, Ordering::Relaxed);
     }
 
+    /// How many places have been used: the first ones.
+    pub(super) fn used(&self) -> u32 {
+        self.head().used.load(Ordering::Relaxed).min(self.capacity)
+    }
+
     /// How many members there are.
     pub(super) fn count(&self) -> u32 {
-        let used = self.head().used.load(Ordering::Relaxed).min(self.capacity);
+        let used = self.used();
         let is_member = |n: &u32| {
             self.place(*n).is_some_and(|place| {
                 PlaceState(place.state.load(Ordering::Relaxed)).phase() == Some(Phase::Member)

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dragon_channels::Channel;
+use dragon_channels::set::elsewhere;
 use dragon_channels::stream;
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{self, FrameHeader, FrameKind};
@@ -357,7 +358,7 @@ impl Core {
                 }
             }
             caller if !pending.expired => self.complete(caller, code),
-            Caller::Thread { .. } => {}
+            Caller::Thread { .. } | Caller::Member(_) => {}
         }
     }
 
@@ -372,8 +373,13 @@ impl Core {
         self.deliver(caller, &reply);
     }
 
-    /// Puts a reply into the caller's cell; false when nobody waits for it any more.
+    /// Puts a reply into the caller's cell, or into the member of a set; false when nobody waits for it any more.
     pub(super) fn deliver(&self, caller: Caller, reply: &Reply) -> bool {
+        if let Caller::Member(subscription) = caller {
+            let code = Code::from_i32(reply.status);
+            elsewhere::answer(&self.member, subscription, code, reply.arg0);
+            return true;
+        }
         let Caller::Thread {
             slot,
             thread,
@@ -650,6 +656,20 @@ impl Core {
         };
         let body = Body::empty();
         self.send_to(target.node, Frame { header, body });
+    }
+
+    /// Drops what a set of this node, or any, asked for and does not want any more.
+    pub(super) fn drop_unwanted(&self, set: Option<ObjectId>) {
+        let subscriptions = self.requests().subscriptions(set);
+        for (number, subscription) in subscriptions {
+            if elsewhere::is_wanted(&self.member, subscription) {
+                continue;
+            }
+            let pending = self.requests().finish(number);
+            if let Some(pending) = pending {
+                self.cancel(number, pending.node, false);
+            }
+        }
     }
 
     /// Tells a node of the dead processes that it has not heard of.

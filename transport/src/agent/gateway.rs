@@ -3,9 +3,10 @@
 
 use core::sync::atomic::Ordering;
 
+use dragon_channels::set::elsewhere::{self, Subscription};
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{self, FrameHeader, FrameKind, Request};
-use dragon_protocol::{Code, SlotId};
+use dragon_protocol::{Code, ObjectId, ObjectKind, SlotId};
 use dragon_shmem::Block;
 use zerocopy::FromBytes;
 
@@ -45,9 +46,7 @@ fn obey(core: &Core, command: super::core::Command) {
     use super::core::Command;
     match command {
         Command::Post(object, hint, bytes) => core.post(object, hint, Body::Bytes(bytes)),
-        Command::Changed(object) => {
-            core.with_owner(|owner, member, answers| owner.changed(member, object, answers));
-        }
+        Command::Changed(object) => changed(core, object),
         Command::SlotGone(slot, held, untaken) => {
             let nodes = held.iter().map(|object| object.node);
             let nodes = nodes.filter(|node| *node != core.node);
@@ -61,6 +60,8 @@ fn obey(core: &Core, command: super::core::Command) {
             for node in end.tell {
                 core.tell(node);
             }
+            // It may have died before it told of a member that it took out of a set.
+            core.drop_unwanted(None);
         }
         Command::NodeDown(node) => {
             core.node_gone(node, Code::NodeDown);
@@ -91,8 +92,7 @@ fn request(core: &Core, bytes: &[u8]) {
         return core.complete(caller, Code::InvalidArgument);
     };
     if op == Op::Notify {
-        core.with_owner(|owner, member, answers| owner.changed(member, target, answers));
-        return;
+        return changed(core, target);
     }
     if target.node == core.node || body.len() > wire::MAX_PAYLOAD {
         let own = target.node == core.node;
@@ -112,6 +112,9 @@ fn request(core: &Core, bytes: &[u8]) {
         payload: body.len().into(),
         ..header(FrameKind::Request, op, target)
     };
+    if op == Op::Subscribe && request.thread.get() == wire::NO_REPLY {
+        return subscribe(core, frame, inline);
+    }
     if request.thread.get() != wire::NO_REPLY {
         return core.request(caller, frame, op, body);
     }
@@ -119,6 +122,37 @@ fn request(core: &Core, bytes: &[u8]) {
         let header = frame;
         core.send_to(target.node, crate::fabric::Frame { header, body });
     }
+}
+
+/// An object of this node changed that the agent watches, or a set asks for less.
+fn changed(core: &Core, object: ObjectId) {
+    if object.kind == ObjectKind::Set {
+        return core.drop_unwanted(Some(object));
+    }
+    core.with_owner(|owner, member, answers| owner.changed(member, object, answers));
+}
+
+/// A set of this node asks for an object of another one. The question is the set's, so it is not bound to the process that
+/// asks.
+fn subscribe(core: &Core, frame: FrameHeader, inline: &[u8]) {
+    let Ok((subscription, _)) = wire::Subscription::read_from_prefix(inline) else {
+        return;
+    };
+    let subscription = Subscription::of_request(core.node, &subscription);
+    // The set may have gone, or the process, whose end was told before its last request was read.
+    if !elsewhere::is_wanted(&core.member, subscription) {
+        return;
+    }
+    let own = core.member.slot();
+    let frame = FrameHeader {
+        slot: own.index.into(),
+        slot_generation: own.generation.into(),
+        deadline: wire::NEVER.into(),
+        payload: 0.into(),
+        ..frame
+    };
+    let caller = Caller::Member(subscription);
+    core.request(caller, frame, Op::Subscribe, Body::empty());
 }
 
 /// A thread waits no longer: its request ends, unless its end is on the way already.

@@ -424,6 +424,7 @@ fn in_order(op: Op) -> bool {
             | Op::Peek
             | Op::AwaitReceipt
             | Op::StreamWatch
+            | Op::Subscribe
     )
 }
 

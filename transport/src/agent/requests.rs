@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use dragon_channels::set::elsewhere::Subscription;
 use dragon_protocol::op::Op;
 use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId, wire};
 
@@ -32,6 +33,8 @@ pub(super) enum Caller {
     },
     /// The agent itself: the node must hear that this process is gone.
     Gone(SlotId),
+    /// A set of this node, for one of its members.
+    Member(Subscription),
 }
 
 impl Caller {
@@ -39,7 +42,7 @@ impl Caller {
     pub(super) fn slot(self) -> Option<SlotId> {
         match self {
             Self::Thread { slot, .. } => Some(slot),
-            Self::Gone(_) => None,
+            Self::Gone(_) | Self::Member(_) => None,
         }
     }
 }
@@ -71,6 +74,8 @@ pub(super) struct Requests {
     grace: u64,
     pending: HashMap<u64, Pending>,
     by_caller: HashMap<(u32, u32), u64>,
+    /// What sets of this node asked for, by the places of their members.
+    by_set: HashMap<ObjectId, HashMap<u32, u64>>,
     until: BTreeSet<(u64, u64)>,
     nodes: HashMap<NodeIndex, NodeState>,
     /// For each slot number the last generation that is known to be gone.
@@ -134,6 +139,7 @@ impl Requests {
             grace: silence.max(GRACE),
             pending: HashMap::new(),
             by_caller: HashMap::new(),
+            by_set: HashMap::new(),
             until: BTreeSet::new(),
             nodes: HashMap::new(),
             gone: HashMap::new(),
@@ -169,6 +175,10 @@ impl Requests {
                 node.holders.insert(slot);
             }
             let old = self.by_caller.insert((slot.index, thread), number);
+            displaced = old.and_then(|old| Some((old, self.forget(old)?.node)));
+        } else if let Caller::Member(subscription) = caller {
+            let places = self.by_set.entry(subscription.set).or_default();
+            let old = places.insert(subscription.place, number);
             displaced = old.and_then(|old| Some((old, self.forget(old)?.node)));
         }
         self.last = number;
@@ -279,6 +289,18 @@ impl Requests {
         let number = *self.by_caller.get(&(slot.index, thread))?;
         let pending = self.pending.get(&number)?;
         (pending.caller == caller).then_some((number, pending.node))
+    }
+
+    /// What one set of this node, or all, asked for: numbers of the requests, and for whom they are.
+    pub(super) fn subscriptions(&self, set: Option<ObjectId>) -> Vec<(u64, Subscription)> {
+        let of_set = |wanted: ObjectId| self.by_set.get(&wanted).into_iter().collect();
+        let sets: Vec<_> = set.map_or_else(|| self.by_set.values().collect(), of_set);
+        let numbers = sets.into_iter().flat_map(HashMap::values);
+        let found = numbers.filter_map(|number| match self.pending.get(number)?.caller {
+            Caller::Member(subscription) => Some((*number, subscription)),
+            _ => None,
+        });
+        found.collect()
     }
 
     /// A link is up: what it failed before is forgotten.
@@ -455,6 +477,15 @@ impl Requests {
             let key = (slot.index, thread);
             if self.by_caller.get(&key) == Some(&number) {
                 self.by_caller.remove(&key);
+            }
+        } else if let Caller::Member(subscription) = pending.caller
+            && let Some(places) = self.by_set.get_mut(&subscription.set)
+        {
+            if places.get(&subscription.place) == Some(&number) {
+                places.remove(&subscription.place);
+            }
+            if places.is_empty() {
+                self.by_set.remove(&subscription.set);
             }
         }
         Some(pending)
