@@ -35,7 +35,8 @@ pub const MAX_SLOTS: u32 = if cfg!(miri) { 16 } else { 8192 };
 pub const MAX_OBJECTS: u32 = if cfg!(miri) { 128 } else { 65536 };
 /// Objects, and blocks of messages, that one process can hold at once.
 pub const MAX_HELD: u32 = if cfg!(miri) { 64 } else { 65536 };
-/// Threads of one process that can be inside an operation at once.
+/// Records for the threads of one process that are inside an operation, or keep a record until their next one: a part of
+/// them can.
 pub const MAX_THREADS: u32 = if cfg!(miri) { 8 } else { 2048 };
 /// The first ones of these are kept for giving back: a process all of whose other records are in use can still free.
 pub const SPARE_THREADS: u32 = 2;

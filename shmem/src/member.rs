@@ -20,12 +20,14 @@ use crate::thread::ThreadRecord;
 
 mod fork;
 mod guard;
+mod keep;
 mod memory;
 mod pools;
 
 pub use fork::ForkMark;
-use guard::{LAST_RECORD, Turns, claim};
+use guard::Turns;
 pub use guard::{SpareGuard, ThreadGuard};
+use keep::Keeping;
 pub use memory::Value;
 pub use pools::Pin;
 
@@ -85,6 +87,7 @@ pub struct Member {
     /// The process's slot and its threads' records, checked once.
     own: Pinned<Slot>,
     records: Pinned<[ThreadRecord]>,
+    keeping: Keeping,
     hooks: Box<dyn Hooks>,
     held: Mutex<Registry>,
     /// For the daemon: what the processes of other nodes hold, by their proxy slots.
@@ -132,6 +135,7 @@ impl Member {
         Ok(Arc::new(Self {
             own: control.pin_slot(slot.index)?,
             records: control.pin_threads(slot.index)?,
+            keeping: Keeping::new(),
             control,
             pool,
             slot,
@@ -190,31 +194,6 @@ impl Member {
     #[must_use]
     pub fn fork_mark(&self) -> ForkMark {
         self.fork
-    }
-
-    /// A record for an operation of this thread; normally the one that the thread used last.
-    ///
-    /// # Errors
-    /// When too many threads of the process are inside operations at once.
-    #[inline]
-    pub fn thread(&self) -> Result<ThreadGuard<'_>> {
-        match self.thread_again() {
-            Some(guard) => Ok(guard),
-            None => self.other_thread(),
-        }
-    }
-
-    /// The record that this thread used last, if it is free; otherwise [`Member::thread`] finds one.
-    #[inline]
-    pub fn thread_again(&self) -> Option<ThreadGuard<'_>> {
-        let index = LAST_RECORD.get();
-        let record = self.records.get(index as usize)?;
-        // The hint may be of another member of this process: only records that this one has used are taken by it.
-        if record.is_touched() {
-            claim(record, index)
-        } else {
-            None
-        }
     }
 
     /// Allocates a block in the default pool. It is private to this process until [`Member::share`].

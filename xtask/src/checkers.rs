@@ -139,7 +139,15 @@ const UNDER_MIRI: &[&[&str]] = &[
         "handshake::",
         "layout::",
     ],
-    &["-p", "dragon-shmem", "--lib", "--", "region::", "thread::"],
+    &[
+        "-p",
+        "dragon-shmem",
+        "--lib",
+        "--",
+        "region::",
+        "thread::",
+        "member::keep::",
+    ],
     &[
         "-p",
         "dragon-channels",

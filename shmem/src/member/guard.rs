@@ -1,44 +1,58 @@
 //! A thread's record while it is inside an operation.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
+use std::sync::atomic::compiler_fence;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Member;
+use super::keep::{self, Name};
 use crate::control::{MAX_THREADS, SPARE_THREADS};
 use crate::error::{Error, Result};
 use crate::pool::{Cache, Pool, ThreadRef};
 use crate::sync::Ordering;
 use crate::thread::ThreadRecord;
 
-/// A thread record in use.
+/// A thread record in use, by this thread alone.
 #[derive(Debug)]
 pub struct ThreadGuard<'a> {
     record: &'a ThreadRecord,
-    index: u32,
+    name: Name,
+    _of_this_thread: PhantomData<*const ()>,
 }
 
 thread_local! {
-    /// The index of the record that this thread used last: a hint.
-    pub(super) static LAST_RECORD: Cell<u32> = const { Cell::new(u32::MAX) };
+    /// The record that this thread claimed last without keeping it: a hint.
+    static LAST_RECORD: Cell<Name> = const { Cell::new(Name::NONE) };
 }
 
 /// Takes a record if it is free.
 #[inline]
-pub(super) fn claim(record: &ThreadRecord, index: u32) -> Option<ThreadGuard<'_>> {
+fn claim(record: &ThreadRecord, name: Name) -> Option<ThreadGuard<'_>> {
     let free = record
         .busy
         .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
         .is_ok();
     // Lazily: a guard that is made and dropped would give up the record of whoever has it.
-    free.then(|| ThreadGuard { record, index })
+    free.then(|| ThreadGuard::new(record, name))
 }
 
-impl ThreadGuard<'_> {
+impl<'a> ThreadGuard<'a> {
+    #[inline]
+    fn new(record: &'a ThreadRecord, name: Name) -> Self {
+        Self {
+            record,
+            name,
+            _of_this_thread: PhantomData,
+        }
+    }
+
     /// Its number within the slot.
     #[must_use]
     pub fn index(&self) -> u32 {
-        self.index
+        self.name.index()
     }
 }
 
@@ -83,20 +97,74 @@ enum Spare {
 pub(super) type Turns = [Mutex<()>; SPARE_THREADS as usize];
 
 impl Member {
+    /// A record for an operation of this thread; normally the one that it keeps.
+    ///
+    /// # Errors
+    /// When too many threads of the process are inside operations at once.
+    #[inline]
+    pub fn thread(&self) -> Result<ThreadGuard<'_>> {
+        match self.thread_again() {
+            Some(guard) => Ok(guard),
+            None => self.other_thread(),
+        }
+    }
+
+    /// The record that this thread keeps, or claimed last, if it is free; otherwise [`Member::thread`] finds one.
+    #[inline]
+    pub fn thread_again(&self) -> Option<ThreadGuard<'_>> {
+        match keep::take(self.keeping.number()) {
+            Some(name) => self.guard(name),
+            None => self.thread_without_keeping(),
+        }
+    }
+
+    fn thread_without_keeping(&self) -> Option<ThreadGuard<'_>> {
+        let name = LAST_RECORD.get();
+        if !name.is_of(self.keeping.number()) {
+            return None;
+        }
+        claim(self.records.get(name.index() as usize)?, name)
+    }
+
     #[cold]
-    pub(super) fn other_thread(&self) -> Result<ThreadGuard<'_>> {
-        let guard = (0..).zip(self.records.iter()).find_map(|(index, record)| {
-            // The spare ones too: recovery looks at the first records, up to one that was never touched.
-            record.touched.store(1, Ordering::Release);
-            let ordinary = index >= SPARE_THREADS;
-            ordinary.then(|| claim(record, index)).flatten()
-        });
+    fn other_thread(&self) -> Result<ThreadGuard<'_>> {
+        let claimed = || {
+            self.claim_any()
+                .map(|guard| ManuallyDrop::new(guard).index())
+        };
+        let kept = self.keeping.keep(self.fork, claimed);
+        if let Some(guard) = kept.and_then(|name| self.guard(name)) {
+            return Ok(guard);
+        }
+        let left = || self.guard(self.name(self.keeping.left()?));
+        let guard = self.claim_any().or_else(left);
         let guard = guard.ok_or(Error::TableFull {
             table: "records for threads of one process",
             size: MAX_THREADS - SPARE_THREADS,
         })?;
-        LAST_RECORD.set(guard.index);
+        LAST_RECORD.set(guard.name);
         Ok(guard)
+    }
+
+    /// Claims any ordinary record.
+    fn claim_any(&self) -> Option<ThreadGuard<'_>> {
+        (0..).zip(self.records.iter()).find_map(|(index, record)| {
+            // The spare ones too: recovery looks at the first records, up to one that was never touched.
+            record.touched.store(1, Ordering::Release);
+            let free = index >= SPARE_THREADS && record.busy.load(Ordering::Relaxed) == 0;
+            free.then(|| claim(record, self.name(index))).flatten()
+        })
+    }
+
+    /// Of a record that is this thread's.
+    #[inline]
+    fn guard(&self, name: Name) -> Option<ThreadGuard<'_>> {
+        let record = self.records.get(name.index() as usize)?;
+        Some(ThreadGuard::new(record, name))
+    }
+
+    fn name(&self, index: u32) -> Name {
+        Name::new(self.keeping.number(), index)
     }
 
     /// A record for emptying an object that goes, also when all ordinary ones are in use. The threads of a process get that
@@ -125,7 +193,7 @@ impl Member {
             record.touched.store(1, Ordering::Release);
         }
         let record = self.records.get(index as usize);
-        let claimed = record.and_then(|record| claim(record, index));
+        let claimed = record.and_then(|record| claim(record, self.name(index)));
         let thread = claimed.ok_or(Error::Corrupt {
             what: "mark of use of a spare thread record",
             value: index.into(),
@@ -168,6 +236,12 @@ impl Drop for ThreadGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         self.record.intent.end();
-        self.record.busy.store(0, Ordering::Release);
+        if self.name.is_kept() {
+            // A signal handler may use it from here on: what the operation wrote comes before.
+            compiler_fence(Ordering::SeqCst);
+            keep::put_back(self.name);
+        } else {
+            self.record.busy.store(0, Ordering::Release);
+        }
     }
 }
