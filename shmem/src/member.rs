@@ -200,7 +200,18 @@ impl Member {
     ///
     /// # Errors
     /// When the pool or the job's memory limit leaves no room.
+    #[inline]
     pub fn alloc(&self, length: u64) -> Result<Block> {
+        let at_once = self
+            .pool
+            .alloc_at_once(&self.cache, &self.own, self.slot, length);
+        match at_once {
+            Some(offset) => Ok(Block { offset, length }),
+            None => self.alloc_slowly(length),
+        }
+    }
+
+    fn alloc_slowly(&self, length: u64) -> Result<Block> {
         // More than this many rounds can only be lost to others who take what was committed for us.
         const ROUNDS: u32 = 64;
         for _ in 0..ROUNDS {
@@ -231,8 +242,10 @@ impl Member {
     /// When the block is larger than the pool's limit, or shared memory is corrupt.
     #[inline]
     pub fn try_alloc(&self, length: u64) -> Result<Option<Block>> {
-        self.pool
-            .alloc(&self.cache, &self.own, self.slot, || self.thread(), length)
+        let found = self
+            .pool
+            .alloc(&self.cache, &self.own, self.slot, || self.thread(), length)?;
+        Ok(found.map(|offset| Block { offset, length }))
     }
 
     /// Frees a block: one's own private one, or any shared one.

@@ -345,6 +345,7 @@ impl Pool {
     }
 
     /// Bytes committed.
+    #[inline]
     #[must_use]
     pub fn committed(&self) -> u64 {
         // Acquire pairs with the Release in `commit`: who sees the watermark may touch what lies below.
@@ -372,7 +373,36 @@ impl Pool {
         }
     }
 
-    /// Allocates without asking for more memory. The lock of the owner's cache is taken for each step.
+    /// Allocates from the page in use, or takes an extent that this process keeps; `None`: [`Pool::alloc`] finds out what is the
+    /// matter. The result is in registers, while one that has room for an error is written to memory in parts and read as a
+    /// whole, for which a processor waits until the parts have left its store buffer.
+    #[inline]
+    pub(crate) fn alloc_at_once(
+        &self,
+        cache: &Mutex<Cache>,
+        slot: &Slot,
+        owner: SlotId,
+        length: u64,
+    ) -> Option<u64> {
+        match class_of(length.max(self.minimum)) {
+            Some(class) => lock(cache).classes[class].alloc(self, class).ok()?,
+            None => self.alloc_kept(cache, slot, owner, length),
+        }
+    }
+
+    fn alloc_kept(
+        &self,
+        cache: &Mutex<Cache>,
+        slot: &Slot,
+        owner: SlotId,
+        length: u64,
+    ) -> Option<u64> {
+        let pages = u32::try_from(length.div_ceil(PAGE)).ok()?;
+        let kept = extent::alloc_kept(self, &mut lock(cache), slot, owner, pages);
+        Some(u64::from(kept.ok()??) * PAGE)
+    }
+
+    /// Allocates without asking for more memory; returns the offset. The lock of the owner's cache is taken for each step.
     pub(crate) fn alloc<'a>(
         &self,
         cache: &Mutex<Cache>,
@@ -380,19 +410,17 @@ impl Pool {
         owner: SlotId,
         thread: impl FnOnce() -> Result<ThreadGuard<'a>>,
         length: u64,
-    ) -> Result<Option<Block>> {
-        let block = |offset| Block { offset, length };
+    ) -> Result<Option<u64>> {
         let Some(class) = class_of(length.max(self.minimum)) else {
-            let found = self.alloc_extent(cache, slot, owner, thread, length)?;
-            return Ok(found.map(block));
+            return self.alloc_extent(cache, slot, owner, thread, length);
         };
         let mut guard = lock(cache);
         let cached = &mut guard.classes[class];
         if let Some(offset) = cached.alloc(self, class)? {
-            return Ok(Some(block(offset)));
+            return Ok(Some(offset));
         }
         if let Some(offset) = cached.alloc_freed(self, class, false)? {
-            return Ok(Some(block(offset)));
+            return Ok(Some(offset));
         }
         let thread = thread()?;
         let new =
@@ -418,7 +446,7 @@ impl Pool {
             let extent = extent::alloc(self, &mut guard, slot, owner, &thread.intent, 1)?;
             found = extent.map(|page| u64::from(page) * PAGE);
         }
-        Ok(found.map(block))
+        Ok(found)
     }
 
     fn alloc_extent<'a>(
@@ -728,6 +756,7 @@ fn keep(pool: &Pool, slot: &Slot, place: usize, page: u32) {
 }
 
 // A thread that panicked left the cache consistent: it holds no more than where to look first.
+#[inline]
 pub(crate) fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
     cache.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -221,9 +221,10 @@ impl Member {
         };
         let slot = &self.own;
         let thread = || self.thread().map(ThreadRef::Leased);
-        let freed = pool.free(cache, slot, self.slot, thread, offset, &mut once);
-        if !matches!(freed, Err(Error::TableFull { .. })) {
-            return freed;
+        match pool.free(cache, slot, self.slot, thread, offset, &mut once) {
+            Ok(()) => return Ok(()),
+            Err(Error::TableFull { .. }) => {}
+            Err(error) => return Err(error),
         }
         // Nothing has been changed, at most `between` was called, and no lock is held.
         let spare = self.spare_thread(Spare::Free)?;

@@ -97,9 +97,9 @@ impl Member {
             mapped
                 .pool
                 .alloc(&mapped.cache, slot, self.slot, || self.thread(), length)?;
-        Ok(allocated.map(|block| Block {
-            offset: mapped.pool.tag().address(block.offset),
-            ..block
+        Ok(allocated.map(|offset| Block {
+            offset: mapped.pool.tag().address(offset),
+            length,
         }))
     }
 

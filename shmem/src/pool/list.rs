@@ -57,6 +57,7 @@ impl<'a> List<'a> {
     }
 
     /// Puts a page in front. Its page word is written before.
+    #[inline]
     pub(super) fn link(self, page: u32) -> Result<()> {
         let links = self.links(page)?;
         let next = self.head.load(Ordering::Relaxed);
@@ -72,6 +73,7 @@ impl<'a> List<'a> {
     }
 
     /// Takes a page out.
+    #[inline]
     pub(super) fn unlink(self, page: u32) -> Result<()> {
         let links = self.links(page)?;
         let (prev, next) = (
