@@ -1,7 +1,9 @@
-//! A channel and the least that the machine allows, by the same two processes in slices of about a millisecond in turn: where
-//! processors share caches more or less from one moment to the next, as those of virtual machines do, only neighbouring
-//! slices can be compared.
+//! What is compared, by the same two processes in slices of about a millisecond in turn: where processors share caches more or
+//! less from one moment to the next, as those of virtual machines do, only neighbouring slices can be compared.
 
+use std::cell::Cell;
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -10,16 +12,17 @@ use dragon_channels::{Channel, ChannelOptions, Deadline, create_channel};
 use dragon_raw::memory::{Children, Shared};
 use dragon_raw::ring::Ring;
 use dragon_raw::{Page, Turns, cores, pin, sleep, spin};
+use dragon_shmem::Member;
 
 use crate::node::Node;
 
-/// Unit, values of the channel, those of the least, note.
-pub(crate) type Beside = (&'static str, [Vec<f64>; 2], String);
+/// Unit; values of each thing that is compared, first ours, then the least that the machine allows; note.
+pub(crate) type Columns = (&'static str, Vec<Vec<f64>>, String);
 
 const NEVER: Deadline = Deadline::Never;
 
 /// A message of 8 bytes there and one back, both spinning, beside a word there and one back.
-pub(crate) fn spinning() -> Result<Beside> {
+pub(crate) fn spinning() -> Result<Columns> {
     let shape = Shape {
         rounds: 2_000,
         slices: 200,
@@ -37,7 +40,7 @@ pub(crate) fn spinning() -> Result<Beside> {
 }
 
 /// As [`spinning`], with both asleep in a futex until it is their turn.
-pub(crate) fn sleeping(same_core: bool) -> Result<Beside> {
+pub(crate) fn sleeping(same_core: bool) -> Result<Columns> {
     let shape = Shape {
         rounds: 200,
         slices: 80,
@@ -59,10 +62,11 @@ fn one_way(
     cpus: u32,
     step: impl Fn(&Turns, bool, u32) -> Result<u32>,
     what: &str,
-) -> Result<Beside> {
+) -> Result<Columns> {
     let page = Page::create()?;
     let turns = page.turns();
-    let ours = |[ping, pong]: [&Channel; 2], first: bool| -> Result<()> {
+    let ours = |ends: &Ends, first: bool| -> Result<()> {
+        let (ping, pong) = (&ends.there, &ends.back);
         let mut bytes = [7_u8; 8];
         for round in 0..shape.rounds {
             if first {
@@ -76,17 +80,20 @@ fn one_way(
         }
         Ok(())
     };
-    let raw = |first: bool, turn: u32| {
-        (0..shape.rounds).try_fold(turn, |turn, _| step(turns, first, turn))
+    let turn = Cell::new(0);
+    let raw = |_: &Ends, first: bool| {
+        for _ in 0..shape.rounds {
+            turn.set(step(turns, first, turn.get())?);
+        }
+        Ok(())
     };
-    let times = slices(shape, cpus, ours, raw)?;
+    let times = slices(shape, cpus, &[&ours, &raw])?;
     let one_way = |time: f64| time * 1e6 / f64::from(shape.rounds) / 2.0;
-    let values = times.map(|times| times.into_iter().map(one_way).collect());
-    Ok(("us", values, how(what, shape)?))
+    Ok(("us", each(times, one_way), how(what, shape)?))
 }
 
 /// Messages of 64 bytes from one process to the other.
-pub(crate) fn rate() -> Result<Beside> {
+pub(crate) fn rate() -> Result<Columns> {
     let shape = Shape {
         rounds: 20_000,
         slices: 200,
@@ -94,18 +101,18 @@ pub(crate) fn rate() -> Result<Beside> {
         symmetric: false,
     };
     let ring = Ring::new()?;
-    let ours = |[there, _]: [&Channel; 2], first: bool| -> Result<()> {
+    let ours = |ends: &Ends, first: bool| -> Result<()> {
         let mut bytes = [7_u8; 64];
         for round in 0..shape.rounds {
             if first {
-                there.send(&bytes, round.into(), NEVER)?;
+                ends.there.send(&bytes, round.into(), NEVER)?;
             } else {
-                there.receive_into(&mut bytes, NEVER)?;
+                ends.there.receive_into(&mut bytes, NEVER)?;
             }
         }
         Ok(())
     };
-    let raw = |first: bool, _| {
+    let raw = |_: &Ends, first: bool| {
         let mut payload = [7_u8; 64];
         for _ in 0..shape.rounds {
             if first {
@@ -114,12 +121,42 @@ pub(crate) fn rate() -> Result<Beside> {
                 ring.receive(&mut payload);
             }
         }
-        Ok(0)
+        Ok(())
     };
-    let times = slices(shape, 2, ours, raw)?;
+    let times = slices(shape, 2, &[&ours, &raw])?;
     let rate = |time: f64| f64::from(shape.rounds) / time / 1e6;
-    let values = times.map(|times| times.into_iter().map(rate).collect());
-    Ok(("M/s", values, how("64 B, one sender, one receiver", shape)?))
+    let note = how("64 B, one sender, one receiver", shape)?;
+    Ok(("M/s", each(times, rate), note))
+}
+
+/// Blocks of each of these lengths. The sender allocates a block and sends it, the receiver sees its length and frees it.
+pub(crate) fn handover(lengths: &[usize]) -> Result<Columns> {
+    let shape = Shape {
+        rounds: 2_000,
+        slices: 200,
+        same_core: false,
+        symmetric: false,
+    };
+    let of = |bytes: usize| {
+        move |ends: &Ends, first: bool| {
+            for round in 0..shape.rounds {
+                if first {
+                    let block = ends.member.alloc(bytes as u64)?;
+                    ends.few.send_block(block, round.into(), NEVER)?;
+                } else {
+                    let message = ends.few.receive(NEVER)?;
+                    ensure!(message.len() == bytes, "{} bytes came", message.len());
+                }
+            }
+            Ok(())
+        }
+    };
+    let tasks: Vec<_> = lengths.iter().map(|bytes| of(*bytes)).collect();
+    let tasks: Vec<Task<'_>> = tasks.iter().map(|task| task as Task<'_>).collect();
+    let times = slices(shape, 2, &tasks)?;
+    let each_block = |time: f64| time * 1e6 / f64::from(shape.rounds);
+    let note = how("hand-over, adaptive waits", shape)?;
+    Ok(("us", each(times, each_block), note))
 }
 
 /// How slices are cut.
@@ -140,20 +177,34 @@ fn how(what: &str, shape: Shape) -> Result<String> {
     ))
 }
 
-/// Seconds of each slice: with channels, and without.
-fn slices(
-    shape: Shape,
-    cpus: u32,
-    ours: impl Fn([&Channel; 2], bool) -> Result<()>,
-    raw: impl Fn(bool, u32) -> Result<u32>,
-) -> Result<[Vec<f64>; 2]> {
-    let node = Node::new(64 << 20, cpus)?;
+/// What a process of the two works with.
+struct Ends {
+    member: Arc<Member>,
+    there: Channel,
+    back: Channel,
+    /// A channel of few messages, so that few large blocks are under way.
+    few: Channel,
+}
+
+/// What is done in a slice, by the first process and by the second.
+type Task<'a> = &'a dyn Fn(&Ends, bool) -> Result<()>;
+
+/// Seconds of each slice of each task.
+fn slices(shape: Shape, cpus: u32, tasks: &[Task<'_>]) -> Result<Vec<Vec<f64>>> {
+    let node = Node::new(1 << 30, cpus)?;
     let member = node.member(node.slot()?)?;
-    let create = || create_channel(&member, &ChannelOptions::default());
-    let channels = [create()?, create()?];
+    let create = |capacity| {
+        let options = ChannelOptions {
+            capacity,
+            ..ChannelOptions::default()
+        };
+        create_channel(&member, &options)
+    };
+    let usual = ChannelOptions::default().capacity;
+    let channels = [create(usual)?, create(usual)?, create(4)?];
     let descriptors = channels.each_ref().map(Channel::descriptor);
     let (one, two) = cores(shape.same_core)?;
-    let words = Shared::new(2 * shape.slices * 8)?;
+    let words = Shared::new(tasks.len() * shape.slices * 8)?;
     let mut children = Children::default();
     for first in [true, false] {
         let slot = node.slot()?;
@@ -161,32 +212,40 @@ fn slices(
             pin(if first { one } else { two })?;
             let member = node.member(slot)?;
             let attach = |n: usize| Channel::attach(&member, &descriptors[n], false);
-            let (there, back) = (attach(0)?, attach(1)?);
-            let mut turn = 0;
-            for slice in 0..shape.slices {
+            let ends = Ends {
+                there: attach(0)?,
+                back: attach(1)?,
+                few: attach(2)?,
+                member: Arc::clone(&member),
+            };
+            for place in 0..tasks.len() * shape.slices {
                 let start = Instant::now();
-                turn = raw(first, turn)?;
-                let middle = Instant::now();
-                ours([&there, &back], first)?;
-                let times = [middle.elapsed(), middle - start];
+                tasks[place % tasks.len()](&ends, first)?;
+                let time = u64::try_from(start.elapsed().as_nanos())?;
                 if first == shape.symmetric {
-                    for (which, time) in times.into_iter().enumerate() {
-                        let time = u64::try_from(time.as_nanos())?;
-                        words.word(2 * slice + which).store(time, Ordering::SeqCst);
-                    }
+                    words.word(place).store(time, Ordering::SeqCst);
                 }
             }
             Ok(())
         })?;
     }
     children.join()?;
-    // The first slices warm up.
-    let slices = shape.slices / 10..shape.slices;
-    let time = |n: usize| words.word(n).load(Ordering::SeqCst) as f64 / 1e9;
-    Ok([0, 1].map(|which| {
+    let time = |place: usize| words.word(place).load(Ordering::SeqCst) as f64 / 1e9;
+    let of = |task: usize| {
+        let slices = warm(shape.slices);
         slices
-            .clone()
-            .map(|slice| time(2 * slice + which))
+            .map(|slice| time(slice * tasks.len() + task))
             .collect()
-    }))
+    };
+    Ok((0..tasks.len()).map(of).collect())
+}
+
+/// The slices that count: the first ones warm up.
+pub(crate) fn warm(slices: usize) -> Range<usize> {
+    slices / 10..slices
+}
+
+fn each(times: Vec<Vec<f64>>, value: impl Fn(f64) -> f64 + Copy) -> Vec<Vec<f64>> {
+    let column = |times: Vec<f64>| times.into_iter().map(value).collect();
+    times.into_iter().map(column).collect()
 }

@@ -1,4 +1,5 @@
-//! `core-bench MODE`: what pools and channels do between processes. Prints one JSON object: `{"values": [one per run], "note"}`.
+//! `core-bench MODE`: what pools and channels do between processes. Prints one JSON object: `{"values": [one per run], "note"}`,
+//! or `{"columns": [values of each thing that is measured in turn], "note"}`.
 //!
 //! | mode | values |
 //! |---|---|
@@ -7,8 +8,9 @@
 //! | `rate SENDERS RECEIVERS` | million messages of 64 B a second |
 //! | `path BYTES` | nanoseconds of a send and its receive by one process: what the operations cost without a partner |
 //! | `bandwidth BYTES` | GB/s with copy in and copy out |
-//! | `handover BYTES` | microseconds to hand a block over, allocation and free included |
-//! | `alloc BYTES [PROCESSES]` | nanoseconds of an allocation and its free |
+//! | `handover BYTES…` | microseconds to hand a block of each length over, allocation and free included |
+//! | `alloc BYTES…` | nanoseconds of an allocation and its free, of each length, and those of a bit of a bitmap |
+//! | `scaling` | how much more two processes do than one: allocations of 64 B, bits of bitmaps, and arithmetic |
 //! | `recovery OTHERS` | microseconds to recover a process that held 400 blocks, beside so many other allocations in the pool |
 //! | `idle` | CPU milliseconds a second with 10 000 channels and 1 000 waiters |
 //! | `attach` | microseconds to attach to the runtime; the time of the detach between two is left out |
@@ -16,10 +18,12 @@
 //! | `channel-memory`, `pool-memory` | an empty channel's memory over that of its blocks; KiB of an empty pool |
 
 mod beside;
+mod memory;
 mod node;
 mod traffic;
 
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -27,7 +31,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use dragon_channels::{ChannelOptions, Deadline, Event, create_channel};
 use dragon_raw::memory::{Children, Shared};
-use dragon_raw::{cores, mode, pin, report, report_beside, report_skipped, runs};
+use dragon_raw::{mode, report, report_beside, report_skipped, runs};
 
 use crate::node::Node;
 
@@ -42,10 +46,11 @@ fn main() -> ExitCode {
         }
     };
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let printed = if let ["beside", what] = words[..] {
-        beside(what).map(|(unit, values, note)| report_beside(&name, unit, &values, &note))
-    } else {
-        run(&words).map(|(unit, values, note)| report(&name, unit, &values, &note))
+    let printed = match columns(&words) {
+        Some(measured) => {
+            measured.map(|(unit, columns, note)| report_beside(&name, unit, &columns, &note))
+        }
+        None => run(&words).map(|(unit, values, note)| report(&name, unit, &values, &note)),
     };
     match printed {
         Ok(()) => {}
@@ -56,14 +61,26 @@ fn main() -> ExitCode {
 
 type Measured = (&'static str, Vec<f64>, String);
 
-fn beside(what: &str) -> Result<beside::Beside> {
-    match what {
-        "spinning" => beside::spinning(),
-        "sleeping" => beside::sleeping(false),
-        "sleeping-same-core" => beside::sleeping(true),
-        "rate" => beside::rate(),
-        _ => bail!("unknown mode; see the head of benches/core/src/main.rs"),
-    }
+/// The modes that measure several things in turn.
+fn columns(words: &[&str]) -> Option<Result<beside::Columns>> {
+    Some(match *words {
+        ["beside", "spinning"] => beside::spinning(),
+        ["beside", "sleeping"] => beside::sleeping(false),
+        ["beside", "sleeping-same-core"] => beside::sleeping(true),
+        ["beside", "rate"] => beside::rate(),
+        ["handover", ref lengths @ ..] => numbers(lengths).and_then(|of| beside::handover(&of)),
+        ["alloc", ref lengths @ ..] => numbers(lengths).and_then(|of| memory::alloc(&of)),
+        ["scaling"] => memory::scaling(),
+        _ => return None,
+    })
+}
+
+fn numbers<T>(words: &[&str]) -> Result<Vec<T>>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    let number = |word: &&str| word.parse().with_context(|| format!("{word}: no number"));
+    words.iter().map(number).collect()
 }
 
 fn run(words: &[&str]) -> Result<Measured> {
@@ -71,9 +88,6 @@ fn run(words: &[&str]) -> Result<Measured> {
         ["rate", senders, receivers] => traffic::rate(senders.parse()?, receivers.parse()?),
         ["path", bytes] => traffic::path(bytes.parse()?),
         ["bandwidth", bytes] => traffic::bandwidth(bytes.parse()?),
-        ["handover", bytes] => traffic::handover(bytes.parse()?),
-        ["alloc", bytes] => alloc(bytes.parse()?, 1),
-        ["alloc", bytes, processes] => alloc(bytes.parse()?, processes.parse()?),
         ["recovery", others] => recovery(others.parse()?),
         ["idle"] => idle(),
         ["attach"] => attach(false),
@@ -82,50 +96,6 @@ fn run(words: &[&str]) -> Result<Measured> {
         ["pool-memory"] => pool_memory(),
         _ => bail!("unknown mode; see the head of benches/core/src/main.rs"),
     }
-}
-
-/// All processes at once; the mean of theirs.
-fn alloc(bytes: u64, processes: usize) -> Result<Measured> {
-    const ROUNDS: u32 = 200_000;
-    let node = Node::new(256 << 20, 2)?;
-    let cores = cores(false)?;
-    let cores = [cores.0, cores.1];
-    let words = Shared::new(4096)?;
-    let mut values = Vec::new();
-    for run in 0..=runs() {
-        words.word(0).store(0, Ordering::SeqCst);
-        words.word(8).store(0, Ordering::SeqCst);
-        let mut children = Children::default();
-        for n in 0..processes {
-            let slot = node.slot()?;
-            children.fork(|| {
-                pin(cores[n % 2])?;
-                let member = node.member(slot)?;
-                for _ in 0..1_000 {
-                    member.free(member.alloc(bytes)?.offset)?;
-                }
-                words.word(0).fetch_add(1, Ordering::SeqCst);
-                while words.word(0).load(Ordering::SeqCst) < processes as u64 {
-                    std::thread::yield_now();
-                }
-                let start = Instant::now();
-                for _ in 0..ROUNDS {
-                    member.free(member.alloc(bytes)?.offset)?;
-                }
-                let time = u64::try_from(start.elapsed().as_nanos())?;
-                words.word(8).fetch_add(time, Ordering::SeqCst);
-                Ok(())
-            })?;
-        }
-        children.join()?;
-        node.recover_all()?;
-        if run > 0 {
-            let time = words.word(8).load(Ordering::SeqCst) as f64;
-            values.push(time / f64::from(ROUNDS) / processes as f64);
-        }
-    }
-    let note = format!("{bytes} B, {processes} processes pinned to cores, committed memory");
-    Ok(("ns", values, note))
 }
 
 /// The dead process had slabs, extents and blocks that it shared; the shared ones stay, and are freed between two runs.

@@ -1,6 +1,6 @@
 //! A node without a daemon: this process owns its pool, and children are forked from it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,7 +13,6 @@ pub(crate) struct Node {
     control: Control,
     pool: Pool,
     daemon: Arc<Member>,
-    given: Mutex<Vec<SlotId>>,
 }
 
 impl Node {
@@ -34,16 +33,12 @@ impl Node {
             control,
             pool,
             daemon,
-            given: Mutex::default(),
         })
     }
 
     /// A slot for a process.
     pub(crate) fn slot(&self) -> Result<SlotId> {
-        let slot = self.control.claim_slot(0)?;
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.push(slot);
-        Ok(slot)
+        Ok(self.control.claim_slot(0)?)
     }
 
     pub(crate) fn member(&self, slot: SlotId) -> Result<Arc<Member>> {
@@ -58,18 +53,7 @@ impl Node {
 
     /// The process of one slot has ended.
     pub(crate) fn recover(&self, slot: SlotId) -> Result<()> {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.retain(|other| *other != slot);
         dragon_channels::recover(&self.daemon, slot)?;
-        Ok(())
-    }
-
-    /// All processes have ended.
-    pub(crate) fn recover_all(&self) -> Result<()> {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        for slot in given.drain(..) {
-            dragon_channels::recover(&self.daemon, slot)?;
-        }
         Ok(())
     }
 

@@ -111,7 +111,7 @@ pub(crate) fn bandwidth(bytes: usize) -> Result<Measured> {
         }
         Ok(())
     };
-    let values = pair(|channel, _, sends| {
+    let values = pair(|channel, sends| {
         let mut buffer = vec![u8::from(sends); bytes];
         run(channel, sends, &mut buffer)
     })?;
@@ -124,38 +124,12 @@ pub(crate) fn bandwidth(bytes: usize) -> Result<Measured> {
     ))
 }
 
-/// The sender allocates a block and sends it, the receiver looks at its first byte and frees it.
-pub(crate) fn handover(bytes: usize) -> Result<Measured> {
-    const ROUNDS: u64 = 20_000;
-    let values = pair(|channel, member, sends| {
-        for number in 0..ROUNDS {
-            if sends {
-                let block = member.alloc(bytes as u64)?;
-                channel.send_block(block, number, NEVER)?;
-            } else {
-                let message = channel.receive(NEVER)?;
-                ensure!(message.len() == bytes, "too short");
-            }
-        }
-        Ok(())
-    })?;
-    let values = values
-        .iter()
-        .map(|time| time * 1e6 / ROUNDS as f64)
-        .collect();
-    Ok((
-        "us",
-        values,
-        format!("{bytes} B by hand-over, pinned, adaptive waits"),
-    ))
-}
-
 fn rounds(bytes: usize) -> u64 {
     (256_u64 << 20).div_euclid(bytes as u64).clamp(8, 2_000)
 }
 
 /// Seconds of each run that a sender and a receiver take, each pinned and each the same process for all runs.
-fn pair(act: impl Fn(&Channel, &dragon_shmem::Member, bool) -> Result<()>) -> Result<Vec<f64>> {
+fn pair(act: impl Fn(&Channel, bool) -> Result<()>) -> Result<Vec<f64>> {
     let node = Node::new(1 << 30, 2)?;
     let member = node.member(node.slot()?)?;
     let options = ChannelOptions {
@@ -175,7 +149,7 @@ fn pair(act: impl Fn(&Channel, &dragon_shmem::Member, bool) -> Result<()>) -> Re
             let channel = Channel::attach(&member, &descriptor, false)?;
             for run in 0..=runs() {
                 let start = Instant::now();
-                act(&channel, &member, sends)?;
+                act(&channel, sends)?;
                 let time = u64::try_from(start.elapsed().as_nanos())?;
                 if !sends {
                     words.word(8 + run).store(time, Ordering::SeqCst);

@@ -17,6 +17,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 pub mod chain;
+pub mod least;
 pub mod memory;
 mod page;
 pub mod ring;
@@ -221,16 +222,16 @@ pub fn report(name: &str, unit: &str, values: &[f64], note: &str) {
     println!(r#"{{"name":"{name}","unit":"{unit}","values":[{list}],"note":"{note}"}}"#);
 }
 
-/// Prints what was measured of two things in turn: each value has its partner in the other list.
-pub fn report_beside(name: &str, unit: &str, [ours, least]: &[Vec<f64>; 2], note: &str) {
-    let list = |values: &[f64]| {
+/// Prints what was measured of several things in turn: each value has its neighbours at the same place of the other columns.
+pub fn report_beside(name: &str, unit: &str, columns: &[Vec<f64>], note: &str) {
+    let list = |values: &Vec<f64>| {
         let words: Vec<String> = values.iter().map(|value| format!("{value:.6}")).collect();
-        words.join(",")
+        format!("[{}]", words.join(","))
     };
+    let columns: Vec<String> = columns.iter().map(list).collect();
     println!(
-        r#"{{"name":"{name}","unit":"{unit}","values":[{}],"beside":[{}],"note":"{note}"}}"#,
-        list(ours),
-        list(least)
+        r#"{{"name":"{name}","unit":"{unit}","columns":[{}],"note":"{note}"}}"#,
+        columns.join(",")
     );
 }
 

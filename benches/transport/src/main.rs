@@ -1,6 +1,6 @@
 //! `transport-bench MODE`: what the transport does between two network namespaces joined by veth, which it makes and which
-//! end with it; needs root. Prints one JSON object: `{"values": [one per run], "note"}`, with `"beside"` where contestants
-//! worked in turn.
+//! end with it; needs root. Prints one JSON object: `{"values": [one per run], "note"}`, or `{"columns": [values of each], "note"}`
+//! where contestants worked in turn.
 //!
 //! | mode | values |
 //! |---|---|

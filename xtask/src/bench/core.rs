@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::bench::row::{Goal, Row};
-use crate::bench::sample::{Measured, Sample, in_turn, reported, reported_beside};
+use crate::bench::sample::{Measured, in_turn, reported, reported_beside};
 use crate::repo::{self, Repo};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -32,7 +32,7 @@ fn latency(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
             1.2,
         ),
     ] {
-        let [ours, peer] = programs.beside(mode);
+        let [ours, peer] = programs.columns(&["beside", mode]);
         print(row(name, "us", ours, peer_name, peer, Goal::Ratio(goal)));
     }
     let commands = [
@@ -61,7 +61,7 @@ fn latency(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
 }
 
 fn rates(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
-    let [ours, ring] = programs.beside("rate");
+    let [ours, ring] = programs.columns(&["beside", "rate"]);
     print(row(
         "rate 64 B, 1:1",
         "M/s",
@@ -117,8 +117,7 @@ fn bandwidth(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
             print(row(&what, "GB/s", ours.clone(), peer_name, peer, goal));
         }
     }
-    let large = programs.run(programs.core(&["handover", "67108864"]));
-    let small = programs.run(programs.core(&["handover", "65536"]));
+    let [large, small] = programs.columns(&["handover", "67108864", "65536"]);
     print(row(
         "hand-over 64 MiB",
         "us",
@@ -130,53 +129,33 @@ fn bandwidth(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
 }
 
 fn memory(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
-    let bare = [
-        programs.run(programs.raw(&["bitmap"])),
-        programs.run(programs.raw(&["bitmap", "2"])),
-    ];
-    let mut two = None;
-    for (name, bytes) in [
-        ("64 B", "64"),
-        ("1 KiB", "1024"),
-        ("32 KiB", "32768"),
-        ("256 KiB", "262144"),
-        ("1 MiB", "1048576"),
+    let mode = ["alloc", "64", "1024", "32768", "262144", "1048576"];
+    let [small, page, slab, extent, large, bitmap] = programs.columns(&mode);
+    for (name, ours) in [
+        ("64 B", small),
+        ("1 KiB", page),
+        ("32 KiB", slab),
+        ("256 KiB", extent),
+        ("1 MiB", large),
     ] {
-        let one = programs.run(programs.core(&["alloc", bytes]));
         let what = format!("alloc + free {name}");
+        let bare = bitmap.clone();
         print(row(
             &what,
             "ns",
-            one.clone(),
+            ours,
             "raw bitmap",
-            bare[0].clone(),
+            bare,
             Goal::Value(60.0),
         ));
-        if bytes == "64" {
-            two = Some((one, programs.run(programs.core(&["alloc", bytes, "2"]))));
-        }
     }
-    if let Some((one, both)) = two {
-        let [alone, together] = bare;
-        let (ours, peer) = (scaling(&one, &both), scaling(&alone, &together));
-        print(row(
-            "alloc + free 64 B, 2 processes",
-            "x",
-            ours.clone(),
-            "raw bitmap's scaling",
-            peer,
-            Goal::RatioAtLeast(0.8),
-        ));
-        let registers =
-            [&["registers"][..], &["registers", "2"]].map(|mode| programs.run(programs.raw(mode)));
-        print(row(
-            "alloc + free 64 B, 2 processes",
-            "x",
-            ours,
-            "scaling of bare arithmetic",
-            scaling(&registers[0], &registers[1]),
-            Goal::None,
-        ));
+    let [ours, bitmap, registers] = programs.columns(&["scaling"]);
+    for (peer_name, peer, goal) in [
+        ("raw bitmap's scaling", bitmap, Goal::RatioAtLeast(0.8)),
+        ("scaling of bare arithmetic", registers, Goal::None),
+    ] {
+        let name = "alloc + free 64 B, 2 processes";
+        print(row(name, "x", ours.clone(), peer_name, peer, goal));
     }
     print(row(
         "recovery, 100000 other allocations",
@@ -223,16 +202,6 @@ fn memory(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
     ));
 }
 
-/// How much more two processes do than one: twice the time of one over that of two.
-fn scaling(one: &Measured, two: &Measured) -> Measured {
-    let (one, two) = (one.clone()?, two.clone()?);
-    let alone = one.median();
-    Ok(Sample {
-        values: two.values.iter().map(|time| 2.0 * alone / time).collect(),
-        ..two
-    })
-}
-
 struct Programs<'a> {
     repo: &'a Repo,
     /// The peers, or why there are none.
@@ -275,11 +244,11 @@ impl<'a> Programs<'a> {
         reported(&mut command?, LIMIT)
     }
 
-    /// Ours and the least that the machine allows, by one program in turn.
-    fn beside(&self, mode: &str) -> [Measured; 2] {
-        match self.core(&["beside", mode]) {
+    /// What one program measures in turn.
+    fn columns<const N: usize>(&self, words: &[&str]) -> [Measured; N] {
+        match self.core(words) {
             Ok(mut command) => reported_beside(&mut command, LIMIT),
-            Err(why) => [Err(why.clone()), Err(why)],
+            Err(why) => std::array::from_fn(|_| Err(why.clone())),
         }
     }
 

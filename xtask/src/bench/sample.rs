@@ -121,33 +121,42 @@ pub(super) fn in_turn<const N: usize>(
     all
 }
 
-/// Runs a program that measures something and its peer in turn: `{"values": […], "beside": […], "note": …}`.
-pub(super) fn reported_beside(command: &mut Command, limit: Duration) -> [Measured; 2] {
-    let both = report(command, limit).and_then(|(ended, report)| {
-        let [ours, peer] = ["values", "beside"].map(|key| values(&report, key));
-        let sample = |values: Vec<f64>, cpu_seconds| Sample {
+/// Runs a program that measures so many things in turn: `{"columns": [[…], …], "note": …}`.
+pub(super) fn reported_beside<const N: usize>(
+    command: &mut Command,
+    limit: Duration,
+) -> [Measured; N] {
+    let all = report(command, limit).and_then(|(ended, report)| {
+        let columns = report["columns"].as_array().into_iter().flatten();
+        let columns: Vec<_> = columns.map(numbers).collect();
+        let wrong = |_| format!("`{}` printed no {N} columns", shown(command));
+        let columns = <[Vec<f64>; N]>::try_from(columns).map_err(wrong)?;
+        let length = columns.first().map_or(0, Vec::len);
+        if length == 0 || columns.iter().any(|column| column.len() != length) {
+            return Err(format!(
+                "`{}` printed columns that do not match",
+                shown(command)
+            ));
+        }
+        // The processor time cannot be told apart: it stands with the first.
+        let mut cpu = Some(ended.cpu.as_secs_f64());
+        Ok(columns.map(|values| Sample {
             values,
-            cpu_seconds,
+            cpu_seconds: cpu.take(),
             note: note(&report),
             in_turn: true,
-        };
-        if ours.len() != peer.len() || ours.is_empty() {
-            return Err(format!("`{}` printed no pairs of values", shown(command)));
-        }
-        // The processor time cannot be told apart: it stands with ours.
-        let cpu = Some(ended.cpu.as_secs_f64());
-        Ok([sample(ours, cpu), sample(peer, None)])
+        }))
     });
-    match both {
+    match all {
         Ok(samples) => samples.map(Ok),
-        Err(why) => [Err(why.clone()), Err(why)],
+        Err(why) => std::array::from_fn(|_| Err(why.clone())),
     }
 }
 
 /// Runs a benchmark program that prints one JSON object: `{"values": […], "note": …}` or `{"skipped": …}`.
 pub(super) fn reported(command: &mut Command, limit: Duration) -> Measured {
     let (ended, report) = report(command, limit)?;
-    let values = values(&report, "values");
+    let values = numbers(&report["values"]);
     if values.is_empty() {
         return Err(format!("`{}` printed no values", shown(command)));
     }
@@ -159,8 +168,8 @@ pub(super) fn reported(command: &mut Command, limit: Duration) -> Measured {
     })
 }
 
-fn values(report: &serde_json::Value, key: &str) -> Vec<f64> {
-    let list = report[key].as_array().into_iter().flatten();
+fn numbers(list: &serde_json::Value) -> Vec<f64> {
+    let list = list.as_array().into_iter().flatten();
     list.filter_map(serde_json::Value::as_f64).collect()
 }
 

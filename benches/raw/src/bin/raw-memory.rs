@@ -6,8 +6,6 @@
 //! | `copies BYTES` | GB/s with one copy in and one copy out, and two atomics |
 //! | `pipe-bandwidth BYTES`, `socket-bandwidth BYTES` | GB/s through a pipe, a Unix socket |
 //! | `socket` | microseconds one way between two sleepers on a Unix socket |
-//! | `bitmap [PROCESSES]` | nanoseconds to set and clear a bit of an atomic bitmap of one's own |
-//! | `registers [PROCESSES]` | nanoseconds of a turn of arithmetic in registers: what two cores do together that share no memory |
 //! | `connect` | microseconds to connect to a Unix socket and get three descriptors |
 
 use std::io::{Read, Write};
@@ -49,10 +47,6 @@ fn run(words: &[String]) -> Result<Measured> {
             stream(bytes.parse()?, reader, writer)
         }
         ["socket"] => socket(),
-        ["bitmap"] => bitmap(1),
-        ["bitmap", processes] => bitmap(processes.parse()?),
-        ["registers"] => registers(1),
-        ["registers", processes] => registers(processes.parse()?),
         ["connect"] => connect(),
         _ => bail!("unknown mode; see the head of raw-memory.rs"),
     }
@@ -194,85 +188,6 @@ fn socket() -> Result<Measured> {
         values,
         "8 B one way, sleeping, pinned to two cores".to_owned(),
     ))
-}
-
-/// A bit is looked for, set by compare-and-swap and cleared again: what an allocator cannot do without.
-fn bitmap(processes: usize) -> Result<Measured> {
-    let values = at_once(processes, 1_000_000, |words, n, rounds| {
-        let map = words.word(64 * (n + 1));
-        for _ in 0..rounds {
-            let before = map.load(Ordering::Relaxed);
-            let bit = 1_u64 << (!before).trailing_zeros();
-            let set = before | bit;
-            let done = Ordering::AcqRel;
-            ensure!(
-                map.compare_exchange(before, set, done, Ordering::Relaxed)
-                    .is_ok(),
-                "nobody else writes here"
-            );
-            map.fetch_and(!bit, Ordering::AcqRel);
-        }
-        Ok(())
-    })?;
-    Ok((
-        "ns",
-        values,
-        format!("{processes} processes, a bitmap each, pinned"),
-    ))
-}
-
-/// Two cores that are threads of one core of the machine share what computes: no program scales better there than this one.
-fn registers(processes: usize) -> Result<Measured> {
-    let values = at_once(processes, 20_000_000, |_, _, rounds| {
-        let mut values = [1_u64, 2, 3, 4, 5, 6];
-        for n in 0..u64::from(rounds) {
-            for (which, value) in values.iter_mut().enumerate() {
-                *value = value.wrapping_mul(3).wrapping_add(n ^ which as u64);
-            }
-        }
-        std::hint::black_box(values);
-        Ok(())
-    })?;
-    Ok((
-        "ns",
-        values,
-        format!("{processes} processes, pinned, no memory shared"),
-    ))
-}
-
-/// Nanoseconds that a round takes each of so many processes that work at the same time; `act` does all rounds of one.
-fn at_once(
-    processes: usize,
-    rounds: u32,
-    act: impl Fn(&Shared, usize, u32) -> Result<()>,
-) -> Result<Vec<f64>> {
-    let (first, second) = cores(processes == 1)?;
-    let cores = [first, second];
-    let mut values = Vec::new();
-    for run in 0..=runs() {
-        let words = Shared::new(1 << 16)?;
-        let mut children = Children::default();
-        for n in 0..processes {
-            children.fork(|| {
-                pin(cores[n % 2])?;
-                words.word(0).fetch_add(1, Ordering::SeqCst);
-                while words.word(0).load(Ordering::SeqCst) < processes as u64 {
-                    std::thread::yield_now();
-                }
-                let start = Instant::now();
-                act(&words, n, rounds)?;
-                let time = u64::try_from(start.elapsed().as_nanos())?;
-                words.word(8).fetch_add(time, Ordering::SeqCst);
-                Ok(())
-            })?;
-        }
-        children.join()?;
-        if run > 0 {
-            let time = words.word(8).load(Ordering::SeqCst) as f64;
-            values.push(time / f64::from(rounds) / processes as f64);
-        }
-    }
-    Ok(values)
 }
 
 fn connect() -> Result<Measured> {
