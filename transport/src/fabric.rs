@@ -113,6 +113,19 @@ pub trait Link: Send + Sync + fmt::Debug {
         reason = "the frame comes back to be sent again, and boxes cost every frame an allocation"
     )]
     fn submit(&self, frame: Frame) -> Result<(), Frame>;
+    /// Queues a frame that may wait for others: it leaves at the latest with [`Link::flush`]. Never blocks.
+    ///
+    /// # Errors
+    /// As [`Link::submit`].
+    #[expect(
+        clippy::result_large_err,
+        reason = "the frame comes back to be sent again, and boxes cost every frame an allocation"
+    )]
+    fn queue(&self, frame: Frame) -> Result<(), Frame> {
+        self.submit(frame)
+    }
+    /// Sends what waits for others.
+    fn flush(&self) {}
     /// Bytes that were submitted and have not left this node.
     fn queued(&self) -> u64;
     /// Closes the link from this side. What is queued is not sent any more; [`Handler::lost`] follows.
@@ -137,6 +150,9 @@ pub trait Handler {
     fn land(&mut self, link: &Arc<dyn Link>, header: &FrameHeader) -> Option<Body>;
     /// A frame arrived.
     fn frame(&mut self, link: &Arc<dyn Link>, header: &FrameHeader, payload: Incoming<'_>);
+    /// What has arrived on a link has been told: follows every call of [`Handler::frame`], though perhaps only after others
+    /// of the same link.
+    fn pause(&mut self) {}
     /// A link stands: both sides have proved the key.
     fn up(&mut self, link: &Arc<dyn Link>);
     /// A link ended. `was_up`: whether [`Handler::up`] was called for it. `unsent`: frames of which no byte was sent.

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -183,13 +185,7 @@ fn tcp_with(nodes: u32, encrypt: bool) -> Vec<Arc<dyn Fabric>> {
         .zip(&fabrics)
         .map(|(n, fabric)| PeerAddress {
             node: node(n),
-            addresses: vec![
-                (
-                    std::net::Ipv4Addr::LOCALHOST,
-                    fabric.local_address().unwrap().port(),
-                )
-                    .into(),
-            ],
+            addresses: vec![(Ipv4Addr::LOCALHOST, fabric.local_address().unwrap().port()).into()],
         })
         .collect();
     fabrics
@@ -255,6 +251,81 @@ fn frames_arrive_once_and_in_order_whatever_their_size() {
         );
         assert_eq!((far.retries, far.reconnects), (0, 0));
     });
+}
+
+/// Passes on what comes for a port, in small pieces.
+fn trickle(to: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (near, far) = (
+            listener.accept().unwrap().0,
+            TcpStream::connect(to).unwrap(),
+        );
+        far.set_nodelay(true).unwrap();
+        let (mut back, mut answers) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+        let mut piece = [0; 5000];
+        while let Ok(count @ 1..) = (&near).read(&mut piece) {
+            if (&far).write_all(&piece[..count]).is_err() {
+                return;
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_large_frame_that_trickles_in_arrives_when_nothing_follows_it() {
+    for encrypt in [false, true] {
+        let fabrics = tcp_with(2, encrypt);
+        let far = fabrics[1].local_address().unwrap().port();
+        fabrics[0].set_peers(vec![PeerAddress {
+            node: node(1),
+            addresses: vec![trickle((Ipv4Addr::LOCALHOST, far).into())],
+        }]);
+        let a = Node::start(Arc::clone(&fabrics[0]), false, false);
+        let b = Node::start(Arc::clone(&fabrics[1]), false, false);
+        let link = a.link(1);
+        link.submit(frame(0, Vec::new())).unwrap();
+        assert_eq!(b.next(), Event::Up(Side::Accepted, node(0)));
+        assert_eq!(b.next(), Event::Frame(0, Vec::new()));
+        for n in 1..=100_u8 {
+            let size = 4097 + usize::from(n) * 104_729 % 700_001;
+            link.submit(frame(n.into(), vec![n; size])).unwrap();
+            assert!(
+                b.next() == Event::Frame(n.into(), vec![n; size]),
+                "{size} bytes"
+            );
+        }
+    }
+}
+
+#[test]
+fn frames_that_are_queued_leave_with_the_flush() {
+    for fabrics in [tcp(2), tcp_with(2, true)] {
+        let a = Node::start(Arc::clone(&fabrics[0]), false, false);
+        let b = Node::start(Arc::clone(&fabrics[1]), false, false);
+        let link = a.link(1);
+        link.submit(frame(0, Vec::new())).unwrap();
+        assert_eq!(b.next(), Event::Up(Side::Accepted, node(0)));
+        assert_eq!(b.next(), Event::Frame(0, Vec::new()));
+        // More than one call to the network takes, and no acknowledgement comes that would send them.
+        for n in 1..=200 {
+            link.queue(frame(n, pattern(64, n))).unwrap();
+        }
+        assert_eq!(link.queued(), 200 * (80 + 64), "they wait");
+        link.flush();
+        for n in 1..=200 {
+            assert_eq!(b.next(), Event::Frame(n, pattern(64, n)));
+        }
+        assert_eq!(link.queued(), 0);
+        // Too many to wait: nobody has to flush for them.
+        for n in 201..=2000 {
+            link.queue(frame(n, pattern(64, n))).unwrap();
+        }
+        assert_eq!(b.next(), Event::Frame(201, pattern(64, 201)));
+    }
 }
 
 #[test]
@@ -411,7 +482,7 @@ fn a_newer_connection_of_a_node_replaces_the_older() {
         node: node(1),
         addresses: vec![
             (
-                std::net::Ipv4Addr::LOCALHOST,
+                Ipv4Addr::LOCALHOST,
                 fabrics[1].local_address().unwrap().port(),
             )
                 .into(),

@@ -4,13 +4,14 @@ use std::io::{IoSlice, Read, Write};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use dragon_channels::{Channel, ChannelOptions, Deadline, Returns, SendOptions};
 use dragon_raw::memory::Shared;
 use dragon_shmem::Member;
 
-use crate::crew::{Crew, Place, Seat, Work, now};
+use crate::crew::{Crew, Place, Seat, Work, now, pause};
 use crate::net::Net;
 use crate::node::Pair;
 use crate::pingpong::connected;
@@ -115,7 +116,9 @@ pub(crate) fn stopped(bytes: usize) -> Result<Beside> {
         for which in [0, 1] {
             if which == 0 {
                 signal(fourth.receiver, libc::SIGSTOP)?;
-                crew.order(fourth.sender, now() + WINDOW);
+                crew.order(fourth.sender, now() + 2 * WINDOW);
+                // Its channel fills up meanwhile.
+                pause(Duration::from_millis(100));
             }
             let rates = window(&crew, &others, WINDOW, bytes)?;
             if which == 0 {

@@ -20,6 +20,7 @@ use zerocopy::little_endian::{I32, U32, U64};
 use super::late::{Ask, Asked, Chunk, Receiver};
 use super::latency::Latencies;
 use super::local;
+use super::outbox;
 use super::owner::{Answer, Job, Origin, Owner};
 use super::requests::{Caller, Pending, Requests};
 use super::stats::{AgentStats, Counters, PeerReport, add};
@@ -165,7 +166,7 @@ impl Core {
             header,
             body: answer.body,
         };
-        if let Err(frame) = self.submit(&*link, frame) {
+        if let Err(frame) = self.submit(&link, frame) {
             self.undelivered(frame);
         }
     }
@@ -174,12 +175,11 @@ impl Core {
         clippy::result_large_err,
         reason = "the frame comes back to be sent again, and boxes cost every frame an allocation"
     )]
-    pub(super) fn submit(&self, link: &dyn Link, frame: Frame) -> Result<(), Frame> {
+    pub(super) fn submit(&self, link: &Arc<dyn Link>, frame: Frame) -> Result<(), Frame> {
         let header = frame.header;
         let node = &self.member.control().words().counters;
         self.counters.sent(&header, node);
-        link.submit(frame)
-            .inspect_err(|_| self.counters.not_sent(&header, node))
+        outbox::submit(link, frame).inspect_err(|_| self.counters.not_sent(&header, node))
     }
 
     /// A frame of an accepted link could not be sent: a message in it goes back to its channel.
@@ -329,7 +329,7 @@ impl Core {
             if number == 0 && link.queued() > POST_LIMIT {
                 break;
             }
-            match self.submit(&*link, frame) {
+            match self.submit(&link, frame) {
                 Ok(()) => return,
                 Err(back) => frame = back,
             }

@@ -12,8 +12,12 @@ use zerocopy::FromBytes;
 
 use super::core::{Core, header, is_closing};
 use super::local::{self, Received};
+use super::outbox;
 use super::requests::Caller;
 use crate::body::{Body, PoolBlock};
+
+/// How many requests are taken before their frames leave, at most.
+const TOGETHER: usize = 64;
 
 /// Runs until the agent closes.
 pub(super) fn run(core: &Core) {
@@ -25,7 +29,7 @@ pub(super) fn run(core: &Core) {
             break;
         }
         match local::next_request(&core.gateway) {
-            Received::Request(bytes) => request(core, &bytes),
+            Received::Request(bytes) => requests(core, &bytes),
             Received::Again => {}
             Received::Over(error) => {
                 tracing::debug!(%error, "the gateway is closed");
@@ -70,6 +74,20 @@ fn obey(core: &Core, command: super::core::Command) {
         }
         Command::Close => core.closing.store(true, Ordering::Release),
     }
+}
+
+/// Does what a request asks, and what those ask that lie behind it by now: their frames leave in the same calls to the
+/// network.
+fn requests(core: &Core, first: &[u8]) {
+    outbox::hold();
+    request(core, first);
+    for _ in 1..TOGETHER {
+        match local::left_request(&core.gateway) {
+            Some(bytes) => request(core, &bytes),
+            None => break,
+        }
+    }
+    outbox::send();
 }
 
 fn request(core: &Core, bytes: &[u8]) {

@@ -9,6 +9,7 @@ use dragon_protocol::wire::{self, FrameHeader, FrameKind};
 use dragon_protocol::{Code, NodeIndex, SlotId};
 
 use super::core::{Core, Payload, is_closing};
+use super::outbox;
 use super::owner::{Job, Origin};
 use crate::body::{Body, PoolBlock};
 use crate::clock;
@@ -129,7 +130,7 @@ impl Events<'_> {
         };
         let body = Body::empty();
         // A closed link needs no answer.
-        let _ = self.core.submit(&**link, Frame { header, body });
+        let _ = self.core.submit(link, Frame { header, body });
     }
 
     fn slot_down(&self, link: &Arc<dyn Link>, request: &FrameHeader) {
@@ -167,6 +168,8 @@ impl Handler for Events<'_> {
     }
 
     fn frame(&mut self, link: &Arc<dyn Link>, header: &FrameHeader, payload: Incoming<'_>) {
+        // Answers leave together, see `pause`.
+        outbox::hold();
         let core = self.core;
         core.counters
             .received(header, &core.member.control().words().counters);
@@ -213,6 +216,10 @@ impl Handler for Events<'_> {
                 link.close();
             }
         }
+    }
+
+    fn pause(&mut self) {
+        outbox::send();
     }
 
     fn up(&mut self, link: &Arc<dyn Link>) {

@@ -341,6 +341,7 @@ impl Fabric for MemFabric {
                         peer.bytes_received += bytes(&frame);
                     });
                     deliver(handler, &(link as Arc<dyn Link>), frame);
+                    handler.pause();
                 }
             }
         }

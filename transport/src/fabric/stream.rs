@@ -25,7 +25,7 @@ pub(super) struct Piece {
 }
 
 /// How many pieces one call takes at most.
-pub(super) const PIECES: usize = 64;
+pub(super) const PIECES: usize = 128;
 
 impl Piece {
     /// # Safety

@@ -25,6 +25,8 @@ use crate::fabric::{Handler, Incoming, Link, LinkError, SMALL};
 const SCRATCH: usize = 64 * 1024;
 /// The most of a record that is carried over.
 const SEALED_CARRY: usize = seal::RECORD + 2;
+/// How much of a large payload makes the I/O thread wake up, if its rest is not less.
+const PART: usize = 256 << 10;
 /// How much of one connection is read before others get their turn.
 const TURN: usize = 4 << 20;
 
@@ -55,6 +57,8 @@ pub(super) struct Connection {
     /// The beginning of a handshake message whose rest has not arrived.
     carry: Vec<u8>,
     inbound: Inbound,
+    /// How many bytes must have arrived before the I/O thread wakes up.
+    wakes_at: usize,
     encryption: Encryption,
     /// The link that it belongs to: from the beginning where this side opened it.
     pub(super) session: Option<Arc<Session>>,
@@ -133,6 +137,7 @@ impl Connection {
             stage,
             carry: Vec::new(),
             inbound: Inbound::default(),
+            wakes_at: 1,
             encryption: Encryption::None,
             session,
         }
@@ -296,15 +301,33 @@ impl Connection {
             Encryption::Records(opener) => read_sealed(opener, inbound, socket, scratch, &mut sink),
             _ => read(inbound, socket, &mut scratch.plain, &mut sink),
         };
+        sink.handler.pause();
         let (acknowledged, large) = (sink.acknowledged, sink.large);
         if sink.ended {
             return Err(LinkError::Ended);
         }
         result?;
+        self.wake_at().map_err(LinkError::Network)?;
         if let Some(count) = acknowledged {
             session.acknowledged(count).map_err(LinkError::Network)?;
         }
         session.acknowledge(large).map_err(LinkError::Network)
+    }
+
+    /// While a large payload is on its way into its place, the thread wakes up for large parts of it only.
+    fn wake_at(&mut self) -> io::Result<()> {
+        let left = self.inbound.landing().map_or(0, |piece| piece.len);
+        // Of a record's beginning only the rest comes yet, and nothing may follow it.
+        let here = match &self.encryption {
+            Encryption::Records(opener) => opener.carry.len(),
+            _ => 0,
+        };
+        let wakes_at = left.saturating_sub(here).clamp(1, PART);
+        if wakes_at != self.wakes_at {
+            self.wakes_at = wakes_at;
+            raw::wake_at(self.fd(), wakes_at)?;
+        }
+        Ok(())
     }
 
     /// Sends a message of the handshake. Such a message fits into the socket: nothing else is on its way.
@@ -393,6 +416,7 @@ fn read(
         let landed = direct.min(received);
         inbound.landed(landed as u64, sink);
         inbound.parse(&scratch[..carried + received - landed], sink)?;
+        sink.handler.pause();
         turn = turn.saturating_sub(received);
         if sink.ended || received < SCRATCH + direct || turn == 0 {
             return Ok(());

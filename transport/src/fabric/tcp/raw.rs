@@ -40,6 +40,26 @@ pub(super) unsafe fn receive(socket: BorrowedFd<'_>, pieces: &[Piece]) -> io::Re
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
 
+/// Has the socket count as readable when so many bytes have arrived, or it has no room for more, or the stream has ended.
+pub(super) fn wake_at(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the option's value is an int, and so many bytes long.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const bytes).cast(),
+            4,
+        )
+    };
+    if set == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 fn vectors(pieces: &[Piece]) -> ([libc::iovec; PIECES], usize) {
     let empty = libc::iovec {
         iov_base: core::ptr::null_mut(),

@@ -61,6 +61,9 @@ struct Wire {
 /// What a connection watches for while nothing is queued.
 pub(super) const READABLE: epoll::EventFlags = epoll::EventFlags::IN;
 
+/// Bytes that wait for others before they are sent.
+const TOGETHER: u64 = 64 << 10;
+
 /// Frames and bytes received that the other side may keep a copy of before it is told that it need not.
 const UNTOLD: u64 = 32;
 
@@ -143,7 +146,7 @@ impl Session {
         self.told.store(self.received(), Ordering::Relaxed);
         self.clock_offset.store(clock_offset, Ordering::Relaxed);
         self.up.store(true, Ordering::Release);
-        self.flush(&mut out).map_err(LinkError::Network)
+        self.write(&mut out).map_err(LinkError::Network)
     }
 
     /// The connection broke, unless the link has another by now.
@@ -162,7 +165,7 @@ impl Session {
 
     /// The socket takes bytes again.
     pub(super) fn writable(&self) -> io::Result<()> {
-        self.flush(&mut self.out())
+        self.write(&mut self.out())
     }
 
     /// The other side has so many frames.
@@ -170,7 +173,7 @@ impl Session {
         let mut out = self.out();
         let waited = !out.window.is_ready() && out.window.queued() > 0;
         out.window.acknowledged(count);
-        if waited { self.flush(&mut out) } else { Ok(()) }
+        if waited { self.write(&mut out) } else { Ok(()) }
     }
 
     /// Tells the other side what has arrived, when it is worth it. `large`: it keeps a large payload until it is told.
@@ -183,7 +186,7 @@ impl Session {
         if let Some(wire) = &mut out.wire {
             wire.acknowledge = true;
         }
-        self.flush(&mut out)
+        self.write(&mut out)
     }
 
     /// The end of the link, whatever state it was in. Returns the frames of which no byte was sent.
@@ -201,7 +204,7 @@ impl Session {
         if let Some(wire) = out.wire.as_mut().filter(|w| !within && w.aside.is_none()) {
             wire.aside = Some((aside(FrameKind::End, 0), 0));
             // Whoever misses it learns it when it tries to go on with the link.
-            let _ = self.flush(&mut out);
+            let _ = self.write(&mut out);
         }
     }
 
@@ -217,7 +220,7 @@ impl Session {
     }
 
     /// Sends what the socket takes. What remains is sent when the socket is writable again.
-    fn flush(&self, out: &mut Out) -> io::Result<()> {
+    fn write(&self, out: &mut Out) -> io::Result<()> {
         let Out { wire, window, .. } = out;
         let Some(wire) = wire else {
             return Ok(());
@@ -335,6 +338,44 @@ impl Session {
         }
     }
 
+    /// Queues a frame, and sends when there are more than so many bytes.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the frame comes back to be sent again, and boxes cost every frame an allocation"
+    )]
+    fn enter(&self, mut frame: Frame, most: u64) -> Result<(), Frame> {
+        let mut out = self.out();
+        if out.closed {
+            return Err(frame);
+        }
+        self.fill_header(&mut frame.header);
+        out.window.submit(frame);
+        if out.window.queued() > most {
+            self.send(out);
+        }
+        Ok(())
+    }
+
+    /// Sends what is queued, unless the socket takes no more: then it is sent when the socket is writable again.
+    fn send(&self, mut out: MutexGuard<'_, Out>) {
+        let full = epoll::EventFlags::OUT;
+        let waits = out
+            .wire
+            .as_ref()
+            .is_some_and(|wire| wire.interest.contains(full));
+        if waits {
+            return;
+        }
+        if let Err(error) = self.write(&mut out) {
+            let token = out.wire.as_ref().map(|wire| wire.token);
+            drop(out);
+            tracing::debug!(link = self.id, %error, "sending failed");
+            if let Some(token) = token {
+                self.shared.broken(token);
+            }
+        }
+    }
+
     fn out(&self) -> MutexGuard<'_, Out> {
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -357,24 +398,16 @@ impl Link for Session {
         self.clock_offset.load(Ordering::Relaxed)
     }
 
-    fn submit(&self, mut frame: Frame) -> Result<(), Frame> {
-        let mut out = self.out();
-        if out.closed {
-            return Err(frame);
-        }
-        self.fill_header(&mut frame.header);
-        // Frames before this one wait for a writable socket: so does this one.
-        let waits = out.window.queued() > 0;
-        out.window.submit(frame);
-        if !waits && let Err(error) = self.flush(&mut out) {
-            let token = out.wire.as_ref().map(|wire| wire.token);
-            drop(out);
-            tracing::debug!(link = self.id, %error, "sending failed");
-            if let Some(token) = token {
-                self.shared.broken(token);
-            }
-        }
-        Ok(())
+    fn submit(&self, frame: Frame) -> Result<(), Frame> {
+        self.enter(frame, 0)
+    }
+
+    fn queue(&self, frame: Frame) -> Result<(), Frame> {
+        self.enter(frame, TOGETHER)
+    }
+
+    fn flush(&self) {
+        self.send(self.out());
     }
 
     fn queued(&self) -> u64 {
