@@ -423,6 +423,42 @@ fn a_closed_link_is_lost_at_both_ends_and_gives_frames_back() {
 }
 
 #[test]
+fn many_nodes_that_connect_at_once_are_all_let_in() {
+    const OTHERS: u32 = 64;
+    let few = TcpConfig {
+        half_open: 16,
+        ..TcpConfig::new(node(0), key())
+    };
+    let fabric = Arc::new(TcpFabric::bind(few).unwrap());
+    let port = fabric.local_address().unwrap().port();
+    let others: Vec<Node> = (1..=OTHERS)
+        .map(|n| {
+            let other = Arc::new(TcpFabric::bind(TcpConfig::new(node(n), key())).unwrap());
+            other.set_peers(vec![PeerAddress {
+                node: node(0),
+                addresses: vec![(Ipv4Addr::LOCALHOST, port).into()],
+            }]);
+            Node::start(other, false, false)
+        })
+        .collect();
+    let links: Vec<_> = others.iter().map(|other| other.link(0)).collect();
+    let all = Node::start(fabric, false, false);
+    for (n, link) in (1..).zip(&links) {
+        link.submit(frame(n, Vec::new())).unwrap();
+    }
+    let mut up = 0;
+    while up < 2 * OTHERS {
+        match all.next() {
+            Event::Up(..) | Event::Frame(..) => up += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    for other in &others {
+        assert_eq!(other.next(), Event::Up(Side::Opened, node(0)));
+    }
+}
+
+#[test]
 fn a_forgotten_node_is_refused() {
     on_each(|fabrics| {
         let a = Node::start(Arc::clone(&fabrics[0]), false, false);

@@ -51,10 +51,10 @@ pub(crate) fn idle(peers: usize, what: What) -> Result<Measured> {
     crew.fork(1, || {
         with_all_descriptors()?;
         let fabrics = (1..=peers).map(|n| peer(n, &words));
-        for (n, fabric) in (0..).zip(fabrics.collect::<Result<Vec<_>>>()?) {
+        for fabric in fabrics.collect::<Result<Vec<_>>>()? {
             let words = words.clone();
             let thread = std::thread::Builder::new().stack_size(256 << 10);
-            thread.spawn(move || work(n, &fabric, words))?;
+            thread.spawn(move || work(&fabric, words))?;
         }
         stay()
     })?;
@@ -131,15 +131,12 @@ fn peer(n: usize, words: &Words) -> Result<TcpFabric> {
     Ok(fabric)
 }
 
-/// How many peers connect at once: fewer than an agent lets be in their handshake.
-const AT_ONCE: u64 = 32;
-
-/// Once told to, asks the agent something; answers what it asks. Not many at once, so that the agent refuses nobody.
-fn work(n: u64, fabric: &TcpFabric, words: Words) -> Result<()> {
+/// Once told to, asks the agent something; answers what it asks.
+fn work(fabric: &TcpFabric, words: Words) -> Result<()> {
     let mut answers = Answers(words);
     let mut asked = false;
     loop {
-        if !asked && answers.0.get(GO) > 0 && n < answers.0.get(ANSWERED) + AT_ONCE {
+        if !asked && answers.0.get(GO) > 0 {
             asked = true;
             let link = fabric.link(index(0))?;
             let header = FrameHeader {

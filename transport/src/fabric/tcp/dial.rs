@@ -1,4 +1,5 @@
-//! Connecting: for a new link once to each address of the node, for one whose connection broke until its time is over.
+//! Connecting: for a new link once to each address of the node, and again only where that closes in the handshake, as it
+//! does when very many connect at once; for one whose connection broke until its time is over.
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,6 +37,9 @@ pub(super) struct Dial {
 const PAUSE: u64 = 20_000_000;
 /// The longest such pause.
 const LONGEST: u64 = 1_000_000_000;
+
+/// The last pause before a node is asked again that closes in the handshake of a new link.
+const BUSY: u64 = 640_000_000;
 
 impl Dial {
     /// When something is to be done.
@@ -109,12 +113,17 @@ impl TcpFabric {
         }
         // Where nobody listens any more, the node's agent has ended.
         let gone = dial.refused >= addresses.len();
-        if gone || !session.is_up() || now >= dial.until {
+        // Who closes in the handshake has too many of them at the moment, or takes us for a stranger.
+        let closed = matches!(reason, LinkError::Closed | LinkError::Network(_));
+        let again = session.is_up() || closed && dial.pause <= BUSY;
+        if gone || !again || now >= dial.until {
             return self.lose(io, session, &reason, handler);
         }
         dial.next = 0;
         dial.refused = 0;
-        dial.due = now.saturating_add(dial.pause).min(dial.until);
+        // Those who were closed together come back one by one.
+        let apart = dial.pause / 64 * (session.number % 64);
+        dial.due = now.saturating_add(dial.pause / 2 + apart).min(dial.until);
         dial.pause = (dial.pause * 2).min(LONGEST);
     }
 
