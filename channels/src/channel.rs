@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dragon_protocol::op::Op;
 use dragon_protocol::{Descriptor, ObjectId, ObjectKind};
 use dragon_shmem::object::ObjectEntry;
-use dragon_shmem::sync::Ordering;
+use dragon_shmem::sync::{AtomicU64, Ordering};
 use dragon_shmem::{Block, Deadline, Member, ThreadGuard};
 
 mod chain;
@@ -56,11 +56,18 @@ impl Default for ChannelOptions {
     }
 }
 
+/// Bytes of messages to a channel of another node that may be on their way from one handle when nobody waits for their arrival
+/// ([`Returns::Immediately`]); each message counts for 512 bytes more than it has, which is what it costs the agents.
+pub const CREDIT: u64 = 4 << 20;
+/// What each of them counts for beside its bytes.
+const COST: u64 = 512;
+
 /// When a send returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Returns {
-    /// At once. To a channel of another node: nobody reports whether the message arrived. To one of this node: as
-    /// `Deposited`.
+    /// At once. To a channel of another node: nobody reports whether the message arrived; but once for every few thousand
+    /// messages ([`CREDIT`]) the send is as `Deposited`, so that no more than that is ever on its way from one handle. To one
+    /// of this node: as `Deposited`.
     Immediately,
     /// When the sender's bytes may be written over: they have been copied. Otherwise as `Immediately`.
     Buffered,
@@ -162,6 +169,8 @@ pub struct Received {
 #[derive(Debug)]
 pub struct Channel {
     handle: Handle,
+    /// Bytes that were sent without waiting for their arrival, of a channel of another node; see [`CREDIT`].
+    posted: AtomicU64,
     /// The channel's memory, when it lies on this node. The handle's reference keeps its block, the member its mapping.
     ring: Option<Ring>,
     /// What an unbounded channel has grown by.
@@ -221,6 +230,7 @@ impl Channel {
             .map(|_| Box::default());
         Self {
             handle,
+            posted: AtomicU64::new(0),
             ring,
             opened,
         }
@@ -316,7 +326,8 @@ impl Channel {
         let (member, id) = (self.handle.member(), self.handle.id());
         let Some(local) = self.local()? else {
             self.refuse_trace(trace)?;
-            if matches!(returns, Returns::Immediately | Returns::Buffered) {
+            if matches!(returns, Returns::Immediately | Returns::Buffered) && self.has_credit(parts)
+            {
                 return remote::post_message(member, id, parts, hint, deadline);
             }
             let ticket = remote::send(member, id, parts, hint, deadline)?;
@@ -325,6 +336,21 @@ impl Channel {
         let label = Label { hint, trace };
         let ticket = local.send_parts(&self.handle.spin, parts, &label, deadline)?;
         self.await_local(&local, ticket, returns, deadline)
+    }
+
+    /// Whether a message may be sent without waiting for its arrival. When the credit is used up, one has to wait: messages
+    /// of this process for one channel keep their order, so the earlier ones have arrived when that one has.
+    fn has_credit(&self, parts: &[IoSlice<'_>]) -> bool {
+        let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        let cost = bytes.saturating_add(COST);
+        let used = self
+            .posted
+            .fetch_add(cost, Ordering::Relaxed)
+            .saturating_add(cost);
+        if used > CREDIT {
+            self.posted.store(0, Ordering::Relaxed);
+        }
+        used <= CREDIT
     }
 
     /// Sends a block that this process allocated, in whichever pool, without copying it: the time that it takes does not

@@ -48,7 +48,8 @@ pub use attempt::{Attempt, End, Payload, Waiting, attempt, watch, withdraw};
 pub use barrier::{Barrier, BarrierState, Breakage};
 pub use broadcast::{Broadcast, BroadcastOptions, Trigger};
 pub use channel::{
-    Attributes, Channel, ChannelOptions, Poll, Received, Returns, SendOptions, create_channel,
+    Attributes, CREDIT, Channel, ChannelOptions, Poll, Received, Returns, SendOptions,
+    create_channel,
 };
 pub use condition::{Condition, ConditionOptions};
 pub use dragon_protocol::PoolOptions;

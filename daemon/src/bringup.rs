@@ -131,7 +131,7 @@ impl Strangers {
     ) {
         let task = self.handshakes.spawn(proof);
         self.half_open.enter(task, from, u64::MAX);
-        if self.half_open.len() > HALF_OPEN {
+        if self.half_open.len() > self.half_open.share() {
             // Whose proof has arrived already is not among those who may have to go.
             tokio::task::yield_now().await;
             while let Some(shaken) = self.handshakes.try_join_next_with_id() {
@@ -140,7 +140,7 @@ impl Strangers {
         }
         while let Some(stranger) = self.half_open.surplus() {
             stranger.connection.abort();
-            let why = anyhow!("more than {HALF_OPEN} connections are in their handshake at once");
+            let why = anyhow!("too many connections are in their handshake at once");
             self.refuse(stranger.from, &why);
         }
     }

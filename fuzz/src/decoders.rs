@@ -84,12 +84,15 @@ pub(crate) fn handshake(data: &[u8]) {
     let node = NodeIndex::FIRST;
     if let Some(first) = data.first_chunk::<HELLO>() {
         let accepted = Acceptor::new(&key, Role::Data, node, first, 1, [7; 32]);
+        let _ = Acceptor::refusal(Role::Data, node, first, 1, false);
         if let (Ok((acceptor, _)), Some(proof)) = (accepted, data.last_chunk::<PROOF>()) {
             let _ = acceptor.finish(proof);
         }
     }
     if let Some(answer) = data.first_chunk::<ANSWER>() {
         let connector = Connector::new(&key, Role::Data, node, node, 1, [9; 32]);
+        let hello = answer.first_chunk().map(|hello| connector.refused(hello));
+        assert!(hello.is_some());
         let _ = connector.answer(answer, 1);
     }
 }

@@ -5,6 +5,7 @@
 //! crate run all of them over the committed inputs in `fuzz/corpus`, and over some that are cut off and changed.
 
 mod decoders;
+mod peer;
 mod scribble;
 
 /// A target: its name, and what takes the bytes.
@@ -16,6 +17,8 @@ pub const TARGETS: &[Target] = &[
     ("attach", decoders::attach),
     ("control", decoders::control),
     ("wire", decoders::wire),
+    ("frames", dragon_transport::hostile::frames),
+    ("peer", peer::peer),
     ("handshake", decoders::handshake),
     ("text", decoders::text),
     ("scribble", scribble::scribble),

@@ -5,5 +5,6 @@
 
 pub mod cluster;
 pub mod local;
+pub mod nodes;
 pub mod site;
 pub mod suite;

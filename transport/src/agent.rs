@@ -24,15 +24,18 @@ use std::thread::JoinHandle;
 
 use dragon_channels::{Channel, Recovered};
 use dragon_protocol::launch::NodeInfo;
+use dragon_protocol::op::Op;
+use dragon_protocol::wire::{FrameHeader, FrameKind};
 use dragon_protocol::{NodeIndex, ObjectId, SlotId};
 use dragon_shmem::Member;
 
 use self::core::{Command, Core, lock};
 pub use self::latency::Histogram;
 pub use self::stats::{AgentStats, PeerReport};
+use crate::body::Body;
 use crate::clock;
 use crate::error::Error;
-use crate::fabric::{Fabric, PeerAddress};
+use crate::fabric::{Fabric, Handler, PeerAddress};
 
 /// What an agent needs.
 #[derive(Debug)]
@@ -187,5 +190,48 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.shutdown(clock::now());
+    }
+}
+
+/// An agent without its threads, for [`crate::hostile`].
+#[derive(Debug)]
+pub(crate) struct Harness {
+    core: Core,
+}
+
+impl Harness {
+    pub(crate) fn new(member: Arc<Member>, fabric: Arc<dyn Fabric>, gateway: Channel) -> Self {
+        let node = member.control().node();
+        Self {
+            core: Core::new(member, node, fabric, gateway),
+        }
+    }
+
+    /// Begins a request of the daemon's own first thread.
+    pub(crate) fn ask(&self, header: FrameHeader) {
+        let caller = requests::Caller::Thread {
+            slot: self.core.member.slot(),
+            thread: 0,
+            ticket: 1,
+        };
+        let header = FrameHeader {
+            kind: FrameKind::Request as u8,
+            payload: 0.into(),
+            ..header
+        };
+        if let Some(op) = Op::from_u8(header.op) {
+            self.core.request(caller, header, op, Body::empty());
+        }
+    }
+
+    /// Has the handler of the I/O thread do something.
+    pub(crate) fn with_events(&self, work: impl FnOnce(&mut dyn Handler)) {
+        work(&mut io::Events::new(&self.core));
+    }
+
+    /// Requests that wait here or elsewhere.
+    pub(crate) fn kept(&self) -> u64 {
+        let stats = self.core.stats();
+        stats.pending + stats.parked
     }
 }

@@ -17,7 +17,7 @@
 //! * the handler is only called from within [`Fabric::progress`].
 
 pub mod mem;
-mod stream;
+pub(crate) mod stream;
 pub mod tcp;
 
 use core::fmt;
@@ -72,8 +72,8 @@ pub enum LinkError {
     #[error("the handshake was not complete after {0} s")]
     Silent(u64),
     /// Too many connections are in their handshake; this was the oldest.
-    #[error("more than {0} connections are in their handshake at once")]
-    HalfOpen(usize),
+    #[error("too many connections are in their handshake at once")]
+    HalfOpen,
     /// The other side closed.
     #[error("the other side closed the connection")]
     Closed,

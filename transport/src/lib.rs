@@ -13,6 +13,8 @@ mod body;
 use dragon_shmem::clock;
 mod error;
 pub mod fabric;
+#[doc(hidden)]
+pub mod hostile;
 pub mod interface;
 pub mod strangers;
 

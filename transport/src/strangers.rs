@@ -9,8 +9,10 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-/// How many connections may be in their handshake at one listener.
-pub const HALF_OPEN: usize = 64;
+/// How many connections may be in their handshake at once: all nodes of a large job may connect at the same moment.
+pub const HALF_OPEN: usize = 1024;
+/// The part of them that one source may have.
+const SHARE: usize = 4;
 /// How long a handshake may take.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 
@@ -57,9 +59,11 @@ impl<T> HalfOpen<T> {
         self.waiting.remove(at)
     }
 
-    /// The connection that has to go because there are too many: of the source that has the most, the oldest.
+    /// The connection that has to go because there are too many, or because its source has more than a quarter of what is
+    /// allowed: of the source that has the most, the oldest.
     pub fn surplus(&mut self) -> Option<Stranger<T>> {
-        if self.waiting.len() <= self.limit {
+        let share = self.share();
+        if self.waiting.len() <= share {
             return None;
         }
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
@@ -67,6 +71,9 @@ impl<T> HalfOpen<T> {
             *counts.entry(source(stranger.from)).or_default() += 1;
         }
         let most = counts.values().copied().max()?;
+        if self.waiting.len() <= self.limit && most <= share {
+            return None;
+        }
         let of_those = |s: &Stranger<T>| counts.get(&source(s.from)) == Some(&most);
         let at = self.waiting.iter().position(of_those)?;
         self.waiting.remove(at)
@@ -85,6 +92,12 @@ impl<T> HalfOpen<T> {
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
         self.waiting.front().map(|first| first.until)
+    }
+
+    /// How many one source may have.
+    #[must_use]
+    pub fn share(&self) -> usize {
+        self.limit.div_ceil(SHARE)
     }
 
     /// How many there are.

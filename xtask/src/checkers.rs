@@ -53,18 +53,24 @@ pub(crate) fn fuzz(repo: &Repo, args: &Fuzz) -> Result<()> {
             .arg(repo.path("fuzz/corpus").join(&target))
             .arg(format!("-max_total_time={}", args.seconds))
             .arg(format!("-artifact_prefix={}/", folder.display()))
-            .args([
-                "-timeout=20",
-                "-rss_limit_mb=4096",
-                "-max_len=512",
-                "-print_final_stats=1",
-            ])
+            .arg(format!("-max_len={}", longest(&target)))
+            .args(["-timeout=20", "-rss_limit_mb=4096", "-print_final_stats=1"])
             .env("DRAGON_FUZZ_TARGET", &target)
             .env("ASAN_OPTIONS", "detect_leaks=0");
         repo::run(&mut command)?;
     }
     println!("no target failed");
     Ok(())
+}
+
+/// Bytes of an input: enough for what a target distinguishes, and not so many that it is slow.
+fn longest(target: &str) -> usize {
+    match target {
+        // Large payloads are those of more than 4096 bytes.
+        "frames" => 16 << 10,
+        "peer" => 2048,
+        _ => 512,
+    }
 }
 
 /// The targets are the folders of the corpus.

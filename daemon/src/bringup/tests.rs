@@ -59,13 +59,14 @@ async fn from(accepted: &mut mpsc::Receiver<Event>) -> NodeIndex {
 fn a_flood_of_silent_connections_keeps_no_daemon_out() {
     beside_listener(|port, mut accepted| async move {
         let mut flood = Vec::new();
-        for _ in 0..3 * HALF_OPEN {
+        // More than one source may have.
+        for _ in 0..HALF_OPEN / 4 + 50 {
             flood.push(connect(port).await);
         }
         let stream = link::connect(&key(), node(3), NodeIndex::FIRST, "127.0.0.1", port).await;
         assert_eq!(from(&mut accepted).await, node(3));
         // The oldest went for it without waiting for their time to be over.
-        for stream in flood.iter_mut().take(2 * HALF_OPEN) {
+        for stream in flood.iter_mut().take(50) {
             assert_eq!(rest(stream).await, b"");
         }
         drop(stream);

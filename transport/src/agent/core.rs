@@ -57,6 +57,8 @@ pub(super) struct Core {
     owner: Mutex<Owner>,
     commands: Mutex<VecDeque<Command>>,
     latencies: Mutex<Latencies>,
+    /// When the log was last told of a message that was dropped; 0: never.
+    told_drop: AtomicU64,
 }
 
 /// Bytes of one link's queue over which messages that nobody waits for are dropped.
@@ -82,6 +84,7 @@ impl Core {
             owner: Mutex::default(),
             commands: Mutex::default(),
             latencies: Mutex::default(),
+            told_drop: AtomicU64::new(0),
         }
     }
 
@@ -147,8 +150,7 @@ impl Core {
             .filter(|_| answer.origin.request != 0)
         else {
             if answer.code != Code::Ok {
-                let (op, object, code) = (answer.op, answer.object, answer.code);
-                tracing::debug!(?op, %object, %code, "a request without a caller failed");
+                self.failed_unasked(&answer);
             }
             return;
         };
@@ -169,6 +171,25 @@ impl Core {
         if let Err(frame) = self.submit(&link, frame) {
             self.undelivered(frame);
         }
+    }
+
+    fn failed_unasked(&self, answer: &Answer) {
+        let (op, object, code) = (answer.op, answer.object, answer.code);
+        tracing::debug!(?op, %object, %code, "a request without a caller failed");
+        if matches!(op, Op::Send | Op::Push) && answer.origin.link.is_some() {
+            self.dropped(object, "its channel did not take it");
+        }
+    }
+
+    /// A message that nobody waits for is lost: counted, and told once a second at most.
+    fn dropped(&self, object: ObjectId, why: &str) {
+        let lost = add(&self.counters.messages_lost) + 1;
+        let (now, last) = (clock::now(), self.told_drop.load(Ordering::Relaxed));
+        if last != 0 && now.saturating_sub(last) < 1_000_000_000 {
+            return;
+        }
+        self.told_drop.store(now, Ordering::Relaxed);
+        tracing::warn!(%object, lost, "a message that nobody waits for was dropped: {why}");
     }
 
     #[expect(
@@ -334,18 +355,19 @@ impl Core {
                 Err(back) => frame = back,
             }
         }
-        self.unsendable(node, &frame, counts);
+        self.unsendable(&frame, counts);
     }
 
-    fn unsendable(&self, node: NodeIndex, frame: &Frame, counts: bool) {
+    fn unsendable(&self, frame: &Frame, counts: bool) {
         if counts && frame.header.request.get() != 0 {
             let pending = self.requests().finish(frame.header.request.get());
             if let Some(pending) = pending {
                 self.fail(&pending, Code::Unreachable);
             }
-        } else if super::stats::carries_message(&frame.header) {
-            add(&self.counters.messages_lost);
-            tracing::warn!(%node, "a message that nobody waits for was dropped: the node cannot be reached");
+        } else if super::stats::carries_message(&frame.header)
+            && let Some(object) = frame.header.target.object()
+        {
+            self.dropped(object, "its node cannot be reached, or takes no more");
         }
     }
 

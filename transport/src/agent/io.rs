@@ -20,11 +20,7 @@ const RESCUE: u64 = 64 << 20;
 
 /// Runs until the agent closes.
 pub(super) fn run(core: &Core) {
-    let mut events = Events {
-        core,
-        links: HashMap::new(),
-        no_room: Code::OutOfMemory,
-    };
+    let mut events = Events::new(core);
     while !is_closing(core) {
         let deadline = core.with_owner(|owner, member, answers| {
             owner.expire(member, clock::now(), answers);
@@ -52,11 +48,21 @@ fn due(core: &Core) {
     }
 }
 
-struct Events<'a> {
+pub(super) struct Events<'a> {
     core: &'a Core,
     links: HashMap<u64, Arc<dyn Link>>,
     /// Why the last payload had no place.
     no_room: Code,
+}
+
+impl<'a> Events<'a> {
+    pub(super) fn new(core: &'a Core) -> Self {
+        Self {
+            core,
+            links: HashMap::new(),
+            no_room: Code::OutOfMemory,
+        }
+    }
 }
 
 impl Events<'_> {

@@ -2,8 +2,12 @@
 //! have to wait.
 //!
 //! Waiting costs nothing: a parked request lies in the list of its object, the object's watch word is armed, and whoever
-//! changes the object tells the agent, which then tries the list in its order. Of each operation that takes something only
-//! the first that cannot proceed is tried, so the order of arrival is kept among requests that wait for the same thing.
+//! changes the object tells the agent, which then tries them, oldest first. Requests for the same thing that take something
+//! stand in a line, of which only the first that cannot proceed is tried: so the order of arrival is kept among them, and it
+//! does not matter how many there are.
+//!
+//! A request whose answer nobody waits for (a message that is sent without waiting for its arrival) is bounded by nothing but
+//! [`UNASKED`]: what comes when so much waits is dropped.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -60,16 +64,40 @@ struct Parked {
     job: Job,
     body: Body,
     waiting: Waiting,
+    /// Of its payload.
+    bytes: u64,
 }
+
+/// What waits for one object, each in the order of arrival.
+#[derive(Debug, Default)]
+struct Waiters {
+    /// Those that go on one after the other: a line for each thing that they wait for.
+    lines: Vec<(WaitsFor, VecDeque<u64>)>,
+    /// Those of which each is tried at each change.
+    others: VecDeque<u64>,
+}
+
+/// What requests for an object wait for, see [`Job::waits_for`].
+type WaitsFor = (Op, u64);
+
+/// Bytes that may wait here for one link with nobody waiting for the answer: whoever sends keeps far below it
+/// ([`dragon_channels::CREDIT`]), unless it does so through very many handles at once.
+pub(super) const UNASKED: u64 = 64 << 20;
+/// Parked requests for which there is always room.
+const FEW: usize = 64;
+/// What a parked request costs beside its payload.
+const COST: u64 = 512;
 
 #[derive(Debug, Default)]
 pub(super) struct Owner {
     last: u64,
     parked: HashMap<u64, Parked>,
-    by_object: HashMap<ObjectId, VecDeque<u64>>,
+    by_object: HashMap<ObjectId, Waiters>,
     by_request: HashMap<(u64, u64), u64>,
     deadlines: BTreeSet<(u64, u64)>,
     proxies: HashMap<(NodeIndex, SlotId), SlotId>,
+    /// For each link what waits here with nobody waiting for the answer, in bytes.
+    unasked: HashMap<u64, u64>,
 }
 
 impl Owner {
@@ -95,7 +123,7 @@ impl Owner {
                 }
                 Outcome::NotYet if job.deadline == wire::NOW => {
                     let code = would_block(job.op);
-                    let parked = Parked { job, body, waiting };
+                    let parked = Parked::new(job, body, waiting);
                     answers.push(self.give_up(member, parked, End::Cancelled, code));
                     return;
                 }
@@ -106,8 +134,13 @@ impl Owner {
             body = Body::Bytes(small.to_vec());
         }
         body = local::settled(member, body);
+        if !self.has_room(&job, &body) {
+            let parked = Parked::new(job, body, waiting);
+            answers.push(self.give_up(member, parked, End::Lost, Code::Full));
+            return;
+        }
         let object = job.object;
-        self.park(Parked { job, body, waiting });
+        self.park(Parked::new(job, body, waiting));
         if !waits_behind {
             self.retry(member, object, answers);
         }
@@ -230,14 +263,20 @@ impl Owner {
         if job.deadline == wire::NOW || !in_order(job.op) {
             return false;
         }
-        let Some(list) = self.by_object.get(&job.object) else {
+        let Some(waiters) = self.by_object.get(&job.object) else {
             return false;
         };
-        let same = |number: &u64| {
-            let parked = self.parked.get(number);
-            parked.is_some_and(|p| p.job.waits_for() == job.waits_for())
+        let waits_for = job.waits_for();
+        waiters.lines.iter().any(|(what, _)| *what == waits_for)
+    }
+
+    /// Whether a request may wait here. What nobody waits for has no other bound than this.
+    fn has_room(&self, job: &Job, body: &Body) -> bool {
+        let Some(link) = unasked(job) else {
+            return true;
         };
-        list.iter().any(same)
+        let there = self.unasked.get(&link).copied().unwrap_or(0);
+        there + COST + body.len() <= UNASKED
     }
 
     fn park(&mut self, parked: Parked) {
@@ -251,24 +290,41 @@ impl Owner {
             let key = (link.id(), job.origin.request);
             self.by_request.insert(key, number);
         }
+        if let Some(link) = unasked(job) {
+            *self.unasked.entry(link).or_default() += COST + parked.bytes;
+        }
         self.by_object
             .entry(job.object)
             .or_default()
+            .line(job)
             .push_back(number);
         self.parked.insert(number, parked);
     }
 
     fn unpark(&mut self, number: u64) -> Option<Parked> {
         let parked = self.parked.remove(&number)?;
+        // Many may have waited once: their memory is given back.
+        let few = self.parked.len() * 8;
+        if self.parked.capacity() > FEW.max(few) {
+            self.parked.shrink_to(FEW.max(few) / 2);
+        }
         let job = &parked.job;
         self.deadlines.remove(&(job.deadline, number));
         if let Some(link) = &job.origin.link {
             self.by_request.remove(&(link.id(), job.origin.request));
         }
-        if let Some(list) = self.by_object.get_mut(&job.object) {
-            list.retain(|n| *n != number);
-            if list.is_empty() {
+        if let Some(waiters) = self.by_object.get_mut(&job.object) {
+            waiters.remove(job, number);
+            if waiters.is_empty() {
                 self.by_object.remove(&job.object);
+            }
+        }
+        if let Some(link) = unasked(job)
+            && let Some(there) = self.unasked.get_mut(&link)
+        {
+            *there = there.saturating_sub(COST + parked.bytes);
+            if *there == 0 {
+                self.unasked.remove(&link);
             }
         }
         Some(parked)
@@ -311,36 +367,53 @@ impl Owner {
         }
     }
 
-    /// One pass over an object's list; true when something went on.
+    /// One pass over what waits for an object; true when something went on.
     fn pass(&mut self, member: &Arc<Member>, object: ObjectId, answers: &mut Vec<Answer>) -> bool {
-        let list = self.by_object.get(&object);
-        let list: Vec<u64> = list.into_iter().flatten().copied().collect();
-        let mut stuck: Vec<(Op, u64)> = Vec::new();
+        let Some(waiters) = self.by_object.get(&object) else {
+            return false;
+        };
+        let lines = waiters.lines.iter();
+        let firsts = lines.filter_map(|(what, line)| Some((*line.front()?, Some(*what))));
+        let others = waiters.others.iter().map(|number| (*number, None));
+        let mut tried: Vec<_> = firsts.chain(others).collect();
+        tried.sort_unstable_by_key(|(number, _)| *number);
         let mut progress = false;
-        for number in list {
-            let Some(mut parked) = self.parked.remove(&number) else {
-                continue;
-            };
-            if stuck.contains(&parked.job.waits_for()) {
-                self.parked.insert(number, parked);
-                continue;
-            }
-            let Parked { job, body, waiting } = &mut parked;
-            let outcome = self.attempt(member, job, &[], body, waiting);
-            let (op, waits_for) = (parked.job.op, parked.job.waits_for());
-            self.parked.insert(number, parked);
-            match outcome {
-                Outcome::NotYet if in_order(op) => stuck.push(waits_for),
-                Outcome::NotYet => {}
-                Outcome::Done(code, arg0, arg1, payload) => {
-                    progress = true;
-                    if let Some(parked) = self.unpark(number) {
-                        answers.push(parked.job.end(code, arg0, arg1, payload));
-                    }
-                }
+        for (number, line) in tried {
+            let mut next = Some(number);
+            while let Some(number) = next
+                && self.retry_one(member, number, answers)
+            {
+                progress = true;
+                next = line.and_then(|what| self.first(object, what));
             }
         }
         progress
+    }
+
+    /// The first of a line.
+    fn first(&self, object: ObjectId, what: WaitsFor) -> Option<u64> {
+        let waiters = self.by_object.get(&object)?;
+        let (_, line) = waiters.lines.iter().find(|(w, _)| *w == what)?;
+        line.front().copied()
+    }
+
+    /// Tries a parked request once more; true when it is done.
+    fn retry_one(&mut self, member: &Arc<Member>, number: u64, answers: &mut Vec<Answer>) -> bool {
+        let Some(mut parked) = self.parked.remove(&number) else {
+            return false;
+        };
+        let Parked {
+            job, body, waiting, ..
+        } = &mut parked;
+        let outcome = self.attempt(member, job, &[], body, waiting);
+        self.parked.insert(number, parked);
+        let Outcome::Done(code, arg0, arg1, payload) = outcome else {
+            return false;
+        };
+        if let Some(parked) = self.unpark(number) {
+            answers.push(parked.job.end(code, arg0, arg1, payload));
+        }
+        true
     }
 
     fn attempt(
@@ -383,10 +456,57 @@ impl Owner {
     }
 }
 
+impl Parked {
+    fn new(job: Job, body: Body, waiting: Waiting) -> Self {
+        let bytes = body.len();
+        Self {
+            job,
+            body,
+            waiting,
+            bytes,
+        }
+    }
+}
+
+impl Waiters {
+    /// Where a request stands.
+    fn line(&mut self, job: &Job) -> &mut VecDeque<u64> {
+        if !in_order(job.op) {
+            return &mut self.others;
+        }
+        let what = job.waits_for();
+        let at = self.lines.iter().position(|(w, _)| *w == what);
+        let at = at.unwrap_or_else(|| {
+            self.lines.push((what, VecDeque::new()));
+            self.lines.len() - 1
+        });
+        &mut self.lines[at].1
+    }
+
+    fn remove(&mut self, job: &Job, number: u64) {
+        let line = self.line(job);
+        // Most often it is the first.
+        if let Some(at) = line.iter().position(|n| *n == number) {
+            line.remove(at);
+        }
+        self.lines.retain(|(_, line)| !line.is_empty());
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.others.is_empty()
+    }
+}
+
+/// The link of a request whose answer nobody waits for.
+fn unasked(job: &Job) -> Option<u64> {
+    let link = job.origin.link.as_ref()?;
+    (job.origin.request == 0).then(|| link.id())
+}
+
 impl Job {
     /// Requests for one object that have this in common wait for the same thing. At an endpoint of streams each conversation,
     /// and in a queue with priorities each level, named by the second argument, is a thing of its own.
-    fn waits_for(&self) -> (Op, u64) {
+    fn waits_for(&self) -> WaitsFor {
         match self.object.kind {
             ObjectKind::Stream | ObjectKind::PriorityQueue => (self.op, self.arg1),
             _ => (self.op, 0),

@@ -107,7 +107,9 @@ impl Counters {
                 add(&self.requests_received);
                 add(&node.requests_received);
             }
-            Some(FrameKind::Reply) => add(&self.replies_received),
+            Some(FrameKind::Reply) => {
+                add(&self.replies_received);
+            }
             _ => {}
         }
         if carries_message(header) {
@@ -145,6 +147,7 @@ pub(super) fn carries_message(header: &FrameHeader) -> bool {
     }
 }
 
-pub(super) fn add(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+/// Counts one more; returns how many there were.
+pub(super) fn add(counter: &AtomicU64) -> u64 {
+    counter.fetch_add(1, Ordering::Relaxed)
 }

@@ -14,14 +14,15 @@ mod window;
 #[cfg(test)]
 mod simulation;
 
-pub(super) use self::inbound::{CARRY, Inbound, Sink, read_header};
+pub(super) use self::inbound::read_header;
+pub(crate) use self::inbound::{CARRY, Inbound, Sink};
 pub(super) use self::window::{Window, Wrote};
 
 /// A stretch of memory that a network call reads or writes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Piece {
-    pub(super) start: core::ptr::NonNull<u8>,
-    pub(super) len: usize,
+pub(crate) struct Piece {
+    pub(crate) start: core::ptr::NonNull<u8>,
+    pub(crate) len: usize,
 }
 
 /// How many pieces one call takes at most.

@@ -10,8 +10,9 @@
 //! what the other would go on with, later at the one that accepted it.
 //!
 //! Strangers: a connection that has not proved the key holds nothing but its socket and at most one handshake message; it
-//! is closed after [`TcpConfig::handshake_s`] seconds, and when more than [`TcpConfig::half_open`] are in that state, the
-//! oldest is closed for the newest: a flood of silent connections cannot keep a node of the job out.
+//! is closed after [`TcpConfig::handshake_s`] seconds, and when more than [`TcpConfig::half_open`] are in that state, or a
+//! quarter of that from one source, the oldest is closed for the newest (`strangers.rs`): a flood of silent connections
+//! cannot keep a node of the job out.
 //!
 //! A dead host or a cut cable ends a connection after [`TcpConfig::silence_s`] seconds by the kernel's own probes
 //! (keepalive, TCP_USER_TIMEOUT); nobody wakes up for that.
@@ -57,7 +58,7 @@ pub struct TcpConfig {
     pub key: JobKey,
     /// Addresses to listen on; the port of each is any free one.
     pub listen: Vec<IpAddr>,
-    /// How many connections may be in their handshake.
+    /// How many connections may be in their handshake; one source may have a quarter of that.
     pub half_open: usize,
     /// How long a handshake may take, in seconds; opening a connection may take twice as long.
     pub handshake_s: u64,
@@ -561,8 +562,7 @@ impl TcpFabric {
             self.dial_first(io, &session, handler);
         }
         while let Some(stranger) = io.half_open.surplus() {
-            let reason = LinkError::HalfOpen(self.config.half_open);
-            self.turn_away(io, &stranger, &reason);
+            self.turn_away(io, &stranger, &LinkError::HalfOpen);
         }
         while let Some(stranger) = io.half_open.overdue(now) {
             let reason = LinkError::Silent(self.config.handshake_s);

@@ -58,7 +58,7 @@ impl Hooks for ClientHooks {
 }
 
 impl Node {
-    fn start(index: NodeIndex, fabric: Arc<dyn Fabric>, pool: u64) -> Self {
+    pub(crate) fn start(index: NodeIndex, fabric: Arc<dyn Fabric>, pool: u64) -> Self {
         let control = Control::create(RUNTIME, index, 2).unwrap();
         let pool = Pool::create(RUNTIME, index, 0, pool).unwrap();
         let slot = control.claim_daemon_slot().unwrap();

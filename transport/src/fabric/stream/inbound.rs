@@ -11,7 +11,7 @@ use crate::body::Body;
 use crate::fabric::{Incoming, LinkError, SMALL};
 
 /// What takes the frames of a connection.
-pub(in crate::fabric) trait Sink {
+pub(crate) trait Sink {
     /// A place for a payload of more than [`SMALL`] bytes.
     fn land(&mut self, header: &FrameHeader) -> Option<Body>;
     /// A frame that counts.
@@ -24,7 +24,7 @@ pub(in crate::fabric) trait Sink {
 
 /// How far the stream of one connection was read.
 #[derive(Debug, Default)]
-pub(in crate::fabric) struct Inbound {
+pub(crate) struct Inbound {
     stage: Stage,
     /// The beginning of a frame whose rest has not arrived.
     carry: Vec<u8>,
@@ -35,7 +35,7 @@ pub(in crate::fabric) const SMALL_BYTES: usize = 4096;
 const _: () = assert!(SMALL_BYTES as u64 == SMALL);
 
 /// The most that [`Inbound::take_carry`] gives.
-pub(in crate::fabric) const CARRY: usize = FRAME_HEADER + SMALL_BYTES;
+pub(crate) const CARRY: usize = FRAME_HEADER + SMALL_BYTES;
 
 #[derive(Debug, Default)]
 enum Stage {
@@ -53,7 +53,7 @@ enum Stage {
 
 impl Inbound {
     /// Moves what was carried over to the beginning of `buffer`; returns its length.
-    pub(in crate::fabric) fn take_carry(&mut self, buffer: &mut [u8]) -> usize {
+    pub(crate) fn take_carry(&mut self, buffer: &mut [u8]) -> usize {
         let carried = self.carry.len();
         buffer[..carried].copy_from_slice(&self.carry);
         self.carry.clear();
@@ -70,7 +70,7 @@ impl Inbound {
     }
 
     /// The memory that the payload under way still needs.
-    pub(in crate::fabric) fn landing(&mut self) -> Option<Piece> {
+    pub(crate) fn landing(&mut self) -> Option<Piece> {
         let Stage::Landing { body, filled, .. } = &mut self.stage else {
             return None;
         };
@@ -83,7 +83,7 @@ impl Inbound {
     }
 
     /// So many bytes of [`Inbound::landing`] were filled.
-    pub(in crate::fabric) fn landed(&mut self, count: u64, sink: &mut dyn Sink) {
+    pub(crate) fn landed(&mut self, count: u64, sink: &mut dyn Sink) {
         let Stage::Landing { body, filled, .. } = &mut self.stage else {
             return;
         };
@@ -99,11 +99,7 @@ impl Inbound {
     ///
     /// # Errors
     /// When the bytes are none of this protocol.
-    pub(in crate::fabric) fn parse(
-        &mut self,
-        mut bytes: &[u8],
-        sink: &mut dyn Sink,
-    ) -> Result<(), LinkError> {
+    pub(crate) fn parse(&mut self, mut bytes: &[u8], sink: &mut dyn Sink) -> Result<(), LinkError> {
         loop {
             match &mut self.stage {
                 Stage::Skipping { header, left } => {

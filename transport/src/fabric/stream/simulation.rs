@@ -446,4 +446,12 @@ fn what_is_kept_is_bounded() {
     assert_eq!(end.window.queued(), (20_000 - 8192) * FRAME_HEADER as u64);
     end.window.acknowledged(8192);
     assert!(end.window.is_ready());
+    while end.window.len() > 3 {
+        to.clear();
+        end.write(&mut to, &mut random);
+        let rest = end.window.queued() / FRAME_HEADER as u64;
+        end.window.acknowledged(low(20_000 - rest.max(3)));
+    }
+    // And an idle link keeps no room for as many.
+    assert!(end.window.room() <= 32, "{}", end.window.room());
 }

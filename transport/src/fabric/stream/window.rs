@@ -13,6 +13,8 @@ use crate::fabric::{Frame, LinkError, SMALL};
 /// Frames of one link that may be on their way without having been acknowledged; far below what the 16 bits of an
 /// acknowledgement can tell apart.
 const FRAMES: usize = 8192;
+/// Frames for which a link keeps room when it has none.
+const FEW: usize = 32;
 /// Bytes of such frames, unless one alone is larger.
 const BYTES: u64 = 64 << 20;
 
@@ -67,6 +69,12 @@ impl Window {
     /// Frames that were not acknowledged, written or not.
     pub(in crate::fabric) fn len(&self) -> usize {
         self.frames.len()
+    }
+
+    /// For how many frames there is room.
+    #[cfg(test)]
+    pub(in crate::fabric) fn room(&self) -> usize {
+        self.frames.capacity()
     }
 
     /// Whether a frame is written in part: nothing else may be sent before its end.
@@ -201,8 +209,10 @@ impl Window {
         }
         self.next -= count;
         self.acknowledged += count as u64;
-        if self.frames.is_empty() && self.frames.capacity() > 64 {
-            self.frames = VecDeque::new();
+        // An idle link holds no memory for the frames of a busy one.
+        let few = self.frames.len() * 4;
+        if self.frames.capacity() > FEW && self.frames.capacity() > few {
+            self.frames.shrink_to(few.max(FEW) / 2);
         }
     }
 }

@@ -27,6 +27,8 @@ const SCRATCH: usize = 64 * 1024;
 const SEALED_CARRY: usize = seal::RECORD + 2;
 /// How much of a large payload makes the I/O thread wake up, if its rest is not less.
 const PART: usize = 256 << 10;
+/// Bytes of payloads that the other side may keep a copy of before it is told that it need not, when nothing else does.
+const UNTOLD: u64 = 2 * SMALL;
 /// How much of one connection is read before others get their turn.
 const TURN: usize = 4 << 20;
 
@@ -62,6 +64,8 @@ pub(super) struct Connection {
     encryption: Encryption,
     /// The link that it belongs to: from the beginning where this side opened it.
     pub(super) session: Option<Arc<Session>>,
+    /// Bytes of payloads that came since the other side was told to forget what it has sent.
+    untold: u64,
 }
 
 #[derive(Debug)]
@@ -140,6 +144,7 @@ impl Connection {
             wakes_at: 1,
             encryption: Encryption::None,
             session,
+            untold: 0,
         }
     }
 
@@ -293,7 +298,7 @@ impl Connection {
             link: &link,
             handler,
             acknowledged: None,
-            large: false,
+            bytes: self.untold,
             ended: false,
         };
         let (inbound, socket) = (&mut self.inbound, &self.socket);
@@ -302,7 +307,7 @@ impl Connection {
             _ => read(inbound, socket, &mut scratch.plain, &mut sink),
         };
         sink.handler.pause();
-        let (acknowledged, large) = (sink.acknowledged, sink.large);
+        let (acknowledged, bytes) = (sink.acknowledged, sink.bytes);
         if sink.ended {
             return Err(LinkError::Ended);
         }
@@ -311,7 +316,10 @@ impl Connection {
         if let Some(count) = acknowledged {
             session.acknowledged(count).map_err(LinkError::Network)?;
         }
-        session.acknowledge(large).map_err(LinkError::Network)
+        // An idle link keeps little of what it has sent.
+        let much = bytes > UNTOLD;
+        self.untold = if much { 0 } else { bytes };
+        session.acknowledge(much).map_err(LinkError::Network)
     }
 
     /// While a large payload is on its way into its place, the thread wakes up for large parts of it only.
@@ -478,7 +486,8 @@ struct Receiving<'a> {
     link: &'a Arc<dyn Link>,
     handler: &'a mut dyn Handler,
     acknowledged: Option<u16>,
-    large: bool,
+    /// Of payloads that the other side keeps until it is told that they have come.
+    bytes: u64,
     ended: bool,
 }
 
@@ -490,7 +499,11 @@ impl Sink for Receiving<'_> {
     fn frame(&mut self, header: &FrameHeader, payload: Incoming<'_>) {
         self.session.count_received();
         self.session.peer.frame_received();
-        self.large |= header.payload.get() > SMALL;
+        // A large one is a block of the other side's pool.
+        self.bytes += match header.payload.get() {
+            0..=SMALL => header.payload.get(),
+            _ => UNTOLD + 1,
+        };
         self.handler.frame(self.link, header, payload);
     }
 
