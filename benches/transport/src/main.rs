@@ -10,6 +10,7 @@
 //! | `beside pairs N BYTES` | GB/s of N pairs, and of one |
 //! | `beside slowest N BYTES` | GB/s of the slowest of N pairs, and of the mean |
 //! | `beside stopped BYTES` | GB/s, or million messages a second, of three pairs while the receiver of a fourth is stopped, and while that pair rests |
+//! | `round-trip …`, `bandwidth …` | ours alone of those above |
 //! | `rate THREADS RETURNS PLACE` | million messages of 64 B a second |
 //! | `idle-wake-ups PEERS`, `idle-memory PEERS` | how often an idle agent wakes up in a second; KiB for each peer |
 //! | `mpi PROGRAM MODE` | what an MPI program prints that has a rank in each namespace |
@@ -92,6 +93,10 @@ fn beside(words: &[&str]) -> Result<Beside> {
 
 fn alone(words: &[&str]) -> Result<Measured> {
     match *words {
+        ["round-trip" | "bandwidth", ..] => {
+            let (unit, [ours, _], note) = beside(words)?;
+            Ok((unit, ours, note))
+        }
         ["rate", threads, returns, place] => {
             stream::rate(threads.parse()?, returns_of(returns)?, place_of(place)?)
         }

@@ -102,13 +102,13 @@ fn beside_open_mpi(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
         (
             "round trip 8 B, unpinned",
             "us",
-            "beside round-trip free sleeping immediately chain",
+            "round-trip free sleeping immediately chain",
             "round-trip",
         ),
         (
             "bandwidth 1 MiB",
             "GB/s",
-            "beside bandwidth 1048576 block 2",
+            "bandwidth 1048576 block 2",
             "bandwidth",
         ),
         (
@@ -129,7 +129,7 @@ fn beside_open_mpi(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
         ));
     }
     let name = "round trip 8 B, unpinned";
-    let ours = programs.run("beside round-trip free sleeping immediately chain");
+    let ours = programs.run("round-trip free sleeping immediately chain");
     let theirs = upstream::across_nodes();
     print(row(
         name,
