@@ -6,6 +6,7 @@
 #[path = "../../transport/tests/rig/mod.rs"]
 mod rig;
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, ExitCode};
@@ -89,6 +90,7 @@ fn agent(words: &[String]) {
     let clients = Clients {
         member: node.client(),
         channels: Mutex::default(),
+        attached: Mutex::default(),
         stop: Arc::default(),
         progress: Arc::default(),
     };
@@ -132,6 +134,8 @@ struct Clients {
     member: Arc<Member>,
     /// Those that were created here.
     channels: Mutex<Vec<Channel>>,
+    /// By their descriptors.
+    attached: Mutex<HashMap<String, Arc<Channel>>>,
     stop: Arc<AtomicBool>,
     /// Messages that were received.
     progress: Arc<AtomicU64>,
@@ -139,8 +143,18 @@ struct Clients {
 
 impl Clients {
     fn obey(&self, words: &[&str]) {
-        let attached = |text: &str| rig::seen_by(&self.member, text.parse().unwrap());
+        let attached = |text: &str| {
+            let mut attached = self.attached.lock().unwrap();
+            let channel = attached
+                .entry(text.to_owned())
+                .or_insert_with(|| Arc::new(rig::seen_by(&self.member, text.parse().unwrap())));
+            Arc::clone(channel)
+        };
         match *words {
+            ["attach", to] => {
+                attached(to);
+                say("ok");
+            }
             ["create", capacity] => {
                 let created = rig::channel(&self.member, capacity.parse().unwrap());
                 say(&format!("channel {}", created.descriptor()));
@@ -468,11 +482,13 @@ fn an_address_that_goes_and_comes_is_not_noticed(nodes: &Nodes) {
 fn a_silent_agent_ends_what_has_a_deadline(nodes: &Nodes) {
     let [mut near, mut far] = two(nodes, 3, 1);
     let (empty, other) = (created(&mut far), created(&mut far));
-    near.says(&format!("wait {empty} 1"));
+    near.says(&format!("attach {empty}"));
+    near.hears("ok");
     near.says(&format!("wait {other} never"));
-    far.until("both are parked", |stats| stats[4] == 2);
+    far.until("it is parked", |stats| stats[4] == 1);
     // The kernel there goes on answering; only the agent says nothing.
     far.signal("-STOP");
+    near.says(&format!("wait {empty} 1"));
     assert_eq!(near.hears("waited "), "Unreachable");
     // What has no deadline waits on: stopped is not dead.
     near.stats();
