@@ -153,16 +153,52 @@ pub enum Error {
     },
     /// A pool of another node: its blocks lie in that node's memory.
     #[error(
-        "pool {0} lies on node {node}: its blocks can be used there only; attach in a process of that node, or send messages",
+        "pool {0} lies on node {node}: its memory can be used there only; `alloc_block` gives blocks that are copied to and from",
         node = .0.node
     )]
     NotHere(ObjectId),
+    /// An operation on a block of another node failed.
+    #[error(
+        "{what} {length} bytes in pool {pool} of node {node}: {text}, after {done} bytes; {way_out}",
+        node = .pool.node, text = .code.text(), way_out = way_out(*.code)
+    )]
+    Elsewhere {
+        /// What was done.
+        what: &'static str,
+        /// The pool.
+        pool: ObjectId,
+        /// How many bytes were asked for.
+        length: u64,
+        /// How many of them were done.
+        done: u64,
+        /// Why it failed.
+        code: Code,
+    },
     /// The operation on an object of another node failed.
     #[error("object {1}: {0}")]
     Remote(Code, ObjectId),
     /// Shared memory.
     #[error(transparent)]
     Memory(#[from] dragon_shmem::Error),
+}
+
+/// What can be done when an operation on a block of another node fails.
+const fn way_out(code: Code) -> &'static str {
+    match code {
+        Code::OutOfMemory | Code::OutOfCgroupMemory => {
+            "free blocks there, or make a pool with a higher limit"
+        }
+        Code::TableFull => "free some of what this process holds on that node",
+        Code::NodeDown | Code::Destroyed | Code::NoSuchObject => {
+            "its blocks are lost; use a pool of another node, or make a new one"
+        }
+        Code::Unreachable | Code::RuntimeGone => {
+            "the node may come back: try again, or use a pool of another node"
+        }
+        Code::Interrupted => "call again to go on from there",
+        Code::InvalidArgument => "the block was freed, or the range lies outside of it",
+        _ => "the log of that node's daemon tells more",
+    }
 }
 
 /// Fails unless a value is in its range.
@@ -206,9 +242,30 @@ impl Error {
             Self::Unsupported { .. } => Code::Unsupported,
             Self::SetFull { .. } => Code::TableFull,
             Self::NoSuchMember { .. } => Code::InvalidArgument,
-            Self::Remote(code, _) => *code,
+            Self::Remote(code, _) | Self::Elsewhere { code, .. } => *code,
             Self::NotHere(_) => Code::Unsupported,
             Self::Memory(error) => error.code(),
+        }
+    }
+
+    /// The same of an operation on a block of another node.
+    pub(crate) fn elsewhere(
+        self,
+        what: &'static str,
+        pool: ObjectId,
+        length: u64,
+        done: u64,
+    ) -> Self {
+        match self {
+            // That one knows more.
+            Self::Elsewhere { .. } => self,
+            error => Self::Elsewhere {
+                what,
+                pool,
+                length,
+                done,
+                code: error.code(),
+            },
         }
     }
 

@@ -59,7 +59,7 @@ pub use event::Event;
 pub use lock::{Acquired, Lock};
 pub use message::Message;
 pub use object::Object;
-pub use pool::PoolHandle;
+pub use pool::{PoolBlock, PoolHandle};
 pub use priority::{PriorityQueue, PriorityQueueOptions, PriorityQueueState};
 pub use process::ProcessObject;
 pub use recover::{Recovered, recover};

@@ -1,17 +1,23 @@
 //! Pools as objects: made by the daemon on request, named by descriptors, gone when nobody needs them.
 
+mod block;
+
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use dragon_protocol::{Descriptor, ObjectId, ObjectKind, PoolOptions};
+use dragon_protocol::op::Op;
+use dragon_protocol::{Descriptor, NodeIndex, ObjectId, ObjectKind, PoolOptions};
 use dragon_shmem::pool::{Pool, Stats};
-use dragon_shmem::{Block, Member, Pin, PoolTag};
+use dragon_shmem::{Block, Deadline, Member, Pin, PoolTag};
 
 use crate::error::{Error, Result};
 use crate::object::{Handle, is_local};
+use crate::remote;
 
-/// A handle on a pool of this node.
+pub use block::{PIECE, PoolBlock};
+
+/// A handle on a pool of any node.
 ///
 /// What a process allocated in a pool and did not share goes with its last handle on it. The pool itself goes when nobody
 /// has a handle on it, or a message in it, and it either was destroyed or holds no block: shared blocks outlive their makers.
@@ -35,8 +41,14 @@ use crate::object::{Handle, is_local};
 /// ```
 pub struct PoolHandle {
     // Given back before the pin, which tells the daemon when it was the last one.
-    handle: Handle,
-    pin: Pinned,
+    handle: Arc<Handle>,
+    /// When it lies on this node.
+    here: Option<Here>,
+}
+
+/// A pool of this node.
+struct Here {
+    _pin: Pinned,
     tag: PoolTag,
 }
 
@@ -61,7 +73,7 @@ impl fmt::Debug for PoolHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PoolHandle")
             .field("id", &self.handle.id())
-            .field("tag", &self.tag)
+            .field("tag", &self.here.as_ref().map(|here| here.tag))
             .finish_non_exhaustive()
     }
 }
@@ -86,42 +98,69 @@ impl PoolHandle {
             user: options.user,
         };
         let handle = Handle::attach(member, &descriptor, ObjectKind::Pool, false)?;
-        Ok(Self { handle, pin, tag })
+        Ok(Self {
+            handle: Arc::new(handle),
+            here: Some(Here { _pin: pin, tag }),
+        })
     }
 
     /// Attaches to the pool that a descriptor names. `adopt`: take over the reference that was counted when the descriptor
     /// was exported.
     ///
     /// # Errors
-    /// When the descriptor is of another runtime, node or kind, or the pool was destroyed.
+    /// When the descriptor is of another runtime or kind, the pool was destroyed, or its node cannot be reached.
     pub fn attach(member: &Arc<Member>, descriptor: &Descriptor, adopt: bool) -> Result<Self> {
         let id = descriptor.object;
-        if id.kind == ObjectKind::Pool && !is_local(member, id) {
-            return Err(Error::NotHere(id));
+        let handle = Arc::new(Handle::attach(member, descriptor, ObjectKind::Pool, adopt)?);
+        if !is_local(member, id) {
+            return Ok(Self { handle, here: None });
         }
-        let handle = Handle::attach(member, descriptor, ObjectKind::Pool, adopt)?;
         let (tag, pin) = member.pin_object(id)?;
         let pin = Pinned {
             member: Arc::clone(member),
             pin: ManuallyDrop::new(pin),
         };
-        Ok(Self { handle, pin, tag })
+        let here = Some(Here { _pin: pin, tag });
+        Ok(Self { handle, here })
     }
 
     /// What stands for the pool in the addresses of its blocks; for the operations of [`Member`] that take it.
+    ///
+    /// # Errors
+    /// When it lies on another node.
+    pub fn tag(&self) -> Result<PoolTag> {
+        let here = self.here.as_ref().ok_or(Error::NotHere(self.id()))?;
+        Ok(here.tag)
+    }
+
+    /// The node in whose memory it lies.
     #[must_use]
-    pub fn tag(&self) -> PoolTag {
-        self.tag
+    pub fn node(&self) -> NodeIndex {
+        self.id().node
+    }
+
+    /// Allocates a block, which is private to this process until it is sent, and freed when it is dropped. The pool may be
+    /// of any node; what lies on another one is freed there when this process dies.
+    ///
+    /// # Errors
+    /// When the pool or the job's memory limit leaves no room, the pool was destroyed, or its node cannot be reached.
+    pub fn alloc_block(&self, length: u64) -> Result<PoolBlock> {
+        if self.here.is_some() {
+            PoolBlock::here(self.member(), self.alloc(length)?)
+        } else {
+            self.usable()?;
+            PoolBlock::there(&self.handle, length)
+        }
     }
 
     /// Allocates a block, which is private to this process until it is shared or sent. It is freed, written, read and
     /// shared by its address: see [`Member`].
     ///
     /// # Errors
-    /// When the pool or the job's memory limit leaves no room, or the pool was destroyed.
+    /// When the pool or the job's memory limit leaves no room, the pool was destroyed, or it lies on another node.
     pub fn alloc(&self, length: u64) -> Result<Block> {
         self.usable()?;
-        Ok(self.member().alloc_in(self.tag, length)?)
+        Ok(self.member().alloc_in(self.tag()?, length)?)
     }
 
     /// As [`PoolHandle::alloc`], from the memory that is committed already; `None` when that has no room.
@@ -130,44 +169,82 @@ impl PoolHandle {
     /// As [`PoolHandle::alloc`].
     pub fn try_alloc(&self, length: u64) -> Result<Option<Block>> {
         self.usable()?;
-        Ok(self.member().try_alloc_in(self.tag, length)?)
+        Ok(self.member().try_alloc_in(self.tag()?, length)?)
     }
 
     /// How full it is.
     ///
     /// # Errors
-    /// When shared memory is corrupt.
+    /// When shared memory is corrupt, or the pool's node cannot be reached.
     pub fn stats(&self) -> Result<Stats> {
-        self.look(Pool::stats)
+        match self.here {
+            Some(_) => self.look(Pool::stats),
+            None => Ok(self.ask()?.0),
+        }
+    }
+
+    /// How full a pool of another node is, and its name.
+    fn ask(&self) -> Result<(Stats, String)> {
+        self.usable()?;
+        let (member, id) = (self.member(), self.id());
+        let arguments = [0, 0];
+        let deadline = Deadline::Never;
+        let (answer, _) =
+            remote::call_for_message(member, Op::Attributes, id, arguments, deadline)?;
+        let bytes = answer.into_vec();
+        let (words, _) = bytes.as_chunks::<8>();
+        let Some([limit, committed, used, blocks]) = words.first_chunk().copied() else {
+            let what = "length of what another node says of a pool";
+            let value = bytes.len() as u64;
+            return Err(dragon_shmem::Error::Corrupt { what, value }.into());
+        };
+        let [limit, committed, used, blocks] =
+            [limit, committed, used, blocks].map(u64::from_le_bytes);
+        let stats = Stats {
+            limit,
+            committed,
+            used,
+            blocks,
+        };
+        Ok((stats, String::from_utf8_lossy(&bytes[32..]).into_owned()))
     }
 
     /// Its limit in bytes.
     ///
     /// # Errors
-    /// In a forked child.
+    /// In a forked child; when the pool's node cannot be reached.
     pub fn limit(&self) -> Result<u64> {
-        self.look(|pool| Ok(pool.limit()))
+        match self.here {
+            Some(_) => self.look(|pool| Ok(pool.limit())),
+            None => Ok(self.ask()?.0.limit),
+        }
     }
 
-    /// The name that it was given.
+    /// The name that it was given; empty when its node cannot be reached.
     #[must_use]
     pub fn name(&self) -> String {
-        self.look(|pool| Ok(pool.label().name.into()))
-            .unwrap_or_default()
+        match self.here {
+            Some(_) => self.look(|pool| Ok(pool.label().name.into())),
+            None => self.ask().map(|(_, name)| name),
+        }
+        .unwrap_or_default()
     }
 
-    /// Bytes of this process's mapping that lie in huge pages: what was obtained of them, not what was asked for. It takes
-    /// the kernel's time.
+    /// Bytes of this process's mapping that lie in huge pages: what was obtained of them, not what was asked for; 0 for a pool
+    /// of another node. It takes the kernel's time.
     ///
     /// # Errors
     /// When /proc cannot be read.
     pub fn huge_bytes(&self) -> Result<u64> {
-        self.look(|pool| pool.data().huge_bytes())
+        match self.here {
+            Some(_) => self.look(|pool| pool.data().huge_bytes()),
+            None => Ok(0),
+        }
     }
 
     fn look<T>(&self, look: impl FnOnce(&Pool) -> dragon_shmem::Result<T>) -> Result<T> {
         self.usable()?;
-        let address = self.tag.address(0);
+        let address = self.tag()?.address(0);
         Ok(self.member().with_pool(address, |pool, _| look(pool))?)
     }
 
@@ -176,7 +253,7 @@ impl PoolHandle {
     }
 
     fn member(&self) -> &Arc<Member> {
-        &self.pin.member
+        self.handle.member()
     }
 
     /// Ends the pool: nothing is allocated in it, and nobody attaches to it, from now on; who waits for memory in it gets
@@ -186,6 +263,9 @@ impl PoolHandle {
     /// When it is gone.
     pub fn destroy(&self) -> Result<()> {
         self.handle.destroy()?;
+        if self.here.is_none() {
+            return Ok(());
+        }
         // If this process dies in between, recovery wakes them.
         self.look(|pool| {
             pool.wake_waiters();

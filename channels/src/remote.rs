@@ -234,8 +234,45 @@ pub(crate) fn call_for_message(
     arguments: [u64; 2],
     deadline: Deadline,
 ) -> Result<(Message, u64)> {
-    let nothing = What::Nothing;
-    let Answer { reply, place } = ask(member, op, object, arguments, &nothing, deadline)?;
+    let answer = ask(member, op, object, arguments, &What::Nothing, deadline)?;
+    message_of(member, answer)
+}
+
+/// Copies bytes of a block of this node, from the second place on, to a place in a block of another one.
+pub(crate) fn copy_in(
+    member: &Arc<Member>,
+    pool: ObjectId,
+    to: [u64; 2],
+    (block, at): (u64, u64),
+    length: u64,
+) -> Result<()> {
+    let what = What::Lent(block, at, length);
+    let answer = ask(member, Op::CopyIn, pool, to, &what, Deadline::Never)?;
+    answer.discard(member).map(drop)
+}
+
+/// A copy of bytes of a block of another node.
+pub(crate) fn copy_out(
+    member: &Arc<Member>,
+    pool: ObjectId,
+    from: [u64; 2],
+    length: u64,
+) -> Result<Message> {
+    let length = length.to_le_bytes();
+    let parts = [IoSlice::new(&length)];
+    let what = What::Parts(&parts);
+    let answer = ask(member, Op::CopyOut, pool, from, &what, Deadline::Never)?;
+    Ok(message_of(member, answer)?.0)
+}
+
+/// Gives a block of another node back; waits for no reply.
+pub(crate) fn free_block(member: &Arc<Member>, pool: ObjectId, address: u64) -> Result<()> {
+    tell(member, Op::BlockFree, pool, address)
+}
+
+/// The message that came with a reply, and the reply's second result.
+fn message_of(member: &Arc<Member>, answer: Answer<'_>) -> Result<(Message, u64)> {
+    let Answer { reply, place } = answer;
     let message = match reply.payload {
         ReplyPayload::Inline(bytes) => Message::owned(reply.arg0, bytes),
         ReplyPayload::Block { offset, length } => {
@@ -301,6 +338,8 @@ enum What<'a> {
     Nothing,
     Parts(&'a [IoSlice<'a>]),
     Block(Block),
+    /// Bytes of a block that stays the caller's: its address, where in it, how many.
+    Lent(u64, u64, u64),
 }
 
 /// A reply, and the place in the held table where its block stands if it has one.
@@ -461,6 +500,13 @@ fn post(
             (block_of(member, parts, length)?, true)
         }
         What::Block(block) => (*block, false),
+        What::Lent(address, at, length) => {
+            check_length(*length)?;
+            request.by_reference = 2;
+            request.block = (*address).into();
+            request.payload = (*length).into();
+            return put(&request, &[IoSlice::new(&at.to_le_bytes())], None);
+        }
     };
     check_length(block.length)?;
     request.by_reference = 1;

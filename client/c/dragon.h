@@ -550,8 +550,9 @@ int32_t dragon_broadcast_waiting(const dragon_broadcast *broadcast, uint32_t *wa
 
 /* Pools ------------------------------------------------------------------------------------------------------------ */
 
-/* A pool of shared memory on this node, apart from the default one. It goes when nobody has a handle on it, or a message
- * in it, and it either was destroyed or holds no block. options may be NULL. */
+/* A pool of shared memory, apart from a node's default one, made on this node. It goes when nobody has a handle on it, or a
+ * message in it, and it either was destroyed or holds no block. options may be NULL. Processes of other nodes attach to it,
+ * allocate in it and copy to and from their blocks. */
 int32_t dragon_pool_create(const dragon_pool_options *options, dragon_pool **pool);
 int32_t dragon_pool_attach(const uint8_t descriptor[32], int32_t adopt, dragon_pool **pool);
 int32_t dragon_pool_close(dragon_pool *pool);
@@ -562,16 +563,27 @@ int32_t dragon_pool_export(const dragon_pool *pool, uint8_t descriptor[32]);
 int32_t dragon_pool_get_stats(const dragon_pool *pool, dragon_pool_stats *stats);
 /* Gives memory that no pool of this node uses back to the system; *released (may be NULL): how many bytes. */
 int32_t dragon_pool_trim(uint64_t *released);
-/* Allocates a block. It is this process's until it is sent or freed, and goes with the process. */
+/* Allocates a block, wherever the pool lies. It is this process's until it is sent or freed, and goes with the process. */
 int32_t dragon_pool_alloc(const dragon_pool *pool, uint64_t length, dragon_pool_block **block);
-/* Where the block lies, until it is sent or freed. data and length may be NULL. */
+/* Where the block lies, until it is sent or freed; *data is NULL for a block of another node. data and length may be NULL. */
 int32_t dragon_pool_block_data(dragon_pool_block *block, void **data, uint64_t *length);
+/* The node in whose memory it lies. */
+int32_t dragon_pool_block_node(const dragon_pool_block *block, uint32_t *node);
+/* Blocks of any node: copied to and from, filled, hashed (BLAKE3, computed where the bytes lie) and compared (*order: -1, 0
+ * or 1, as by memcmp). Between nodes a copy goes in pieces of 4 MiB, straight between the pools; when it fails,
+ * dragon_last_error() says after how many bytes. Both blocks of a copy may be the same one, and the places may overlap. */
+int32_t dragon_pool_block_write(dragon_pool_block *block, uint64_t at, const void *data, size_t length);
+int32_t dragon_pool_block_read(const dragon_pool_block *block, uint64_t at, void *data, size_t length);
+int32_t dragon_pool_block_copy(dragon_pool_block *to, uint64_t to_at, const dragon_pool_block *from, uint64_t from_at, uint64_t length);
+int32_t dragon_pool_block_fill(dragon_pool_block *block, uint64_t at, uint64_t length, uint32_t value);
+int32_t dragon_pool_block_hash(const dragon_pool_block *block, uint64_t at, uint64_t length, uint8_t hash[32]);
+int32_t dragon_pool_block_compare(const dragon_pool_block *first, uint64_t first_at, const dragon_pool_block *second, uint64_t second_at, uint64_t length, int32_t *order);
 int32_t dragon_pool_block_free(dragon_pool_block *block);
-/* Sends a block without copying it. With success it is the receiver's and *block is NULL; otherwise it stays, and *block
+/* Sends a block of this node without copying it. With success it is the receiver's and *block is NULL; otherwise it stays, and *block
  * may have changed. */
 int32_t dragon_pool_block_send(dragon_pool_block **block, const dragon_channel *channel, uint64_t hint, int64_t timeout);
 
-/* Sets: one wait for thousands of objects of this node ------------------------------------------------------------- */
+/* Sets: one wait for thousands of objects, of this node and of others ---------------------------------------------- */
 
 /* capacity: members that it can have. */
 int32_t dragon_set_create(uint32_t capacity, uint64_t user, dragon_set **set);

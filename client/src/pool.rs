@@ -1,14 +1,14 @@
 //! Pools and blocks of shared memory, as programs use them.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::mem::ManuallyDrop;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use dragon_channels as channels;
 use dragon_protocol::{Descriptor, PoolOptions};
 use dragon_shmem::pool::Stats;
-use dragon_shmem::{Block, Deadline, Member, Pin};
+use dragon_shmem::{Block, Deadline, Member};
 
 use crate::error::{Error, Result};
 use crate::handle::{Handle, Object};
@@ -27,7 +27,8 @@ impl Object for channels::PoolHandle {
 
 names!(Pool, "pool");
 
-/// A pool of shared memory on this node, apart from the default one: with a limit, a name and a policy of its own.
+/// A pool of shared memory, apart from a node's default one: with a limit, a name and a policy of its own. It is made on this
+/// node; processes of other nodes can attach to it, allocate in it, and copy to and from their blocks.
 ///
 /// It goes when nobody has a handle on it, or a message in it, and it either was destroyed or holds no block.
 ///
@@ -58,7 +59,7 @@ pub struct PoolStats {
     pub used: u64,
     /// Allocated blocks.
     pub blocks: u64,
-    /// Bytes of this process's mapping that lie in huge pages.
+    /// Bytes of this process's mapping that lie in huge pages; 0 for a pool of another node.
     pub huge: u64,
 }
 
@@ -82,20 +83,19 @@ impl Pool {
         Ok(self.0.get()?.destroy()?)
     }
 
-    /// Allocates a block, which belongs to this process until it is sent.
+    /// Allocates a block, which belongs to this process until it is sent, wherever the pool lies.
     ///
     /// # Errors
-    /// When the pool or the job's memory limit leaves no room, or the pool was destroyed.
+    /// When the pool or the job's memory limit leaves no room, the pool was destroyed, or its node cannot be reached.
     pub fn alloc(&self, length: u64) -> Result<PoolBlock> {
         let (pool, session) = self.0.get_with_session()?;
-        let block = pool.alloc(length)?;
-        PoolBlock::new(session, block)
+        PoolBlock::new(session, pool.alloc_block(length)?)
     }
 
     /// How full it is. Counted page by page: for people, not for hot paths.
     ///
     /// # Errors
-    /// When shared memory is corrupt.
+    /// When shared memory is corrupt, or the pool's node cannot be reached.
     pub fn stats(&self) -> Result<PoolStats> {
         let pool = self.0.get()?;
         let Stats {
@@ -137,107 +137,157 @@ impl Session {
     }
 }
 
-/// A block of a pool that this process has for itself; freed when it is dropped.
+/// A block of a pool of any node that this process has for itself; freed when it is dropped, and when the process dies.
+///
+/// One of this node is memory of this process. What lies on another node is copied to and from, piece by piece and straight
+/// between the pools:
+///
+/// ```no_run
+/// use dragon::{Pool, PoolOptions};
+///
+/// // The descriptor of a pool that a process of another node made.
+/// let there = Pool::attach(std::env::args().nth(1).unwrap().parse()?, false)?;
+/// let here = Pool::create(&PoolOptions::default())?;
+/// let mut image = here.alloc(64 << 20)?;
+/// image.fill(0, image.len(), 0xff)?;
+///
+/// let mut copy = there.alloc(image.len())?;
+/// copy.copy_from(0, &image, 0, image.len())?;
+/// assert_eq!(copy.hash(0, copy.len())?, image.hash(0, image.len())?);
+/// let mut first = [0; 16];
+/// copy.read(0, &mut first)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct PoolBlock {
     session: &'static Session,
-    block: Block,
-    start: NonNull<u8>,
-    pin: ManuallyDrop<Pin>,
+    /// In a box: it comes back with an error when it cannot be sent.
+    block: ManuallyDrop<Box<channels::PoolBlock>>,
 }
-
-// SAFETY: the pointer is to memory that only the owner of this value uses, mapped as long as the pin is held.
-unsafe impl Send for PoolBlock {}
-// SAFETY: shared access only reads.
-unsafe impl Sync for PoolBlock {}
 
 impl fmt::Debug for PoolBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.block.fmt(f)
+        fmt::Debug::fmt(&**self.block, f)
     }
 }
 
 impl PoolBlock {
-    fn new(session: &'static Session, block: Block) -> Result<Self> {
-        let member = session.member()?;
-        let pinned = member.pin(block.offset).and_then(|pin| {
-            match member.bytes(block.offset, block.length) {
-                Ok(start) => Ok((pin, start)),
-                Err(error) => {
-                    member.unpin(pin);
-                    Err(error)
-                }
-            }
-        });
-        let (pin, start) = pinned?;
-        if let Err(error) = session.enter() {
-            member.unpin(pin);
-            return Err(error);
-        }
+    fn new(session: &'static Session, block: channels::PoolBlock) -> Result<Self> {
+        session.enter()?;
         Ok(Self {
             session,
-            block,
-            start,
-            pin: ManuallyDrop::new(pin),
+            block: ManuallyDrop::new(Box::new(block)),
         })
     }
 
     /// Bytes of the block.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.block.length
+        self.block.len()
     }
 
     /// Whether it has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.block.length == 0
+        self.block.is_empty()
     }
 
-    /// Where its bytes lie, as long as it lives.
+    /// The node in whose memory it lies.
+    #[must_use]
+    pub fn node(&self) -> u32 {
+        self.block.node().get()
+    }
+
+    /// Where its bytes lie, as long as it lives; null when that is on another node.
     #[must_use]
     pub fn as_ptr(&self) -> *const u8 {
-        self.start.as_ptr()
+        self.block.as_ptr()
     }
 
-    /// Where its bytes lie, to write to.
+    /// Where its bytes lie, to write to; null when that is on another node.
     #[must_use]
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.start.as_ptr()
+        self.block.as_ptr()
     }
 
     /// Copies bytes into it.
     ///
     /// # Errors
-    /// When they do not fit.
+    /// When they do not fit. When its node cannot be reached, or has no memory, the error says how far it came.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
-        self.within(at, bytes.len())?;
-        Ok(self.session.member()?.write(self.block.offset, at, bytes)?)
+        self.usable()?;
+        Ok(self.block.write(at, bytes)?)
     }
 
     /// Copies bytes out of it.
     ///
     /// # Errors
-    /// When it is shorter.
+    /// When it is shorter, and as [`PoolBlock::write`].
     pub fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
-        self.within(at, bytes.len())?;
-        Ok(self.session.member()?.read(self.block.offset, at, bytes)?)
+        self.usable()?;
+        Ok(self.block.read(at, bytes)?)
     }
 
-    fn within(&self, at: u64, length: usize) -> Result<()> {
-        let end = at.checked_add(length as u64);
-        if end.is_some_and(|end| end <= self.block.length) {
-            return Ok(());
-        }
-        Err(Error::InvalidArgument(format!(
-            "{length} bytes at {at} do not lie inside a block of {} bytes",
-            self.block.length
-        )))
+    /// Copies `length` bytes of another block into this one. Each of them may lie on any node.
+    ///
+    /// # Errors
+    /// When a block is shorter, and as [`PoolBlock::write`].
+    pub fn copy_from(&mut self, at: u64, from: &Self, from_at: u64, length: u64) -> Result<()> {
+        self.usable()?;
+        from.usable()?;
+        Ok(self.block.copy_from(at, &from.block, from_at, length)?)
+    }
+
+    /// Copies `length` bytes of this block into another one: [`PoolBlock::copy_from`] from the other side.
+    ///
+    /// # Errors
+    /// As [`PoolBlock::copy_from`].
+    pub fn copy_to(&self, at: u64, to: &mut Self, to_at: u64, length: u64) -> Result<()> {
+        to.copy_from(to_at, self, at, length)
+    }
+
+    /// Copies `length` bytes to another place of the same block; the places may overlap.
+    ///
+    /// # Errors
+    /// As [`PoolBlock::copy_from`].
+    pub fn copy_within(&mut self, at: u64, from_at: u64, length: u64) -> Result<()> {
+        self.usable()?;
+        Ok(self.block.copy_within(at, from_at, length)?)
+    }
+
+    /// Fills `length` bytes from `at` on with a value.
+    ///
+    /// # Errors
+    /// When it is shorter, or its node cannot be reached.
+    pub fn fill(&mut self, at: u64, length: u64, value: u8) -> Result<()> {
+        self.usable()?;
+        Ok(self.block.fill(at, length, value)?)
+    }
+
+    /// The BLAKE3 hash of `length` bytes from `at` on, computed where they lie.
+    ///
+    /// # Errors
+    /// When it is shorter, or its node cannot be reached.
+    pub fn hash(&self, at: u64, length: u64) -> Result<[u8; 32]> {
+        self.usable()?;
+        Ok(self.block.hash(at, length)?)
+    }
+
+    /// Compares `length` bytes with as many of another block, as [`Ord`] does for slices of bytes. What lies on another node
+    /// is fetched, up to the first piece that differs.
+    ///
+    /// # Errors
+    /// When a block is shorter, or a node cannot be reached.
+    pub fn compare(&self, at: u64, other: &Self, other_at: u64, length: u64) -> Result<Ordering> {
+        self.usable()?;
+        other.usable()?;
+        Ok(self.block.compare(at, &other.block, other_at, length)?)
     }
 
     /// Sends the block without copying it: with success it is the receiver's, who frees it with the message.
     ///
     /// # Errors
-    /// As [`Channel::send`]; the block comes back.
+    /// As [`Channel::send`]; the block comes back. [`Code::Unsupported`](crate::Code::Unsupported) for a block of another
+    /// node: copy it to one of this node, and send that.
     pub fn send(
         self,
         channel: &Channel,
@@ -253,41 +303,41 @@ impl PoolBlock {
         self,
         send: impl FnOnce(Block) -> Result<()>,
     ) -> Result<(), (Error, Self)> {
-        if self.session.is_forked() {
-            return Err((Error::Channels(channels::Error::Forked), self));
+        if let Err(error) = self.usable() {
+            return Err((error, self));
         }
-        match send(self.block) {
-            Ok(()) => {
-                let mut sent = ManuallyDrop::new(self);
-                sent.leave();
-                Ok(())
-            }
-            Err(error) => Err((error, self)),
+        let sent = match self.block.local() {
+            Some(block) => send(block),
+            None => Err(self.block.not_here().into()),
+        };
+        if let Err(error) = sent {
+            return Err((error, self));
         }
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: taken here once, and `this` is never dropped.
+        let block = unsafe { ManuallyDrop::take(&mut this.block) };
+        // It is the receiver's: only this process's use of its pool ends.
+        let _ = block.into_local();
+        this.session.leave();
+        Ok(())
     }
 
-    /// The pool and the session are not used any more.
-    fn leave(&mut self) {
-        // SAFETY: called once, by the drop or instead of it; the pin is not used afterwards.
-        let pin = unsafe { ManuallyDrop::take(&mut self.pin) };
-        // The block keeps the process from leaving, so there is one.
-        if let Ok(member) = self.session.member() {
-            member.unpin(pin);
+    /// Fails in a forked child, which has a copy of the handle, not of the block.
+    fn usable(&self) -> Result<()> {
+        if self.session.is_forked() {
+            Err(Error::Channels(channels::Error::Forked))
+        } else {
+            Ok(())
         }
-        self.session.leave();
     }
 }
 
 impl Drop for PoolBlock {
     fn drop(&mut self) {
-        // A forked child has a copy of the handle, not of the block.
         if !self.session.is_forked() {
-            // It fails only on memory that was scribbled over.
-            let _ = self
-                .session
-                .member()
-                .and_then(|member| Ok(member.free(self.block.offset)?));
-            self.leave();
+            // SAFETY: dropped here once, and not used afterwards. Before the session's count, which keeps the slot ours.
+            unsafe { ManuallyDrop::drop(&mut self.block) };
+            self.session.leave();
         }
     }
 }

@@ -92,15 +92,23 @@ pub enum Op {
     /// Close an end of a stream. Argument 0: 0 the sender's, 1 the same, breaking off, 2 the receiver's, 3 take an accepting
     /// back, 4 take an opening back. Argument 1: the conversation.
     StreamClose = 41,
-    /// Write into a block of another node.
+    /// Write the payload into a block of a pool. Argument 0: its address; argument 1: where in it.
     CopyIn = 42,
-    /// Read a block of another node.
+    /// Read a block of a pool: the reply's payload. Arguments as for [`Op::CopyIn`]; the payload: how many bytes, u64.
     CopyOut = 43,
     /// Wait until a message was received.
     AwaitReceipt = 44,
     /// Wait until the receiver of a stream has ended: the status says how. Argument 1: the conversation. Done also when the
     /// sender has ended.
     StreamWatch = 45,
+    /// Allocate a block in a pool for the calling process. Argument 0: its length. The reply's arguments: address and length.
+    BlockAllocate = 46,
+    /// Free a block of the calling process. Argument 0: its address.
+    BlockFree = 47,
+    /// Fill a block. Arguments as for [`Op::CopyIn`]; the payload: how many bytes, and the value, u64 each.
+    BlockFill = 48,
+    /// The BLAKE3 hash of a block: the reply's payload. Arguments and payload as for [`Op::CopyOut`].
+    BlockHash = 49,
 
     // Only in intent records:
     /// Allocate from a pool.
@@ -165,6 +173,10 @@ impl Op {
             43 => Self::CopyOut,
             44 => Self::AwaitReceipt,
             45 => Self::StreamWatch,
+            46 => Self::BlockAllocate,
+            47 => Self::BlockFree,
+            48 => Self::BlockFill,
+            49 => Self::BlockHash,
             64 => Self::Allocate,
             65 => Self::Free,
             66 => Self::Resize,

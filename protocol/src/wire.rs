@@ -67,7 +67,8 @@ impl Target {
 pub struct Request {
     /// An [`crate::op::Op`].
     pub op: u8,
-    /// 1: the payload is in the block at `block`, which the agent frees. 0: it follows this header.
+    /// 0: the payload follows this header. 1: it is the block at `block`, which the agent frees. 2: it lies in that block, from
+    /// the place on that follows this header (u64), and stays the caller's, who waits for the reply.
     pub by_reference: u8,
     /// Reserved, 0.
     pub reserved: [u8; 2],
@@ -87,7 +88,7 @@ pub struct Request {
     pub arg0: U64,
     /// Second argument.
     pub arg1: U64,
-    /// Offset of the payload's block in the default pool when `by_reference` is 1.
+    /// Address of the payload's block when `by_reference` is not 0.
     pub block: U64,
     /// Bytes of payload.
     pub payload: U64,

@@ -114,6 +114,8 @@ struct Registry {
     objects: HashMap<ObjectId, (u32, u32)>,
     /// For proxies: each reference at a place of its own.
     further: HashMap<ObjectId, Vec<u32>>,
+    /// For proxies: blocks, by their addresses.
+    blocks: HashMap<u64, u32>,
     free: Vec<u32>,
     used: u32,
 }
@@ -596,7 +598,51 @@ impl Member {
         if let Some(registry) = self.proxies().get_mut(&slot.index) {
             registry.free.push(place);
         }
+        self.tell_of_pool(id);
         disposed
+    }
+
+    /// Records a shared block for the process of another node, in its proxy slot: it is freed with the process. For the
+    /// daemon only.
+    ///
+    /// # Errors
+    /// When the slot's held table is full; the block stays the caller's then.
+    pub fn hold_block_for(&self, slot: SlotId, address: u64) -> Result<()> {
+        let mut proxies = self.proxies();
+        let registry = proxies.entry(slot.index).or_default();
+        let place = registry.place(self.control.slot(slot.index)?)?;
+        self.control
+            .held_entry(slot.index, place)?
+            .set_block(address);
+        registry.blocks.insert(address, place);
+        Ok(())
+    }
+
+    /// Whether [`Member::hold_block_for`] recorded the block for that slot, and it was not freed since.
+    #[must_use]
+    pub fn holds_block_for(&self, slot: SlotId, address: u64) -> bool {
+        let proxies = self.proxies();
+        let registry = proxies.get(&slot.index);
+        registry.is_some_and(|registry| registry.blocks.contains_key(&address))
+    }
+
+    /// Frees a block of [`Member::hold_block_for`].
+    ///
+    /// # Errors
+    /// When the slot has no such block.
+    pub fn free_block_for(&self, slot: SlotId, address: u64) -> Result<()> {
+        let place = {
+            let mut proxies = self.proxies();
+            let registry = proxies.get_mut(&slot.index);
+            let place = registry.and_then(|registry| registry.blocks.remove(&address));
+            place.ok_or_else(|| not_allocated(address))?
+        };
+        let freed = self.free(address);
+        self.control.held_entry(slot.index, place)?.clear();
+        if let Some(registry) = self.proxies().get_mut(&slot.index) {
+            registry.free.push(place);
+        }
+        freed
     }
 
     /// Forgets what the daemon knows of a proxy slot whose process is gone. Its held table is recovered apart from that.
@@ -723,6 +769,15 @@ impl Registry {
             self.objects.remove(&id);
             place
         })
+    }
+}
+
+/// What is said of an address that is not that of a block of whoever names it.
+#[must_use]
+pub fn not_allocated(address: u64) -> Error {
+    Error::NotAllocated {
+        pool: PoolTag::of(address).number(),
+        offset: PoolTag::offset(address),
     }
 }
 

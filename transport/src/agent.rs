@@ -11,6 +11,7 @@ mod io;
 mod late;
 mod latency;
 mod local;
+mod memory;
 mod outbox;
 mod owner;
 mod requests;

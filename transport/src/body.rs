@@ -25,6 +25,8 @@ pub struct PoolBlock {
     block: Block,
     start: NonNull<u8>,
     shared: bool,
+    /// It is another's, and is only read.
+    lent: bool,
     /// The pool stays mapped as long as the bytes are used.
     pin: ManuallyDrop<Pin>,
 }
@@ -58,8 +60,39 @@ impl PoolBlock {
             block,
             start,
             shared: true,
+            lent: false,
             pin: ManuallyDrop::new(pin),
         })
+    }
+
+    /// Bytes of a block that stays whose it is, to be read: its owner waits until that has been done, or has died. In the
+    /// second case they may be another's bytes by then, for somebody who is dead as well.
+    ///
+    /// # Errors
+    /// When they do not lie inside an allocated block.
+    pub fn lend(
+        member: &Arc<Member>,
+        address: u64,
+        at: u64,
+        length: u64,
+    ) -> dragon_shmem::Result<Self> {
+        let what = "place in a block";
+        let corrupt = dragon_shmem::Error::Corrupt { what, value: at };
+        let end = at.checked_add(length).ok_or(corrupt)?;
+        let offset = address;
+        let mut lent = Self::adopt(
+            member,
+            Block {
+                offset,
+                length: end,
+            },
+        )?;
+        lent.lent = true;
+        lent.block.length = length;
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
+        // SAFETY: the block has `end` bytes, of which `at` is no more than the end.
+        lent.start = unsafe { lent.start.add(at) };
+        Ok(lent)
     }
 
     /// Allocates a block.
@@ -75,6 +108,7 @@ impl PoolBlock {
             block,
             start,
             shared: false,
+            lent: false,
             pin: ManuallyDrop::new(member.pin(block.offset)?),
         })
     }
@@ -126,7 +160,9 @@ impl PoolBlock {
 
 impl Drop for PoolBlock {
     fn drop(&mut self) {
-        if let Err(error) = self.member.free(self.block.offset) {
+        if !self.lent
+            && let Err(error) = self.member.free(self.block.offset)
+        {
             tracing::warn!(%error, "a payload's block cannot be freed");
         }
         // SAFETY: taken here once, and not used afterwards.

@@ -5,8 +5,8 @@ use std::ffi::{c_char, c_void};
 use dragon_protocol::PoolOptions;
 use dragon_shmem::Deadline;
 
-use super::function::{Out, Taken, Wanted, functions, object};
-use super::{check_size, or_default, text};
+use super::function::{Argument, Out, Taken, Wanted, functions, object};
+use super::{check_size, many, or_default, room, text};
 use crate::error::{Error, Result};
 use crate::objects::Channel;
 use crate::pool::{Pool, PoolBlock};
@@ -137,6 +137,61 @@ functions! {
     fn dragon_pool_block_data(block: &mut PoolBlock, data: Wanted<*mut c_void>, length: Wanted<u64>) {
         length.put(block.len());
         data.put(block.as_mut_ptr().cast());
+        Ok(())
+    }
+
+    fn dragon_pool_block_node(block: &PoolBlock, node: Out<u32>) {
+        node.put(block.node());
+        Ok(())
+    }
+
+    fn dragon_pool_block_write(block: &mut PoolBlock, at: u64, data: *const c_void, length: usize) {
+        // SAFETY: the caller's promise.
+        block.write(at, unsafe { many(data.cast::<u8>(), length, "data") }?)
+    }
+
+    fn dragon_pool_block_read(block: &PoolBlock, at: u64, data: *mut c_void, length: usize) {
+        // SAFETY: the caller's promise.
+        block.read(at, unsafe { room(data, length) }?)
+    }
+
+    fn dragon_pool_block_copy(
+        to: *mut PoolBlock,
+        to_at: u64,
+        from: *const PoolBlock,
+        from_at: u64,
+        length: u64,
+    ) {
+        if to.cast_const() == from {
+            // SAFETY: the caller's promise; the other name of the block is not used.
+            let block = unsafe { <&mut PoolBlock as Argument>::take(to, "to") }?;
+            return block.copy_within(to_at, from_at, length);
+        }
+        // SAFETY: the caller's promise; they are two blocks.
+        let to = unsafe { <&mut PoolBlock as Argument>::take(to, "to") }?;
+        // SAFETY: as above.
+        let from = unsafe { <&PoolBlock as Argument>::take(from, "from") }?;
+        to.copy_from(to_at, from, from_at, length)
+    }
+
+    fn dragon_pool_block_fill(block: &mut PoolBlock, at: u64, length: u64, value: u32) {
+        block.fill(at, length, value.to_le_bytes()[0])
+    }
+
+    fn dragon_pool_block_hash(block: &PoolBlock, at: u64, length: u64, hash: Out<[u8; 32]>) {
+        hash.put(block.hash(at, length)?);
+        Ok(())
+    }
+
+    fn dragon_pool_block_compare(
+        first: &PoolBlock,
+        first_at: u64,
+        second: &PoolBlock,
+        second_at: u64,
+        length: u64,
+        order: Out<i32>,
+    ) {
+        order.put(first.compare(first_at, second, second_at, length)? as i32);
         Ok(())
     }
 

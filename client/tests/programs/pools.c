@@ -45,6 +45,33 @@ int main(void)
     OK(dragon_pool_get_stats(pool, &stats));
     TRUE(stats.blocks == 0);
 
+    /* Copied, filled, hashed and compared. */
+    unsigned char word[4] = {1, 2, 3, 4}, back[4] = {0}, hashes[2][32];
+    int32_t order = 7;
+    uint32_t node = 7;
+    OK(dragon_pool_alloc(pool, 100, &block));
+    OK(dragon_pool_alloc(pool, 50, &kept));
+    OK(dragon_pool_block_node(block, &node));
+    TRUE(node == 0);
+    OK(dragon_pool_block_fill(block, 0, 100, 9));
+    OK(dragon_pool_block_write(block, 10, word, 4));
+    OK(dragon_pool_block_copy(kept, 0, block, 8, 50));
+    OK(dragon_pool_block_copy(kept, 4, kept, 2, 4)); /* overlapping */
+    OK(dragon_pool_block_read(kept, 4, back, 4));
+    TRUE(memcmp(word, back, 4) == 0);
+    OK(dragon_pool_block_compare(kept, 4, block, 10, 4, &order));
+    TRUE(order == 0);
+    OK(dragon_pool_block_compare(kept, 4, block, 9, 4, &order));
+    TRUE(order == -1);
+    OK(dragon_pool_block_hash(kept, 4, 4, hashes[0]));
+    OK(dragon_pool_block_hash(block, 10, 4, hashes[1]));
+    TRUE(memcmp(hashes[0], hashes[1], 32) == 0);
+    EXPECT(DRAGON_INVALID_ARGUMENT, dragon_pool_block_copy(kept, 1, block, 0, 50));
+    EXPECT(DRAGON_INVALID_ARGUMENT, dragon_pool_block_read(kept, 0, NULL, 4));
+    OK(dragon_pool_block_free(block));
+    OK(dragon_pool_block_free(kept));
+    block = kept = NULL;
+
     /* What does not fit is told with its numbers. */
     EXPECT(DRAGON_OUT_OF_MEMORY, dragon_pool_alloc(pool, 33 << 20, &block));
     TRUE(strstr(dragon_last_error(), "'images'") != NULL && strstr(dragon_last_error(), "34603008") != NULL);

@@ -440,8 +440,10 @@ impl Core {
         let took = clock::now().saturating_sub(pending.begun);
         lock(&self.latencies).record(pending.node, took);
         if let Payload::Lost(code) = payload {
-            add(&self.counters.messages_lost);
-            tracing::warn!(object = %pending.target, %code, "a message was lost: no memory to receive it");
+            if super::stats::carries_message(header) {
+                add(&self.counters.messages_lost);
+                tracing::warn!(object = %pending.target, %code, "a message was lost: no memory to receive it");
+            }
             return self.complete(pending.caller, code);
         }
         let receiver = Receiver::of_reply(header);
@@ -665,6 +667,8 @@ impl Core {
             Some(Op::Attach) => (Op::Detach, 0, 0),
             Some(Op::StreamOpen) => (Op::StreamClose, stream::UNOPEN, conversation),
             Some(Op::StreamAccept) => (Op::StreamClose, stream::UNACCEPT, conversation),
+            // The reply names its address.
+            Some(Op::BlockAllocate) => (Op::BlockFree, header.arg0.get(), 0),
             _ => return,
         };
         let slot = alive.unwrap_or(self.member.slot());

@@ -191,7 +191,8 @@ fn refuse(core: &Core, bytes: &[u8]) {
     core.complete(caller(&request), Code::RuntimeGone);
 }
 
-/// The payload of a request: what follows it, or the block that it names, which is this process's from now on.
+/// The payload of a request: what follows it, or the block that it names, which is this process's from now on unless it is
+/// lent.
 fn body(core: &Core, request: &Request, inline: &[u8]) -> Result<Body, Code> {
     let length = request.payload.get();
     if request.by_reference == 0 {
@@ -200,6 +201,12 @@ fn body(core: &Core, request: &Request, inline: &[u8]) -> Result<Body, Code> {
         return Ok(Body::Bytes(bytes.to_vec()));
     }
     let offset = request.block.get();
+    if request.by_reference == 2 {
+        let at = inline.first_chunk().copied().map(u64::from_le_bytes);
+        let at = at.ok_or(Code::Corrupt)?;
+        let lent = PoolBlock::lend(&core.member, offset, at, length);
+        return lent.map(Body::Block).map_err(|e| e.code());
+    }
     let block = PoolBlock::adopt(&core.member, Block { offset, length });
     block.map(Body::Block).map_err(|e| e.code())
 }

@@ -3,6 +3,9 @@
 //!
 //! A message of a channel goes back to its owner in such a case, where others may have it. A chunk has one receiver, and one
 //! that went back would come again behind the next one.
+//!
+//! A receiver has one request under way at a time, besides those that it has given up: one thread uses it (`&mut` in Rust, a lock
+//! in C). So a late chunk ends one waiting request at most.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -8,6 +8,7 @@ use dragon_protocol::{Code, ObjectId, SlotId};
 use dragon_shmem::thread::ReplyPayload;
 use dragon_shmem::{Deadline, Member};
 
+use super::memory;
 use super::owner::Job;
 use crate::body::{Body, PoolBlock};
 use crate::fabric::SMALL;
@@ -30,6 +31,9 @@ pub(super) fn attempt(
     body: &mut Body,
     waiting: &mut Waiting,
 ) -> Outcome {
+    if let Some(outcome) = memory::attempt(member, job, on_behalf, small, body) {
+        return outcome;
+    }
     let copy;
     let payload = match &*body {
         Body::Block(block) if block.is_shared() => Payload::Shared(block.block()),

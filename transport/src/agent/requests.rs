@@ -506,7 +506,12 @@ fn is_gone(gone: &HashMap<u32, u32>, slot: SlotId) -> bool {
 pub(super) fn leaves_something(op: Op) -> bool {
     matches!(
         op,
-        Op::Attach | Op::Create | Op::LockAcquire | Op::StreamOpen | Op::StreamAccept
+        Op::Attach
+            | Op::Create
+            | Op::LockAcquire
+            | Op::StreamOpen
+            | Op::StreamAccept
+            | Op::BlockAllocate
     )
 }
 

@@ -11,7 +11,8 @@ use dragon_channels::{Channel, ChannelOptions, create_channel};
 use dragon_protocol::key::JobKey;
 use dragon_protocol::launch::NodeInfo;
 use dragon_protocol::{Descriptor, NodeIndex, ObjectId, RuntimeId, SlotId};
-use dragon_shmem::{Control, Deadline, Error, Hooks, Member, Pool};
+use dragon_shmem::pool::table::{InProcess, PoolTable, Unlimited};
+use dragon_shmem::{Control, Deadline, Error, Hooks, Member, Pool, PoolTag};
 use dragon_transport::fabric::Fabric;
 use dragon_transport::fabric::mem::MemHub;
 use dragon_transport::fabric::tcp::{TcpConfig, TcpFabric};
@@ -26,18 +27,31 @@ pub(crate) struct Node {
     pub(crate) index: NodeIndex,
     pub(crate) control: Control,
     pub(crate) pool: Pool,
+    pub(crate) pools: Arc<PoolTable>,
     pub(crate) daemon: Arc<Member>,
     pub(crate) agent: Arc<Agent>,
 }
 
 struct DaemonHooks {
-    pool: Pool,
+    pools: InProcess,
     agent: Arc<OnceLock<Weak<Agent>>>,
 }
 
 impl Hooks for DaemonHooks {
-    fn commit(&self, _: u32, bytes: u64) -> Result<(), Error> {
-        self.pool.commit(bytes)
+    fn commit(&self, pool: u32, bytes: u64) -> Result<(), Error> {
+        self.pools.commit(pool, bytes)
+    }
+
+    fn pool(&self, tag: PoolTag) -> Result<(Pool, ObjectId), Error> {
+        self.pools.pool(tag)
+    }
+
+    fn numbered_pool(&self, number: u32) -> Option<Pool> {
+        self.pools.numbered_pool(number)
+    }
+
+    fn pool_released(&self, object: ObjectId) {
+        self.pools.pool_released(object);
     }
 
     fn notify(&self, object: ObjectId) {
@@ -47,27 +61,19 @@ impl Hooks for DaemonHooks {
     }
 }
 
-struct ClientHooks(Pool);
-
-impl Hooks for ClientHooks {
-    fn commit(&self, _: u32, bytes: u64) -> Result<(), Error> {
-        self.0.commit(bytes)
-    }
-
-    fn notify(&self, _: ObjectId) {}
-}
-
 impl Node {
     pub(crate) fn start(index: NodeIndex, fabric: Arc<dyn Fabric>, pool: u64) -> Self {
         let control = Control::create(RUNTIME, index, 2).unwrap();
         let pool = Pool::create(RUNTIME, index, 0, pool).unwrap();
         let slot = control.claim_daemon_slot().unwrap();
         let known = Arc::new(OnceLock::new());
+        let pools = PoolTable::new(pool.clone(), Box::new(Unlimited));
         let hooks = DaemonHooks {
-            pool: pool.clone(),
+            pools: InProcess(Arc::clone(&pools)),
             agent: Arc::clone(&known),
         };
         let daemon = Member::new(control.clone(), pool.clone(), slot, Box::new(hooks)).unwrap();
+        pools.set_owner(&daemon);
         let options = ChannelOptions {
             capacity: GATEWAY_CAPACITY,
             block: GATEWAY_BLOCK,
@@ -87,6 +93,7 @@ impl Node {
             index,
             control,
             pool,
+            pools,
             daemon,
             agent,
         }
@@ -95,7 +102,7 @@ impl Node {
     /// A process of this node.
     pub(crate) fn client(&self) -> Arc<Member> {
         let slot = self.control.claim_slot(std::process::id()).unwrap();
-        let hooks = Box::new(ClientHooks(self.pool.clone()));
+        let hooks = Box::new(InProcess(Arc::clone(&self.pools)));
         Member::new(self.control.clone(), self.pool.clone(), slot, hooks).unwrap()
     }
 
@@ -103,6 +110,7 @@ impl Node {
     pub(crate) fn dies(&self, slot: SlotId) {
         let recovered = dragon_channels::recover(&self.daemon, slot).unwrap();
         self.agent.slot_gone(slot, recovered);
+        self.pools.slot_gone(slot);
     }
 
     pub(crate) fn stats(&self) -> AgentStats {
