@@ -309,6 +309,12 @@ pub fn notify(member: &Arc<Member>, object: ObjectId) -> Result<()> {
     tell(member, Op::Notify, object, 0)
 }
 
+/// Tells this node's agent that a set asks for less: for the member in a place, or for any.
+pub(crate) fn ask_for_less(member: &Arc<Member>, set: ObjectId, place: Option<u32>) -> Result<()> {
+    let argument = place.map_or(0, |place| u64::from(place) + 1);
+    tell(member, Op::Notify, set, argument)
+}
+
 /// Has this node's agent ask once when an object of another node is ready, and hand the answer to a set.
 pub(crate) fn subscribe(
     member: &Arc<Member>,
@@ -331,7 +337,17 @@ fn tell(member: &Arc<Member>, op: Op, object: ObjectId, argument: u64) -> Result
     request.thread = NO_REPLY.into();
     request.arg0 = argument.into();
     request.deadline = wire::NEVER.into();
-    post(member, &thread, &request, &What::Nothing)
+    post_surely(member, &thread, &request)
+}
+
+/// Puts a request into the gateway channel, whatever signals come: what is not told now is never told.
+fn post_surely(member: &Arc<Member>, thread: &ThreadGuard<'_>, request: &Request) -> Result<()> {
+    loop {
+        match post(member, thread, request, &What::Nothing) {
+            Err(Error::Interrupted) => {}
+            posted => return posted,
+        }
+    }
 }
 
 enum What<'a> {
@@ -408,12 +424,7 @@ fn cancel(
 ) -> Result<Reply> {
     let mut request = request(member, thread, CANCEL, object);
     request.ticket = ticket.into();
-    let posted = loop {
-        match post(member, thread, &request, &What::Nothing) {
-            Err(Error::Interrupted) => {}
-            other => break other,
-        }
-    };
+    let posted = post_surely(member, thread, &request);
     if posted.is_err() && thread.reply.abandon() {
         return Err(Error::Interrupted);
     }

@@ -450,7 +450,7 @@ impl<'a> Local<'a> {
         }
         self.table.free(n, place, state.version());
         if object.is_some_and(|id| !is_here(&id)) {
-            elsewhere::withdraw(self.member, self.id, self.entry);
+            elsewhere::withdraw(self.member, self.id, self.entry, Some(n));
         }
     }
 
@@ -477,10 +477,11 @@ impl<'a> Local<'a> {
             look.set(Look::Woken);
             Ok((found != 0).then_some(found))
         };
-        let found = match attempt()? {
-            Some(found) => Ok(found),
-            None if deadline == Deadline::Now => Err(Error::Empty),
-            None => self.sleep(handle, &thread, deadline, attempt),
+        let found = match attempt() {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) if deadline == Deadline::Now => Err(Error::Empty),
+            Ok(None) => self.sleep(handle, &thread, deadline, attempt),
+            Err(error) => Err(error),
         };
         if left.get() {
             fence(Ordering::SeqCst);
@@ -667,7 +668,7 @@ fn check(object: ObjectId, interest: Interest) -> Result<()> {
 
 /// The record of a set that goes is the next one to be used.
 pub(crate) fn discard(member: &Arc<Member>, id: ObjectId, entry: &ObjectEntry) {
-    elsewhere::withdraw(member, id, entry);
+    elsewhere::withdraw(member, id, entry, None);
     let number = low(entry.body[RECORD].load(Ordering::Relaxed));
     member.control().lower_set_hint(number);
 }
@@ -676,7 +677,7 @@ pub(crate) fn discard(member: &Arc<Member>, id: ObjectId, entry: &ObjectEntry) {
 pub(crate) fn wake_everyone(member: &Arc<Member>, entry: &ObjectEntry, id: ObjectId) -> Result<()> {
     record_of(member.control(), entry)?.1.wait().wake(u32::MAX);
     if !is_alive(entry, id) {
-        elsewhere::withdraw(member, id, entry);
+        elsewhere::withdraw(member, id, entry, None);
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ use dragon_channels::{Channel, Recovered};
 use dragon_protocol::launch::NodeInfo;
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{FrameHeader, FrameKind};
-use dragon_protocol::{NodeIndex, ObjectId, SlotId};
+use dragon_protocol::{NodeIndex, ObjectId, ObjectKind, SlotId};
 use dragon_shmem::Member;
 
 use self::core::{Command, Core, lock};
@@ -113,7 +113,8 @@ impl Agent {
     /// An object of this node that other nodes' requests wait for may have changed: what the hook
     /// [`dragon_shmem::Hooks::notify`] of the daemon's own member calls. Never blocks.
     pub fn notify(&self, object: ObjectId) {
-        if !local::defer(object) {
+        // What a set asks for is the gateway thread's business alone: whoever works on objects looks at no set.
+        if object.kind == ObjectKind::Set || !local::defer(object) {
             self.core.command(Command::Changed(object));
         }
     }

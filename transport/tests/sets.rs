@@ -221,6 +221,19 @@ fn whoever_stops_waiting_takes_its_question_back() {
         until("a set that is destroyed takes its question back", idle);
         drop(set);
 
+        // By another node: within what this node's agent does for it.
+        let set = waiting_set(nodes, &near, &owned);
+        let theirs = Set::attach(&far, &set.descriptor(), false).unwrap();
+        theirs.destroy().unwrap();
+        until("a set that another node destroys does, too", idle);
+        drop((set, theirs));
+        let set = waiting_set(nodes, &near, &owned);
+        let theirs = Set::attach(&far, &set.descriptor(), false).unwrap();
+        drop(set);
+        assert_eq!(nodes[1].stats().parked, 1);
+        drop(theirs);
+        until("a set that another node had last does, too", idle);
+
         let set = Set::create(&near, 1, 0).unwrap();
         let place = set.add(owned.id(), Interest::READABLE, 1).unwrap();
         assert_eq!(set.wait(soon()), Err(Error::Timeout));
@@ -306,14 +319,6 @@ fn a_member_whose_node_is_lost_is_reported() {
     });
 }
 
-/// Those who sleep until a member of a set is ready.
-fn waits(node: &Node, set: &Set) -> u64 {
-    let entry = node.control.object(set.id().index).unwrap();
-    let number = u32::try_from(entry.body[2].load(Ordering::Relaxed)).unwrap();
-    let record = node.control.set_record(number).unwrap();
-    record.wait.load(Ordering::Relaxed) >> 32
-}
-
 #[test]
 fn a_member_comes_back_with_its_link() {
     let hub = MemHub::new();
@@ -324,7 +329,7 @@ fn a_member_comes_back_with_its_link() {
     let asked = nodes[0].stats().requests_sent;
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| one(&set, watched()));
-        until("the wait sleeps", || waits(&nodes[0], &set) == 1);
+        until("the wait sleeps", || rig::waits(&nodes[0], &set) == 1);
         hub.cut(rig::index(0), rig::index(1));
         assert_eq!(waiter.join().unwrap(), (1, Interest::LOST));
     });

@@ -260,9 +260,20 @@ impl Elsewhere<'_> {
                         continue;
                     }
                     if let Err(error) = self.request(asked) {
-                        let back = asked.with(Knowledge::Unknown, asked.ask(), Interest(0));
+                        let lost = matches!(error, Error::NoGateway(..));
+                        let back = if lost {
+                            asked.with(Knowledge::Known, asked.ask(), Interest::LOST)
+                        } else {
+                            asked.with(Knowledge::Unknown, asked.ask(), Interest(0))
+                        };
                         asked.change(self.place, back);
-                        return Err(error);
+                        // Another waiter may have found it asked for, and lowered the flag: now it is to ask.
+                        fence(Ordering::SeqCst);
+                        flags::raise(&self.set.record, self.n, false);
+                        left();
+                        if !lost {
+                            return Err(error);
+                        }
                     }
                     look = Look::Woken;
                 }
@@ -303,14 +314,7 @@ impl Elsewhere<'_> {
             ask: asked.ask(),
         };
         let interest = self.state.interest();
-        match remote::subscribe(self.set.member, self.object, interest.0, subscription) {
-            Err(Error::NoGateway(..)) => {
-                let lost = asked.with(Knowledge::Known, asked.ask(), Interest::LOST);
-                asked.change(self.place, lost);
-                Ok(())
-            }
-            done => done,
-        }
+        remote::subscribe(self.set.member, self.object, interest.0, subscription)
     }
 
     fn ready(&self, found: Interest) -> Ready {
@@ -395,12 +399,17 @@ pub fn is_wanted(member: &Arc<Member>, subscription: Subscription) -> bool {
     wanted.unwrap_or(false)
 }
 
-/// The set asks for less than it did: the agent is to look which of its subscriptions are still wanted.
-pub(super) fn withdraw(member: &Arc<Member>, set: ObjectId, entry: &ObjectEntry) {
+/// The set asks for less than it did, for the member in a place or for any: the agent is to look what is still wanted.
+pub(super) fn withdraw(
+    member: &Arc<Member>,
+    set: ObjectId,
+    entry: &ObjectEntry,
+    place: Option<u32>,
+) {
     if entry.body[EVER].load(Ordering::Acquire) == 0 {
         return;
     }
-    if member.slot() == slot::DAEMON || remote::notify(member, set).is_err() {
+    if member.slot() == slot::DAEMON || remote::ask_for_less(member, set, place).is_err() {
         member.hooks().notify(set);
     }
 }

@@ -684,9 +684,9 @@ impl Core {
         self.send_to(target.node, Frame { header, body });
     }
 
-    /// Drops what a set of this node, or any, asked for and does not want any more.
-    pub(super) fn drop_unwanted(&self, set: Option<ObjectId>) {
-        let subscriptions = self.requests().subscriptions(set);
+    /// Drops what a set of this node, or any, asked for and does not want any more: for the member in a place, or for any.
+    pub(super) fn drop_unwanted(&self, set: Option<ObjectId>, place: Option<u32>) {
+        let subscriptions = self.requests().subscriptions(set, place);
         for (number, subscription) in subscriptions {
             if elsewhere::is_wanted(&self.member, subscription) {
                 continue;

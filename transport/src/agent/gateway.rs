@@ -50,7 +50,7 @@ fn obey(core: &Core, command: super::core::Command) {
     use super::core::Command;
     match command {
         Command::Post(object, hint, bytes) => core.post(object, hint, Body::Bytes(bytes)),
-        Command::Changed(object) => changed(core, object),
+        Command::Changed(object) => changed(core, object, 0),
         Command::SlotGone(slot, held, untaken) => {
             let nodes = held.iter().map(|object| object.node);
             let nodes = nodes.filter(|node| *node != core.node);
@@ -65,7 +65,7 @@ fn obey(core: &Core, command: super::core::Command) {
                 core.tell(node);
             }
             // It may have died before it told of a member that it took out of a set.
-            core.drop_unwanted(None);
+            core.drop_unwanted(None, None);
         }
         Command::NodeDown(node) => {
             core.node_gone(node, Code::NodeDown);
@@ -110,7 +110,7 @@ fn request(core: &Core, bytes: &[u8]) {
         return core.complete(caller, Code::InvalidArgument);
     };
     if op == Op::Notify {
-        return changed(core, target);
+        return changed(core, target, request.arg0.get());
     }
     if target.node == core.node || body.len() > wire::MAX_PAYLOAD {
         let own = target.node == core.node;
@@ -142,10 +142,13 @@ fn request(core: &Core, bytes: &[u8]) {
     }
 }
 
-/// An object of this node changed that the agent watches, or a set asks for less.
-fn changed(core: &Core, object: ObjectId) {
+/// An object of this node changed that the agent watches, or a set asks for less: for the member in place `argument - 1`, or
+/// for any.
+fn changed(core: &Core, object: ObjectId, argument: u64) {
     if object.kind == ObjectKind::Set {
-        return core.drop_unwanted(Some(object));
+        let place = argument.checked_sub(1);
+        let place = place.map(|place| u32::try_from(place).unwrap_or(u32::MAX));
+        return core.drop_unwanted(Some(object), place);
     }
     core.with_owner(|owner, member, answers| owner.changed(member, object, answers));
 }

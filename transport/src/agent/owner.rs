@@ -116,9 +116,11 @@ impl Owner {
         if !waits_behind {
             match self.attempt(member, &job, small, &mut body, &mut waiting) {
                 Outcome::Done(code, arg0, arg1, payload) => {
-                    let changed = job.object;
+                    let (changes, object) = (job.op != Op::Subscribe, job.object);
                     answers.push(job.end(code, arg0, arg1, payload));
-                    self.changed(member, changed, answers);
+                    if changes {
+                        self.changed(member, object, answers);
+                    }
                     return;
                 }
                 Outcome::NotYet if job.deadline == wire::NOW => {
@@ -139,9 +141,13 @@ impl Owner {
             answers.push(self.give_up(member, parked, End::Lost, Code::Full));
             return;
         }
-        let object = job.object;
-        self.park(Parked::new(job, body, waiting));
-        if !waits_behind {
+        let (changes, object) = (job.op != Op::Subscribe, job.object);
+        let number = self.park(Parked::new(job, body, waiting));
+        if !changes {
+            // Those who came before do not care, and there may be thousands. As in `retry`, this one is tried once more.
+            local::watch(member, object);
+            self.retry_one(member, number, answers);
+        } else if !waits_behind {
             self.retry(member, object, answers);
         }
     }
@@ -279,7 +285,7 @@ impl Owner {
         there + COST + body.len() <= UNASKED
     }
 
-    fn park(&mut self, parked: Parked) {
+    fn park(&mut self, parked: Parked) -> u64 {
         let job = &parked.job;
         self.last += 1;
         let number = self.last;
@@ -299,6 +305,7 @@ impl Owner {
             .line(job)
             .push_back(number);
         self.parked.insert(number, parked);
+        number
     }
 
     fn unpark(&mut self, number: u64) -> Option<Parked> {

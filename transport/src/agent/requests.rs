@@ -291,13 +291,24 @@ impl Requests {
         (pending.caller == caller).then_some((number, pending.node))
     }
 
-    /// What one set of this node, or all, asked for: numbers of the requests, and for whom they are.
-    pub(super) fn subscriptions(&self, set: Option<ObjectId>) -> Vec<(u64, Subscription)> {
+    /// What one set of this node, or all, asked for, for the member in a place or for any: numbers of the requests, and for
+    /// whom they are.
+    pub(super) fn subscriptions(
+        &self,
+        set: Option<ObjectId>,
+        place: Option<u32>,
+    ) -> Vec<(u64, Subscription)> {
         let of_set = |wanted: ObjectId| self.by_set.get(&wanted).into_iter().collect();
         let sets: Vec<_> = set.map_or_else(|| self.by_set.values().collect(), of_set);
-        let numbers = sets.into_iter().flat_map(HashMap::values);
-        let found = numbers.filter_map(|number| match self.pending.get(number)?.caller {
-            Caller::Member(subscription) => Some((*number, subscription)),
+        let of_place = |places: &'_ HashMap<u32, u64>| -> Vec<u64> {
+            match place {
+                Some(place) => places.get(&place).copied().into_iter().collect(),
+                None => places.values().copied().collect(),
+            }
+        };
+        let numbers = sets.into_iter().flat_map(of_place);
+        let found = numbers.filter_map(|number| match self.pending.get(&number)?.caller {
+            Caller::Member(subscription) => Some((number, subscription)),
             _ => None,
         });
         found.collect()

@@ -3,11 +3,12 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use dragon_channels::remote::{GATEWAY_BLOCK, GATEWAY_CAPACITY};
-use dragon_channels::{Channel, ChannelOptions, create_channel};
+use dragon_channels::{Channel, ChannelOptions, Set, create_channel};
 use dragon_protocol::key::JobKey;
 use dragon_protocol::launch::NodeInfo;
 use dragon_protocol::{Descriptor, NodeIndex, ObjectId, RuntimeId, SlotId};
@@ -191,6 +192,14 @@ pub(crate) fn channel(member: &Arc<Member>, capacity: u32) -> Channel {
 /// The same channel as another process sees it.
 pub(crate) fn seen_by(member: &Arc<Member>, descriptor: Descriptor) -> Channel {
     Channel::attach(member, &descriptor, false).unwrap()
+}
+
+/// Those who sleep until a member of a set is ready.
+pub(crate) fn waits(node: &Node, set: &Set) -> u64 {
+    let entry = node.control.object(set.id().index).unwrap();
+    let number = u32::try_from(entry.body[2].load(Ordering::Relaxed)).unwrap();
+    let record = node.control.set_record(number).unwrap();
+    record.wait.load(Ordering::Relaxed) >> 32
 }
 
 /// Lets others work until the condition holds.

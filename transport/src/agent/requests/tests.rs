@@ -1,5 +1,6 @@
 use std::collections::HashSet;
 
+use dragon_channels::set::elsewhere::Subscription;
 use dragon_protocol::op::Op;
 use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, SlotId, wire};
 
@@ -356,4 +357,38 @@ fn a_request_outlives_the_longest_silence_of_its_link() {
         .unwrap();
     assert!(requests.due(1_000 + 2 * GRACE - 1).callers.is_empty());
     assert_eq!(requests.due(1_000 + 2 * GRACE).callers, [who]);
+}
+
+#[test]
+fn what_a_set_asked_for_is_found_by_set_and_place() {
+    let mut requests = Requests::new(0);
+    let asks = |set: u32, place| Subscription {
+        set: ObjectId {
+            kind: ObjectKind::Set,
+            index: set,
+            ..object(0)
+        },
+        place,
+        version: 0,
+        ask: 1,
+    };
+    let mut ask = |set, place| {
+        let who = Caller::Member(asks(set, place));
+        begin(&mut requests, who, Op::Subscribe, 2)
+    };
+    let (first, second, other) = (ask(1, 0), ask(1, 1), ask(2, 1));
+    let found = |requests: &Requests, set, place| {
+        let found = requests.subscriptions(set, place).into_iter();
+        let mut found: Vec<_> = found.map(|(number, _)| number).collect();
+        found.sort_unstable();
+        found
+    };
+    let set = Some(asks(1, 0).set);
+    assert_eq!(found(&requests, None, None), [first, second, other]);
+    assert_eq!(found(&requests, set, None), [first, second]);
+    assert_eq!(found(&requests, set, Some(1)), [second]);
+    assert_eq!(found(&requests, set, Some(7)), []);
+    requests.finish(second);
+    assert_eq!(found(&requests, set, None), [first]);
+    assert_eq!(found(&requests, set, Some(1)), []);
 }
