@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use dragon_protocol::op::Op;
 use dragon_protocol::{Descriptor, ObjectId, ObjectKind};
+use dragon_shmem::copy::copy;
 use dragon_shmem::object::ObjectEntry;
 use dragon_shmem::sync::{Ordering, fence, low};
 use dragon_shmem::{Deadline, Member};
@@ -371,7 +372,7 @@ impl<'a> Local<'a> {
             None => {
                 let (to, length) = self.map.bytes(self.shape.bytes_at(number), length)?;
                 // SAFETY: the map has so many bytes there, of which the claim makes us the owner; the source is private.
-                unsafe { std::ptr::copy_nonoverlapping(payload.as_ptr(), to.as_ptr(), length) };
+                unsafe { copy(payload.as_ptr(), to.as_ptr(), length) };
             }
         }
         self.payloads.publish(number, length);
@@ -422,7 +423,7 @@ impl<'a> Local<'a> {
         let (from, length) = self.map.bytes(self.shape.bytes_at(note), length)?;
         let mut bytes = vec![0; length];
         // SAFETY: the map has so many bytes there; nobody who behaves writes them before this seat is left.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr(), length) };
+        unsafe { copy(from.as_ptr(), bytes.as_mut_ptr(), length) };
         Ok(bytes)
     }
 

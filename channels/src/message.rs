@@ -5,6 +5,7 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use dragon_shmem::copy::copy;
 use dragon_shmem::{Error as MemoryError, Member, Pin};
 
 use crate::cell::Spot;
@@ -98,7 +99,7 @@ impl Message {
             let from = unsafe { self.bytes_ptr().add(at) };
             // SAFETY: `length` more bytes do too; they are mapped and initialised as long as self lives; `to` is private
             // memory, so they do not overlap.
-            unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), length) };
+            unsafe { copy(from, to.as_mut_ptr(), length) };
         }
         length
     }
@@ -257,7 +258,7 @@ impl fmt::Debug for Message {
 unsafe fn copy_of(from: *const u8, length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length);
     // SAFETY: the caller vouches for the source; the target has room for them.
-    unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), length) };
+    unsafe { copy(from, bytes.as_mut_ptr(), length) };
     // SAFETY: the first `length` bytes were just written.
     unsafe { bytes.set_len(length) };
     bytes

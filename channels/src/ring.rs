@@ -586,7 +586,7 @@ impl Ring {
             unsafe { load_words(from, to, length) };
         } else {
             // SAFETY: as above; who behaves does not write a claimed cell.
-            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, length) };
+            unsafe { dragon_shmem::copy::copy(from.as_ptr(), to, length) };
         }
     }
 }

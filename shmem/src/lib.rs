@@ -16,6 +16,7 @@
 
 pub mod clock;
 pub mod control;
+pub mod copy;
 pub mod error;
 pub mod futex;
 pub mod held;

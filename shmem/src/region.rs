@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use dragon_protocol::RuntimeId;
 
+use crate::copy::copy;
 use crate::error::{Error, Result, system};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use memory::Memory;
@@ -248,7 +249,7 @@ impl Region {
     pub fn copy_in(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let to = self.bytes(offset, bytes.len() as u64)?;
         // SAFETY: the target lies inside the mapping; the source is private memory, so they cannot overlap.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
+        unsafe { copy(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
         Ok(())
     }
 
@@ -260,7 +261,7 @@ impl Region {
     pub fn copy_out(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let from = self.bytes(offset, bytes.len() as u64)?;
         // SAFETY: as in `copy_in`, the other way.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
+        unsafe { copy(from.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 use std::io::IoSlice;
 use std::ptr::NonNull;
 
+use dragon_shmem::copy::copy;
 use dragon_shmem::sync::{AtomicU64, Ordering};
 
 use super::{COPIED_FIRST, to_usize};
@@ -25,7 +26,7 @@ pub(super) fn write_parts(to: NonNull<u8>, parts: &[IoSlice<'_>], length: u64) {
         // SAFETY: `at` is at most the length, for which there is room in the cell, or in the buffer when it is small.
         let to = unsafe { target.add(at) };
         // SAFETY: as above; the claim makes the cell ours; the source is private memory.
-        unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), to, count) };
+        unsafe { copy(part.as_ptr(), to, count) };
         left -= count;
         at += count;
     }
@@ -46,7 +47,7 @@ pub(super) unsafe fn store(from: *const u8, to: NonNull<u8>, length: usize) {
         unsafe { store_words(from, to, length) };
     } else {
         // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(from, to.as_ptr(), length) };
+        unsafe { copy(from, to.as_ptr(), length) };
     }
 }
 
