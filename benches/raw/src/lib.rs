@@ -17,6 +17,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 pub mod chain;
+pub mod copies;
 pub mod least;
 pub mod memory;
 mod page;
