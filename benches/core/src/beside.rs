@@ -4,13 +4,13 @@
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use dragon_channels::{Channel, ChannelOptions, Deadline, create_channel};
 use dragon_raw::memory::{Children, Shared};
-use dragon_raw::ring::Ring;
+use dragon_raw::ring::{Ring, turn};
 use dragon_raw::{Page, Turns, cores, pin, sleep, spin};
 use dragon_shmem::Member;
 
@@ -19,7 +19,7 @@ use crate::node::Node;
 /// Unit; values of each thing that is compared, first ours, then the least that the machine allows; note.
 pub(crate) type Columns = (&'static str, Vec<Vec<f64>>, String);
 
-const NEVER: Deadline = Deadline::Never;
+pub(crate) const NEVER: Deadline = Deadline::Never;
 
 /// A message of 8 bytes there and one back, both spinning, beside a word there and one back.
 pub(crate) fn spinning() -> Result<Columns> {
@@ -161,16 +161,16 @@ pub(crate) fn handover(lengths: &[usize]) -> Result<Columns> {
 
 /// How slices are cut.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
+pub(crate) struct Shape {
     /// Messages of a slice.
-    rounds: u32,
-    slices: usize,
-    same_core: bool,
+    pub(crate) rounds: u32,
+    pub(crate) slices: usize,
+    pub(crate) same_core: bool,
     /// Both processes end at once; otherwise the second one's times count.
-    symmetric: bool,
+    pub(crate) symmetric: bool,
 }
 
-fn how(what: &str, shape: Shape) -> Result<String> {
+pub(crate) fn how(what: &str, shape: Shape) -> Result<String> {
     let (first, second) = cores(shape.same_core)?;
     Ok(format!(
         "{what}, slices in turn, pinned to cores {first} and {second}"
@@ -178,19 +178,21 @@ fn how(what: &str, shape: Shape) -> Result<String> {
 }
 
 /// What a process of the two works with.
-struct Ends {
+pub(crate) struct Ends {
     member: Arc<Member>,
     there: Channel,
     back: Channel,
     /// A channel of few messages, so that few large blocks are under way.
-    few: Channel,
+    pub(crate) few: Channel,
+    /// A channel of two messages.
+    pub(crate) two: Channel,
 }
 
 /// What is done in a slice, by the first process and by the second.
-type Task<'a> = &'a dyn Fn(&Ends, bool) -> Result<()>;
+pub(crate) type Task<'a> = &'a dyn Fn(&Ends, bool) -> Result<()>;
 
 /// Seconds of each slice of each task.
-fn slices(shape: Shape, cpus: u32, tasks: &[Task<'_>]) -> Result<Vec<Vec<f64>>> {
+pub(crate) fn slices(shape: Shape, cpus: u32, tasks: &[Task<'_>]) -> Result<Vec<Vec<f64>>> {
     let node = Node::new(1 << 30, cpus)?;
     let member = node.member(node.slot()?)?;
     let create = |capacity| {
@@ -201,10 +203,11 @@ fn slices(shape: Shape, cpus: u32, tasks: &[Task<'_>]) -> Result<Vec<Vec<f64>>> 
         create_channel(&member, &options)
     };
     let usual = ChannelOptions::default().capacity;
-    let channels = [create(usual)?, create(usual)?, create(4)?];
+    let channels = [create(usual)?, create(usual)?, create(4)?, create(2)?];
     let descriptors = channels.each_ref().map(Channel::descriptor);
     let (one, two) = cores(shape.same_core)?;
     let words = Shared::new(tasks.len() * shape.slices * 8)?;
+    let arrived = Page::create()?;
     let mut children = Children::default();
     for first in [true, false] {
         let slot = node.slot()?;
@@ -216,9 +219,13 @@ fn slices(shape: Shape, cpus: u32, tasks: &[Task<'_>]) -> Result<Vec<Vec<f64>>> 
                 there: attach(0)?,
                 back: attach(1)?,
                 few: attach(2)?,
+                two: attach(3)?,
                 member: Arc::clone(&member),
             };
             for place in 0..tasks.len() * shape.slices {
+                if !shape.symmetric {
+                    meet(&arrived.turns().ping.0, place)?;
+                }
                 let start = Instant::now();
                 tasks[place % tasks.len()](&ends, first)?;
                 let time = u64::try_from(start.elapsed().as_nanos())?;
@@ -240,12 +247,22 @@ fn slices(shape: Shape, cpus: u32, tasks: &[Task<'_>]) -> Result<Vec<Vec<f64>>> 
     Ok((0..tasks.len()).map(of).collect())
 }
 
+/// Both begin a slice at once: otherwise the first process would be ahead by what was under way at the end of the one before.
+fn meet(arrived: &AtomicU32, place: usize) -> Result<()> {
+    let all = 2 * (u32::try_from(place)? + 1);
+    arrived.fetch_add(1, Ordering::AcqRel);
+    while arrived.load(Ordering::Acquire) < all {
+        turn();
+    }
+    Ok(())
+}
+
 /// The slices that count: the first ones warm up.
 pub(crate) fn warm(slices: usize) -> Range<usize> {
     slices / 10..slices
 }
 
-fn each(times: Vec<Vec<f64>>, value: impl Fn(f64) -> f64 + Copy) -> Vec<Vec<f64>> {
+pub(crate) fn each(times: Vec<Vec<f64>>, value: impl Fn(f64) -> f64 + Copy) -> Vec<Vec<f64>> {
     let column = |times: Vec<f64>| times.into_iter().map(value).collect();
     times.into_iter().map(column).collect()
 }

@@ -7,7 +7,7 @@
 //! | `beside rate` | million messages of 64 B a second, and those of a bare ring, in turn |
 //! | `rate SENDERS RECEIVERS` | million messages of 64 B a second |
 //! | `path BYTES` | nanoseconds of a send and its receive by one process: what the operations cost without a partner |
-//! | `bandwidth BYTES` | GB/s with copy in and copy out |
+//! | `bandwidth BYTES` | GB/s with copy in and copy out, bare copies, malloc's memory, a pipe, a socket in turn |
 //! | `handover BYTES…` | microseconds to hand a block of each length over, allocation and free included |
 //! | `alloc BYTES…` | nanoseconds of an allocation and its free, of each length, and those of a bit of a bitmap |
 //! | `scaling` | how much more two processes do than one: allocations of 64 B, bits of bitmaps, and arithmetic |
@@ -17,6 +17,7 @@
 //! | `attach-detach` | microseconds to attach to the runtime and detach |
 //! | `channel-memory`, `pool-memory` | an empty channel's memory over that of its blocks; KiB of an empty pool |
 
+mod bandwidth;
 mod beside;
 mod memory;
 mod node;
@@ -68,6 +69,7 @@ fn columns(words: &[&str]) -> Option<Result<beside::Columns>> {
         ["beside", "sleeping"] => beside::sleeping(false),
         ["beside", "sleeping-same-core"] => beside::sleeping(true),
         ["beside", "rate"] => beside::rate(),
+        ["bandwidth", bytes] => number(bytes).and_then(bandwidth::bandwidth),
         ["handover", ref lengths @ ..] => numbers(lengths).and_then(|of| beside::handover(&of)),
         ["alloc", ref lengths @ ..] => numbers(lengths).and_then(|of| memory::alloc(&of)),
         ["scaling"] => memory::scaling(),
@@ -79,15 +81,20 @@ fn numbers<T>(words: &[&str]) -> Result<Vec<T>>
 where
     T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
-    let number = |word: &&str| word.parse().with_context(|| format!("{word}: no number"));
-    words.iter().map(number).collect()
+    words.iter().map(|word| number(word)).collect()
+}
+
+fn number<T>(word: &str) -> Result<T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    word.parse().with_context(|| format!("{word}: no number"))
 }
 
 fn run(words: &[&str]) -> Result<Measured> {
     match *words {
         ["rate", senders, receivers] => traffic::rate(senders.parse()?, receivers.parse()?),
         ["path", bytes] => traffic::path(bytes.parse()?),
-        ["bandwidth", bytes] => traffic::bandwidth(bytes.parse()?),
         ["recovery", others] => recovery(others.parse()?),
         ["idle"] => idle(),
         ["attach"] => attach(false),

@@ -3,20 +3,18 @@
 //! | mode | values |
 //! |---|---|
 //! | `ring` | million messages of 64 B a second through a Vyukov ring |
-//! | `copies BYTES` | GB/s with one copy in and one copy out, and two atomics |
-//! | `pipe-bandwidth BYTES`, `socket-bandwidth BYTES` | GB/s through a pipe, a Unix socket |
 //! | `socket` | microseconds one way between two sleepers on a Unix socket |
 //! | `connect` | microseconds to connect to a Unix socket and get three descriptors |
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use dragon_raw::memory::{Children, Shared};
-use dragon_raw::ring::{Ring, turn};
+use dragon_raw::ring::Ring;
 use dragon_raw::{cores, mode, pin, report, report_skipped, runs};
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -37,15 +35,6 @@ fn run(words: &[String]) -> Result<Measured> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["ring"] => ring(),
-        ["copies", bytes] => copies(bytes.parse()?),
-        ["pipe-bandwidth", bytes] => {
-            let (reader, writer) = std::io::pipe()?;
-            stream(bytes.parse()?, reader, writer)
-        }
-        ["socket-bandwidth", bytes] => {
-            let (reader, writer) = UnixStream::pair()?;
-            stream(bytes.parse()?, reader, writer)
-        }
         ["socket"] => socket(),
         ["connect"] => connect(),
         _ => bail!("unknown mode; see the head of raw-memory.rs"),
@@ -97,69 +86,6 @@ fn ring() -> Result<Measured> {
         values,
         "64 B, 1:1, 256 cells, spinning, pinned".to_owned(),
     ))
-}
-
-/// Two buffers in turn, so that one is filled while the other is emptied.
-fn copies(bytes: usize) -> Result<Measured> {
-    const DATA: usize = 4096;
-    let rounds = (256 << 20) / bytes as u64;
-    let rounds = rounds.clamp(8, 2_000);
-    let shared = Shared::new(DATA + 2 * bytes)?;
-    let wait = |word: &AtomicU64, until: u64| {
-        while word.load(Ordering::Acquire) < until {
-            turn();
-        }
-    };
-    let times = pair(|run, sends| {
-        let mut own = vec![u8::from(sends); bytes];
-        let (filled, emptied) = (shared.word(0), shared.word(16));
-        for n in run as u64 * rounds..(run as u64 + 1) * rounds {
-            let buffer = shared.bytes(DATA + (n % 2) as usize * bytes, bytes);
-            if sends {
-                wait(emptied, (n + 1).saturating_sub(2));
-                // SAFETY: the receiver has emptied the buffer, and waits for us.
-                unsafe { std::ptr::copy_nonoverlapping(own.as_ptr(), buffer, bytes) };
-                filled.store(n + 1, Ordering::Release);
-            } else {
-                wait(filled, n + 1);
-                // SAFETY: the sender has filled the buffer, and waits for us.
-                unsafe { std::ptr::copy_nonoverlapping(buffer, own.as_mut_ptr(), bytes) };
-                emptied.store(n + 1, Ordering::Release);
-            }
-        }
-        ensure!(own[bytes - 1] == 1, "other bytes came");
-        Ok(())
-    })?;
-    let volume = bytes as f64 * rounds as f64 / 1e9;
-    let values = times.iter().map(|time| volume / time).collect();
-    Ok((
-        "GB/s",
-        values,
-        format!("{bytes} B, two copies, two buffers, spinning, pinned"),
-    ))
-}
-
-/// One turn of a loop that waits. The other process may not run while others use its core: then this one yields.
-fn stream(bytes: usize, reader: impl Read, writer: impl Write) -> Result<Measured> {
-    let rounds = ((128 << 20) / bytes as u64).clamp(4, 1_000);
-    let (reader, writer) = (
-        std::cell::RefCell::new(reader),
-        std::cell::RefCell::new(writer),
-    );
-    let times = pair(|_, sends| {
-        let mut own = vec![u8::from(sends); bytes];
-        for _ in 0..rounds {
-            if sends {
-                writer.borrow_mut().write_all(&own)?;
-            } else {
-                reader.borrow_mut().read_exact(&mut own)?;
-            }
-        }
-        Ok(())
-    })?;
-    let volume = bytes as f64 * rounds as f64 / 1e9;
-    let values = times.iter().map(|time| volume / time).collect();
-    Ok(("GB/s", values, format!("{bytes} B, pinned")))
 }
 
 fn socket() -> Result<Measured> {
