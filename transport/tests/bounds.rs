@@ -490,10 +490,13 @@ fn an_idle_peer_needs_20_kb_at_most_and_wakes_nobody() {
         assert_eq!(hub.ups.load(Ordering::Acquire), 2 * u64::from(PEERS));
         let quiet = || {
             let before = hub.switches();
-            idle_for(Duration::from_millis(300));
+            idle_for(Duration::from_millis(1500));
             hub.switches() == before
         };
-        until("the last acknowledgements have come", quiet);
+        until(
+            "the last acknowledgements have come, and room was given up",
+            quiet,
+        );
         let each = since(before) / u64::from(PEERS);
         println!("encrypt {encrypt}: {each} bytes for each peer");
         assert!(each <= 20_000, "{each} bytes for each peer");

@@ -135,6 +135,8 @@ struct Io {
     broken: VecDeque<(u64, u64)>,
     spare: Spare,
     refusals: Refusals,
+    /// When links give up room for frames that they did not need of late; `u64::MAX`: none has any.
+    tidy: u64,
 }
 
 /// How many events one wait takes.
@@ -143,6 +145,8 @@ const EVENTS: usize = 64;
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 /// How many connections are accepted before others get their turn.
 const ACCEPTS: usize = 64;
+/// How often the links that were busy are looked at, in seconds.
+const TIDY: u64 = 1;
 /// How much longer than its opener, in seconds, the other side keeps a link whose connection broke: it may have noticed
 /// the break later by the time of silence.
 const LONGER: u64 = 3;
@@ -193,6 +197,7 @@ impl TcpFabric {
                 broken: VecDeque::new(),
                 spare: Spare::take(),
                 refusals: Refusals::default(),
+                tidy: u64::MAX,
             }),
             config,
         })
@@ -577,6 +582,25 @@ impl TcpFabric {
             }
         }
         self.redial(io, now, handler);
+        self.tidy(io, now);
+    }
+
+    /// Some time after a link was busy, and until it keeps no more room than an idle one: what it did not use meanwhile goes.
+    fn tidy(&self, io: &mut Io, now: u64) {
+        if io.tidy <= now {
+            io.tidy = u64::MAX;
+            let sessions: Vec<_> = self.table().sessions.values().cloned().collect();
+            for session in sessions {
+                if session.tidy() {
+                    self.shared.roomy.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        let roomy = &self.shared.roomy;
+        if io.tidy == u64::MAX && roomy.load(Ordering::Relaxed) {
+            roomy.store(false, Ordering::Relaxed);
+            io.tidy = now.saturating_add(seconds(TIDY));
+        }
     }
 }
 
@@ -634,7 +658,7 @@ impl Fabric for TcpFabric {
         let half_open = io.half_open.next_deadline();
         let broken = io.broken.front().map(|(at, _)| *at);
         let dial = io.dials.values().map(Dial::due).min();
-        let deadline = [Some(deadline), dial, half_open, broken];
+        let deadline = [Some(deadline), dial, half_open, broken, Some(io.tidy)];
         let deadline = deadline.into_iter().flatten().min().unwrap_or(u64::MAX);
         let empty = epoll::Event {
             flags: epoll::EventFlags::empty(),

@@ -13,7 +13,7 @@ use crate::fabric::{Frame, LinkError, SMALL};
 /// Frames of one link that may be on their way without having been acknowledged; far below what the 16 bits of an
 /// acknowledgement can tell apart.
 const FRAMES: usize = 8192;
-/// Frames for which a link keeps room when it has none.
+/// Frames for which an idle link keeps room.
 const FEW: usize = 32;
 /// Bytes of such frames, unless one alone is larger.
 const BYTES: u64 = 64 << 20;
@@ -37,6 +37,8 @@ pub(in crate::fabric) struct Window {
     finished: u64,
     /// Bytes that have not been written to the present connection.
     queued: u64,
+    /// The most frames that there were since [`Window::tidy`] last looked.
+    peak: usize,
 }
 
 /// What the next call sends.
@@ -59,6 +61,7 @@ impl Window {
         }
         self.queued += length(&frame);
         self.frames.push_back(frame);
+        self.peak = self.peak.max(self.frames.len());
     }
 
     /// Bytes that wait to be written.
@@ -71,10 +74,19 @@ impl Window {
         self.frames.len()
     }
 
-    /// For how many frames there is room.
-    #[cfg(test)]
-    pub(in crate::fabric) fn room(&self) -> usize {
-        self.frames.capacity()
+    /// Whether there is room for more frames than an idle link needs.
+    pub(in crate::fabric) fn is_roomy(&self) -> bool {
+        self.frames.capacity() > FEW
+    }
+
+    /// Gives up the room that was not used since the last call. To be called now and then while [`Window::is_roomy`]: not
+    /// whenever frames were acknowledged, since a busy link would take the same memory again and again.
+    pub(in crate::fabric) fn tidy(&mut self) {
+        let used = self.peak.next_power_of_two().max(FEW);
+        if self.frames.capacity() > used {
+            self.frames.shrink_to(used);
+        }
+        self.peak = self.frames.len();
     }
 
     /// Whether a frame is written in part: nothing else may be sent before its end.
@@ -209,11 +221,6 @@ impl Window {
         }
         self.next -= count;
         self.acknowledged += count as u64;
-        // An idle link holds no memory for the frames of a busy one.
-        let few = self.frames.len() * 4;
-        if self.frames.capacity() > FEW && self.frames.capacity() > few {
-            self.frames.shrink_to(few.max(FEW) / 2);
-        }
     }
 }
 

@@ -173,6 +173,9 @@ impl Session {
         let mut out = self.out();
         let waited = !out.window.is_ready() && out.window.queued() > 0;
         out.window.acknowledged(count);
+        if out.window.is_roomy() {
+            self.shared.roomy.store(true, Ordering::Relaxed);
+        }
         if waited { self.write(&mut out) } else { Ok(()) }
     }
 
@@ -206,6 +209,13 @@ impl Session {
             // Whoever misses it learns it when it tries to go on with the link.
             let _ = self.write(&mut out);
         }
+    }
+
+    /// Gives up room that was not needed lately; whether there is more to give up.
+    pub(super) fn tidy(&self) -> bool {
+        let mut out = self.out();
+        out.window.tidy();
+        out.window.is_roomy()
     }
 
     /// Frames that were not acknowledged.

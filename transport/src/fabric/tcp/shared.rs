@@ -1,6 +1,6 @@
 //! What the links of one TCP fabric share: the epoll instance, the way to wake the I/O thread, the counters.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
@@ -27,6 +27,8 @@ pub(super) struct Shared {
     doomed: Mutex<Vec<u64>>,
     /// Connections on which another thread could not send.
     broken: Mutex<Vec<u64>>,
+    /// A link has more room for frames than an idle one keeps.
+    pub(super) roomy: AtomicBool,
     pub(super) opened: AtomicU64,
     pub(super) accepted: AtomicU64,
     pub(super) refused: AtomicU64,
@@ -94,6 +96,7 @@ impl Shared {
             next: AtomicU64::new(FIRST),
             doomed: Mutex::default(),
             broken: Mutex::default(),
+            roomy: AtomicBool::new(false),
             opened: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
