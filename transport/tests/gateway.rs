@@ -14,7 +14,7 @@ use std::thread;
 use dragon_channels::{Channel, Error, Event, Interest, Ready, Set};
 use dragon_protocol::ObjectId;
 use dragon_shmem::Deadline;
-use rig::{Node, channel, seen_by, soon, until, watched};
+use rig::{Node, channel, seen_by, until, watched};
 
 static SIGNALS: AtomicU64 = AtomicU64::new(0);
 
@@ -65,8 +65,8 @@ impl<'a> Full<'a> {
         self.node.control.set_gateway(self.gateway);
     }
 
-    /// The same for what wanted to go through here.
-    fn pass_on(&self) {
+    /// The same for what wanted to go through here, if its sender does not turn to the gateway itself.
+    fn pass_on(&self, sender: &thread::JoinHandle<impl Sized>) {
         self.step_aside();
         self.full.receive(Deadline::Now).unwrap();
         let descriptor = dragon_protocol::Descriptor {
@@ -74,8 +74,15 @@ impl<'a> Full<'a> {
             ..self.full.descriptor()
         };
         let gateway = seen_by(&self.node.daemon, descriptor);
-        let request = self.full.receive(soon()).unwrap();
-        gateway.send(&request.into_vec(), 0, watched()).unwrap();
+        until("the sender has gone on", || {
+            let finished = sender.is_finished();
+            let request = self.full.receive(Deadline::Now);
+            let passed = request.map(|request| {
+                let request = request.into_vec();
+                gateway.send(&request, 0, watched()).unwrap();
+            });
+            passed.is_ok() || finished
+        });
     }
 }
 
@@ -95,7 +102,7 @@ fn a_signal_at_a_full_gateway_loses_no_change() {
             until("the signal has had its effect", || {
                 setter.is_finished() || gateway.sleepers() == 1
             });
-            gateway.pass_on();
+            gateway.pass_on(&setter);
             waiter.join().unwrap().unwrap();
             setter.join().unwrap().unwrap();
         });
