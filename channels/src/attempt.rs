@@ -13,7 +13,7 @@ use dragon_shmem::sync::{Ordering, fence, low};
 use dragon_shmem::{Block, Deadline, Member};
 
 use crate::barrier::Place;
-use crate::channel::{Local, Outgoing, Poll, Ticket, block_of, open};
+use crate::channel::{Local, Outgoing, Poll, Source, Ticket, block_of, open};
 use crate::condition::phase;
 use crate::error::{Error, Result};
 use crate::lock::Who;
@@ -315,16 +315,7 @@ fn execute(
         }
         Op::Push | Op::Pop => return Err(dragon_shmem::Error::WrongKind(id).into()),
         Op::Send => send(&channel()?, payload, arg0)?,
-        Op::Receive => match channel()?.receive(&Spin::default(), Deadline::Now) {
-            Ok(message) => Attempt::Done {
-                status: Code::Ok,
-                arg0: message.hint(),
-                arg1: 0,
-                message: Some(message),
-            },
-            Err(Error::Empty) => Attempt::NotYet,
-            Err(error) => return Err(error),
-        },
+        Op::Receive => receive(&channel()?, remote::most_bytes(arg0))?,
         Op::PollReadable => polled(&channel()?, Poll::Readable)?,
         Op::PollWritable => polled(&channel()?, Poll::Writable)?,
         Op::PollEmpty => polled(&channel()?, Poll::Empty)?,
@@ -524,6 +515,23 @@ fn bytes_of<'a>(member: &Member, payload: Payload<'a>) -> Result<Cow<'a, [u8]>> 
             member.pool().read(block.offset, 0, &mut bytes)?;
             Ok(Cow::Owned(bytes))
         }
+    }
+}
+
+/// Receives a message of at most `longest` bytes; a longer one stays where it is, and its length is told.
+fn receive(channel: &Local<'_>, longest: u64) -> Result<Attempt> {
+    let mut message = Message::empty();
+    let read = |source: Source<'_>| source.read_into(&mut message);
+    match channel.receive_with(&Spin::default(), longest, Deadline::Now, read) {
+        Ok(()) => Ok(Attempt::with(Some(message))),
+        Err(Error::Empty) => Ok(Attempt::NotYet),
+        Err(Error::TooLong { length, .. }) => Ok(Attempt::Done {
+            status: Code::TooLarge,
+            arg0: length,
+            arg1: 0,
+            message: None,
+        }),
+        Err(error) => Err(error),
     }
 }
 

@@ -470,8 +470,7 @@ impl Channel {
     /// Receives the oldest message into the caller's memory, without an allocation on the way.
     ///
     /// # Errors
-    /// As [`Channel::receive`]; [`Error::TooLong`] when the message does not fit: it stays in the channel. (A message of a
-    /// remote channel that does not fit is lost with this error.)
+    /// As [`Channel::receive`]; [`Error::TooLong`] when the message does not fit: it stays in the channel.
     #[inline]
     pub fn receive_into(&self, buffer: &mut [u8], deadline: Deadline) -> Result<Received> {
         let mut received = Received::default();
@@ -536,14 +535,8 @@ impl Channel {
 
     #[cold]
     fn receive_remote_into(&self, buffer: &mut [u8], deadline: Deadline) -> Result<Received> {
-        let message = remote::receive(self.handle.member(), self.handle.id(), deadline)?;
-        if message.len() > buffer.len() {
-            return Err(Error::TooLong {
-                channel: self.handle.id(),
-                length: message.len() as u64,
-                room: buffer.len() as u64,
-            });
-        }
+        let (member, room) = (self.handle.member(), buffer.len() as u64);
+        let message = remote::receive_at_most(member, self.handle.id(), room, deadline)?;
         Ok(received_into(&message, buffer))
     }
 

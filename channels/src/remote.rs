@@ -156,6 +156,42 @@ pub(crate) fn receive(
     receive_from(member, object, 0, deadline)
 }
 
+/// As [`receive`], a message of at most `room` bytes: a longer one stays in the channel.
+pub(crate) fn receive_at_most(
+    member: &Arc<Member>,
+    object: ObjectId,
+    room: u64,
+    deadline: Deadline,
+) -> Result<Message> {
+    let arguments = [room.saturating_add(1), 0];
+    Ok(call_for_message(member, Op::Receive, object, arguments, deadline)?.0)
+}
+
+/// The most bytes that a message may have, by argument 0 of [`Op::Receive`]: that is one more, or 0 for what fits into a
+/// frame.
+pub(crate) fn most_bytes(argument: u64) -> u64 {
+    argument
+        .checked_sub(1)
+        .map_or(wire::MAX_PAYLOAD, |room| room.min(wire::MAX_PAYLOAD))
+}
+
+/// Why a channel keeps the next message, whose length the reply to [`Op::Receive`] names.
+fn kept(channel: ObjectId, length: u64, argument: u64) -> Error {
+    let room = argument.wrapping_sub(1);
+    if length <= wire::MAX_PAYLOAD {
+        Error::TooLong {
+            channel,
+            length,
+            room,
+        }
+    } else {
+        Error::TooLarge {
+            length,
+            limit: wire::MAX_PAYLOAD,
+        }
+    }
+}
+
 /// A copy of the oldest message of a channel of another node.
 pub(crate) fn peek(member: &Arc<Member>, object: ObjectId, deadline: Deadline) -> Result<Message> {
     Ok(call_for_message(member, Op::Peek, object, [0, 0], deadline)?.0)
@@ -410,6 +446,10 @@ fn ask<'a>(
     match Error::of_reply(code, object) {
         None => Ok(answer),
         Some(Error::Remote(Code::Cancelled, _)) => Err(Error::Interrupted),
+        Some(Error::Remote(Code::TooLarge, _)) if op == Op::Receive => {
+            let length = answer.discard(member)?.arg0;
+            Err(kept(object, length, arguments[0]))
+        }
         Some(error) => answer.discard(member).and(Err(error)),
     }
 }

@@ -379,8 +379,7 @@ int32_t dragon_channel_send_many(const dragon_channel *channel, const dragon_byt
                                  int64_t timeout, size_t *sent);
 /* On success the caller owes one dragon_message_release. */
 int32_t dragon_channel_receive(const dragon_channel *channel, int64_t timeout, dragon_message *message);
-/* Takes the oldest message into capacity bytes at buffer. DRAGON_TOO_LARGE: it is longer, and stays in the channel (one of
- * another node's channel is lost). */
+/* Takes the oldest message into capacity bytes at buffer. DRAGON_TOO_LARGE: it is longer, and stays in the channel. */
 int32_t dragon_channel_receive_into(const dragon_channel *channel, void *buffer, size_t capacity, int64_t timeout,
                                     dragon_received *received);
 /* Waits for the first message, and takes what else is there: *count of them, at most capacity (not 0), each of which is to be

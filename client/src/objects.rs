@@ -193,7 +193,7 @@ impl Channel {
     ///
     /// # Errors
     /// As [`Channel::receive`]; [`Code::TooLarge`](crate::Code::TooLarge) when the message is longer than the buffer: it
-    /// stays in the channel. (A message of another node's channel is lost then.)
+    /// stays in the channel.
     #[inline]
     pub fn receive_into(&self, buffer: &mut [u8], deadline: Deadline) -> Result<Received> {
         Ok(self.0.get()?.receive_into(buffer, deadline)?)

@@ -8,7 +8,8 @@
 pub enum Op {
     /// Send a message to a channel. Argument 0: the hint.
     Send = 1,
-    /// Receive a message from a channel. The reply carries hint and payload.
+    /// Receive a message from a channel. Argument 0: 0, or one more than the most bytes that it may have; a longer one stays in
+    /// the channel (`TooLarge`; reply argument 0: its length). The reply carries hint and payload.
     Receive = 2,
     /// Wait until a channel is readable. The reply's argument 0: messages in it.
     PollReadable = 3,

@@ -156,6 +156,59 @@ fn messages_are_received_and_looked_at() {
 }
 
 #[test]
+fn a_message_that_is_too_long_for_its_receiver_stays() {
+    everywhere(|site| {
+        let owned = channel(&site.owner, 8);
+        let used = seen_by(&site.user, owned.descriptor());
+        let into = |room: usize, deadline| {
+            let mut buffer = vec![0; room];
+            let received = used.receive_into(&mut buffer, deadline)?;
+            buffer.truncate(received.length);
+            Ok((received.hint, buffer))
+        };
+        for length in [1, 300, 5000, 100_000] {
+            let content = pattern(length, 3);
+            owned.send(&content, 1, watched()).unwrap();
+            owned.send(b"next", 2, watched()).unwrap();
+            for room in [0, length - 1] {
+                let error = Error::TooLong {
+                    channel: owned.id(),
+                    length: length as u64,
+                    room: room as u64,
+                };
+                for deadline in [Deadline::Now, watched()] {
+                    assert_eq!(into(room, deadline), Err(error.clone()));
+                }
+                assert_eq!(owned.attributes().unwrap().messages, 2);
+            }
+            assert_eq!(into(length, Deadline::Now), Ok((1, content)));
+            assert_eq!(into(9, Deadline::Now), Ok((2, b"next".to_vec())));
+        }
+        // One that waits for it, too; whoever waits behind it gets the message.
+        std::thread::scope(|scope| {
+            let other = seen_by(&site.user, owned.descriptor());
+            let behind = site.ended_by(
+                || into(3, watched()),
+                || {
+                    let behind = scope.spawn(move || other.receive(watched()));
+                    owned.send(b"four", 4, watched()).unwrap();
+                    // Whichever comes first: there is one for each.
+                    owned.send(b"5", 5, watched()).unwrap();
+                    assert_eq!(hint(behind.join().unwrap()).map(|hint| hint / 4), Ok(1));
+                },
+            );
+            match behind {
+                Err(Error::TooLong { length: 4, .. }) => drop(owned.receive(watched()).unwrap()),
+                received => assert_eq!(received, Ok((5, b"5".to_vec()))),
+            }
+        });
+        assert_eq!(owned.attributes().unwrap().messages, 0);
+        waits(Error::Empty, |deadline| into(9, deadline));
+        assert_eq!(site.nodes[1].stats().messages_lost, 0);
+    });
+}
+
+#[test]
 fn states_are_waited_for() {
     everywhere(|site| {
         let owned = channel(&site.owner, 2);
