@@ -20,14 +20,16 @@ use dragon_protocol::attach::{
 use dragon_protocol::control::{ClientReply, ClientRequest};
 use dragon_protocol::frame::FrameError;
 use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, RELEASE, RuntimeId, SlotId, frame};
+use dragon_transport::descriptors::Frees;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::link::read_frame;
+use crate::listener::Listener;
 use crate::memory::Memory;
 use crate::readable::end_of;
 use crate::services::Event;
@@ -54,30 +56,28 @@ pub struct Shared {
 ///
 /// # Errors
 /// When the name is taken: another daemon of this job runs on the node.
-pub fn listen(name: &str) -> Result<UnixListener> {
+pub fn listen(name: &str) -> Result<Listener> {
     let address =
         SocketAddr::from_abstract_name(name).context("the attach socket's name is too long")?;
     let listener = StdListener::bind_addr(&address)
         .with_context(|| format!("cannot take the attach socket @{name}"))?;
-    listener.set_nonblocking(true)?;
-    Ok(UnixListener::from_std(listener)?)
+    Ok(Listener::patient(listener.into(), "attach socket")?)
 }
 
 /// Serves the attach socket for as long as the daemon lives. Clients wait until `shared` is there.
 pub async fn serve(
-    listener: UnixListener,
+    mut listener: Listener,
     shared: watch::Receiver<Option<Arc<Shared>>>,
     events: mpsc::Sender<Event>,
 ) {
     let own = rustix::process::getuid().as_raw();
     let mut refused = 0_u64;
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let accepted = listener.accept().await;
+        let stream = match accepted.and_then(|(stream, _)| UnixStream::from_std(stream.into())) {
+            Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!("an attach connection was not accepted: {error}");
-                // Out of descriptors: wait for one to come free rather than spin.
-                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
@@ -102,6 +102,7 @@ pub async fn serve(
             .and_then(|pid| u32::try_from(pid).ok())
             .unwrap_or(0);
         tokio::spawn(async move {
+            let _frees = Frees;
             if let Err(error) = converse(stream, pid, shared, events).await {
                 tracing::debug!(pid, "attach connection ended: {error:#}");
             }

@@ -5,7 +5,8 @@
 //! table of nodes is sent down: O(log N) steps. States and deadlines are in `docs/bring-up.md`.
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,16 +14,17 @@ use dragon_protocol::control::{Membership, PeerMessage};
 use dragon_protocol::key::{JobKey, PORT_TRIES};
 use dragon_protocol::launch::NodeInfo;
 use dragon_protocol::{NodeIndex, frame};
-use dragon_transport::strangers::{HALF_OPEN, HalfOpen, Refusals, Spare};
-use rustix::io::Errno;
+use dragon_transport::descriptors::Frees;
+use dragon_transport::strangers::{HALF_OPEN, HalfOpen, Refusals};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::adapter::Job;
 use crate::link;
+use crate::listener::{Listener, NOWHERE};
 use crate::services::Event;
 
 /// Reports of nodes below that may wait to be looked at.
@@ -63,7 +65,7 @@ pub async fn listen(job: &Job) -> Result<TcpListener> {
 pub async fn accept(
     key: JobKey,
     node: NodeIndex,
-    listener: TcpListener,
+    mut listener: Listener,
     events: mpsc::Sender<Event>,
 ) {
     let mut strangers = Strangers::default();
@@ -71,11 +73,12 @@ pub async fn accept(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, from)) => {
+                    let from = from.and_then(|from| SocketAddr::try_from(from).ok());
                     let key = key.clone();
                     let proof = async move { prove(&key, node, stream).await };
-                    strangers.enter(proof, from).await;
+                    strangers.enter(proof, from.unwrap_or(NOWHERE)).await;
                 }
-                Err(error) => strangers.turn_away_unseen(&listener, &error).await,
+                Err(error) => strangers.refuse(NOWHERE, &anyhow!("not accepted: {error}")),
             },
             Some(shaken) = strangers.handshakes.join_next_with_id() => strangers.leave(shaken),
         }
@@ -87,11 +90,10 @@ pub async fn accept(
     }
 }
 
-async fn prove(
-    key: &JobKey,
-    node: NodeIndex,
-    mut stream: TcpStream,
-) -> Result<(NodeIndex, TcpStream)> {
+async fn prove(key: &JobKey, node: NodeIndex, stream: OwnedFd) -> Result<(NodeIndex, TcpStream)> {
+    // Declared first, dropped last: also when this is given up.
+    let _frees = Frees;
+    let mut stream = TcpStream::from_std(stream.into())?;
     let peer = link::accept(key, node, &mut stream).await?;
     Ok((peer, stream))
 }
@@ -104,7 +106,6 @@ struct Strangers {
     /// Who is none any more.
     proved: Vec<(NodeIndex, TcpStream)>,
     refusals: Refusals,
-    spare: Spare,
 }
 
 impl Default for Strangers {
@@ -114,7 +115,6 @@ impl Default for Strangers {
             half_open: HalfOpen::new(HALF_OPEN),
             proved: Vec::new(),
             refusals: Refusals::default(),
-            spare: Spare::take(),
         }
     }
 }
@@ -165,23 +165,8 @@ impl Strangers {
             tracing::warn!(%from, untold, "refused a control connection: {why:#}");
         }
     }
-
-    /// A connection could not be accepted. Where that is for want of a descriptor it is closed, since it would come again.
-    async fn turn_away_unseen(&mut self, listener: &TcpListener, error: &std::io::Error) {
-        let exhausted = [Errno::MFILE.raw_os_error(), Errno::NFILE.raw_os_error()];
-        if error
-            .raw_os_error()
-            .is_some_and(|code| exhausted.contains(&code))
-        {
-            self.spare.give();
-            // One that is there already, or none.
-            drop(timeout(Duration::ZERO, listener.accept()).await);
-            self.spare = Spare::take();
-        }
-        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        self.refuse(nowhere, &anyhow!("not accepted: {error}"));
-    }
 }
+
 /// Waits until every node is up. `me` is complete but for its address, which the connections tell.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 use std::thread;
 
+use dragon_transport::descriptors;
 use rustix::process::{Resource, Rlimit, Signal};
 use tokio::sync::{mpsc as mpsc_events, oneshot};
 
@@ -72,6 +73,8 @@ impl Forker {
                         let _guard = held.lock().unwrap_or_else(PoisonError::into_inner);
                         start(fork, limit)
                     };
+                    // Pipes, and what the process has instead of them.
+                    descriptors::freed();
                     // The requester may be gone; the process is then an orphan that the next sweep ends.
                     let _ = reply.send(result);
                     // What ended meanwhile could not be reaped.

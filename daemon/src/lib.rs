@@ -10,6 +10,7 @@ pub mod bringup;
 pub mod cli;
 pub mod forker;
 pub mod link;
+pub mod listener;
 pub mod memory;
 pub mod network;
 pub mod node;

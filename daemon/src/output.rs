@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::thread;
 
 use dragon_protocol::control::PeerMessage;
+use dragon_transport::descriptors::Frees;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
@@ -88,9 +89,11 @@ impl Sink {
     /// # Errors
     /// When the descriptor is no pipe.
     pub fn follow(&self, is_error: bool, end: OwnedFd) -> io::Result<JoinHandle<()>> {
-        let mut end = pipe::Receiver::from_owned_fd(end)?;
+        let end = pipe::Receiver::from_owned_fd(end)?;
         let sink = self.clone();
         Ok(tokio::spawn(async move {
+            let _frees = Frees;
+            let mut end = end;
             let mut line = Vec::with_capacity(4096);
             loop {
                 let read = end.read_buf(&mut line).await.unwrap_or(0);

@@ -30,6 +30,7 @@ use crate::bringup;
 use crate::cli::RUNTIME_FAILED;
 use crate::forker::Forker;
 use crate::link::{self, Link};
+use crate::listener::Listener;
 use crate::node::Node;
 use crate::output::Sink;
 use crate::program;
@@ -168,6 +169,7 @@ pub async fn run(job: Job) -> Result<u8> {
         let listener = bringup::listen(&job).await?;
         me.control_port = listener.local_addr()?.port();
         let (key, events) = (job.key.clone(), sender.clone());
+        let listener = Listener::turning_away(listener.into_std()?.into(), "control port")?;
         tokio::spawn(bringup::accept(key, job.node, listener, events));
     }
     let tree = tokio::select! {

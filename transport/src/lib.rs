@@ -4,6 +4,7 @@
 //! * [`agent`]: what executes the requests of other nodes and makes those of this one;
 //! * [`interface`]: which network interfaces are used;
 //! * [`strangers`]: what connections may cost that have not proved the job key;
+//! * [`descriptors`]: what listeners do while the process has no descriptor left;
 //! * [`Body`]: payloads, in memory of this process or in a block of the pool.
 //!
 //! The bytes are described in `docs/wire.md`.
@@ -11,6 +12,7 @@
 pub mod agent;
 mod body;
 use dragon_shmem::clock;
+pub mod descriptors;
 mod error;
 pub mod fabric;
 #[doc(hidden)]

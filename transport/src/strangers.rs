@@ -5,7 +5,6 @@
 //! from one address pushes out and hides its own connections before those of anybody else.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -172,24 +171,6 @@ impl Refusals {
             }
             None => &mut self.others,
         }
-    }
-}
-
-/// A descriptor that is given away for a moment when the process has none left, so that a connection can be accepted and
-/// closed: else its listener would stay readable for ever.
-#[derive(Debug)]
-pub struct Spare(Option<File>);
-
-impl Spare {
-    /// Takes one, if there is one.
-    #[must_use]
-    pub fn take() -> Self {
-        Self(File::open("/dev/null").ok())
-    }
-
-    /// Gives it away until the next [`Spare::take`].
-    pub fn give(&mut self) {
-        self.0 = None;
     }
 }
 

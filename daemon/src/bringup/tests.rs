@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::accept;
 use crate::link;
+use crate::listener::Listener;
 use crate::services::Event;
 
 /// A test that hangs is ended by this; nothing is ever expected to take this long.
@@ -30,6 +31,7 @@ fn beside_listener<F: Future>(test: impl FnOnce(u16, mpsc::Receiver<Event>) -> F
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        let listener = Listener::turning_away(listener.into_std().unwrap().into(), "test").unwrap();
         let (events, accepted) = mpsc::channel(8);
         tokio::spawn(accept(key(), NodeIndex::FIRST, listener, events));
         let test = tokio::time::timeout(WATCHDOG, test(port, accepted));

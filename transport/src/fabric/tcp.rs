@@ -17,6 +17,7 @@
 //! A dead host or a cut cable ends a connection after [`TcpConfig::silence_s`] seconds by the kernel's own probes
 //! (keepalive, TCP_USER_TIMEOUT); nobody wakes up for that.
 
+mod accept;
 mod connection;
 mod dial;
 mod raw;
@@ -38,7 +39,7 @@ use dragon_protocol::key::JobKey;
 use dragon_protocol::wire::{FrameHeader, FrameKind};
 use dragon_protocol::{Code, NodeIndex};
 use rustix::event::{Timespec, epoll};
-use rustix::net::{SocketFlags, sockopt};
+use rustix::net::sockopt;
 use zerocopy::FromZeros;
 
 use self::connection::{Connection, Identity, Progress, Scratch};
@@ -46,8 +47,9 @@ use self::dial::Dial;
 use self::session::Session;
 use self::shared::{FIRST_LISTENER, PeerCounters, Shared, WAKER};
 use super::{Fabric, FabricStats, Handler, Link, LinkError, PeerAddress, PeerStats, Side};
-use crate::clock;
-use crate::strangers::{HALF_OPEN, HANDSHAKE, HalfOpen, Refusals, Spare, Stranger};
+use crate::descriptors::Spare;
+use crate::strangers::{HALF_OPEN, HANDSHAKE, HalfOpen, Refusals, Stranger};
+use crate::{clock, descriptors};
 
 /// How a node speaks TCP.
 #[derive(Clone, Debug)]
@@ -134,6 +136,8 @@ struct Io {
     /// Accepted links without a connection, and when they are given up, in their order.
     broken: VecDeque<(u64, u64)>,
     spare: Spare,
+    /// No connection could be accepted, nor turned away: see `accept.rs`.
+    stopped: bool,
     refusals: Refusals,
     /// When links give up room for frames that they did not need of late; `u64::MAX`: none has any.
     tidy: u64,
@@ -141,10 +145,6 @@ struct Io {
 
 /// How many events one wait takes.
 const EVENTS: usize = 64;
-/// Where a connection comes from that was gone before that could be seen.
-const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-/// How many connections are accepted before others get their turn.
-const ACCEPTS: usize = 64;
 /// How often the links that were busy are looked at, in seconds.
 const TIDY: u64 = 1;
 /// How much longer than its opener, in seconds, the other side keeps a link whose connection broke: it may have noticed
@@ -174,7 +174,7 @@ impl TcpFabric {
             addresses.push(listener.local_addr()?);
             let listener = OwnedFd::from(listener);
             let token = epoll::EventData::new_u64(number);
-            epoll::add(&shared.epoll, &listener, token, epoll::EventFlags::IN)?;
+            epoll::add(&shared.epoll, &listener, token, accept::WAITING)?;
             listeners.push((number, listener));
         }
         Ok(Self {
@@ -196,6 +196,7 @@ impl TcpFabric {
                 dials: HashMap::new(),
                 broken: VecDeque::new(),
                 spare: Spare::take(),
+                stopped: false,
                 refusals: Refusals::default(),
                 tidy: u64::MAX,
             }),
@@ -399,7 +400,7 @@ impl TcpFabric {
             (None, None) => tracing::debug!(%reason, "a connection came to no link"),
         }
         // Last: who sees the end of the stream may rely on everything above.
-        shut(&connection);
+        close(connection);
     }
 
     /// A link has lost a connection.
@@ -446,7 +447,7 @@ impl TcpFabric {
 
     fn drop_connection(&self, io: &mut Io, token: u64) {
         if let Some(connection) = self.take_connection(io, token) {
-            shut(&connection);
+            close(connection);
         }
     }
 
@@ -498,56 +499,6 @@ impl TcpFabric {
         }
     }
 
-    fn accept(&self, io: &mut Io, number: u64) {
-        for _ in 0..ACCEPTS {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let accepted = match self.table().listener(number) {
-                Some(listener) => rustix::net::acceptfrom_with(listener, flags),
-                None => return,
-            };
-            match accepted {
-                Ok((socket, from)) => {
-                    let from = from.and_then(|a| SocketAddr::try_from(a).ok());
-                    self.accepted(io, socket, from.unwrap_or(NOWHERE));
-                }
-                Err(rustix::io::Errno::AGAIN) => return,
-                Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
-                    io.spare.give();
-                    if let Some(listener) = self.table().listener(number) {
-                        drop(rustix::net::accept_with(listener, flags));
-                    }
-                    io.spare = Spare::take();
-                    if let Some(untold) = io.refusals.tell(NOWHERE, clock::now()) {
-                        tracing::warn!(untold, "no file descriptor left: a connection was closed");
-                    }
-                    return;
-                }
-                // Errors of the connection that was to be accepted; the next one may be well.
-                Err(_) => {}
-            }
-        }
-    }
-
-    fn accepted(&self, io: &mut Io, socket: OwnedFd, from: SocketAddr) {
-        // Handshake messages must not wait for each other.
-        let _ = sockopt::set_tcp_nodelay(&socket, true);
-        let token = self.shared.next_id();
-        let connection = Connection::accepted(token, socket);
-        if let Err(error) = self
-            .shared
-            .add(&connection.socket, token, session::READABLE)
-        {
-            tracing::warn!(%error, "a connection cannot be watched and was closed");
-            return;
-        }
-        io.connections.insert(token, connection);
-        let limit = seconds(self.config.handshake_s);
-        let until = clock::now().saturating_add(limit);
-        io.half_open.enter(token, from, until);
-        let half_open = io.half_open.len() as u64;
-        self.shared.half_open.store(half_open, Ordering::Relaxed);
-    }
-
     /// Does what other threads want, and ends what is over a limit or past its deadline.
     fn sweep(&self, io: &mut Io, handler: &mut dyn Handler) {
         let now = clock::now();
@@ -582,6 +533,7 @@ impl TcpFabric {
             }
         }
         self.redial(io, now, handler);
+        self.descriptor_free(io);
         self.tidy(io, now);
     }
 
@@ -716,9 +668,11 @@ impl Fabric for TcpFabric {
     }
 }
 
-fn shut(connection: &Connection) {
+fn close(connection: Connection) {
     // It fails only for a socket that is gone already.
     let _ = rustix::net::shutdown(&connection.socket, rustix::net::Shutdown::Both);
+    drop(connection);
+    descriptors::freed();
 }
 
 fn seconds(n: u64) -> u64 {

@@ -67,6 +67,21 @@ impl Handler for Watcher {
     }
 }
 
+/// Takes no notice of anything.
+pub(crate) struct Deaf;
+
+impl Handler for Deaf {
+    fn land(&mut self, _: &Arc<dyn Link>, _: &FrameHeader) -> Option<Body> {
+        None
+    }
+
+    fn frame(&mut self, _: &Arc<dyn Link>, _: &FrameHeader, _: Incoming<'_>) {}
+
+    fn up(&mut self, _: &Arc<dyn Link>) {}
+
+    fn lost(&mut self, _: &Arc<dyn Link>, _: bool, _: &LinkError, _: Vec<Frame>) {}
+}
+
 /// A fabric with its I/O thread.
 pub(crate) struct Victim {
     pub(crate) fabric: Arc<TcpFabric>,

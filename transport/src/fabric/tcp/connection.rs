@@ -61,6 +61,8 @@ pub(super) struct Connection {
     inbound: Inbound,
     /// How many bytes must have arrived before the I/O thread wakes up.
     wakes_at: usize,
+    /// Whether that may become more.
+    wakes_for_parts: bool,
     encryption: Encryption,
     /// The link that it belongs to: from the beginning where this side opened it.
     pub(super) session: Option<Arc<Session>>,
@@ -142,6 +144,7 @@ impl Connection {
             carry: Vec::new(),
             inbound: Inbound::default(),
             wakes_at: 1,
+            wakes_for_parts: true,
             encryption: Encryption::None,
             session,
             untold: 0,
@@ -322,7 +325,8 @@ impl Connection {
         session.acknowledge(much).map_err(LinkError::Network)
     }
 
-    /// While a large payload is on its way into its place, the thread wakes up for large parts of it only.
+    /// While a large payload is on its way into its place, the thread wakes up for large parts of it only; for each part where
+    /// the system refuses that.
     fn wake_at(&mut self) -> io::Result<()> {
         let left = self.inbound.landing().map_or(0, |piece| piece.len);
         // Of a record's beginning only the rest comes yet, and nothing may follow it.
@@ -331,9 +335,18 @@ impl Connection {
             _ => 0,
         };
         let wakes_at = left.saturating_sub(here).clamp(1, PART);
-        if wakes_at != self.wakes_at {
-            self.wakes_at = wakes_at;
-            raw::wake_at(self.fd(), wakes_at)?;
+        let more = wakes_at > self.wakes_at;
+        if wakes_at == self.wakes_at || more && !self.wakes_for_parts {
+            return Ok(());
+        }
+        match raw::wake_at(self.fd(), wakes_at) {
+            Ok(()) => self.wakes_at = wakes_at,
+            Err(error) if more => {
+                self.wakes_for_parts = false;
+                tracing::debug!(%error, "SO_RCVLOWAT is refused: large payloads wake the thread more often");
+            }
+            // The rest of a payload would wake nobody.
+            Err(error) => return Err(error),
         }
         Ok(())
     }

@@ -29,6 +29,8 @@ pub(super) struct Shared {
     broken: Mutex<Vec<u64>>,
     /// A link has more room for frames than an idle one keeps.
     pub(super) roomy: AtomicBool,
+    /// A descriptor may be free for a fabric that stopped accepting for want of one.
+    pub(super) free: AtomicBool,
     pub(super) opened: AtomicU64,
     pub(super) accepted: AtomicU64,
     pub(super) refused: AtomicU64,
@@ -97,6 +99,7 @@ impl Shared {
             doomed: Mutex::default(),
             broken: Mutex::default(),
             roomy: AtomicBool::new(false),
+            free: AtomicBool::new(false),
             opened: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
