@@ -1,8 +1,10 @@
 //! Who started this daemon, and what that tells it: the only place that knows one workload manager from another.
 
 pub mod launcher;
+pub mod remote;
 pub mod slurm;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use dragon_protocol::key::JobKey;
 use dragon_protocol::launch::Network;
 use dragon_protocol::{NodeIndex, env};
 
+use crate::config::Config;
 use crate::network;
 
 /// What a daemon knows when it starts.
@@ -33,6 +36,10 @@ pub struct Job {
     pub bring_up: Duration,
     /// The head program as the user typed it.
     pub program: Vec<OsString>,
+    /// All settings that are in force.
+    pub config: Config,
+    /// Variables that programs find in their environment, whatever else is there.
+    pub environment: Vec<(OsString, OsString)>,
     /// Limit of the default pool in bytes; 0: half of the granted memory.
     pub pool: u64,
     /// Whether output goes up the tree rather than to the daemon's own.
@@ -50,11 +57,11 @@ pub struct Job {
 /// Who owns the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Manager {
-    /// The `dragon` command, on this machine or over a remote shell.
-    Launcher {
-        /// The end of standard input means that the launcher is gone.
-        lifeline: bool,
-    },
+    /// The `dragon` command on this machine.
+    Launcher,
+    /// The `dragon` command over a remote shell. What it says comes on standard input, whose end means that it is gone; on
+    /// the first node the head's input is among it.
+    RemoteLauncher,
     /// Slurm.
     Slurm {
         /// `JOB.STEP`, for `scancel`.
@@ -123,6 +130,19 @@ impl Job {
         let ours = [env::STEP_KEY, env::STEP_PROGRAM, env::STEP_MODE];
         ours.contains(&name.as_ref())
             || matches!(self.manager, Manager::Slurm { .. }) && slurm::is_task_variable(&name)
+    }
+
+    /// The environment of a program that nobody gives one: this daemon's, without what is hidden, and what the settings and
+    /// the launcher add.
+    #[must_use]
+    pub fn environment_for_programs(&self) -> BTreeMap<OsString, OsString> {
+        let own = std::env::vars_os().filter(|(name, _)| !self.hides(name));
+        let settings = self.config.for_programs();
+        let settings = settings.map(|(name, value)| (name.into(), value.into()));
+        settings
+            .chain(own)
+            .chain(self.environment.clone())
+            .collect()
     }
 
     /// Whether all nodes are on this machine.
@@ -196,12 +216,14 @@ mod tests {
             fanout: 2,
             bring_up: Duration::from_secs(1),
             program: Vec::new(),
+            config: Config::default(),
+            environment: Vec::new(),
             pool: 0,
             forward_output: false,
             siblings: 0,
             cpus: None,
             network: Network::default(),
-            manager: Manager::Launcher { lifeline: false },
+            manager: Manager::Launcher,
         }
     }
 }

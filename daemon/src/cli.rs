@@ -1,30 +1,41 @@
 //! The `dragon` command line.
 
+pub mod commands;
+pub mod habits;
 pub mod hosts;
 pub mod launcher;
+pub mod outputs;
+pub mod settings;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+use self::habits::Habits;
+use self::settings::Settings;
+use crate::config::Config;
+use crate::config::keys;
 
 /// Exit code when the runtime itself failed: nothing is said about the program.
 pub const RUNTIME_FAILED: u8 = 125;
+/// Exit code when the time limit was over, as the command `timeout` has it.
+pub const TIME_IS_UP: u8 = 124;
 
 /// Run a program in a distributed runtime.
 ///
 /// The program is the head: any executable, or a Python file. It attaches to the runtime when it uses it, and so does
 /// every process that it starts, on whichever node. The exit code is the head's; nothing is left behind.
 #[derive(Debug, Parser)]
-#[command(name = "dragon", version, after_help = EXAMPLES)]
+#[command(name = "dragon", version, override_usage = USAGE)]
 pub struct Arguments {
     /// Run on this machine alone, which is the default.
     #[arg(short = 's', long = "single-node-override", conflicts_with_all = ["nodes", "local_nodes", "hostlist", "hostfile"])]
     pub single: bool,
 
-    /// Number of nodes: of the host list's first hosts, or of daemons with --local-nodes.
-    #[arg(short = 'N', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    /// Number of nodes: of the host list's first hosts (0: all, the default), or of daemons with --local-nodes.
+    #[arg(short = 'N', long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=4096))]
     pub nodes: Option<u32>,
 
     /// Run all nodes on this machine, as daemons that treat each other as remote.
@@ -39,44 +50,37 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     pub hostfile: Option<PathBuf>,
 
-    /// Command that runs another on a host: `RSH HOST COMMAND`.
-    #[arg(long, value_name = "RSH", default_value = "ssh")]
-    pub rsh: String,
+    /// Write output and errors to a file in place of the terminal. %n in its name stands for the node's number: then each
+    /// node has a file of its own; %% stands for %.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 
-    /// Limit of the default pool on each node, for example 8G. Default: half of the memory granted on the node.
-    #[arg(long, value_name = "SIZE", env = dragon_protocol::env::POOL, value_parser = parse_size)]
-    pub pool: Option<u64>,
+    /// Set a variable in the environment of the program on all nodes; without a value, as it is here.
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<OsString>,
 
-    /// Network between the nodes: tcp. Default: the best there is.
-    #[arg(long, value_name = "NAME", env = dragon_protocol::env::TRANSPORT)]
-    pub transport: Option<String>,
+    /// Directory to run in, on all nodes. Default: this one; on hosts that lack it, that in which the remote shell begins.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub cwd: Option<PathBuf>,
 
-    /// Network interfaces to use: names, regular expressions or networks, for example ib0,ib1 or ib[0-3] or 10.1.0.0/16.
-    /// Default: the fastest that are up.
-    #[arg(long, value_name = "INTERFACES", env = dragon_protocol::env::INTERFACE)]
-    pub interface: Option<String>,
+    /// Say what the daemons do; twice: in detail.
+    #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "log")]
+    pub verbose: u8,
 
-    /// Encrypt what passes between the nodes.
-    #[arg(long, env = dragon_protocol::env::ENCRYPT, value_parser = clap::builder::BoolishValueParser::new(), num_args = 0)]
-    pub encrypt: bool,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: Settings,
 
-    /// Seconds, 0 to 300, for which a connection between nodes that broke is tried to be made again before what waits for
-    /// it fails. Default: 5.
-    #[arg(long, value_name = "SECONDS", env = dragon_protocol::env::RECONNECT, value_parser = crate::network::reconnect)]
-    pub reconnect: Option<u32>,
-
-    /// Seconds that the nodes may take to find each other.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub bring_up_limit: u64,
-
-    /// Print completions for a shell and exit.
-    #[arg(long, value_name = "SHELL", exclusive = true)]
-    pub completions: Option<clap_complete::Shell>,
+    /// Habits.
+    #[command(flatten)]
+    pub habits: Habits,
 
     /// The program and its arguments.
     #[arg(value_name = "PROGRAM", trailing_var_arg = true)]
     pub program: Vec<OsString>,
 }
+
+const USAGE: &str = "dragon [OPTIONS] [--] PROGRAM [ARGUMENTS]...\n       dragon COMMAND [OPTIONS]";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,24 +88,31 @@ Examples:
   dragon -- ./a.out 1 2 3              any executable
   dragon -N 3 --local-nodes prog.py    three nodes on this machine
   dragon --hostlist n[1-4] prog.py     four hosts over ssh
+  dragon --label node --output out.txt --time-limit 1h30m prog.py
+  dragon config --pool 8G              the settings in force, and where each came from
 Under Slurm: srun -N4 --dragon prog.py
 
-Exit codes: the head's; 128 + n when signal n ended it; 125 when the runtime failed, 126 when the program cannot be
-executed, 127 when it does not exist, 2 for a bad command line.";
+Ctrl-C goes to the program; twice within a second it ends the job.
+
+Exit codes: the program's; 128 + n when signal n ended it; 124 when the time limit was over; 125 when the
+runtime failed; 126 when the program cannot be executed; 127 when it does not exist; 2 for a bad command line.";
 
 /// Runs the command.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    if let Some(shell) = arguments.completions {
-        clap_complete::generate(
-            shell,
-            &mut Arguments::command(),
-            "dragon",
-            &mut std::io::stdout(),
-        );
-        return ExitCode::SUCCESS;
+    let first = std::env::args_os().nth(1);
+    if first.is_some_and(|word| word.to_str().is_some_and(commands::is_command)) {
+        let line = commands::CommandLine::parse();
+        return match commands::run(&line.command) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => {
+                eprintln!("dragon: {error:#}");
+                ExitCode::from(2)
+            }
+        };
     }
+    let matches = Arguments::described().get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match launcher::launch(&arguments) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
@@ -111,35 +122,23 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Reads a size: a number of bytes, or one with K, M, G or T (powers of 1024).
-fn parse_size(text: &str) -> Result<u64, String> {
-    let bad = || format!("'{text}' is not a size like 512M or 8G");
-    let upper = text.trim().to_ascii_uppercase();
-    let digits = upper.trim_end_matches('B').trim_end_matches('I');
-    let shift = match digits.chars().last() {
-        Some('K') => 10,
-        Some('M') => 20,
-        Some('G') => 30,
-        Some('T') => 40,
-        _ => 0,
-    };
-    let number = if shift == 0 {
-        digits
-    } else {
-        &digits[..digits.len() - 1]
-    };
-    let bytes = number
-        .parse::<u64>()
-        .map_err(|_| bad())?
-        .checked_mul(1 << shift)
-        .ok_or_else(bad)?;
-    const LEAST: u64 = 4 << 20;
-    if bytes < LEAST {
-        Err(format!(
-            "a pool of {bytes} bytes is below the minimum of 4M"
-        ))
-    } else {
-        Ok(bytes)
+impl Arguments {
+    /// The command line with the help that teaches.
+    fn described() -> clap::Command {
+        Self::command().after_help(format!("Commands:\n{}\n{EXAMPLES}", commands::list()))
+    }
+
+    /// The settings in force.
+    ///
+    /// # Errors
+    /// When a file, a variable or an option makes no sense.
+    pub fn config(&self) -> anyhow::Result<Config> {
+        let mut options = self.habits.settings()?;
+        let level = ["info", "debug"].get(usize::from(self.verbose).wrapping_sub(1));
+        let level = level.or((self.verbose > 2).then_some(&"trace"));
+        options.extend(level.map(|level| (&keys::LOG, (*level).to_owned())));
+        options.extend(self.settings.0.iter().cloned());
+        Config::load(&options)
     }
 }
 
@@ -147,36 +146,34 @@ fn parse_size(text: &str) -> Result<u64, String> {
 mod tests {
     use super::*;
 
+    fn parse(words: &[&str]) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from([&["dragon"], words].concat())
+    }
+
     #[test]
     fn command_line_is_consistent() {
-        Arguments::command().debug_assert();
+        Arguments::described().debug_assert();
+        commands::CommandLine::command().debug_assert();
     }
 
     #[test]
     fn options_after_the_program_are_the_programs() {
-        let parsed = Arguments::parse_from([
-            "dragon",
-            "-N",
-            "2",
-            "--local-nodes",
-            "prog.py",
-            "--nodes",
-            "7",
-            "-s",
-        ]);
+        let parsed = parse(&["-N", "2", "--local-nodes", "prog.py", "--nodes", "7", "-s"]).unwrap();
         assert_eq!(parsed.nodes, Some(2));
         assert_eq!(parsed.program, ["prog.py", "--nodes", "7", "-s"]);
-        assert_eq!(
-            Arguments::parse_from(["dragon", "--", "-x", "y"]).program,
-            ["-x", "y"]
-        );
+        assert_eq!(parse(&["--", "-x", "y"]).unwrap().program, ["-x", "y"]);
+        let parsed = parse(&["--encrypt", "prog", "--encrypt=false"]).unwrap();
+        assert_eq!(parsed.program, ["prog", "--encrypt=false"]);
+        assert_eq!(parsed.settings.0[0].1, "true");
     }
 
     #[test]
-    fn a_time_for_connecting_again_is_refused_with_its_limits() {
-        let parse = |text| Arguments::try_parse_from(["dragon", "--reconnect", text, "x"]);
-        assert_eq!(parse("30").unwrap().reconnect, Some(30));
-        let error = parse("400").unwrap_err().to_string();
+    fn a_setting_out_of_its_limits_is_refused() {
+        assert_eq!(
+            parse(&["--reconnect", "30", "x"]).unwrap().settings.0[0].1,
+            "30"
+        );
+        let error = parse(&["--reconnect", "400", "x"]).unwrap_err().to_string();
         assert!(
             error.contains("'400'") && error.contains("to 300"),
             "{error}"
@@ -184,12 +181,19 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
-        assert_eq!(parse_size("8G"), Ok(8 << 30));
-        assert_eq!(parse_size("64MiB"), Ok(64 << 20));
-        assert_eq!(parse_size("5000000"), Ok(5_000_000));
-        for bad in ["", "G", "-1", "1K", "8GG", "99999999999T"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
+    fn every_setting_has_an_option() {
+        for key in keys::KEYS {
+            let option = format!("--{}=", key.option());
+            let text = key.default_value().map_or("1h", |_| key.default);
+            let text = match key.name {
+                "pool" => "8G",
+                "transport" => "tcp",
+                "bring_up_limit" => "9",
+                _ => text,
+            };
+            let parsed = parse(&[&format!("{option}{text}"), "x"]).unwrap();
+            assert_eq!(parsed.settings.0.len(), 1, "{}", key.name);
+            assert_eq!(parsed.settings.0[0].0.name, key.name);
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod adapter;
 pub mod attach;
 pub mod bringup;
 pub mod cli;
+pub mod config;
 pub mod forker;
 pub mod link;
 pub mod listener;

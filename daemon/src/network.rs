@@ -2,8 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use anyhow::{Context, Result, anyhow, bail};
-use dragon_protocol::env;
+use anyhow::{Context, Result, bail};
 use dragon_protocol::launch::Network;
 use dragon_transport::interface::{self, Chosen, Class, Wanted};
 
@@ -23,43 +22,6 @@ pub struct Place {
     pub anywhere: bool,
 }
 
-/// Reads the network's options from the environment, for daemons that a workload manager started.
-///
-/// # Errors
-/// When a variable makes no sense.
-pub fn from_environment() -> Result<Network> {
-    let text = |name| std::env::var(name).unwrap_or_default();
-    let network = Network {
-        transport: text(env::TRANSPORT),
-        interface: text(env::INTERFACE),
-        encrypt: match text(env::ENCRYPT).as_str() {
-            "" | "0" | "false" | "no" => false,
-            "1" | "true" | "yes" => true,
-            other => bail!("{}={other} is neither true nor false", env::ENCRYPT),
-        },
-        reconnect: match text(env::RECONNECT).as_str() {
-            "" => None,
-            text => Some(reconnect(text).map_err(|why| anyhow!("{}: {why}", env::RECONNECT))?),
-        },
-    };
-    check(&network)?;
-    Ok(network)
-}
-
-/// Reads for how many seconds a connection is tried to be made again.
-///
-/// # Errors
-/// A sentence with the text and the limits.
-pub fn reconnect(text: &str) -> Result<u32, String> {
-    let longest = Network::LONGEST_RECONNECT;
-    let seconds = text.parse().ok().filter(|seconds| *seconds <= longest);
-    seconds.ok_or_else(|| {
-        format!(
-            "'{text}' is no number of seconds from 0 (a connection that breaks is not made again) to {longest}"
-        )
-    })
-}
-
 /// Checks options that were given.
 ///
 /// # Errors
@@ -72,9 +34,6 @@ pub fn check(network: &Network) -> Result<()> {
         );
     }
     let _: Wanted = network.interface.parse()?;
-    if let Some(seconds) = network.reconnect {
-        reconnect(&seconds.to_string()).map_err(anyhow::Error::msg)?;
-    }
     Ok(())
 }
 
@@ -187,22 +146,5 @@ mod tests {
         ] {
             assert!(format!("{:#}", check(&bad).unwrap_err()).contains(text));
         }
-    }
-
-    #[test]
-    fn the_time_for_connecting_again_has_limits() {
-        assert_eq!((reconnect("0"), reconnect("300")), (Ok(0), Ok(300)));
-        for bad in ["301", "-1", "5s", "1.5", "", "99999999999999999999"] {
-            let why = reconnect(bad).unwrap_err();
-            assert!(
-                why.contains(&format!("'{bad}'")) && why.contains("0 (") && why.contains("300"),
-                "{why}"
-            );
-        }
-        let of_another = Network {
-            reconnect: Some(301),
-            ..Network::default()
-        };
-        assert!(format!("{:#}", check(&of_another).unwrap_err()).contains("'301'"));
     }
 }

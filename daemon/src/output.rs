@@ -4,23 +4,26 @@
 //! daemon's own output, or up the tree. Both have a bounded queue: when the terminal or the network is slow, the pipe
 //! fills and the process waits, as it would at a pipe of the shell.
 
+mod lines;
+
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::thread;
 
 use dragon_protocol::control::PeerMessage;
 use dragon_transport::descriptors::Frees;
-use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use self::lines::Lines;
 use crate::link::Link;
 
-/// The longest line that is kept whole; a longer one is passed on in pieces.
-const LONGEST_LINE: usize = 64 << 10;
 /// Pieces of output that may wait for a slow reader.
-const QUEUE: usize = 64;
+const QUEUE: usize = 16;
+/// As much as is read from a pipe at once: what a pipe holds.
+const READ: usize = 64 << 10;
 
 /// What the writing thread gets.
 #[derive(Debug)]
@@ -29,6 +32,32 @@ pub enum Piece {
     Bytes(bool, Vec<u8>),
     /// To be answered when everything before it is written.
     Flush(oneshot::Sender<()>),
+}
+
+/// What stands before each line of a process.
+#[derive(Clone, Debug)]
+pub enum Label {
+    /// Nothing.
+    None,
+    /// A text.
+    Text(String),
+    /// A text, and the pid of the process, which comes as soon as it is known.
+    Process(String, watch::Receiver<u32>),
+}
+
+impl Label {
+    /// Waits until it is known. `None` when there is no label.
+    async fn text(self) -> Option<Vec<u8>> {
+        match self {
+            Self::None => None,
+            Self::Text(text) => Some(format!("{text}: ").into_bytes()),
+            Self::Process(text, mut pid) => {
+                // Without a process there is no output either.
+                let pid = pid.wait_for(|pid| *pid != 0).await.map_or(0, |pid| *pid);
+                Some(format!("{text}:{pid}: ").into_bytes())
+            }
+        }
+    }
 }
 
 /// Where the output of this node's processes goes.
@@ -88,29 +117,42 @@ impl Sink {
     ///
     /// # Errors
     /// When the descriptor is no pipe.
-    pub fn follow(&self, is_error: bool, end: OwnedFd) -> io::Result<JoinHandle<()>> {
+    pub fn follow(&self, is_error: bool, label: Label, end: OwnedFd) -> io::Result<JoinHandle<()>> {
         let end = pipe::Receiver::from_owned_fd(end)?;
         let sink = self.clone();
         Ok(tokio::spawn(async move {
             let _frees = Frees;
-            let mut end = end;
-            let mut line = Vec::with_capacity(4096);
-            loop {
-                let read = end.read_buf(&mut line).await.unwrap_or(0);
-                let whole = match line.iter().rposition(|byte| *byte == b'\n') {
-                    _ if read == 0 || line.len() >= LONGEST_LINE => line.len(),
-                    last => last.map_or(0, |at| at + 1),
-                };
-                if whole > 0 {
-                    let rest = line.split_off(whole);
-                    sink.write(is_error, std::mem::replace(&mut line, rest))
-                        .await;
-                }
-                if read == 0 {
-                    return;
+            let end = end;
+            let mut lines = Lines::new(label.text().await);
+            while let Some(pieces) = next(&end, &mut lines).await {
+                for piece in pieces {
+                    sink.write(is_error, piece).await;
                 }
             }
+            if let Some(rest) = lines.end() {
+                sink.write(is_error, rest).await;
+            }
         }))
+    }
+}
+
+/// The next lines of a pipe; `None` at its end. Nothing is held for a pipe that says nothing.
+async fn next(end: &pipe::Receiver, lines: &mut Lines) -> Option<Vec<Vec<u8>>> {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
+    }
+    loop {
+        end.readable().await.ok()?;
+        let read = BUFFER.with_borrow_mut(|buffer| match end.try_read(buffer) {
+            Ok(0) => Ok(None),
+            Ok(read) => Ok(Some(lines.push(&buffer[..read]))),
+            Err(error) => Err(error),
+        });
+        match read {
+            Ok(pieces) => return pieces,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use dragon_protocol::env;
 
@@ -145,13 +146,25 @@ fn is_executable(path: &Path) -> bool {
         && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
+/// The interpreter that the settings name.
+static CHOSEN: OnceLock<OsString> = OnceLock::new();
+
+/// From now on Python programs are run by this interpreter, where `DRAGON_PYTHON` says nothing else. Empty: no choice.
+pub fn use_interpreter(path: &str) {
+    if !path.is_empty() {
+        // The settings are read once.
+        let _ = CHOSEN.set(path.into());
+    }
+}
+
 /// The interpreter for Python programs: `DRAGON_PYTHON`, the virtual environment of this command or the active one, or
 /// `python3` on PATH.
 ///
 /// # Errors
 /// When there is none.
 pub fn interpreter() -> Result<PathBuf, Refusal> {
-    if let Some(chosen) = std::env::var_os(env::PYTHON) {
+    let configured = || CHOSEN.get().cloned();
+    if let Some(chosen) = std::env::var_os(env::PYTHON).or_else(configured) {
         return find(&chosen);
     }
     let own = std::env::current_exe()

@@ -11,6 +11,7 @@ mod processes;
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,17 +25,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::adapter::{Job, Manager};
+use crate::adapter::{Job, Manager, remote};
 use crate::attach;
 use crate::bringup;
-use crate::cli::RUNTIME_FAILED;
+use crate::cli::{RUNTIME_FAILED, TIME_IS_UP};
+use crate::config::{keys, value::Value};
 use crate::forker::Forker;
 use crate::link::{self, Link};
 use crate::listener::Listener;
 use crate::node::Node;
 use crate::output::Sink;
 use crate::program;
-use crate::readable::{end_of, readable};
+use crate::readable::end_of;
 use crate::resources::{self, Granted};
 use processes::Processes;
 
@@ -103,6 +105,8 @@ struct Daemon {
     sink: Sink,
     sender: mpsc::Sender<Event>,
     requests: Requests,
+    /// What the head is to read, where that is not the daemon's own input.
+    head_input: Option<OwnedFd>,
     /// Where the next process without a place of its own goes.
     next_place: u32,
     socket: String,
@@ -139,7 +143,11 @@ pub async fn run(job: Job) -> Result<u8> {
     let (sender, mut events) = mpsc::channel(QUEUE);
     let mut signals = Signals::new()?;
     rustix::process::set_child_subreaper(Pid::from_raw(1))?;
-    watch_parent(&job, &signals.parent_gone)?;
+    watch_parent(&signals.parent_gone);
+    let head_input = match job.manager {
+        Manager::RemoteLauncher => remote::follow(job.node, &signals.parent_gone)?,
+        _ => None,
+    };
     let socket = job.socket_name();
     let (share, shared) = watch::channel(None);
     tokio::spawn(attach::serve(
@@ -177,6 +185,9 @@ pub async fn run(job: Job) -> Result<u8> {
         end = signals.ending() => return Ok(end.code),
     };
     signals.head_runs = true;
+    let cpus: u32 = tree.membership.nodes.iter().map(|node| node.cpus).sum();
+    tracing::info!(node = %job.node, nodes = tree.membership.nodes.len(), cpus, "the runtime is up");
+    tracing::debug!(settings = ?job.config.pairs(), "in force where not the default");
     node.set_peers(&tree.membership);
 
     let parent = tree
@@ -200,6 +211,7 @@ pub async fn run(job: Job) -> Result<u8> {
         children,
         others: HashMap::new(),
         requests: Requests::default(),
+        head_input,
         node,
         sink,
         sender,
@@ -207,6 +219,9 @@ pub async fn run(job: Job) -> Result<u8> {
         job,
     };
     share.send_replace(Some(Arc::new(daemon.node.shared()?)));
+    if daemon.job.node == NodeIndex::FIRST {
+        signals.limit_time(daemon.job.config.time(&keys::TIME_LIMIT));
+    }
     let end = match daemon.start_programs() {
         Ok(()) => daemon.serve(&mut events, &mut signals).await,
         Err(end) => end,
@@ -290,12 +305,11 @@ impl Daemon {
         None
     }
 
-    /// Whether a variable is passed on to user programs, with the runtime's own added.
+    /// The environment of the head, and of interpreters that are warmed up.
     fn environment_for_head(&self) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
-        let inherited = std::env::vars_os().filter(|(name, _)| !self.job.hides(name));
-        inherited
-            .chain([(env::RUNTIME.into(), (&self.socket).into())])
-            .collect()
+        let mut all = self.job.environment_for_programs();
+        all.insert(env::RUNTIME.into(), (&self.socket).into());
+        all.into_iter().collect()
     }
 }
 
@@ -326,37 +340,22 @@ async fn with_siblings(job: &Job, events: &mut mpsc::Receiver<Event>) -> Result<
     Ok(granted)
 }
 
-/// Reports the end of the process that started this one, and of the launcher behind a remote shell.
-fn watch_parent(job: &Job, gone: &Arc<Notify>) -> Result<()> {
-    if let Some(parent) = rustix::process::getppid() {
-        match end_of(parent.as_raw_nonzero().get().cast_unsigned()) {
-            Ok(pidfd) => {
-                let gone = gone.clone();
-                tokio::spawn(async move {
-                    if pidfd.readable().await.is_ok() {
-                        gone.notify_one();
-                    }
-                });
-            }
-            Err(error) => tracing::warn!("cannot watch the process that started this one: {error}"),
-        }
-    }
-    if let Manager::Launcher { lifeline: true } = job.manager {
-        let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
-        rustix::io::ioctl_fionbio(&stdin, true)?;
-        let (stdin, gone) = (readable(stdin)?, gone.clone());
-        tokio::spawn(async move {
-            while let Ok(mut ready) = stdin.readable().await {
-                let mut ignored = [0; 64];
-                let read = ready.try_io(|stdin| Ok(rustix::io::read(stdin, &mut ignored)?));
-                if matches!(read, Ok(Ok(0) | Err(_))) {
-                    break;
+/// Reports the end of the process that started this one.
+fn watch_parent(gone: &Arc<Notify>) {
+    let Some(parent) = rustix::process::getppid() else {
+        return;
+    };
+    match end_of(parent.as_raw_nonzero().get().cast_unsigned()) {
+        Ok(pidfd) => {
+            let gone = gone.clone();
+            tokio::spawn(async move {
+                if pidfd.readable().await.is_ok() {
+                    gone.notify_one();
                 }
-            }
-            gone.notify_one();
-        });
+            });
+        }
+        Err(error) => tracing::warn!("cannot watch the process that started this one: {error}"),
     }
-    Ok(())
 }
 
 /// What a signal means.
@@ -382,6 +381,8 @@ struct Signals {
     head_runs: bool,
     user1: Signal,
     user2: Signal,
+    /// When the job ends at the latest, and what the user said about it.
+    time_limit: Option<(Instant, Duration)>,
 }
 
 impl Signals {
@@ -396,7 +397,13 @@ impl Signals {
             head_runs: false,
             user1: signal(SignalKind::user_defined1())?,
             user2: signal(SignalKind::user_defined2())?,
+            time_limit: None,
         })
+    }
+
+    /// From now on the job may run for so long.
+    fn limit_time(&mut self, limit: Option<Duration>) {
+        self.time_limit = limit.map(|limit| (Instant::now() + limit, limit));
     }
 
     /// Waits for a signal: SIGTERM, SIGHUP and a second SIGINT within a second end the job.
@@ -407,7 +414,22 @@ impl Signals {
                 why: why.to_owned(),
             })
         };
+        let limit = self.time_limit;
+        let time_is_up = async {
+            match limit {
+                Some((at, limit)) => {
+                    tokio::time::sleep_until(at).await;
+                    limit
+                }
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            limit = time_is_up => {
+                let why = format!("the time limit of {} is over", Value::Time(limit));
+                eprintln!("dragon: {why}; the job ends");
+                end(TIME_IS_UP, &why)
+            }
             _ = self.child.recv() => Signalled::Child,
             _ = self.terminate.recv() => end(128 + 15, "SIGTERM"),
             _ = self.hang_up.recv() => end(128 + 1, "SIGHUP"),

@@ -1,21 +1,10 @@
-//! Names of environment variables. What stands here is public interface; everything else goes over sockets.
+//! Names of environment variables. What stands here is public interface; everything else goes over sockets. The settings of
+//! a job have variables too: the daemon's table of settings names them.
 
 /// The attach socket of the runtime that this process belongs to: an abstract name, without the leading NUL.
 pub const RUNTIME: &str = "DRAGON_RUNTIME";
 /// The interpreter for Python programs and workers; otherwise the one of the virtual environment in use.
 pub const PYTHON: &str = "DRAGON_PYTHON";
-/// Log filter of the daemon, in the syntax of `tracing`.
-pub const LOG: &str = "DRAGON_LOG";
-/// Limit of the default pool of each node, in bytes or with K, M, G.
-pub const POOL: &str = "DRAGON_POOL";
-/// The network interfaces that nodes use, by name, regular expression or network, separated by commas.
-pub const INTERFACE: &str = "DRAGON_INTERFACE";
-/// The transport between nodes: `tcp`.
-pub const TRANSPORT: &str = "DRAGON_TRANSPORT";
-/// Whether what passes between nodes is encrypted: `true` or `false`.
-pub const ENCRYPT: &str = "DRAGON_ENCRYPT";
-/// For how many seconds a connection between nodes that broke is tried to be made again.
-pub const RECONNECT: &str = "DRAGON_RECONNECT";
 /// Set by the Slurm plugin: the job key, 64 hexadecimal digits. Removed before any user program starts. The prefix makes
 /// Slurm pass it on whatever `--export` says.
 pub const STEP_KEY: &str = "SLURM_DRAGON_STEP_KEY";

@@ -18,20 +18,31 @@ pub struct LaunchSpec {
     pub rank: u32,
     /// Host name or address of each rank.
     pub hosts: Vec<String>,
-    /// Range of ports for the bring-up.
-    pub ports: (u16, u16),
     /// Children of a node in the tree.
     pub fanout: u32,
-    /// How long the bring-up may take, in milliseconds.
-    pub bring_up_ms: u64,
     /// The head program: its words as bytes. Only the first rank's is started; it is empty on others.
     pub program: Vec<Vec<u8>>,
-    /// Limit of the default pool in bytes; 0: half of the memory granted on the node.
-    pub pool: u64,
+    /// Settings that differ from their defaults, by name, as text: the same on all nodes. What the daemon's own machine has
+    /// in files and in its environment does not count.
+    pub settings: Vec<(String, String)>,
+    /// Variables that programs find in their environment, whatever else is there.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Working directory of programs, as bytes. Empty: that in which the daemon was started.
+    pub directory: Vec<u8>,
+    /// Whether the directory was asked for: without it the job cannot run. Else it is entered where there is one.
+    pub directory_needed: bool,
     /// Whether a process's output goes up the tree to the first node rather than to the daemon's own.
     pub forward_output: bool,
-    /// The network between the nodes.
-    pub network: Network,
+}
+
+/// What the launcher says to the first daemon on its standard input, behind the [`LaunchSpec`], where a remote shell lies
+/// between them. Each is one frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromLauncher {
+    /// Bytes for the head's standard input. None at all: it ends.
+    Input(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// A signal that the launcher got.
+    Signal(i32),
 }
 
 /// How the nodes of a job speak to each other: the same on all of them.

@@ -147,7 +147,7 @@ fn bad_command_lines_are_refused_with_a_way_out() {
     let table: [(&[&str], &str); 7] = [
         (
             &["--nodes", "0", "--local-nodes", "true"],
-            "0 is not in 1..=4096",
+            "say how many, 1 to 4096",
         ),
         (
             &["--nodes", "x", "--local-nodes", "true"],

@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,9 +13,12 @@ use dragon_protocol::launch::LaunchSpec;
 use dragon_protocol::{NodeIndex, frame};
 
 use super::{Job, Manager};
+use crate::config::{Config, keys};
 
 /// The source that stands for standard input.
 pub const STDIN: &str = "-";
+/// How long the nodes may take to find each other where nobody says.
+const BRING_UP: Duration = Duration::from_secs(30);
 
 /// Reads the launcher's message.
 ///
@@ -37,25 +40,55 @@ pub fn read(source: &OsStr) -> Result<Job> {
         spec.hosts.len()
     );
     let node = NodeIndex::new(spec.rank).context("a rank of more than 24 bits")?;
+    enter(&spec, node)?;
+    let config = Config::from_pairs(&spec.settings)?;
+    let bring_up = config.number(&keys::BRING_UP_LIMIT);
+    let text = OsString::from_vec;
     Ok(Job {
         key: JobKey::new(spec.key),
         name: spec.job,
         node,
         hosts: spec.hosts,
-        ports: spec.ports,
+        ports: config.ports(),
         fanout: spec.fanout.max(1),
-        bring_up: Duration::from_millis(spec.bring_up_ms),
-        program: spec.program.into_iter().map(OsString::from_vec).collect(),
-        pool: spec.pool,
+        bring_up: bring_up.map_or(BRING_UP, Duration::from_secs),
+        program: spec.program.into_iter().map(text).collect(),
+        pool: config.number(&keys::POOL).unwrap_or(0),
+        environment: spec
+            .environment
+            .into_iter()
+            .map(|(name, value)| (text(name), text(value)))
+            .collect(),
         forward_output: spec.forward_output,
         siblings: 0,
         cpus: None,
-        network: spec.network,
-        // The head's input may end; that of the others is the launcher's and carries nothing more.
-        manager: Manager::Launcher {
-            lifeline: by_stdin && node != NodeIndex::FIRST,
+        network: config.network(),
+        config,
+        manager: if by_stdin {
+            Manager::RemoteLauncher
+        } else {
+            Manager::Launcher
         },
     })
+}
+
+/// Goes to the directory in which programs are to run.
+fn enter(spec: &LaunchSpec, node: NodeIndex) -> Result<()> {
+    if spec.directory.is_empty() {
+        return Ok(());
+    }
+    let directory = OsStr::from_bytes(&spec.directory);
+    match std::env::set_current_dir(directory) {
+        Err(error) if spec.directory_needed => Err(error).with_context(|| {
+            let host = spec
+                .hosts
+                .get(spec.rank as usize)
+                .map_or("?", String::as_str);
+            format!("--cwd {} on node {node} ({host})", directory.display())
+        }),
+        // Not every directory is on every machine.
+        _ => Ok(()),
+    }
 }
 
 fn read_frame(mut source: impl Read) -> Result<LaunchSpec> {
@@ -66,7 +99,7 @@ fn read_frame(mut source: impl Read) -> Result<LaunchSpec> {
     Ok(frame::decode(&body)?)
 }
 
-/// Standard input without a buffer: what follows the message belongs to the head program.
+/// Standard input without a buffer: what follows the message is read elsewhere.
 struct Stdin;
 
 impl Read for Stdin {

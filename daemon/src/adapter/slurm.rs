@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use dragon_protocol::key::{JobKey, PORT_FIRST, PORT_LAST};
+use dragon_protocol::key::JobKey;
 use dragon_protocol::{NodeIndex, env, hostlist};
 
 use super::{Job, Manager, Role};
+use crate::config::{Config, keys};
 
 /// Children of a node in the tree of daemons.
 const FANOUT: u32 = 16;
@@ -39,23 +40,27 @@ pub fn read(arguments: &[OsString]) -> Result<Role> {
     })?;
     let tasks = tasks_of_node(&text("SLURM_STEP_TASKS_PER_NODE")?, node.get())
         .context("SLURM_STEP_TASKS_PER_NODE")?;
+    let config = Config::load(&[])?;
+    let bring_up = config.number(&keys::BRING_UP_LIMIT);
     let step = format!("{}.{}", text("SLURM_JOB_ID")?, text("SLURM_STEP_ID")?);
     let job = Job {
         key,
         name: step.clone(),
         node,
         hosts,
-        ports: (PORT_FIRST, PORT_LAST),
+        ports: config.ports(),
         fanout: FANOUT,
-        bring_up: BRING_UP,
+        bring_up: bring_up.map_or(BRING_UP, Duration::from_secs),
         program: std::iter::once(program)
             .chain(arguments.iter().cloned())
             .collect(),
-        pool: 0,
+        pool: config.number(&keys::POOL).unwrap_or(0),
+        environment: Vec::new(),
         forward_output: false,
         siblings: tasks.saturating_sub(1),
         cpus: number("SLURM_CPUS_ON_NODE").ok(),
-        network: crate::network::from_environment()?,
+        network: config.network(),
+        config,
         manager: Manager::Slurm { step },
     };
     let first = number("SLURM_LOCALID")? == 0;

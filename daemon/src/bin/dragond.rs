@@ -9,18 +9,12 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use dragon_daemon::adapter::{self, Role};
 use dragon_daemon::cli::RUNTIME_FAILED;
+use dragon_daemon::config::keys;
 use dragon_daemon::{services, sibling};
 use dragon_protocol::env;
+use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_env(env::LOG).unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .init();
     match run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -44,6 +38,7 @@ fn run() -> Result<u8> {
         && arguments.len() > 1)
         .then(|| arguments.swap_remove(1));
     let role = adapter::detect(launch.as_deref(), &arguments)?;
+    log(&role);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -55,6 +50,18 @@ fn run() -> Result<u8> {
     // A task may still sit in a look-up of a host name: it is not waited for.
     runtime.shutdown_background();
     code
+}
+
+fn log(role: &Role) {
+    let (Role::Daemon(job) | Role::Sibling(job)) = role;
+    let filter = job.config.text(&keys::LOG);
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new(keys::LOG.default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .init();
 }
 
 /// A site's daemon and a user's library are rarely of one release: where the user's environment has a daemon of its own,

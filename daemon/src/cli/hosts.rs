@@ -33,18 +33,23 @@ pub fn place(arguments: &Arguments) -> Result<Place> {
             lines.map(str::to_owned).collect()
         }
         (None, None) => match arguments.nodes {
-            Some(nodes) if nodes > 1 && !arguments.local_nodes => {
+            Some(0) if arguments.local_nodes => {
                 bail!(
-                    "--nodes {nodes} needs to know where: add --local-nodes for {nodes} nodes on this machine, or --hostlist or --hostfile"
+                    "--nodes 0 --local-nodes: this machine has no number of nodes of its own; say how many, 1 to 4096"
                 )
             }
-            nodes => return Ok(Place::Here(nodes.unwrap_or(1))),
+            Some(nodes) if nodes > 1 && !arguments.local_nodes => {
+                bail!(
+                    "--nodes {nodes} needs to know where: add --local-nodes for {nodes} nodes on this machine, or --hostlist or --hostfile; under Slurm type srun -N{nodes} --dragon PROGRAM"
+                )
+            }
+            nodes => return Ok(Place::Here(nodes.unwrap_or(1).max(1))),
         },
     };
     if hosts.is_empty() {
         bail!("the host list names no host");
     }
-    if let Some(nodes) = arguments.nodes.map(|n| n as usize) {
+    if let Some(nodes) = arguments.nodes.filter(|n| *n > 0).map(|n| n as usize) {
         if nodes > hosts.len() {
             bail!(
                 "--nodes {nodes}, but the host list names only {} hosts",

@@ -2,26 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
-use dragon_protocol::frame;
-use dragon_protocol::key::{PORT_FIRST, PORT_LAST};
-use dragon_protocol::launch::{LaunchSpec, Network};
+use anyhow::{Context, Result, anyhow, ensure};
+use dragon_protocol::frame::{self, FrameError};
+use dragon_protocol::launch::{FromLauncher, LaunchSpec};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Resource, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::hosts::{Place, place};
+use super::outputs::Outputs;
 use super::{Arguments, RUNTIME_FAILED};
 use crate::adapter::launcher::STDIN;
-use crate::network;
+use crate::config::{Config, keys};
 use crate::parent_death::die_with_parent;
 use crate::program;
 use crate::readable::end_of;
@@ -52,9 +54,15 @@ pub fn launch(arguments: &Arguments) -> Result<u8, Failure> {
         code: RUNTIME_FAILED,
     };
     let place = place(arguments).map_err(usage)?;
+    arguments.habits.check(&place).map_err(usage)?;
+    let config = arguments.config().map_err(usage)?;
     if arguments.program.is_empty() {
         return Err(usage(anyhow!("no program given; type dragon --help")));
     }
+    let environment = environment(&arguments.env).map_err(usage)?;
+    let outputs = Outputs::new(arguments.output.as_deref()).map_err(usage)?;
+    let directory = enter(arguments.cwd.as_deref()).map_err(usage)?;
+    program::use_interpreter(config.text(&keys::PYTHON));
     // On another machine the file may exist that does not exist here: there its daemon says so.
     if let Place::Here(_) = place {
         program::resolve(&arguments.program).map_err(|no| Failure {
@@ -74,14 +82,35 @@ pub fn launch(arguments: &Arguments) -> Result<u8, Failure> {
     let runtime = runtime
         .context("cannot start the event loop")
         .map_err(failed)?;
-    let code = runtime.block_on(run(arguments, &place)).map_err(failed);
+    let start = Start {
+        program: &arguments.program,
+        place,
+        config,
+        environment,
+        outputs,
+        directory,
+        directory_needed: arguments.cwd.is_some(),
+    };
+    let code = runtime.block_on(run(&start)).map_err(failed);
     sweep::kill_all_but(inherited);
     code
 }
 
-async fn run(arguments: &Arguments, place: &Place) -> Result<u8> {
+/// What is to be started.
+struct Start<'a> {
+    program: &'a [OsString],
+    place: Place,
+    config: Config,
+    environment: Vec<(Vec<u8>, Vec<u8>)>,
+    outputs: Outputs,
+    /// Where programs run; this process is there already.
+    directory: PathBuf,
+    directory_needed: bool,
+}
+
+async fn run(start: &Start<'_>) -> Result<u8> {
     let mut signals = Signals::new()?;
-    let mut daemons = start_all(arguments, place)?;
+    let mut daemons = start_all(start)?;
     let mut code = None;
     // Ends when the first daemon has ended and the others have, or have had their time.
     let mut last_wait = None;
@@ -107,7 +136,7 @@ async fn run(arguments: &Arguments, place: &Place) -> Result<u8> {
             signal = signals.next() => {
                 // The first daemon ends the others; it is the one that lives longest.
                 if let Some(first) = daemons.values().next() {
-                    let _ = rustix::process::pidfd_send_signal(&first.pidfd, signal);
+                    first.signal(signal);
                 }
             }
             () = time_is_up => {
@@ -128,13 +157,32 @@ struct Daemon {
     pidfd: AsyncFd<OwnedFd>,
     host: String,
     /// Open for as long as this process lives: through a remote shell, its end tells the daemon that the launcher is gone.
-    _lifeline: Option<std::process::ChildStdin>,
+    line: Option<Line>,
     /// The launch message of a local daemon, which opens it by its path below `/proc`.
     _message: Option<io::PipeReader>,
 }
 
-fn start_all(arguments: &Arguments, place: &Place) -> Result<BTreeMap<u32, Daemon>> {
-    let hosts = match place {
+impl Daemon {
+    /// Sends a signal to the daemon. Through a remote shell it is told; where that is jammed by input that the head does
+    /// not read, the shell is ended, and the daemon ends the job since its launcher is gone.
+    fn signal(&self, signal: Signal) {
+        let sent = match &self.line {
+            Some(line) => line.signal(signal),
+            // The terminal's interrupt has reached it already.
+            None => signal == Signal::INT || self.send(signal),
+        };
+        if !sent {
+            self.send(Signal::TERM);
+        }
+    }
+
+    fn send(&self, signal: Signal) -> bool {
+        rustix::process::pidfd_send_signal(&self.pidfd, signal).is_ok()
+    }
+}
+
+fn start_all(start: &Start<'_>) -> Result<BTreeMap<u32, Daemon>> {
+    let hosts = match &start.place {
         Place::Here(nodes) => vec!["127.0.0.1".to_owned(); *nodes as usize],
         Place::Hosts(hosts) => hosts.clone(),
     };
@@ -145,31 +193,36 @@ fn start_all(arguments: &Arguments, place: &Place) -> Result<BTreeMap<u32, Daemo
         job: std::process::id().to_string(),
         rank: 0,
         hosts,
-        ports: (PORT_FIRST, PORT_LAST),
         fanout: FANOUT,
-        bring_up_ms: arguments.bring_up_limit * 1000,
-        program: arguments
+        program: start
             .program
             .iter()
             .map(|word| word.clone().into_vec())
             .collect(),
-        pool: arguments.pool.unwrap_or(0),
-        forward_output: true,
-        network: network_of(arguments)?,
+        settings: start.config.pairs(),
+        environment: start.environment.clone(),
+        directory: start.directory.clone().into_os_string().into_vec(),
+        directory_needed: start.directory_needed,
+        forward_output: !start.outputs.one_for_each_node(),
     };
+    if let Place::Here(nodes @ 2..) = start.place
+        && start.config.number(&keys::POOL).is_none()
+    {
+        spec.settings
+            .push((keys::POOL.name.to_owned(), local_pool(nodes).to_string()));
+    }
     let dragond = dragond()?;
     let mut daemons = BTreeMap::new();
     for (rank, host) in (0..).zip(spec.hosts.clone()) {
         spec.rank = rank;
-        let daemon = match place {
-            Place::Here(nodes) => start_here(
-                &dragond,
-                &LaunchSpec {
-                    pool: local_pool(spec.pool, *nodes),
-                    ..spec.clone()
-                },
-            ),
-            Place::Hosts(_) => start_on_host(&arguments.rsh, &host, &dragond, &spec),
+        let mut command = match start.place {
+            Place::Here(_) => Command::new(&dragond),
+            Place::Hosts(_) => remote_shell(start.config.text(&keys::RSH), &host, &dragond)?,
+        };
+        start.outputs.give(&mut command, rank)?;
+        let daemon = match start.place {
+            Place::Here(_) => start_here(command, &spec),
+            Place::Hosts(_) => start_on_host(command, &host, &spec),
         };
         daemons.insert(
             rank,
@@ -179,82 +232,163 @@ fn start_all(arguments: &Arguments, place: &Place) -> Result<BTreeMap<u32, Daemo
     Ok(daemons)
 }
 
-fn network_of(arguments: &Arguments) -> Result<Network> {
-    let network = Network {
-        transport: arguments.transport.clone().unwrap_or_default(),
-        interface: arguments.interface.clone().unwrap_or_default(),
-        encrypt: arguments.encrypt,
-        reconnect: arguments.reconnect,
-    };
-    network::check(&network)?;
-    Ok(network)
-}
-
 /// Daemons that share a machine share its memory.
-fn local_pool(asked: u64, nodes: u32) -> u64 {
-    if asked == 0 && nodes > 1 {
-        (crate::resources::granted().memory / 2 / u64::from(nodes)).max(4 << 20)
-    } else {
-        asked
-    }
+fn local_pool(nodes: u32) -> u64 {
+    (crate::resources::granted().memory / 2 / u64::from(nodes)).max(keys::LEAST_POOL)
 }
 
-fn start_here(dragond: &PathBuf, spec: &LaunchSpec) -> Result<Daemon> {
+fn start_here(mut command: Command, spec: &LaunchSpec) -> Result<Daemon> {
     let (reader, mut writer) = io::pipe()?;
     let message = encode(spec)?;
     // Larger than what a pipe holds: written by a thread, which ends with the daemon's end of the pipe.
     std::thread::spawn(move || writer.write_all(&message));
     let source = format!("/proc/{}/fd/{}", std::process::id(), reader.as_raw_fd());
-    let mut command = Command::new(dragond);
     command.arg("--launch").arg(source);
     if spec.rank != 0 {
         command.stdin(Stdio::null());
     }
-    watch(command.spawn()?, "this machine".to_owned(), Some(reader))
+    let child = command.spawn()?;
+    watch(child, "this machine".to_owned(), None, Some(reader))
 }
 
-fn start_on_host(rsh: &str, host: &str, dragond: &PathBuf, spec: &LaunchSpec) -> Result<Daemon> {
-    let mut words = rsh.split_whitespace();
-    let mut command = Command::new(words.next().context("--rsh is empty")?);
+/// The remote shell. An interrupt from the terminal is not for it: this process passes it on.
+fn remote_shell(rsh: &str, host: &str, dragond: &PathBuf) -> Result<Command> {
+    let words: Vec<_> = rsh.split_whitespace().collect();
+    ensure!(!words.is_empty(), "--rsh is empty");
+    let mut command = Command::new("/bin/sh");
     command
+        .args(["-c", "trap '' INT; exec \"$@\"", "dragon"])
         .args(words)
         .arg(host)
         .arg(dragond)
         .arg("--launch")
         .arg(STDIN)
         .stdin(Stdio::piped());
+    Ok(command)
+}
+
+fn start_on_host(mut command: Command, host: &str, spec: &LaunchSpec) -> Result<Daemon> {
     // When this process is killed the remote shell ends, and what it runs learns of it as of any lost connection.
     let files = rustix::process::getrlimit(Resource::Nofile);
     die_with_parent(&mut command, Signal::TERM, files);
-    let mut child = command.spawn().with_context(|| format!("--rsh {rsh}"))?;
-    let message = encode(spec)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(&message)?;
-        if spec.rank == 0 {
-            // What this process reads is the head's.
-            std::thread::spawn(move || io::copy(&mut io::stdin().lock(), &mut stdin));
-        } else {
-            child.stdin = Some(stdin);
-        }
+    let mut child = command.spawn()?;
+    let stdin = child.stdin.take().context("no pipe to the remote shell")?;
+    let line = Line(Arc::new(Mutex::new(stdin)));
+    line.write(&encode(spec)?)?;
+    if spec.rank == 0 {
+        let line = line.clone();
+        // What this process reads is the head's.
+        std::thread::spawn(move || line.pass_on_input());
     }
-    watch(child, host.to_owned(), None)
+    watch(child, host.to_owned(), Some(line), None)
 }
 
-fn watch(mut child: Child, host: String, message: Option<io::PipeReader>) -> Result<Daemon> {
-    let pidfd = end_of(child.id())?;
+/// Standard input of a remote shell: what the launcher says to the daemon behind it.
+#[derive(Clone)]
+struct Line(Arc<Mutex<ChildStdin>>);
+
+impl Line {
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .write_all(bytes)
+    }
+
+    /// Says that a signal came. False when there is no room for it now, or nobody to hear it.
+    fn signal(&self, signal: Signal) -> bool {
+        let (Ok(mut stdin), Ok(message)) = (
+            self.0.try_lock(),
+            encode(&FromLauncher::Signal(signal.as_raw())),
+        ) else {
+            return false;
+        };
+        // Room in a pipe is room for as much as is written at once; this message is far shorter.
+        let mut room = [PollFd::new(&*stdin, PollFlags::OUT)];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        matches!(rustix::event::poll(&mut room, Some(&at_once)), Ok(1))
+            && room[0].revents().contains(PollFlags::OUT)
+            && stdin.write_all(&message).is_ok()
+    }
+
+    /// Passes standard input on until it ends, or the other end does.
+    fn pass_on_input(&self) {
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            let read = match io::stdin().lock().read(&mut buffer) {
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => 0,
+            };
+            let passed = encode(&FromLauncher::Input(buffer[..read].to_vec()))
+                .map_err(io::Error::other)
+                .and_then(|message| self.write(&message));
+            if read == 0 || passed.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn watch(
+    child: Child,
+    host: String,
+    line: Option<Line>,
+    message: Option<io::PipeReader>,
+) -> Result<Daemon> {
     Ok(Daemon {
-        pidfd,
+        pidfd: end_of(child.id())?,
         host,
-        _lifeline: child.stdin.take(),
+        line,
         _message: message,
         child,
     })
 }
 
-fn encode(spec: &LaunchSpec) -> Result<Vec<u8>> {
-    let mut message = Vec::new();
-    frame::encode(spec, &mut message)?;
-    Ok(message)
+fn encode(message: &impl serde::Serialize) -> Result<Vec<u8>, FrameError> {
+    let mut bytes = Vec::new();
+    frame::encode(message, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// The variables of `--env`.
+fn environment(words: &[OsString]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let variable = |word: &OsString| {
+        let bytes = word.as_bytes();
+        let equals = bytes.iter().position(|byte| *byte == b'=');
+        let name = &bytes[..equals.unwrap_or(bytes.len())];
+        ensure!(
+            !name.is_empty(),
+            "--env {}: NAME=VALUE or NAME is wanted",
+            word.display()
+        );
+        let value = match equals {
+            Some(at) => bytes[at + 1..].to_vec(),
+            None => std::env::var_os(word)
+                .with_context(|| {
+                    format!(
+                        "--env {}: there is no such variable here; give it a value",
+                        word.display()
+                    )
+                })?
+                .into_vec(),
+        };
+        Ok((name.to_vec(), value))
+    };
+    words.iter().map(variable).collect()
+}
+
+/// Goes to the directory of `--cwd`; returns where this process is then.
+fn enter(directory: Option<&Path>) -> Result<PathBuf> {
+    if let Some(directory) = directory {
+        std::env::set_current_dir(directory)
+            .with_context(|| format!("--cwd {}", directory.display()))?;
+    }
+    // One that was deleted under this process has no name; the daemons stay where they are started then.
+    Ok(std::env::current_dir().unwrap_or_default())
 }
 
 /// The daemon beside this command, so that both are of one release; else the one on PATH.
@@ -323,14 +457,12 @@ impl Signals {
     }
 
     async fn next(&mut self) -> Signal {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return Signal::TERM,
-                _ = self.hang_up.recv() => return Signal::HUP,
-                _ = self.user1.recv() => return Signal::USR1,
-                _ = self.user2.recv() => return Signal::USR2,
-                _ = self.interrupt.recv() => {}
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::TERM,
+            _ = self.hang_up.recv() => Signal::HUP,
+            _ = self.user1.recv() => Signal::USR1,
+            _ = self.user2.recv() => Signal::USR2,
+            _ = self.interrupt.recv() => Signal::INT,
         }
     }
 }

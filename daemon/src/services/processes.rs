@@ -11,13 +11,15 @@ use dragon_protocol::control::{ExitNotice, Output, Program, SpawnRequest, SpawnR
 use dragon_protocol::{Code, ObjectId, SlotId, env};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::{Daemon, End, Event};
 use crate::adapter::Manager;
 use crate::cli::RUNTIME_FAILED;
+use crate::config::keys;
 use crate::forker::{Fork, null};
+use crate::output::Label;
 use crate::program;
 use crate::resources;
 use crate::zygote::{Key, Order, Zygote};
@@ -64,7 +66,11 @@ pub struct Pending {
     head: bool,
     reply: Option<oneshot::Sender<SpawnResult>>,
     name: String,
+    tag: Tag,
 }
+
+/// Gets the pid of a process whose output is followed.
+type Tag = Option<watch::Sender<u32>>;
 
 impl Processes {
     /// A process has got a slot.
@@ -142,11 +148,15 @@ impl Daemon {
             .first()
             .map(|word| word.to_string_lossy().into_owned())
             .unwrap_or_default();
+        let (tag, stdio) = self.stdio_of_head().map_err(|error| End {
+            code: RUNTIME_FAILED,
+            why: format!("no pipes for the head program: {error}"),
+        })?;
         let fork = Fork {
             words: program.words,
             environment: self.environment_for_head(),
             directory: None,
-            stdio: [None, None, None],
+            stdio,
             own_group: false,
         };
         let object = self.node.create_process().map_err(|(_, text)| {
@@ -164,9 +174,21 @@ impl Daemon {
             head: true,
             reply: None,
             name,
+            tag,
         };
         self.expect(pending, started);
         Ok(())
+    }
+
+    /// What the head reads and writes: the daemon's own, the terminal included, unless its lines get labels or its input
+    /// comes from afar.
+    fn stdio_of_head(&mut self) -> io::Result<(Tag, [Option<OwnedFd>; 3])> {
+        let input = self.head_input.take();
+        if self.job.config.text(&keys::LABEL) == "none" {
+            return Ok((Tag::default(), [input, None, None]));
+        }
+        let (tag, out, err) = self.output_pipes()?;
+        Ok((tag, [input, Some(out), Some(err)]))
     }
 
     /// Starts a warm interpreter before anybody asks for a worker.
@@ -195,8 +217,8 @@ impl Daemon {
         let refused =
             |reply: oneshot::Sender<SpawnResult>, code, text| drop(reply.send(Err((code, text))));
         let name = program_name(&request.program);
-        let stdio = match self.stdio(request.output) {
-            Ok(stdio) => stdio,
+        let (tag, stdio) = match self.stdio(request.output) {
+            Ok(made) => made,
             Err(error) => {
                 return refused(
                     reply,
@@ -230,6 +252,7 @@ impl Daemon {
                     head: false,
                     reply: Some(reply),
                     name,
+                    tag,
                 };
                 self.expect(pending, started);
             }
@@ -285,7 +308,7 @@ impl Daemon {
         }
         let (reader, writer) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| format!("no pipe: {error}"))?;
-        self.follow(true, reader)
+        self.follow(true, self.label_of_node(), reader)
             .map_err(|error| error.to_string())?;
         let (zygote, _) =
             Zygote::start(&self.forker, interpreter, &zygote_environment, Some(writer))
@@ -298,23 +321,44 @@ impl Daemon {
     }
 
     /// Standard input, output and error of a worker.
-    fn stdio(&mut self, output: Output) -> io::Result<[OwnedFd; 3]> {
+    fn stdio(&mut self, output: Output) -> io::Result<(Tag, [OwnedFd; 3])> {
         if output == Output::Null {
-            return Ok([null()?, null()?, null()?]);
+            return Ok((Tag::default(), [null()?, null()?, null()?]));
         }
-        let (out, out_end) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (err, err_end) = pipe_with(PipeFlags::CLOEXEC)?;
-        self.follow(false, out)?;
-        self.follow(true, err)?;
-        Ok([null()?, out_end, err_end])
+        let (tag, out, err) = self.output_pipes()?;
+        Ok((tag, [null()?, out, err]))
     }
 
-    fn follow(&mut self, is_error: bool, end: OwnedFd) -> io::Result<()> {
+    /// Pipes for standard output and error, whose other ends are read from now on.
+    fn output_pipes(&mut self) -> io::Result<(Tag, OwnedFd, OwnedFd)> {
+        let (out, out_end) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (err, err_end) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (tag, pid) = watch::channel(0);
+        let label = match self.label_of_node() {
+            Label::Text(node) if self.job.config.text(&keys::LABEL) == "full" => {
+                Label::Process(node, pid)
+            }
+            other => other,
+        };
+        self.follow(false, label.clone(), out)?;
+        self.follow(true, label, err)?;
+        Ok((Some(tag), out_end, err_end))
+    }
+
+    /// What stands before lines that are of no single process.
+    fn label_of_node(&self) -> Label {
+        match self.job.config.text(&keys::LABEL) {
+            "node" | "full" => Label::Text(self.job.node.to_string()),
+            _ => Label::None,
+        }
+    }
+
+    fn follow(&mut self, is_error: bool, label: Label, end: OwnedFd) -> io::Result<()> {
         self.processes
             .readers
             .retain(|reader| !reader.is_finished());
         rustix::io::ioctl_fionbio(&end, true)?;
-        let reader = self.sink.follow(is_error, end)?;
+        let reader = self.sink.follow(is_error, label, end)?;
         self.processes.readers.push(reader);
         Ok(())
     }
@@ -338,6 +382,7 @@ impl Daemon {
             head,
             reply,
             name,
+            tag,
         } = pending;
         self.processes.starting -= 1;
         let pid = match result {
@@ -357,6 +402,9 @@ impl Daemon {
             }
         };
         self.node.process_started(object, pid);
+        if let Some(tag) = tag {
+            tag.send_replace(pid);
+        }
         self.processes.live.insert(
             pid,
             Process {
@@ -388,7 +436,8 @@ impl Daemon {
         let wanted = match self.job.manager {
             Manager::Slurm { .. } => resources::in_step_group(),
             // The launcher was meant; only the terminal's interrupt has reached the head too.
-            Manager::Launcher { .. } => signal != Signal::INT,
+            Manager::Launcher => signal != Signal::INT,
+            Manager::RemoteLauncher => true,
         };
         if !wanted {
             return;

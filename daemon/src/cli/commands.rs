@@ -1,0 +1,133 @@
+//! `dragon COMMAND`: what is not the run of a program.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::CommandFactory;
+
+use super::settings::Settings;
+use crate::config::{Config, print};
+
+/// The commands. A program of such a name is run by `dragon -- NAME` or `dragon ./NAME`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Print the settings in force, and where each value came from.
+    ///
+    /// Each layer overrides the one before: defaults, /etc/dragon/dragond.toml, dragon/dragond.toml below $XDG_CONFIG_HOME
+    /// (else ~/.config), DRAGON_<SETTING> in the environment, options. The options of this command show what they would do.
+    Config(ConfigArguments),
+    /// Print completions for a shell.
+    ///
+    /// For example: dragon completions bash > ~/.local/share/bash-completion/completions/dragon
+    Completions {
+        /// bash, elvish, fish, powershell or zsh.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write the pages of all commands into a folder.
+    Man {
+        /// Folder for the pages.
+        #[arg(long, value_name = "FOLDER")]
+        folder: Option<PathBuf>,
+    },
+}
+
+/// What `dragon config` takes.
+#[derive(Debug, clap::Args)]
+pub struct ConfigArguments {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print a file in which every setting is explained and none is set.
+    #[arg(long, conflicts_with = "json")]
+    pub sample: bool,
+
+    /// Settings.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// The command line when it begins with a command.
+#[derive(Debug, clap::Parser)]
+#[command(name = "dragon", version, disable_help_subcommand = true)]
+pub struct CommandLine {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Whether a word is the name of a command.
+#[must_use]
+pub fn is_command(word: &str) -> bool {
+    CommandLine::command().find_subcommand(word).is_some()
+}
+
+/// Runs a command; returns the exit code.
+///
+/// # Errors
+/// What went wrong.
+pub fn run(command: &Command) -> Result<u8> {
+    match command {
+        Command::Config(arguments) => config(arguments)?,
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut whole(), "dragon", &mut text);
+            say(&text)?;
+        }
+        Command::Man { folder: None } => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(whole()).render(&mut text)?;
+            say(&text)?;
+        }
+        Command::Man {
+            folder: Some(folder),
+        } => clap_mangen::generate_to(whole(), folder)
+            .with_context(|| format!("cannot write manual pages to {}", folder.display()))?,
+    }
+    Ok(0)
+}
+
+fn config(arguments: &ConfigArguments) -> Result<()> {
+    let text = if arguments.sample {
+        print::sample()
+    } else {
+        let config = Config::load(&arguments.settings.0)?;
+        if arguments.json {
+            print::json(&config)
+        } else {
+            print::table(&config)
+        }
+    };
+    say(text.as_bytes())
+}
+
+/// Everything that can be typed behind `dragon`, for completions and manual pages.
+fn whole() -> clap::Command {
+    let commands = CommandLine::command();
+    super::Arguments::command().subcommands(commands.get_subcommands().cloned())
+}
+
+/// Names of the commands and what they do, for the help.
+#[must_use]
+pub fn list() -> String {
+    let commands = CommandLine::command();
+    let line = |command: &clap::Command| {
+        let about = command
+            .get_about()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        format!("  {:12} {about}\n", command.get_name())
+    };
+    commands.get_subcommands().map(line).collect()
+}
+
+/// Prints; that nobody reads on is no error.
+fn say(text: &[u8]) -> Result<()> {
+    match io::stdout().lock().write_all(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot print")
+        }
+        _ => Ok(()),
+    }
+}
