@@ -56,7 +56,8 @@ fn marked(done: &Finished) -> Vec<String> {
 /// A remote shell that runs everything here, in the session, the environment and the home of another host.
 fn rsh(folder: &Path, environment: &str) -> PathBuf {
     let rsh = folder.join("rsh");
-    let text = format!("#!/bin/sh\nshift; cd /; exec setsid env -i PATH=\"$PATH\" {environment} \"$@\"\n");
+    let text =
+        format!("#!/bin/sh\nshift; cd /; exec setsid env -i PATH=\"$PATH\" {environment} \"$@\"\n");
     fs::write(&rsh, text).unwrap();
     fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).unwrap();
     rsh

@@ -15,7 +15,7 @@ pub enum Command {
     /// Print the settings in force, and where each value came from.
     ///
     /// Each layer overrides the one before: defaults, /etc/dragon/dragond.toml, dragon/dragond.toml below $XDG_CONFIG_HOME
-    /// (else ~/.config), DRAGON_<SETTING> in the environment, options. The options of this command show what they would do.
+    /// (else ~/.config), DRAGON_SETTING in the environment, options. The options of this command show what they would do.
     Config(ConfigArguments),
     /// Print completions for a shell.
     ///
