@@ -72,6 +72,12 @@ pub enum Code {
     Internal = 29,
     /// The other end of the stream was closed.
     PeerClosed = 30,
+    /// The name stands for something already.
+    NameTaken = 31,
+    /// The name stands for nothing.
+    NoSuchName = 32,
+    /// The value is not the one that was expected.
+    Changed = 33,
 }
 
 impl Code {
@@ -109,6 +115,9 @@ impl Code {
             28 => Self::PeerDied,
             29 => Self::Internal,
             30 => Self::PeerClosed,
+            31 => Self::NameTaken,
+            32 => Self::NoSuchName,
+            33 => Self::Changed,
             _ => Self::Corrupt,
         }
     }
@@ -153,6 +162,9 @@ impl Code {
             Self::EndOfStream => "the stream has ended",
             Self::PeerDied => "the process at the other end died",
             Self::PeerClosed => "the other end of the stream was closed",
+            Self::NameTaken => "the name is taken",
+            Self::NoSuchName => "there is no such name",
+            Self::Changed => "the value is not the expected one",
             Self::Internal => "internal error: please report it",
         }
     }

@@ -20,6 +20,8 @@ pub mod hostlist;
 pub mod ids;
 pub mod key;
 pub mod launch;
+pub mod membership;
+pub mod names;
 pub mod op;
 pub mod pool;
 pub mod wire;

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`, `sanitize` and `miri`: the checkers that need a nightly toolchain.
+//! `cargo xtask fuzz`, `sanitize` and `miri`, the checkers that need a nightly toolchain, and `simulate`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,6 +21,17 @@ pub(crate) struct Fuzz {
     /// How long each
     #[arg(long, default_value_t = 60)]
     seconds: u32,
+}
+
+/// The simulation of the tests, with more seeds and optimised.
+pub(crate) fn simulate(repo: &Repo, seeds: u64, first: u64) -> Result<()> {
+    repo::run(
+        repo.cargo()
+            .args(["test", "--release", "-p", "dragon-daemon", "--lib", "--"])
+            .args(["the_rules_hold_whatever_the_network_does", "--nocapture"])
+            .env("DRAGON_SIMULATION_SEEDS", seeds.to_string())
+            .env("DRAGON_SIMULATION_FIRST", first.to_string()),
+    )
 }
 
 pub(crate) fn fuzz(repo: &Repo, args: &Fuzz) -> Result<()> {

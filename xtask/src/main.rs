@@ -69,6 +69,15 @@ enum Task {
     Sanitize,
     /// Unit tests of protocol, and those of shmem and channels on heap regions, under Miri (nightly toolchain)
     Miri,
+    /// Simulate the membership of many nodes over a network that fails in every way: one history a seed
+    Simulate {
+        /// How many seeds
+        #[arg(long, default_value_t = 5000)]
+        seeds: u64,
+        /// The first seed
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+    },
     /// Install the Debian packages that the tests and the Slurm plugin's build need (as root)
     Setup,
 }
@@ -100,6 +109,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Fuzz(args) => checkers::fuzz(&repo, &args)?,
         Task::Sanitize => checkers::sanitize(&repo)?,
         Task::Miri => checkers::miri(&repo)?,
+        Task::Simulate { seeds, first } => checkers::simulate(&repo, seeds, first)?,
         Task::Setup => setup::install(&setup::DEBIAN_PACKAGES)?,
     }
     Ok(ExitCode::SUCCESS)
