@@ -120,11 +120,9 @@ impl Names {
                 self.held.push((from, message));
             }
             NameMessage::Ask { request, again, op } => self.asked(from, request, again, op),
-            NameMessage::Answer { request, outcome } => {
-                // What another than the first of the view says may be of the past: the question is on its way again.
-                if from == self.view.global_services() {
-                    self.answered(request, outcome);
-                }
+            // What another than the first of the view says may be of the past: the question is on its way again.
+            NameMessage::Answer { request, outcome } if from == self.view.global_services() => {
+                self.answered(request, outcome);
             }
             NameMessage::Appeared(name) => self.appeared(&name),
             NameMessage::Gone(name, origin) => self.asking.gone(&name, origin),
@@ -149,10 +147,8 @@ impl Names {
                     self.send(from, NameMessage::Behind);
                 }
             }
-            NameMessage::Behind => {
-                if self.complete && self.copies.contains_key(&from) {
-                    self.send_table(from);
-                }
+            NameMessage::Behind if self.complete && self.copies.contains_key(&from) => {
+                self.send_table(from);
             }
             NameMessage::Copied((index, number)) => {
                 if let Some(copy) = self.copies.get_mut(&from)
