@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dragon_channels::{
-    Channel, Deadline, Endpoint, EndpointOptions, Error, Event, Interest, PriorityQueue,
-    PriorityQueueOptions, ProcessObject, Semaphore, Set, create_channel,
+    Channel, ChannelOptions, Deadline, Endpoint, EndpointOptions, Error, Event, Interest,
+    PriorityQueue, PriorityQueueOptions, ProcessObject, Semaphore, Set, SetMember, create_channel,
 };
 use dragon_protocol::Code;
 use dragon_protocol::op::Op;
@@ -414,11 +414,47 @@ fn a_question_of_a_dead_process_is_asked_again() {
 fn an_idle_set_sends_nothing() {
     let nodes = tcp(&[POOL; 2]);
     let (near, far) = (nodes[0].client(), nodes[1].client());
-    let owned = create_channel(&far, &dragon_channels::ChannelOptions::default()).unwrap();
+    let owned = create_channel(&far, &ChannelOptions::default()).unwrap();
     let set = waiting_set(&nodes, &near, &owned);
     let before = nodes[0].stats().requests_sent;
     for _ in 0..10 {
         assert_eq!(set.wait(soon()), Err(Error::Timeout));
     }
     assert_eq!(nodes[0].stats().requests_sent, before);
+}
+
+/// The point at which it dies is behind the change of the set and before the word to the agent, which goes to a gateway here
+/// from which nobody takes.
+#[test]
+fn a_question_goes_whose_process_died_before_it_told_the_agent() {
+    let leave: [fn(&Set, SetMember); 2] = [
+        |set, place| set.remove(place).unwrap(),
+        |set, _| set.destroy().unwrap(),
+    ];
+    on_each(2, |nodes| {
+        for leave in leave {
+            let (near, far) = (nodes[0].client(), nodes[1].client());
+            let owned = channel(&far, 4);
+            let set = Set::create(&near, 1, 0).unwrap();
+            let place = set.add(owned.id(), Interest::READABLE, 1).unwrap();
+            assert_eq!(set.wait(soon()), Err(Error::Timeout));
+            until("the set has asked", || nodes[1].stats().parked == 1);
+
+            let dying = nodes[0].client();
+            let theirs = Set::attach(&dying, &set.descriptor(), false).unwrap();
+            let theirs = std::mem::ManuallyDrop::new(theirs);
+            let control = &nodes[0].control;
+            let gateway = control.gateway().unwrap();
+            let nobodys = channel(&nodes[0].daemon, 4);
+            control.set_gateway(nobodys.id());
+            leave(&theirs, place);
+            control.set_gateway(gateway);
+            assert_eq!(nobodys.attributes().unwrap().messages, 1);
+            assert_eq!(nodes[1].stats().parked, 1);
+            nodes[0].dies(dying.slot());
+            until("the question is taken back", || {
+                nodes[1].stats().parked == 0 && nodes[0].stats().pending == 0
+            });
+        }
+    });
 }
