@@ -9,6 +9,7 @@
 //! How to read a failure is described in `docs/testing.md`.
 
 mod contention;
+mod elsewhere;
 mod operations;
 mod proxy;
 mod random;

@@ -4,6 +4,7 @@ mod alloc;
 mod barrier;
 mod batches;
 mod channel;
+mod elsewhere;
 mod groups;
 mod growth;
 mod memory;
@@ -20,7 +21,7 @@ use dragon_channels::{Channel, Deadline, Message};
 use dragon_protocol::Descriptor;
 use dragon_shmem::Member;
 
-use crate::survivor::Maker;
+use crate::survivor::{Maker, Survivor};
 
 /// One row of the table.
 #[derive(Clone, Copy)]
@@ -59,12 +60,12 @@ const POOL: u64 = 32 << 20;
 /// An operation with the usual pool.
 const fn operation(
     name: &'static str,
-    survivor: Maker,
+    survivor: fn(&Arc<Member>) -> Result<Box<dyn Survivor>>,
     victim: fn(&Arc<Member>, &Words) -> Result<Act>,
 ) -> Operation {
     Operation {
         name,
-        survivor,
+        survivor: Maker::Here(survivor),
         victim,
         cpus: 2,
         pool: POOL,
@@ -86,6 +87,7 @@ pub(crate) fn all() -> Vec<Operation> {
         streams::OPERATIONS,
         alloc::OPERATIONS,
         pools::OPERATIONS,
+        elsewhere::OPERATIONS,
     ]
     .concat()
 }

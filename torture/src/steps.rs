@@ -6,8 +6,9 @@ use std::ffi::CStr;
 use anyhow::{Result, anyhow, bail};
 use dragon_protocol::SlotId;
 
+use crate::elsewhere::Elsewhere;
 use crate::operations::{Operation, Words};
-use crate::survivor::{Process, Trouble};
+use crate::survivor::{Maker, Process, Trouble};
 use crate::symbols;
 use crate::tally::{Failure, Tally};
 use crate::tracer::{Marker, Stop, Victim};
@@ -46,7 +47,7 @@ pub(crate) fn torture(
             Err(failure) => {
                 tally.fail(operation.name, end, k, before, failure);
                 // What is left of its world is not looked at any more.
-                ready.survivor.kill();
+                ready.abandon();
                 if tally.gives_up(operation.name) {
                     return Ok(());
                 }
@@ -129,6 +130,7 @@ impl Trace {
 /// A world, and the survivor in it.
 struct Stage {
     world: World,
+    elsewhere: Option<Elsewhere>,
     survivor: Process,
     start: Counts,
 }
@@ -136,10 +138,19 @@ struct Stage {
 impl Stage {
     fn new(operation: &Operation) -> Result<Self> {
         let world = World::new(operation.cpus, operation.pool)?;
-        let survivor = Process::fork(&world, operation.survivor)?;
+        let mut elsewhere = match operation.survivor {
+            Maker::Here(_) => None,
+            Maker::Elsewhere(_) => Some(Elsewhere::beside(&world, operation)?),
+        };
+        let far = elsewhere.as_ref().map(|elsewhere| &elsewhere.world);
+        let survivor = Process::fork(&world, far, operation.survivor)?;
         let start = world.counts()?;
+        if let Some(elsewhere) = &mut elsewhere {
+            elsewhere.begin()?;
+        }
         Ok(Self {
             world,
+            elsewhere,
             survivor,
             start,
         })
@@ -147,11 +158,23 @@ impl Stage {
 
     /// The survivor ends too, and then nothing at all may be left.
     fn close(self) -> Result<()> {
-        self.survivor.end(&self.world)?;
+        let (slot, far) = self.survivor.end()?;
+        if let Some(elsewhere) = self.elsewhere {
+            return elsewhere.end(&self.world, slot, far);
+        }
+        recover(&self.world, slot)?;
         if !self.world.is_empty()? {
             bail!("pages of the pool are not free after everybody's end");
         }
         Ok(())
+    }
+
+    /// Gives the stage up, whatever is left on it.
+    fn abandon(self) {
+        self.survivor.kill();
+        if let Some(elsewhere) = self.elsewhere {
+            elsewhere.kill();
+        }
     }
 
     /// Brings a victim to point `k` of the operation and ends it there.
@@ -208,12 +231,19 @@ impl Stage {
 
     /// What must hold after a death.
     fn after(&mut self, slot: SlotId) -> Result<(), Failure> {
-        recover(&self.world, slot).map_err(Failure::wrong)?;
+        match &mut self.elsewhere {
+            Some(elsewhere) => elsewhere.dies(slot),
+            None => recover(&self.world, slot),
+        }
+        .map_err(Failure::wrong)?;
         self.survivor
             .check()
             .map_err(|trouble| Failure::of(trouble, "check"))?;
-        let counts = self.world.counts().map_err(Failure::wrong)?;
-        match counts.leak(&self.start) {
+        let leak = match &mut self.elsewhere {
+            Some(elsewhere) => elsewhere.leak(&self.world, &self.start),
+            None => self.world.counts().map(|now| now.leak(&self.start)),
+        };
+        match leak.map_err(Failure::wrong)? {
             Some(leak) => Err(Failure::leak(leak)),
             None => Ok(()),
         }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use dragon_protocol::SlotId;
+use dragon_protocol::{Descriptor, SlotId};
 use dragon_shmem::Member;
 use libc::pid_t;
 
-use crate::world::{World, recover};
+use crate::world::World;
 
 /// An answer that takes longer is a hang. Operations take microseconds; a loaded machine takes its time.
 pub(crate) const HANG: Duration = Duration::from_secs(20);
@@ -31,7 +31,23 @@ pub(crate) trait Survivor {
 }
 
 /// Makes the survivor of an operation, in the survivor's process.
-pub(crate) type Maker = fn(&Arc<Member>) -> Result<Box<dyn Survivor>>;
+#[derive(Clone, Copy)]
+pub(crate) enum Maker {
+    /// Objects of the victim's node.
+    Here(fn(&Arc<Member>) -> Result<Box<dyn Survivor>>),
+    /// Objects of another node, of which the survivor is a process, too.
+    Elsewhere(fn(Sides) -> Result<Box<dyn Survivor>>),
+}
+
+/// A process of two nodes.
+pub(crate) struct Sides {
+    /// The victim's.
+    pub(crate) here: Arc<Member>,
+    /// The other one.
+    pub(crate) there: Arc<Member>,
+    /// A pool of each.
+    pub(crate) pools: [Descriptor; 2],
+}
 
 /// Why the survivor's part failed.
 #[derive(Debug)]
@@ -46,20 +62,24 @@ pub(crate) enum Trouble {
 pub(crate) struct Process {
     pid: pid_t,
     slot: SlotId,
+    /// As a process of the other node, too.
+    far: Option<SlotId>,
     stream: UnixStream,
     reader: BufReader<UnixStream>,
 }
 
 impl Process {
     /// Forks it. This process must have one thread.
-    pub(crate) fn fork(world: &World, make: Maker) -> Result<Self> {
+    pub(crate) fn fork(world: &World, elsewhere: Option<&World>, make: Maker) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let slot = world.control.claim_slot(0)?;
+        let far = elsewhere.map(|far| far.control.claim_slot(0)).transpose()?;
         // SAFETY: this process has one thread, so the child's memory is consistent.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
             drop(ours);
-            let ended = serve(world, slot, make, theirs);
+            let far = elsewhere.zip(far);
+            let ended = serve(world, slot, far, make, theirs);
             if let Err(error) = &ended {
                 eprintln!("survivor: {error:#}");
             }
@@ -72,6 +92,7 @@ impl Process {
         let mut process = Self {
             pid,
             slot,
+            far,
             stream: ours,
             reader,
         };
@@ -94,12 +115,12 @@ impl Process {
         self.ask("check").map(drop)
     }
 
-    /// Ends it in the ordinary way, and recovers its slot.
-    pub(crate) fn end(mut self, world: &World) -> Result<()> {
+    /// Ends it in the ordinary way. Its slots are to be recovered: on this node, and on the other one.
+    pub(crate) fn end(mut self) -> Result<(SlotId, Option<SlotId>)> {
         self.ask("end")
             .map_err(|trouble| anyhow!("the survivor did not end: {trouble:?}"))?;
         self.reap();
-        recover(world, self.slot)
+        Ok((self.slot, self.far))
     }
 
     /// Kills it. Its world is given up with it.
@@ -146,11 +167,26 @@ impl Process {
     }
 }
 
-fn serve(world: &World, slot: SlotId, make: Maker, stream: UnixStream) -> Result<()> {
+fn serve(
+    world: &World,
+    slot: SlotId,
+    far: Option<(&World, SlotId)>,
+    make: Maker,
+    stream: UnixStream,
+) -> Result<()> {
     // SAFETY: a plain request about this process.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    let member = world.member(slot)?;
-    let mut survivor = make(&member).context("cannot make the objects")?;
+    let here = world.member(slot)?;
+    let mut survivor = match (make, far) {
+        (Maker::Here(make), _) => make(&here),
+        (Maker::Elsewhere(make), Some((far, slot))) => make(Sides {
+            pools: [world.second_pool()?, far.second_pool()?],
+            there: far.member(slot)?,
+            here,
+        }),
+        (Maker::Elsewhere(_), None) => bail!("there is no other node"),
+    }
+    .context("cannot make the objects")?;
     let mut answers = stream.try_clone()?;
     for command in BufReader::new(stream).lines() {
         let done = match command?.as_str() {

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
-use dragon_protocol::{NodeIndex, ObjectId, ObjectKind, RuntimeId, SlotId};
+use dragon_protocol::{Descriptor, NodeIndex, ObjectId, ObjectKind, RuntimeId, SlotId};
 use dragon_shmem::object::State;
+use dragon_shmem::pool::table::note;
 use dragon_shmem::sync::Ordering;
 use dragon_shmem::{Control, Error, Hooks, Member, Pool, PoolTag};
 
@@ -33,17 +34,25 @@ pub(crate) struct World {
 impl World {
     /// A node with `cpus` granted, and a pool of `limit` bytes, all of it committed.
     pub(crate) fn new(cpus: u32, limit: u64) -> Result<Self> {
-        let control = Control::create(RUNTIME, NodeIndex::FIRST, cpus)?;
-        let made = Pool::create(RUNTIME, NodeIndex::FIRST, 0, limit)?;
+        Self::on(NodeIndex::FIRST, cpus, limit)
+    }
+
+    /// The same as another node of the runtime.
+    pub(crate) fn on(node: NodeIndex, cpus: u32, limit: u64) -> Result<Self> {
+        let control = Control::create(RUNTIME, node, cpus)?;
+        let made = Pool::create(RUNTIME, node, 0, limit)?;
         made.commit(limit)?;
         let pool = made.as_guest();
         let slot = control.claim_daemon_slot()?;
         let second = Arc::default();
         let hooks = Box::new(NoMore(pool.clone(), Arc::clone(&second)));
         let daemon = Member::new(control.clone(), made, slot, hooks)?;
-        let other = Pool::create_tagged(RUNTIME, NodeIndex::FIRST, SECOND, SECOND_LIMIT)?;
+        let other = Pool::create_tagged(RUNTIME, node, SECOND, SECOND_LIMIT)?;
         other.commit(SECOND_LIMIT)?;
-        let object = daemon.create(ObjectKind::Pool, |_, _| Ok(()))?;
+        let object = daemon.create(ObjectKind::Pool, |entry, _| {
+            note(entry, &other);
+            Ok(())
+        })?;
         let _ = second.set((other.as_guest(), object));
         Ok(Self {
             control,
@@ -55,9 +64,28 @@ impl World {
 
     /// A member for this process with a slot that the daemon gave out.
     pub(crate) fn member(&self, slot: SlotId) -> Result<Arc<Member>> {
-        let hooks = Box::new(NoMore(self.pool.clone(), Arc::clone(&self.second)));
+        self.member_with(slot, Box::new(self.hooks()))
+    }
+
+    /// The same with hooks of its own.
+    pub(crate) fn member_with(&self, slot: SlotId, hooks: Box<dyn Hooks>) -> Result<Arc<Member>> {
         let (control, pool) = (self.control.clone(), self.pool.clone());
         Ok(Member::new(control, pool, slot, hooks)?)
+    }
+
+    /// The usual hooks.
+    pub(crate) fn hooks(&self) -> NoMore {
+        NoMore(self.pool.clone(), Arc::clone(&self.second))
+    }
+
+    /// The second pool as an object.
+    pub(crate) fn second_pool(&self) -> Result<Descriptor> {
+        let (_, object) = self.second.get().context("no second pool")?;
+        Ok(Descriptor {
+            runtime: RUNTIME,
+            object: *object,
+            user: 0,
+        })
     }
 
     /// The daemon's member once more, for a child of this process.
@@ -160,7 +188,7 @@ impl Counts {
 }
 
 /// Everything is committed from the start, as if the daemon had reached the pool's limit.
-struct NoMore(Pool, Arc<OnceLock<(Pool, ObjectId)>>);
+pub(crate) struct NoMore(Pool, Arc<OnceLock<(Pool, ObjectId)>>);
 
 impl Hooks for NoMore {
     fn commit(&self, _: u32, bytes: u64) -> Result<(), Error> {

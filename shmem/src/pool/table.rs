@@ -85,6 +85,12 @@ mod body {
     pub(super) const LIMIT: usize = 3;
 }
 
+/// Notes in the entry of a new object which pool it is.
+pub fn note(entry: &ObjectEntry, pool: &Pool) {
+    entry.body[body::TAG].store(pool.tag().to_u16().into(), Ordering::Relaxed);
+    entry.body[body::LIMIT].store(pool.limit(), Ordering::Release);
+}
+
 /// The tag of a pool by its entry.
 #[must_use]
 pub fn tag_of(entry: &ObjectEntry) -> Option<PoolTag> {
@@ -137,8 +143,7 @@ impl PoolTable {
         }
         let object = owner.create(ObjectKind::Pool, |entry, _| {
             entry.user.store(options.user, Ordering::Relaxed);
-            entry.body[body::TAG].store(tag.to_u16().into(), Ordering::Relaxed);
-            entry.body[body::LIMIT].store(pool.limit(), Ordering::Release);
+            note(entry, &pool);
             Ok(())
         })?;
         owner.keep_pool(&pool, object);
