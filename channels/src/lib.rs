@@ -19,6 +19,7 @@ pub mod channel;
 pub mod condition;
 pub mod error;
 pub mod event;
+pub mod inspect;
 #[cfg(not(loom))]
 pub mod local;
 pub mod lock;

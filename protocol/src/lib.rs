@@ -18,6 +18,7 @@ pub mod frame;
 pub mod handshake;
 pub mod hostlist;
 pub mod ids;
+pub mod inspect;
 pub mod key;
 pub mod launch;
 pub mod membership;

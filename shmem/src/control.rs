@@ -13,6 +13,7 @@
 //! ```
 //! All of it is sparse: a page costs memory when it is first written.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use dragon_protocol::{NodeIndex, ObjectId, ObjectKind, RuntimeId};
@@ -268,6 +269,18 @@ impl Control {
     /// As [`Control::object`].
     pub fn pin_object(&self, index: u32) -> Result<Pinned<ObjectEntry>> {
         self.region.pin(object_at(index)?)
+    }
+
+    /// The parts of the object table that were ever used.
+    pub(crate) fn used_objects(&self) -> Vec<Range<u32>> {
+        #[expect(clippy::cast_possible_truncation, reason = "an entry has 128 bytes")]
+        const ENTRY: u32 = size_of::<ObjectEntry>() as u32;
+        let number = |at: u64| u32::try_from(at.saturating_sub(OBJECTS)).unwrap_or(u32::MAX) / ENTRY;
+        let written = self.region.written(OBJECTS, HELD);
+        let parts = written
+            .into_iter()
+            .map(|part| number(part.start)..number(part.end + u64::from(ENTRY) - 1));
+        parts.collect()
     }
 
     /// The entry at `place` of a slot's held table.

@@ -97,6 +97,23 @@ fn nothing_outside_a_region_can_be_reached() {
 }
 
 #[test]
+fn objects_are_listed_as_long_as_somebody_refers_to_them() {
+    let (control, pool) = node();
+    let member = member(&control, &pool);
+    assert_eq!(control.objects().count(), 0);
+    let make = |kind| member.create(kind, |_, _| Ok(())).unwrap();
+    let made = [
+        make(ObjectKind::Lock),
+        make(ObjectKind::Event),
+        make(ObjectKind::Lock),
+    ];
+    let listed = || control.objects().map(|(id, _)| id).collect::<Vec<_>>();
+    assert_eq!(listed(), made);
+    member.detach(made[1]).unwrap();
+    assert_eq!(listed(), [made[0], made[2]]);
+}
+
+#[test]
 fn slots_are_given_out_lowest_first_under_a_new_generation() {
     let (control, _) = node();
     control.claim_daemon_slot().unwrap();

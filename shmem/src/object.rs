@@ -125,6 +125,23 @@ impl Control {
         Ok(entry)
     }
 
+    /// The objects of this node, alive or destroyed, for listing. They may change meanwhile. Parts of the table that were
+    /// never used are not looked at: that would cost memory.
+    pub fn objects(&self) -> impl Iterator<Item = (ObjectId, &ObjectEntry)> {
+        let numbers = self.used_objects().into_iter().flatten();
+        numbers.filter_map(|index| {
+            let entry = self.object(index).ok()?;
+            let (state, kind, generation, _) = entry.read();
+            let id = ObjectId {
+                node: self.node(),
+                kind: ObjectKind::from_u8(kind)?,
+                index,
+                generation,
+            };
+            matches!(state, State::Alive | State::Destroyed).then_some((id, entry))
+        })
+    }
+
     /// Claims an entry for a new object. It is invisible until [`Control::publish`]; recovery frees it if the creator dies
     /// before that. `record` is called with the id before the entry is claimed, to put it into the held table; it may be
     /// called several times. The creator's reference is taken with [`Change::Create`].

@@ -14,12 +14,14 @@ mod pinned;
 #[cfg(not(loom))]
 mod tests;
 
+use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use dragon_protocol::RuntimeId;
+use rustix::fs::SeekFrom;
 
 use crate::copy::copy;
 use crate::error::{Error, Result, system};
@@ -322,6 +324,32 @@ impl Region {
     /// When the kernel refuses.
     pub fn resident(&self) -> Result<u64> {
         self.inner.resident()
+    }
+
+    /// The parts between two offsets that have been written at some time, in pages of the system: looking at others would
+    /// cost memory. Where the system does not tell, everything.
+    #[must_use]
+    pub fn written(&self, from: u64, to: u64) -> Vec<Range<u64>> {
+        let mut parts = Vec::new();
+        let mut at = from;
+        let Some(fd) = self.inner.fd() else {
+            return vec![from..to];
+        };
+        while at < to {
+            let begin = match rustix::fs::seek(fd, SeekFrom::Data(at)) {
+                Ok(begin) if begin < to => begin,
+                // Nothing follows.
+                Ok(_) | Err(rustix::io::Errno::NXIO) => break,
+                Err(_) => {
+                    parts.push(at..to);
+                    break;
+                }
+            };
+            let end = rustix::fs::seek(fd, SeekFrom::Hole(begin)).unwrap_or(to);
+            parts.push(begin..end.clamp(begin + 1, to));
+            at = end.max(begin + 1);
+        }
+        parts
     }
 }
 

@@ -237,3 +237,17 @@ fn what_was_obtained_of_huge_pages_is_told() {
     println!("{obtained} of {} bytes in huge pages", region.size());
     assert!(obtained <= region.size());
 }
+
+#[test]
+fn what_was_never_written_is_not_looked_at() {
+    for region in all() {
+        let everything = region.backing() == Backing::Heap;
+        region.copy_in(SIZE / 2, &[1]).unwrap();
+        let parts = region.written(0, SIZE);
+        let has = |at: u64| parts.iter().any(|part| part.contains(&at));
+        assert!(has(0) && has(SIZE / 2), "{parts:?}");
+        assert_eq!(has(SIZE - 1), everything, "{parts:?}");
+        assert_eq!(region.written(SIZE / 2 + (64 << 10), SIZE).is_empty(), !everything);
+        assert!(parts.iter().all(|part| part.end <= SIZE), "{parts:?}");
+    }
+}

@@ -158,6 +158,13 @@ impl Local<'_> {
         }
     }
 
+    /// How many messages receivers have claimed since the channel was made.
+    pub(crate) fn taken(&self) -> u64 {
+        let rings = self.chain().rings();
+        let taken = rings.iter().map(cell::next_to_receive);
+        taken.fold(0, u64::saturating_add)
+    }
+
     pub(crate) fn attributes(&self) -> Result<Attributes> {
         alive(self.entry, self.id)?;
         let (receivers, polls) = self.ring.readable().waiters();
