@@ -19,6 +19,7 @@ use dragon_protocol::attach::{
 };
 use dragon_protocol::control::{ClientReply, ClientRequest};
 use dragon_protocol::frame::FrameError;
+use dragon_protocol::inspect::{LogFilter, Scope};
 use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, RELEASE, RuntimeId, SlotId, frame};
 use dragon_transport::descriptors::Frees;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -32,7 +33,7 @@ use crate::link::read_frame;
 use crate::listener::Listener;
 use crate::memory::Memory;
 use crate::readable::end_of;
-use crate::services::Event;
+use crate::services::{Event, Followed};
 
 /// How long a process may take to say what it wants.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
@@ -376,6 +377,9 @@ async fn serve_client(
         if request == ClientRequest::Leave {
             return Ok(());
         }
+        if let ClientRequest::FollowLogs(filter, scope) = request {
+            return follow_logs(stream, death, filter, scope, events).await;
+        }
         let request = match shared.memory.answer(slot, request).await {
             Ok((answer, descriptors)) => {
                 reply_to(stream, &answer, &descriptors).await?;
@@ -399,6 +403,44 @@ async fn serve_client(
         };
         reply_to(stream, &answer, &[]).await?;
     }
+}
+
+/// Pushes lines of logs to a client until it closes the connection.
+async fn follow_logs(
+    stream: &mut UnixStream,
+    death: &AsyncFd<OwnedFd>,
+    filter: LogFilter,
+    scope: Scope,
+    events: &mpsc::Sender<Event>,
+) -> Result<()> {
+    let (client, mut batches) = mpsc::channel(1);
+    let (number, begun) = oneshot::channel();
+    let begin = Followed::Begin {
+        filter,
+        scope,
+        client,
+        number,
+    };
+    events.send(Event::Followed(begin)).await?;
+    let number = begun.await?;
+    let pushed = async {
+        let mut said = [0; 1];
+        loop {
+            tokio::select! {
+                batch = batches.recv() => {
+                    let Some(batch) = batch else { return Ok(()) };
+                    reply_to(stream, &batch, &[]).await?;
+                    events.send(Event::Followed(Followed::Taken(number))).await?;
+                }
+                // Whoever follows says nothing more: this is the end.
+                read = stream.read(&mut said) => return read.map(drop).map_err(Into::into),
+                died = death.readable() => return died.map(drop).map_err(Into::into),
+            }
+        }
+    };
+    let ended = pushed.await;
+    let _ = events.send(Event::Followed(Followed::Gone(number))).await;
+    ended
 }
 
 async fn reply_to(

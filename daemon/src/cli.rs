@@ -1,11 +1,16 @@
 //! The `dragon` command line.
 
+pub mod attach;
 pub mod commands;
 pub mod habits;
 pub mod hosts;
 pub mod launcher;
+pub mod objects;
 pub mod outputs;
+pub mod runtime;
 pub mod settings;
+pub mod table;
+pub mod tools;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -90,6 +95,8 @@ Examples:
   dragon --hostlist n[1-4] prog.py     four hosts over ssh
   dragon --label node --output out.txt --time-limit 1h30m prog.py
   dragon config --pool 8G              the settings in force, and where each came from
+  dragon attach                        a shell in the runtime that is running
+  dragon ps --all-nodes                the processes of all its nodes
 Under Slurm: srun -N4 --dragon prog.py
 
 Ctrl-C goes to the program; twice within a second it ends the job.
@@ -103,6 +110,9 @@ pub fn main() -> ExitCode {
     let first = std::env::args_os().nth(1);
     if first.is_some_and(|word| word.to_str().is_some_and(commands::is_command)) {
         let line = commands::CommandLine::parse();
+        if let commands::Command::Tool(tool) = &line.command {
+            return tools::run(tool);
+        }
         return match commands::run(&line.command) {
             Ok(code) => ExitCode::from(code),
             Err(error) => {

@@ -22,6 +22,7 @@ use crate::attach::Shared;
 use crate::memory::{Memory, why_this_limit};
 use crate::network::{self, Place};
 use crate::resources::Granted;
+use crate::survey::{Known, View};
 
 /// Number of the default pool.
 const DEFAULT_POOL: u32 = 0;
@@ -225,6 +226,17 @@ impl Node {
     pub fn count_request(&self) {
         let counters = &self.member.control().words().counters;
         counters.control_requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What a survey of this node looks at.
+    #[must_use]
+    pub fn view(&self, known: Arc<Known>) -> View {
+        View {
+            member: self.member.clone(),
+            memory: self.memory.clone(),
+            agent: self.agent.clone(),
+            known,
+        }
     }
 
     /// What was counted on this node.

@@ -6,6 +6,8 @@
 
 mod clients;
 mod ending;
+mod inspect;
+mod logs;
 mod peers;
 mod processes;
 
@@ -38,6 +40,7 @@ use crate::output::Sink;
 use crate::program;
 use crate::readable::end_of;
 use crate::resources::{self, Granted};
+pub use logs::Followed;
 use processes::Processes;
 
 /// Events that may wait; senders wait when there are more.
@@ -89,6 +92,10 @@ pub enum Event {
     Tell(NodeIndex, PeerMessage),
     /// Children that could not be reaped before can be now.
     Reap,
+    /// Something happened to a question about the runtime.
+    Inspected(inspect::Inspected),
+    /// Something happened to those who follow logs.
+    Followed(logs::Followed),
 }
 
 /// All state of a daemon.
@@ -107,6 +114,8 @@ struct Daemon {
     requests: Requests,
     /// What the head is to read, where that is not the daemon's own input.
     head_input: Option<OwnedFd>,
+    inspections: inspect::Inspections,
+    followers: logs::Followers,
     /// Where the next process without a place of its own goes.
     next_place: u32,
     socket: String,
@@ -212,6 +221,8 @@ pub async fn run(job: Job) -> Result<u8> {
         others: HashMap::new(),
         requests: Requests::default(),
         head_input,
+        inspections: inspect::Inspections::default(),
+        followers: logs::Followers::default(),
         node,
         sink,
         sender,
@@ -301,6 +312,8 @@ impl Daemon {
             Event::Tell(node, message) => self.tell(node, message),
             Event::Sibling(_) => {}
             Event::Reap => return self.reap(),
+            Event::Inspected(what) => self.inspected(what),
+            Event::Followed(what) => self.followed(what),
         }
         None
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Code;
 use crate::ids::{NodeIndex, ObjectId, RuntimeId, SlotId};
+use crate::inspect::{Inspect, LogBatch, LogFilter, NodeAnswer, Scope};
 use crate::launch::NodeInfo;
 use crate::pool::PoolOptions;
 
@@ -46,6 +47,11 @@ pub enum ClientRequest {
     TrimPools,
     /// This process leaves, though it lives on: what it had may be recovered. There is no answer.
     Leave,
+    /// What is there, and what it does.
+    Inspect(Inspect, Scope),
+    /// Lines of the daemons' logs, those that are there and those to come: [`ClientReply::Logged`] again and again, until
+    /// the client closes the connection.
+    FollowLogs(LogFilter, Scope),
 }
 
 /// The answer to a [`ClientRequest`].
@@ -66,6 +72,10 @@ pub enum ClientReply {
     Pool(PoolGiven),
     /// So many bytes went back to the system.
     Trimmed(u64),
+    /// One answer of each node that was asked.
+    Inspected(Vec<NodeAnswer>),
+    /// Lines of the daemons' logs.
+    Logged(LogBatch),
 }
 
 /// A pool as a process gets it.
@@ -226,4 +236,46 @@ pub enum PeerMessage {
     Ended,
     /// A slot of the sender is gone: forget the processes' references.
     SlotGone(SlotId),
+    /// What is there, and what it does.
+    Inspect {
+        /// Number of the request at its sender.
+        request: u64,
+        /// Whether the receiver asks the nodes behind it too.
+        beyond: bool,
+        /// The question.
+        question: Inspect,
+    },
+    /// The answer.
+    Inspected {
+        /// Number of the request.
+        request: u64,
+        /// One answer of each node, as far as they came in time.
+        answers: Vec<NodeAnswer>,
+    },
+    /// The sender wants lines of logs from now on.
+    FollowLogs {
+        /// Number of the request at its sender.
+        request: u64,
+        /// Whether also those of the nodes behind the receiver.
+        beyond: bool,
+        /// Which lines.
+        filter: LogFilter,
+    },
+    /// Lines. No more come until [`PeerMessage::LogsTaken`].
+    Logged {
+        /// Number of the request.
+        request: u64,
+        /// The lines.
+        batch: LogBatch,
+    },
+    /// The sender has room for more lines.
+    LogsTaken {
+        /// Number of its request.
+        request: u64,
+    },
+    /// The sender wants no more lines.
+    UnfollowLogs {
+        /// Number of its request.
+        request: u64,
+    },
 }

@@ -391,3 +391,12 @@ pub struct LogLine {
     /// The text.
     pub text: String,
 }
+
+/// Lines of logs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogBatch {
+    /// The lines, in the order of each node's log.
+    pub lines: Vec<LogLine>,
+    /// Lines that were forgotten before they could be told: they came faster than they were taken.
+    pub lost: u64,
+}

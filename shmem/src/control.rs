@@ -275,7 +275,8 @@ impl Control {
     pub(crate) fn used_objects(&self) -> Vec<Range<u32>> {
         #[expect(clippy::cast_possible_truncation, reason = "an entry has 128 bytes")]
         const ENTRY: u32 = size_of::<ObjectEntry>() as u32;
-        let number = |at: u64| u32::try_from(at.saturating_sub(OBJECTS)).unwrap_or(u32::MAX) / ENTRY;
+        let number =
+            |at: u64| u32::try_from(at.saturating_sub(OBJECTS)).unwrap_or(u32::MAX) / ENTRY;
         let written = self.region.written(OBJECTS, HELD);
         let parts = written
             .into_iter()

@@ -333,7 +333,7 @@ impl Region {
         let mut parts = Vec::new();
         let mut at = from;
         let Some(fd) = self.inner.fd() else {
-            return vec![from..to];
+            return std::iter::once(from..to).collect();
         };
         while at < to {
             let begin = match rustix::fs::seek(fd, SeekFrom::Data(at)) {

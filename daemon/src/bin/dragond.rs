@@ -10,9 +10,11 @@ use anyhow::{Context, Result};
 use dragon_daemon::adapter::{self, Role};
 use dragon_daemon::cli::RUNTIME_FAILED;
 use dragon_daemon::config::keys;
-use dragon_daemon::{services, sibling};
+use dragon_daemon::{journal, services, sibling};
 use dragon_protocol::env;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 fn main() -> ExitCode {
     match run() {
@@ -56,11 +58,14 @@ fn log(role: &Role) {
     let (Role::Daemon(job) | Role::Sibling(job)) = role;
     let filter = job.config.text(&keys::LOG);
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new(keys::LOG.default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let heard = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
+        .with_filter(filter);
+    tracing_subscriber::registry()
+        .with(heard)
+        .with(journal::layer())
         .init();
 }
 

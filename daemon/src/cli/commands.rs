@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::CommandFactory;
 
 use super::settings::Settings;
+use super::tools::Tool;
 use crate::config::{Config, print};
 
 /// The commands. A program of such a name is run by `dragon -- NAME` or `dragon ./NAME`.
@@ -30,6 +31,9 @@ pub enum Command {
         #[arg(long, value_name = "FOLDER")]
         folder: Option<PathBuf>,
     },
+    /// Commands for a runtime that is running.
+    #[command(flatten)]
+    Tool(Tool),
 }
 
 /// What `dragon config` takes.
@@ -69,6 +73,8 @@ pub fn is_command(word: &str) -> bool {
 /// What went wrong.
 pub fn run(command: &Command) -> Result<u8> {
     match command {
+        // It has exit codes of its own.
+        Command::Tool(_) => {}
         Command::Config(arguments) => config(arguments)?,
         Command::Completions { shell } => {
             let mut text = Vec::new();

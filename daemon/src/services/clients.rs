@@ -34,6 +34,9 @@ impl Daemon {
                 return self.signal_there(process, signal, reply);
             }
             ClientRequest::Nodes => ClientReply::Nodes(self.membership.clone()),
+            ClientRequest::Inspect(question, scope) => {
+                return self.inspect(question, scope, reply);
+            }
             ClientRequest::Stats => ClientReply::Stats(self.stats()),
             _ => ClientReply::Failed(
                 Code::Unsupported,

@@ -70,6 +70,8 @@ impl Daemon {
             return;
         }
         self.others.remove(&node);
+        self.inspect_without(node, &format!("cannot be reached: {why}"));
+        self.follow_without(node);
         self.requests.fail(
             node,
             Code::Unreachable,
@@ -106,6 +108,8 @@ impl Daemon {
             }
             self.others.remove(&node);
         }
+        self.inspect_without(node, "lost");
+        self.follow_without(node);
         self.requests.fail(
             node,
             Code::NodeDown,
@@ -147,6 +151,18 @@ impl Daemon {
                     let _ = reply.send((code, text));
                 }
             }
+            PeerMessage::Inspect {
+                request,
+                beyond,
+                question,
+            } => self.peer_inspects(node, request, beyond, question),
+            PeerMessage::Inspected { request, answers } => {
+                self.peer_inspected(node, request, answers);
+            }
+            message @ (PeerMessage::FollowLogs { .. }
+            | PeerMessage::Logged { .. }
+            | PeerMessage::LogsTaken { .. }
+            | PeerMessage::UnfollowLogs { .. }) => self.peer_follows(node, message),
             PeerMessage::Shutdown(why) => return Some(End { code: 0, why }),
             PeerMessage::Ended => {
                 self.children.retain(|link| link.node != node);

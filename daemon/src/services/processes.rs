@@ -22,6 +22,7 @@ use crate::forker::{Fork, null};
 use crate::output::Label;
 use crate::program;
 use crate::resources;
+use crate::survey::Managed;
 use crate::zygote::{Key, Order, Zygote};
 
 /// The processes of a node.
@@ -125,6 +126,19 @@ impl Processes {
 
     pub(super) fn count(&self) -> usize {
         self.live.len()
+    }
+
+    /// The live processes, for those who ask what there is.
+    pub(super) fn listed(&self) -> Vec<Managed> {
+        let live = self.live.iter();
+        live.map(|(pid, process)| Managed {
+            pid: *pid,
+            object: process.object,
+            head: process.head,
+            group: String::new(),
+            rank: None,
+        })
+        .collect()
     }
 
     /// Sends a signal to every live process, and to the groups that they lead.

@@ -247,7 +247,10 @@ fn what_was_never_written_is_not_looked_at() {
         let has = |at: u64| parts.iter().any(|part| part.contains(&at));
         assert!(has(0) && has(SIZE / 2), "{parts:?}");
         assert_eq!(has(SIZE - 1), everything, "{parts:?}");
-        assert_eq!(region.written(SIZE / 2 + (64 << 10), SIZE).is_empty(), !everything);
+        assert_eq!(
+            region.written(SIZE / 2 + (64 << 10), SIZE).is_empty(),
+            !everything
+        );
         assert!(parts.iter().all(|part| part.end <= SIZE), "{parts:?}");
     }
 }

@@ -1,0 +1,196 @@
+//! `dragon COMMAND` for a runtime that is running: enter it, and look at it.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use dragon_protocol::NodeIndex;
+use dragon_protocol::inspect::{LogLevel, MOST_ROWS, PATIENCE_MS, Scope};
+
+use super::{attach, objects};
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Tool {
+    /// Run a program, or a shell, in a runtime that is running.
+    ///
+    /// The program finds the runtime in its environment (DRAGON_RUNTIME) and can attach to it as if the runtime had started
+    /// it. Without a program your shell is started. The exit code is the program's.
+    #[command(after_help = ATTACH_EXAMPLES)]
+    Attach(Attach),
+    /// What a runtime is, its nodes, and how much passed between them.
+    Status(Ask),
+    /// The processes of a node.
+    Ps(Ask),
+    /// The channels of a node, and how full they are.
+    Channels(Ask),
+    /// The memory pools of a node, and how full they are.
+    Pools(Ask),
+    /// What the daemons have logged.
+    Logs(Logs),
+}
+
+const ATTACH_EXAMPLES: &str = "\
+Examples:
+  dragon attach                        a shell in the one runtime of yours on this machine
+  dragon attach prog.py --its-option   a program
+  dragon attach --job 4711 prog.py     of several runtimes; or in Slurm's job 4711, from outside
+
+The runtime is the one that DRAGON_RUNTIME names, else that of the Slurm job which this shell is in, else the only one of
+yours on this machine.";
+
+/// Which runtime.
+#[derive(Args, Clone, Debug)]
+pub struct Which {
+    /// The runtime of this job: a name that `dragon status` prints, or a job of the workload manager.
+    #[arg(short, long, value_name = "JOB")]
+    pub job: Option<String>,
+
+    /// Set when this command was started inside the job by itself.
+    #[arg(long, hide = true)]
+    pub inside: bool,
+}
+
+/// `dragon attach`.
+#[derive(Args, Debug)]
+pub struct Attach {
+    /// Which runtime.
+    #[command(flatten)]
+    pub which: Which,
+
+    /// On this node of the runtime, where it is on this machine.
+    #[arg(short, long, value_name = "N", value_parser = node)]
+    pub node: Option<NodeIndex>,
+
+    /// The program and its arguments.
+    #[arg(value_name = "PROGRAM", trailing_var_arg = true)]
+    pub program: Vec<OsString>,
+}
+
+/// What is asked of whom.
+#[derive(Args, Clone, Debug)]
+pub struct Ask {
+    /// Which runtime.
+    #[command(flatten)]
+    pub which: Which,
+
+    /// Of all nodes of the runtime. Default: of this one.
+    #[arg(short, long)]
+    pub all_nodes: bool,
+
+    /// Of this node.
+    #[arg(short, long, value_name = "N", value_parser = node, conflicts_with = "all_nodes")]
+    pub node: Option<NodeIndex>,
+
+    /// Print JSON; docs/inspection.md lists the fields.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Most rows, of all nodes together.
+    #[arg(long, value_name = "ROWS", default_value_t = MOST_ROWS, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_ROWS)))]
+    pub limit: u32,
+
+    /// For how many milliseconds other nodes are waited for.
+    #[arg(long, value_name = "MS", default_value_t = PATIENCE_MS, value_parser = clap::value_parser!(u32).range(50..=60_000))]
+    pub patience: u32,
+}
+
+/// `dragon logs`.
+#[derive(Args, Debug)]
+pub struct Logs {
+    /// What is asked of whom.
+    #[command(flatten)]
+    pub ask: Ask,
+
+    /// Go on with what comes, until Ctrl-C.
+    #[arg(short, long)]
+    pub follow: bool,
+
+    /// Lines of this level and more important ones: error, warn, info or debug.
+    #[arg(short, long, default_value = "info", value_parser = level)]
+    pub level: LogLevel,
+}
+
+/// Runs a command.
+#[must_use]
+pub fn run(tool: &Tool) -> ExitCode {
+    let done = match tool {
+        Tool::Attach(arguments) => return attach::run(arguments),
+        Tool::Status(ask) => objects::status(ask),
+        Tool::Ps(ask) => objects::processes(ask),
+        Tool::Channels(ask) => objects::channels(ask),
+        Tool::Pools(ask) => objects::pools(ask),
+        Tool::Logs(arguments) => objects::logs(arguments),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("dragon: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Ask {
+    /// Which nodes are asked.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        if self.all_nodes {
+            Scope::All
+        } else {
+            Scope::One(self.node)
+        }
+    }
+}
+
+fn node(text: &str) -> Result<NodeIndex, String> {
+    let number = text.parse().ok().and_then(NodeIndex::new);
+    number.ok_or_else(|| {
+        format!(
+            "'{text}' is no number of a node, which is from 0 to {}",
+            NodeIndex::MAX
+        )
+    })
+}
+
+fn level(text: &str) -> Result<LogLevel, String> {
+    Ok(match text {
+        "error" => LogLevel::Error,
+        "warn" => LogLevel::Warn,
+        "info" => LogLevel::Info,
+        "debug" => LogLevel::Debug,
+        _ => return Err(format!("'{text}' is none of error, warn, info and debug")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::commands::{Command, CommandLine};
+    use super::*;
+
+    #[test]
+    fn options_behind_the_program_are_the_programs() {
+        let words = ["dragon", "attach", "--job", "7", "prog", "--job", "8", "-n"];
+        let Command::Tool(Tool::Attach(attach)) = CommandLine::parse_from(words).command else {
+            panic!("not attach");
+        };
+        assert_eq!(attach.which.job.as_deref(), Some("7"));
+        assert_eq!(attach.program, ["prog", "--job", "8", "-n"]);
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_with_the_range() {
+        for (words, sentence) in [
+            (["logs", "--level", "loud"], "error, warn, info and debug"),
+            (["ps", "--node", "-1"], ""),
+            (["ps", "--node", "16777216"], "from 0 to 16777215"),
+            (["ps", "--limit", "10001"], "1..=10000"),
+        ] {
+            let words = [&["dragon"], &words[..]].concat();
+            let error = CommandLine::try_parse_from(words).unwrap_err().to_string();
+            assert!(error.contains(sentence), "{error}");
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! What a running runtime tells about itself: real daemons, real processes, the command `dragon`.
+//!
+//! The test runs itself again as the programs inside the runtimes (`child`).
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use dragon::{Channel, ChannelOptions, Deadline, Pool, PoolOptions, Session};
+use dragon_tests::local::{Finished, Traces, binary, dragon, finish, pause, run};
+use serde_json::Value;
+
+const ROLE: &str = "DRAGON_TEST_INSPECT";
+const CHILD: [&str; 4] = ["--exact", "child", "--nocapture", "--quiet"];
+
+/// The command line of this test in a role.
+fn own(options: &[&str]) -> Vec<String> {
+    let test = std::env::current_exe().unwrap();
+    let words = [options, &[test.to_str().unwrap()], &CHILD].concat();
+    words.into_iter().map(str::to_owned).collect()
+}
+
+/// A runtime whose head waits for the end of its input.
+struct Runtime {
+    child: Child,
+}
+
+impl Runtime {
+    fn start(options: &[&str]) -> Self {
+        let mut command = dragon(own(options));
+        command.env(ROLE, "waits").env_remove("DRAGON_RUNTIME");
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(child.stdout.as_mut().unwrap());
+        assert!(out.lines().any(|line| line.unwrap() == "ready"));
+        Self { child }
+    }
+
+    fn job(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    /// Asks this runtime.
+    fn ask(&self, words: &[&str]) -> Finished {
+        tool(&[words, &["--job", &self.job()]].concat())
+    }
+
+    /// The pids of its daemons, by node.
+    fn daemons(&self) -> Vec<i64> {
+        let status = self.ask(&["status", "--all-nodes", "--json"]);
+        let all = json(&status)["nodes"].clone();
+        let pids = all.as_array().unwrap().iter();
+        pids.map(|node| node["pid"].as_i64().unwrap()).collect()
+    }
+
+    fn end(self) -> Finished {
+        let launcher = self.child.id();
+        let done = finish(self.child);
+        Traces::assert_none(launcher);
+        done
+    }
+}
+
+/// A command about a runtime, outside of any.
+fn tool(words: &[&str]) -> Finished {
+    let mut command = dragon(words);
+    run(command
+        .env_remove("DRAGON_RUNTIME")
+        .env_remove("SLURM_JOB_ID"))
+}
+
+fn json(done: &Finished) -> Value {
+    serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"))
+}
+
+fn rows(done: &Finished, name: &str) -> Vec<Value> {
+    assert_eq!(done.code, Some(0), "{done:?}");
+    json(done)[name].as_array().unwrap().clone()
+}
+
+fn kill(signal: &str, pid: i64) {
+    let done = Command::new("kill")
+        .args([signal, &pid.to_string()])
+        .status();
+    assert!(done.unwrap().success());
+}
+
+fn until(what: &str, happened: impl Fn() -> bool) {
+    for _ in 0..6000 {
+        if happened() {
+            return;
+        }
+        pause(Duration::from_millis(10));
+    }
+    panic!("not within its time: {what}");
+}
+
+/// A program in a runtime; nothing when the test runs in the ordinary way.
+#[test]
+fn child() {
+    let Ok(role) = std::env::var(ROLE) else {
+        return;
+    };
+    match role.as_str() {
+        "waits" => waits(),
+        "uses" => uses(),
+        "sleeps" => sleeps(),
+        other => panic!("{other}"),
+    }
+}
+
+fn waits() {
+    println!("ready");
+    let _ = std::io::stdin().lines().next();
+}
+
+/// A program that attaches, says so, and sleeps in a receive.
+fn sleeps() {
+    Session::attach().unwrap();
+    let channel = Channel::create(&ChannelOptions::default()).unwrap();
+    println!("ready");
+    let _ = channel.receive(Deadline::Never);
+}
+
+/// The head program of the first test: makes what there is to see, and looks at it.
+fn uses() {
+    let session = Session::attach().unwrap();
+    let options = ChannelOptions {
+        capacity: 4,
+        user: 77,
+        ..ChannelOptions::default()
+    };
+    let channel = Channel::create(&options).unwrap();
+    for _ in 0..3 {
+        channel.send(b"x", 0, Deadline::Now).unwrap();
+    }
+    channel.receive(Deadline::Now).unwrap();
+    let pool = Pool::create(&PoolOptions {
+        limit: 8 << 20,
+        name: "images".to_owned(),
+        ..PoolOptions::default()
+    })
+    .unwrap();
+    let _block = pool.alloc(1 << 20).unwrap();
+    let mut sleeper = Command::new(std::env::current_exe().unwrap());
+    let mut sleeper = sleeper
+        .args(CHILD)
+        .env(ROLE, "sleeps")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let out = BufReader::new(sleeper.stdout.as_mut().unwrap());
+    assert!(out.lines().any(|line| line.unwrap() == "ready"));
+    // What is stopped can answer nobody.
+    kill("-STOP", sleeper.id().into());
+    let me = i64::from(std::process::id());
+    let ask = |what: &str| run(&mut dragon([what, "--json"]));
+
+    let state = |row: &Value| row["state"].as_str().unwrap().to_owned();
+    until("the process is stopped", || {
+        let all = rows(&ask("ps"), "processes");
+        let of = |row: &&Value| row["pid"] == i64::from(sleeper.id());
+        all.iter().find(of).is_some_and(|row| state(row) == "T")
+    });
+    let processes = rows(&ask("ps"), "processes");
+    assert_eq!(processes.len(), 2, "{processes:?}");
+    let head = &processes[0];
+    assert_eq!((&head["role"], &head["pid"]), (&"head".into(), &me.into()));
+    assert_eq!(head["slot"], i64::from(session.slot().index));
+    assert_eq!(
+        (&head["local_sent"], &head["local_received"]),
+        (&3.into(), &1.into())
+    );
+    assert!(head["command"].as_str().unwrap().contains("local_inspect"));
+    assert!(head["object"].as_str().unwrap().starts_with("p:0."));
+    assert!(head["rss_anon_bytes"].as_u64().unwrap() > 64 << 10);
+    let other = &processes[1];
+    assert_eq!(
+        (&other["role"], &other["parent"]),
+        (&"attached".into(), &me.into())
+    );
+
+    let channels = rows(&ask("channels"), "channels");
+    let own = channels.iter().find(|row| row["user"] == 77).unwrap();
+    let expected = [
+        ("capacity", 4),
+        ("messages", 2),
+        ("sent", 3),
+        ("received", 1),
+        ("receivers_waiting", 0),
+        ("references", 1),
+        ("owner_pid", me),
+    ];
+    for (name, value) in expected {
+        assert_eq!(own[name], value, "{name}");
+    }
+    assert_eq!(own["object"], channel.descriptor().object.to_string());
+    let waited = |row: &&Value| row["owner_pid"] == i64::from(sleeper.id());
+    let waited = channels.iter().find(waited).unwrap();
+    assert_eq!(waited["receivers_waiting"], 1, "{waited}");
+
+    let pools = rows(&ask("pools"), "pools");
+    let own = pools.iter().find(|row| row["name"] == "images").unwrap();
+    assert_eq!(own["limit_bytes"], 8 << 20);
+    assert!(own["used_bytes"].as_u64().unwrap() >= 1 << 20, "{own}");
+    assert!(
+        own["owners"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|owner| owner["pid"] == me)
+    );
+
+    let status = &rows(&ask("status"), "nodes")[0];
+    assert_eq!(status["runtime"], session.runtime().to_string());
+    assert_eq!(
+        (&status["attached"], &status["processes"]),
+        (&2.into(), &1.into())
+    );
+    assert_eq!(
+        (&status["pools"], &status["nodes_up"]),
+        (&2.into(), &1.into())
+    );
+    assert_eq!(
+        (&status["local_sent"], &status["local_received"]),
+        (&3.into(), &1.into())
+    );
+    kill("-KILL", sleeper.id().into());
+    sleeper.wait().unwrap();
+}
+
+#[test]
+fn what_there_is_is_told_though_its_process_is_stopped() {
+    let done = finish(dragon(own(&[])).env(ROLE, "uses").spawn().unwrap());
+    assert_eq!(done.code, Some(0), "{done:?}");
+}
+
+#[test]
+fn all_nodes_answer_and_one_that_does_not_is_named() {
+    let runtime = Runtime::start(&["-N", "3", "--local-nodes"]);
+    let daemons = runtime.daemons();
+    assert_eq!(daemons.len(), 3);
+    let processes = runtime.ask(&["ps", "--all-nodes"]);
+    assert_eq!(processes.out.lines().count(), 2, "{processes:?}");
+    let elsewhere = runtime.ask(&["channels", "--node", "2", "--json"]);
+    assert!(
+        rows(&elsewhere, "channels")
+            .iter()
+            .all(|row| row["node"] == 2)
+    );
+    let nowhere = runtime.ask(&["ps", "--node", "3"]);
+    assert_eq!(nowhere.code, Some(1));
+    assert!(
+        nowhere.err.contains("no node 3") && nowhere.err.contains("0 to 2"),
+        "{nowhere:?}"
+    );
+    let few = runtime.ask(&["channels", "--all-nodes", "--limit", "2"]);
+    assert_eq!(few.out.lines().count(), 3, "{few:?}");
+    assert!(few.err.contains("1 more channels"), "{few:?}");
+
+    kill("-STOP", daemons[2]);
+    let partly = runtime.ask(&["status", "--all-nodes", "--json", "--patience", "300"]);
+    kill("-CONT", daemons[2]);
+    assert_eq!(partly.code, Some(1), "{partly:?}");
+    let partly = json(&partly);
+    assert_eq!(partly["nodes"].as_array().unwrap().len(), 2, "{partly}");
+    assert_eq!(partly["missing"][0]["node"], 2);
+    assert!(
+        partly["missing"][0]["why"]
+            .as_str()
+            .unwrap()
+            .contains("300 ms")
+    );
+    assert_eq!(runtime.daemons(), daemons, "it answers again");
+    assert_eq!(runtime.end().code, Some(0));
+}
+
+#[test]
+fn two_runtimes_at_once_are_told_apart() {
+    let (one, other) = (Runtime::start(&[]), Runtime::start(&[]));
+    let attached = |runtime: &Runtime| {
+        let show = [
+            "attach",
+            "--job",
+            &runtime.job(),
+            "sh",
+            "-c",
+            "echo $DRAGON_RUNTIME; exit 7",
+        ];
+        let done = tool(&show);
+        assert_eq!(done.code, Some(7), "{done:?}");
+        done.out.trim().to_owned()
+    };
+    let names = [attached(&one), attached(&other)];
+    for (name, runtime) in names.iter().zip([&one, &other]) {
+        assert!(name.contains(&format!("/{}/0/", runtime.job())), "{name}");
+        let mut inside = dragon(["status", "--json"]);
+        let status = run(inside.env("DRAGON_RUNTIME", name));
+        assert_eq!(rows(&status, "nodes")[0]["job"], runtime.job());
+    }
+    for words in [&["status"][..], &["attach", "true"]] {
+        let unclear = tool(words);
+        assert!(matches!(unclear.code, Some(1 | 125)), "{unclear:?}");
+        assert!(unclear.err.contains("--job"), "{unclear:?}");
+        for job in [one.job(), other.job()] {
+            assert!(unclear.err.contains(&job), "{unclear:?}");
+        }
+    }
+    let name = names[0].clone();
+    assert_eq!(one.end().code, Some(0));
+    for words in [&["ps"][..], &["attach", "true"]] {
+        let stale = run(dragon(words).env("DRAGON_RUNTIME", &name));
+        assert!(
+            stale.err.contains(&name) && stale.err.contains("has ended"),
+            "{stale:?}"
+        );
+    }
+    let strangers = run(dragon(["attach", "true"]).env("DRAGON_RUNTIME", "dragon/4294967/1/0/00"));
+    assert_eq!(strangers.code, Some(125), "{strangers:?}");
+    assert!(strangers.err.contains("another user's"), "{strangers:?}");
+    assert_eq!(other.end().code, Some(0));
+}
+
+#[test]
+fn an_attached_program_is_a_program_like_any_other() {
+    let runtime = Runtime::start(&["-N", "2", "--local-nodes"]);
+    let job = runtime.job();
+    let attach = |words: &[&str]| tool(&[&["attach", "--job", &job], words].concat());
+    let done = attach(&["no-such-program"]);
+    assert_eq!(done.code, Some(127), "{done:?}");
+    let done = attach(&[
+        "--node",
+        "1",
+        "sh",
+        "-c",
+        "echo $DRAGON_RUNTIME; kill -TERM $$",
+    ]);
+    assert_eq!(
+        done.code, None,
+        "the signal ends this process itself: {done:?}"
+    );
+    assert!(done.out.contains(&format!("/{job}/1/")), "{done:?}");
+    let done = attach(&["--node", "7", "true"]);
+    assert_eq!(done.code, Some(125));
+    assert!(
+        done.err.contains("node 7") && done.err.contains("0, 1"),
+        "{done:?}"
+    );
+    // Without a program: a shell.
+    let mut shell = dragon(["attach", "--job", &job]);
+    shell.env_remove("DRAGON_RUNTIME").env("SHELL", "/bin/sh");
+    let said = dragon_tests::local::run_with_input(&mut shell, b"echo $DRAGON_RUNTIME\nexit 3\n");
+    assert_eq!(said.code, Some(3), "{said:?}");
+    assert!(said.out.contains(&format!("/{job}/0/")), "{said:?}");
+    // It can use the runtime as if that had started it.
+    let mut user = Command::new(binary("dragon"));
+    let words = [
+        vec!["attach".to_owned(), "--job".to_owned(), job.clone()],
+        own(&[]),
+    ]
+    .concat();
+    user.args(words)
+        .env(ROLE, "sleeps")
+        .env_remove("DRAGON_RUNTIME");
+    let mut user = user.stdout(Stdio::piped()).spawn().unwrap();
+    let out = BufReader::new(user.stdout.as_mut().unwrap());
+    assert!(out.lines().any(|line| line.unwrap() == "ready"));
+    let processes = rows(&runtime.ask(&["ps", "--json"]), "processes");
+    let of = |row: &&Value| row["pid"] == i64::from(user.id());
+    assert_eq!(processes.iter().find(of).unwrap()["role"], "attached");
+    assert_eq!(runtime.end().code, Some(0));
+    // What it does with the runtime ends with the runtime, and so does it.
+    assert!(!finish(user).err.contains("panicked"));
+}
+
+#[test]
+fn lines_of_logs_are_pushed_from_all_nodes() {
+    let runtime = Runtime::start(&["-N", "3", "--local-nodes"]);
+    let words = [
+        "logs",
+        "--follow",
+        "--all-nodes",
+        "--level",
+        "debug",
+        "--json",
+    ];
+    let mut follower = dragon([&words[..], &["--job", &runtime.job()]].concat());
+    let mut follower = follower.env_remove("DRAGON_RUNTIME").spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let job = format!("/{}/", runtime.job());
+    for node in 0..3 {
+        let of_node = |name: &&str| name.contains(&job) && name.contains(&format!("{job}{node}/"));
+        let mut names = sockets.lines().filter_map(|line| line.split_once('@'));
+        let name = names
+            .find_map(|(_, name)| Some(name).filter(of_node))
+            .unwrap();
+        // What is no word of the protocol leaves a line in the log of the node.
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let mut stranger = UnixStream::connect_addr(&address).unwrap();
+        stranger
+            .write_all(format!("nonsense {node}").as_bytes())
+            .unwrap();
+        let is_it = |line: &Value| {
+            line["node"] == node && line["text"].as_str().unwrap().contains("nonsense")
+        };
+        let pushed = lines
+            .by_ref()
+            .map(|line| serde_json::from_str::<Value>(&line.unwrap()));
+        assert!(pushed.map(Result::unwrap).any(|line| is_it(&line)));
+    }
+    let kept = runtime.ask(&["logs", "--node", "2", "--level", "debug"]);
+    assert!(kept.out.contains("nonsense"), "{kept:?}");
+    let severe = runtime.ask(&["logs", "--node", "2", "--level", "error"]);
+    assert!(!severe.out.contains("nonsense"), "{severe:?}");
+    kill("-INT", follower.id().into());
+    follower.wait().unwrap();
+    assert_eq!(runtime.end().code, Some(0));
+}
