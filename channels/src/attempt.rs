@@ -45,6 +45,21 @@ impl Payload<'_> {
     pub const EMPTY: Payload<'static> = Payload::Inline(&[]);
 }
 
+/// What an operation is told beside its payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arguments {
+    /// See [`Op`].
+    pub words: [u64; 2],
+    /// The trace id of a message for a channel.
+    pub trace: Option<[u8; 16]>,
+}
+
+impl From<[u64; 2]> for Arguments {
+    fn from(words: [u64; 2]) -> Self {
+        Self { words, trace: None }
+    }
+}
+
 /// How an attempt ended.
 #[derive(Debug)]
 pub enum Attempt {
@@ -123,10 +138,14 @@ pub fn attempt(
     op: Op,
     object: ObjectId,
     on_behalf: SlotId,
-    arguments: [u64; 2],
+    arguments: impl Into<Arguments>,
     payload: Payload<'_>,
     waiting: &mut Waiting,
 ) -> Attempt {
+    let Arguments {
+        words: arguments,
+        trace,
+    } = arguments.into();
     let attempt = match op {
         Op::Attach => take_reference(member, object, on_behalf, arguments[0] != 0),
         Op::Detach => give_reference(member, object, on_behalf, arguments[0] != 0),
@@ -137,6 +156,7 @@ pub fn attempt(
                 entry,
                 on_behalf,
                 arguments,
+                trace,
             };
             execute(&call, op, payload, waiting)
         }),
@@ -170,6 +190,7 @@ pub fn withdraw(
             entry,
             on_behalf,
             arguments: [0, 0],
+            trace: None,
         };
         give_up(&call, op, waiting, end)
     });
@@ -252,6 +273,7 @@ struct Call<'a> {
     entry: &'a ObjectEntry,
     on_behalf: SlotId,
     arguments: [u64; 2],
+    trace: Option<[u8; 16]>,
 }
 
 fn execute(
@@ -266,6 +288,7 @@ fn execute(
         entry,
         on_behalf,
         arguments: [arg0, arg1],
+        trace,
     } = call;
     let slot = on_behalf.index;
     let who = |thread| Who {
@@ -314,7 +337,10 @@ fn execute(
             priority::attempt(member, op, id, entry, call.arguments, payload)?
         }
         Op::Push | Op::Pop => return Err(dragon_shmem::Error::WrongKind(id).into()),
-        Op::Send => send(&channel()?, payload, arg0)?,
+        Op::Send => {
+            let label = Label { hint: arg0, trace };
+            send(&channel()?, payload, &label)?
+        }
         Op::Receive => receive(&channel()?, remote::most_bytes(arg0))?,
         Op::PollReadable => polled(&channel()?, Poll::Readable)?,
         Op::PollWritable => polled(&channel()?, Poll::Writable)?,
@@ -535,19 +561,19 @@ fn receive(channel: &Local<'_>, longest: u64) -> Result<Attempt> {
     }
 }
 
-pub(crate) fn send(channel: &Local<'_>, payload: Payload<'_>, hint: u64) -> Result<Attempt> {
+pub(crate) fn send(channel: &Local<'_>, payload: Payload<'_>, label: &Label) -> Result<Attempt> {
     let member = channel.member;
-    send_with(member, channel.ring.inline(), payload, |outgoing| {
+    let fits = |length| channel.ring.fits(length, label.trace.is_some());
+    send_with(member, fits, payload, |outgoing| {
         let thread = member.thread()?;
-        let label = Label { hint, trace: None };
-        channel.send(&thread, &Spin::default(), outgoing, &label, Deadline::Now)
+        channel.send(&thread, &Spin::default(), outgoing, label, Deadline::Now)
     })
 }
 
-/// Sends a payload by `put`; up to `inline` bytes travel in the channel's own memory.
+/// Sends a payload by `put`; what `fits` travels in the channel's own memory.
 pub(crate) fn send_with(
     member: &Arc<Member>,
-    inline: u64,
+    fits: impl Fn(u64) -> bool,
     payload: Payload<'_>,
     put: impl Fn(&Outgoing<'_>) -> Result<Ticket>,
 ) -> Result<Attempt> {
@@ -557,7 +583,7 @@ pub(crate) fn send_with(
         Payload::Inline(bytes) => {
             let parts = [IoSlice::new(bytes)];
             let length = bytes.len() as u64;
-            if length <= inline {
+            if fits(length) {
                 put(&Outgoing::Inline(&parts, length))
             } else {
                 let block = block_of(member, &parts, bytes.len() as u64)?;

@@ -88,7 +88,7 @@ pub struct SendOptions {
     pub deadline: Deadline,
     /// When to return.
     pub returns: Returns,
-    /// A trace id that travels with the message, in channels of this node.
+    /// A trace id that travels with the message.
     pub trace: Option<[u8; 16]>,
 }
 
@@ -283,7 +283,7 @@ impl Channel {
                 self.handle.member(),
                 self.handle.id(),
                 parts,
-                hint,
+                &label,
                 deadline,
             )
             .map(drop),
@@ -306,7 +306,7 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// As [`Channel::send`]; [`Error::Unsupported`] for a trace id to another node.
+    /// As [`Channel::send`].
     pub fn send_with(&self, parts: &[IoSlice<'_>], options: &SendOptions) -> Result<()> {
         let SendOptions {
             hint,
@@ -324,16 +324,15 @@ impl Channel {
             return Ok(());
         }
         let (member, id) = (self.handle.member(), self.handle.id());
+        let label = Label { hint, trace };
         let Some(local) = self.local()? else {
-            self.refuse_trace(trace)?;
             if matches!(returns, Returns::Immediately | Returns::Buffered) && self.has_credit(parts)
             {
-                return remote::post_message(member, id, parts, hint, deadline);
+                return remote::post_message(member, id, parts, &label, deadline);
             }
-            let ticket = remote::send(member, id, parts, hint, deadline)?;
+            let ticket = remote::send(member, id, parts, &label, deadline)?;
             return self.await_remote(ticket, returns, deadline);
         };
-        let label = Label { hint, trace };
         let ticket = local.send_parts(&self.handle.spin, parts, &label, deadline)?;
         self.await_local(&local, ticket, returns, deadline)
     }
@@ -380,12 +379,11 @@ impl Channel {
             trace,
         } = *options;
         let (member, id) = (self.handle.member(), self.handle.id());
+        let label = Label { hint, trace };
         let Some(local) = self.local()? else {
-            self.refuse_trace(trace)?;
-            let ticket = remote::send_block(member, id, block, hint, deadline)?;
+            let ticket = remote::send_block(member, id, block, &label, deadline)?;
             return self.await_remote(ticket, returns, deadline);
         };
-        let label = Label { hint, trace };
         let thread = member.thread()?;
         let outgoing = Outgoing::Block(block);
         let ticket = local.send(&thread, &self.handle.spin, &outgoing, &label, deadline)?;
@@ -635,16 +633,6 @@ impl Channel {
             opened: self.opened.as_deref(),
             row: None,
         }))
-    }
-
-    fn refuse_trace(&self, trace: Option<[u8; 16]>) -> Result<()> {
-        match trace {
-            None => Ok(()),
-            Some(_) => Err(Error::Unsupported {
-                object: self.handle.id(),
-                what: "a trace id of a message to another node",
-            }),
-        }
     }
 
     fn await_local(

@@ -15,6 +15,7 @@ use dragon_shmem::thread::{Reply, ReplyPayload};
 use dragon_shmem::{Block, Deadline, Member, ThreadGuard, WaitResult};
 use zerocopy::IntoBytes as _;
 
+use crate::attempt::Arguments;
 use crate::channel::{self, Attributes, Local, Outgoing, block_of};
 use crate::error::{Error, Result};
 use crate::message::Message;
@@ -53,10 +54,10 @@ pub(crate) fn send(
     member: &Arc<Member>,
     object: ObjectId,
     parts: &[IoSlice<'_>],
-    hint: u64,
+    label: &Label,
     deadline: Deadline,
 ) -> Result<u64> {
-    send_to(member, object, parts, [hint, 0], deadline)
+    send_to(member, object, parts, label, deadline)
 }
 
 /// As [`send`]; the second argument names a conversation of an endpoint.
@@ -64,7 +65,7 @@ pub(crate) fn send_to(
     member: &Arc<Member>,
     object: ObjectId,
     parts: &[IoSlice<'_>],
-    arguments: [u64; 2],
+    arguments: impl Into<Arguments>,
     deadline: Deadline,
 ) -> Result<u64> {
     let what = What::Parts(parts);
@@ -84,15 +85,15 @@ pub(crate) fn post_message(
     member: &Arc<Member>,
     object: ObjectId,
     parts: &[IoSlice<'_>],
-    hint: u64,
+    label: &Label,
     deadline: Deadline,
 ) -> Result<()> {
     let thread = member.thread()?;
     let mut request = request(member, &thread, Op::Send as u8, object);
     request.thread = NO_REPLY.into();
-    request.arg0 = hint.into();
+    request.arg0 = label.hint.into();
     request.deadline = deadline.to_wire().into();
-    post(member, &thread, &request, &What::Parts(parts))
+    post_traced(member, &thread, &request, label.trace, &What::Parts(parts))
 }
 
 /// Sends a private block to a channel of another node. With success the block is the agent's.
@@ -100,10 +101,10 @@ pub(crate) fn send_block(
     member: &Arc<Member>,
     object: ObjectId,
     block: Block,
-    hint: u64,
+    label: &Label,
     deadline: Deadline,
 ) -> Result<u64> {
-    send_block_to(member, object, block, [hint, 0], deadline)
+    send_block_to(member, object, block, label, deadline)
 }
 
 /// As [`send_block`]; the second argument names a conversation of an endpoint.
@@ -111,7 +112,7 @@ pub(crate) fn send_block_to(
     member: &Arc<Member>,
     object: ObjectId,
     block: Block,
-    arguments: [u64; 2],
+    arguments: impl Into<Arguments>,
     deadline: Deadline,
 ) -> Result<u64> {
     let what = What::Block(block);
@@ -309,12 +310,13 @@ pub(crate) fn free_block(member: &Arc<Member>, pool: ObjectId, address: u64) -> 
 /// The message that came with a reply, and the reply's second result.
 fn message_of(member: &Arc<Member>, answer: Answer<'_>) -> Result<(Message, u64)> {
     let Answer { reply, place } = answer;
-    let message = match reply.payload {
+    let mut message = match reply.payload {
         ReplyPayload::Inline(bytes) => Message::owned(reply.arg0, bytes),
         ReplyPayload::Block { offset, length } => {
             Message::held(member, reply.arg0, offset, length, place.keep())?
         }
     };
+    message.set_trace(reply.trace);
     Ok((message, reply.arg1))
 }
 
@@ -411,14 +413,27 @@ impl Answer<'_> {
     }
 }
 
+impl From<&Label> for Arguments {
+    fn from(label: &Label) -> Self {
+        Self {
+            words: [label.hint, 0],
+            trace: label.trace,
+        }
+    }
+}
+
 fn ask<'a>(
     member: &'a Arc<Member>,
     op: Op,
     object: ObjectId,
-    arguments: [u64; 2],
+    arguments: impl Into<Arguments>,
     what: &What<'_>,
     deadline: Deadline,
 ) -> Result<Answer<'a>> {
+    let Arguments {
+        words: arguments,
+        trace,
+    } = arguments.into();
     // Before the request leaves: a block that comes with the reply must find a place.
     let place = member.reserve()?;
     let thread = member.thread()?;
@@ -428,7 +443,7 @@ fn ask<'a>(
     request.deadline = deadline.to_wire().into();
     request.arg0 = arguments[0].into();
     request.arg1 = arguments[1].into();
-    if let Err(error) = post(member, &thread, &request, what) {
+    if let Err(error) = post_traced(member, &thread, &request, trace, what) {
         // No agent has the ticket, so the cell is ours.
         let _ = thread.reply.abandon();
         return Err(error);
@@ -503,6 +518,17 @@ fn post(
     request: &Request,
     what: &What<'_>,
 ) -> Result<()> {
+    post_traced(member, thread, request, None, what)
+}
+
+/// As [`post`], a message with a trace id.
+fn post_traced(
+    member: &Arc<Member>,
+    thread: &ThreadGuard<'_>,
+    request: &Request,
+    trace: Option<[u8; 16]>,
+    what: &What<'_>,
+) -> Result<()> {
     let object = request.target.object();
     let none = || {
         let node = member.control().node();
@@ -522,8 +548,9 @@ fn post(
         row: None,
     };
     let put = |request: &Request, parts: &[IoSlice<'_>], carried: Option<u64>| {
-        let mut all = Vec::with_capacity(parts.len() + 1);
+        let mut all = Vec::with_capacity(parts.len() + 2);
         all.push(IoSlice::new(request.as_bytes()));
+        all.extend(trace.iter().map(|trace| IoSlice::new(trace)));
         all.extend(parts.iter().map(|part| IoSlice::new(part)));
         let length = all.iter().map(|part| part.len() as u64).sum();
         let outgoing = match carried {
@@ -539,13 +566,18 @@ fn post(
         })
     };
     let mut request = *request;
+    let mut header = REQUEST;
+    if let Some(trace) = &trace {
+        request.target.flags |= wire::TRACED;
+        header += trace.len() as u64;
+    }
     let (block, ours) = match what {
         What::Nothing => return put(&request, &[], None),
         What::Parts(parts) => {
             let length = parts.iter().map(|part| part.len() as u64).sum::<u64>();
             check_length(length)?;
             request.payload = length.into();
-            if REQUEST + length <= local.ring.inline() {
+            if header + length <= local.ring.inline() {
                 return put(&request, parts, None);
             }
             (block_of(member, parts, length)?, true)

@@ -39,7 +39,7 @@ use crate::channel;
 use crate::error::{Error, Result, within};
 use crate::object::{Handle, alive, is_alive};
 use crate::remote;
-use crate::ring::{MAX_CAPACITY, MAX_INLINE, Ring};
+use crate::ring::{Label, MAX_CAPACITY, MAX_INLINE, Ring};
 use crate::wait::{self, Spin, WaitWord, mark};
 use local::{Conversation, End, How, Local, NO_ROW};
 use rows::{MAX_ROWS, Rows, Shape};
@@ -385,7 +385,10 @@ pub(crate) fn attempt(
             };
             return match op {
                 Op::Attributes => Ok(Attempt::done(1, 0)),
-                Op::Send => crate::attempt::send(&channel, payload, arg0),
+                Op::Send => {
+                    let (hint, trace) = (arg0, None);
+                    crate::attempt::send(&channel, payload, &Label { hint, trace })
+                }
                 Op::Receive => received(channel.receive(&Spin::default(), Deadline::Now), 0),
                 _ => Ok(Attempt::failed(Code::Unsupported)),
             };
@@ -444,7 +447,8 @@ pub(crate) fn attempt(
         Op::Send => {
             let (channel, row) = local.channel_by(named()?, End::Sender, slot)?;
             local::sender_may_go_on(row, id)?;
-            crate::attempt::send_with(member, channel.ring.inline(), payload, |outgoing| {
+            let fits = |length| channel.ring.fits(length, false);
+            crate::attempt::send_with(member, fits, payload, |outgoing| {
                 channel.send(&Spin::default(), row, outgoing, arg0, Deadline::Now)
             })
         }

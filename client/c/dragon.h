@@ -184,7 +184,7 @@ typedef enum dragon_returns {
 typedef struct dragon_send_options {
     size_t size;
     uint64_t hint;        /* for the receiver, beside the bytes */
-    const uint8_t *trace; /* a trace id of 16 bytes that travels with the message, in channels of this node; NULL: none */
+    const uint8_t *trace; /* a trace id of 16 bytes that travels with the message; NULL: none */
     int32_t returns;      /* a dragon_returns */
     uint32_t reserved;    /* 0 */
 } dragon_send_options;
@@ -370,7 +370,7 @@ int32_t dragon_channel_export(const dragon_channel *channel, uint8_t descriptor[
 int32_t dragon_channel_set_wait_mode(const dragon_channel *channel, int32_t mode);
 /* Sends the parts as one message. */
 int32_t dragon_channel_send(const dragon_channel *channel, const dragon_bytes *parts, size_t count, uint64_t hint, int64_t timeout);
-/* Sends the parts as one message, as the options say. DRAGON_UNSUPPORTED: a trace id to a channel of another node. */
+/* Sends the parts as one message, as the options say. */
 int32_t dragon_channel_send_with(const dragon_channel *channel, const dragon_bytes *parts, size_t count,
                                  const dragon_send_options *options, int64_t timeout);
 /* Sends count messages in their order, each with its hint (hints NULL: 0); the timeout is for all of them together. *sent: how

@@ -163,8 +163,7 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// As [`Channel::send`]; [`Code::Unsupported`](crate::Code::Unsupported) for a trace id to another node. When the time for
-    /// a receipt is up, the message stays in the channel.
+    /// As [`Channel::send`]. When the time for a receipt is up, the message stays in the channel.
     pub fn send_with(&self, parts: &[IoSlice<'_>], options: &SendOptions) -> Result<()> {
         Ok(self.0.get()?.send_with(parts, options)?)
     }

@@ -6,7 +6,8 @@
 #[repr(u8)]
 #[non_exhaustive]
 pub enum Op {
-    /// Send a message to a channel. Argument 0: the hint.
+    /// Send a message to a channel. Argument 0: the hint. Trace ids of messages travel beside the arguments, see
+    /// [`crate::wire::TRACED`].
     Send = 1,
     /// Receive a message from a channel. Argument 0: 0, or one more than the most bytes that it may have; a longer one stays in
     /// the channel (`TooLarge`; reply argument 0: its length). The reply carries hint and payload.

@@ -32,9 +32,14 @@ pub struct Target {
     pub generation: U32,
     /// An [`ObjectKind`].
     pub kind: u8,
+    /// [`TRACED`], or 0.
+    pub flags: u8,
     /// Reserved, 0.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
 }
+
+/// A flag: a trace id travels with the message. In a [`Request`] it follows the header, before everything else.
+pub const TRACED: u8 = 1;
 
 impl From<ObjectId> for Target {
     fn from(id: ObjectId) -> Self {
@@ -43,7 +48,8 @@ impl From<ObjectId> for Target {
             index: id.index.into(),
             generation: id.generation.into(),
             kind: id.kind as u8,
-            reserved: [0; 3],
+            flags: 0,
+            reserved: [0; 2],
         }
     }
 }
@@ -187,12 +193,46 @@ pub struct FrameHeader {
     pub deadline: U64,
     /// First argument, see [`crate::op::Op`].
     pub arg0: U64,
-    /// Second argument.
+    /// Second argument; the first half of a trace id, see [`FrameHeader::trace_id`].
     pub arg1: U64,
     /// Bytes of payload that follow.
     pub payload: U64,
-    /// Reserved for a trace id, 0.
+    /// The second half of a trace id, else 0.
     pub trace: U64,
+}
+
+impl FrameHeader {
+    /// The trace id of the message in this frame.
+    #[must_use]
+    pub fn trace_id(&self) -> Option<[u8; 16]> {
+        let is_traced = self.target.flags & TRACED != 0;
+        is_traced.then(|| trace_of([self.arg1.get(), self.trace.get()]))
+    }
+
+    /// The same header for a message with that trace id: messages of channels have no second argument.
+    #[must_use]
+    pub fn with_trace(mut self, trace: Option<[u8; 16]>) -> Self {
+        if let Some(trace) = trace {
+            let [first, second] = words_of(trace);
+            self.target.flags |= TRACED;
+            self.arg1 = first.into();
+            self.trace = second.into();
+        }
+        self
+    }
+}
+
+/// A trace id as two words.
+#[must_use]
+pub fn words_of(trace: [u8; 16]) -> [u64; 2] {
+    let halves: [[u8; 8]; 2] = zerocopy::transmute!(trace);
+    halves.map(u64::from_le_bytes)
+}
+
+/// The inverse of [`words_of`].
+#[must_use]
+pub fn trace_of(words: [u64; 2]) -> [u8; 16] {
+    zerocopy::transmute!(words.map(u64::to_le_bytes))
 }
 
 /// Bytes of a [`FrameHeader`].

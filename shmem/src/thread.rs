@@ -1,6 +1,7 @@
 //! Thread records: what a thread is doing (its *intent*), and where the reply to its remote request arrives.
 
 use dragon_protocol::op::Op;
+use dragon_protocol::wire::{trace_of, words_of};
 use dragon_protocol::{NodeIndex, ObjectId, ObjectKind};
 
 use crate::error::{Error, Result};
@@ -152,11 +153,18 @@ pub struct ReplyCell {
     /// What the reply is for: `node 32 | index 32`, `generation 32 | kind 8 | operation 8`.
     asked: [AtomicU64; 2],
     arg0: AtomicU64,
+    /// The second result, or the first half of a trace id.
     arg1: AtomicU64,
+    /// Of the payload; [`TRACED`] beside it.
     length: AtomicU64,
     block: AtomicU64,
     inline: [AtomicU64; REPLY_INLINE / 8],
+    /// The second half of a trace id.
+    trace: AtomicU64,
 }
+
+/// In the word of the length: a trace id came with the message.
+const TRACED: u64 = 1 << 63;
 
 const IDLE: u32 = 0;
 const WAITING: u32 = 1;
@@ -182,6 +190,8 @@ pub struct Reply {
     pub arg1: u64,
     /// What came with it.
     pub payload: ReplyPayload,
+    /// The trace id of a message that came with it; then there is no second result.
+    pub trace: Option<[u8; 16]>,
 }
 
 /// Payload of a reply.
@@ -300,7 +310,8 @@ impl ReplyCell {
     }
 
     fn read(&self) -> Reply {
-        let length = self.length.load(Ordering::Relaxed);
+        let word = self.length.load(Ordering::Relaxed);
+        let (length, is_traced) = (word & !TRACED, word & TRACED != 0);
         let block = self.block.load(Ordering::Relaxed);
         let payload = if block == 0 {
             // A length beyond the cell can only come from a scribbler: the cell's size is the limit.
@@ -319,11 +330,13 @@ impl ReplyCell {
                 length,
             }
         };
+        let words = [&self.arg1, &self.trace].map(|word| word.load(Ordering::Relaxed));
         Reply {
             status: self.status.load(Ordering::Relaxed).cast_signed(),
             arg0: self.arg0.load(Ordering::Relaxed),
-            arg1: self.arg1.load(Ordering::Relaxed),
+            arg1: if is_traced { 0 } else { words[0] },
             payload,
+            trace: is_traced.then(|| trace_of(words)),
         }
     }
 
@@ -347,11 +360,15 @@ impl ReplyCell {
         self.status
             .store(reply.status.cast_unsigned(), Ordering::Relaxed);
         self.arg0.store(reply.arg0, Ordering::Relaxed);
-        self.arg1.store(reply.arg1, Ordering::Relaxed);
+        let words = reply.trace.map_or([reply.arg1, 0], words_of);
+        self.arg1.store(words[0], Ordering::Relaxed);
+        self.trace.store(words[1], Ordering::Relaxed);
+        let is_traced = if reply.trace.is_some() { TRACED } else { 0 };
         match &reply.payload {
             ReplyPayload::Inline(bytes) => {
                 self.block.store(0, Ordering::Relaxed);
-                self.length.store(bytes.len() as u64, Ordering::Relaxed);
+                self.length
+                    .store(bytes.len() as u64 | is_traced, Ordering::Relaxed);
                 for (word, chunk) in self.inline.iter().zip(bytes.chunks(8)) {
                     let mut padded = [0; 8];
                     padded[..chunk.len()].copy_from_slice(chunk);
@@ -360,7 +377,7 @@ impl ReplyCell {
             }
             ReplyPayload::Block { offset, length } => {
                 self.block.store(*offset, Ordering::Relaxed);
-                self.length.store(*length, Ordering::Relaxed);
+                self.length.store(*length | is_traced, Ordering::Relaxed);
             }
         }
         let done = self.change(ticket, FILLING, READY);

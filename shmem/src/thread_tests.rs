@@ -34,6 +34,7 @@ impl ThreadRecord {
                 length: AtomicU64::new(0),
                 block: AtomicU64::new(0),
                 inline: std::array::from_fn(|_| AtomicU64::new(0)),
+                trace: AtomicU64::new(0),
             },
         }
     }
@@ -45,6 +46,7 @@ fn reply(arg0: u64, payload: ReplyPayload) -> Reply {
         arg0,
         arg1: 0,
         payload,
+        trace: None,
     }
 }
 

@@ -15,7 +15,9 @@ use dragon_channels::{
     Endpoint, EndpointOptions, Error, Event, Lock, Poll, PriorityQueue, PriorityQueueOptions,
     ProcessObject, Result, Returns, Semaphore, SemaphoreOptions, SendOptions, Trigger,
 };
+use dragon_protocol::op::Op;
 use dragon_shmem::Member;
+use dragon_shmem::thread::{Reply, ReplyPayload};
 use rig::{Node, channel, on_each, pattern, seen_by, soon, until, watched};
 
 /// Who uses whose objects.
@@ -205,6 +207,96 @@ fn a_message_that_is_too_long_for_its_receiver_stays() {
         assert_eq!(owned.attributes().unwrap().messages, 0);
         waits(Error::Empty, |deadline| into(9, deadline));
         assert_eq!(site.nodes[1].stats().messages_lost, 0);
+    });
+}
+
+#[test]
+fn trace_ids_travel_with_their_messages() {
+    everywhere(|site| {
+        let owned = channel(&site.owner, 4);
+        let used = seen_by(&site.user, owned.descriptor());
+        let with = |hint: u64, trace, returns| SendOptions {
+            hint,
+            deadline: watched(),
+            returns,
+            trace,
+        };
+        let id: [u8; 16] = pattern(16, 4).try_into().unwrap();
+        for (to, from) in [(&used, &owned), (&owned, &used)] {
+            for length in [0, 10, 230, 250, 384, 936, 5000, 100_000] {
+                let content = pattern(length, 5);
+                let parts = [IoSlice::new(&content)];
+                for (trace, returns) in [
+                    (Some(id), Returns::Deposited),
+                    (None, Returns::Deposited),
+                    (Some([0; 16]), Returns::Immediately),
+                    (Some([255; 16]), Returns::Buffered),
+                ] {
+                    to.send_with(&parts, &with(7, trace, returns)).unwrap();
+                    let seen = from.peek(watched()).unwrap();
+                    assert_eq!((seen.hint(), seen.trace()), (7, trace), "{length}: seen");
+                    let message = from.receive(watched()).unwrap();
+                    assert_eq!((message.hint(), message.trace()), (7, trace), "{length}");
+                    assert!(message.into_vec() == content, "{length}");
+                }
+            }
+            let options = with(8, Some(id), Returns::Deposited);
+            to.send_with(&[IoSlice::new(b"into")], &options).unwrap();
+            let received = from.receive_into(&mut [0; 9], watched()).unwrap();
+            assert_eq!((received.hint, received.trace), (8, Some(id)));
+        }
+        let block = site.user.alloc(70_000).unwrap();
+        let options = with(9, Some(id), Returns::Deposited);
+        used.send_block_with(block, &options).unwrap();
+        assert_eq!(owned.receive(watched()).unwrap().trace(), Some(id));
+        // One that has to wait for room, and one that is waited for.
+        while owned.send(b"", 0, Deadline::Now).is_ok() {}
+        let send = || used.send_with(&[IoSlice::new(b"late")], &options);
+        site.ended_by(send, || drop(owned.receive(watched()).unwrap()))
+            .unwrap();
+        let arrived = || owned.receive(watched()).unwrap();
+        let last = std::iter::repeat_with(arrived).find(|m| m.hint() == 9);
+        assert_eq!(last.unwrap().trace(), Some(id));
+        let send = || owned.send_with(&[IoSlice::new(b"soon")], &options).unwrap();
+        let message = site.ended_by(|| used.receive(watched()), send).unwrap();
+        assert_eq!((message.hint(), message.trace()), (9, Some(id)));
+    });
+}
+
+/// A message for a process that is dead by the time it comes goes back with its trace id.
+#[test]
+fn what_comes_back_has_its_trace_id() {
+    on_each(2, |nodes| {
+        let owned = channel(&nodes[1].client(), 4);
+        for length in [10, 5000] {
+            let dying = nodes[0].client();
+            // The reply lies in the cell of a thread that never takes it.
+            let thread = ManuallyDrop::new(dying.thread().unwrap());
+            let block = nodes[0].daemon.alloc(5000).unwrap();
+            nodes[0].daemon.share(block.offset).unwrap();
+            let ticket = thread.reply.begin(Op::Receive, owned.id());
+            let reply = Reply {
+                status: 0,
+                arg0: 3,
+                arg1: 0,
+                payload: match length {
+                    10 => ReplyPayload::Inline(vec![1; 10]),
+                    _ => ReplyPayload::Block {
+                        offset: block.offset,
+                        length: 5000,
+                    },
+                },
+                trace: Some([7; 16]),
+            };
+            assert!(thread.reply.complete(ticket, &reply).unwrap());
+            nodes[0].dies(dying.slot());
+            let back = owned.receive(watched()).unwrap();
+            assert_eq!((back.hint(), back.len()), (3, length));
+            assert_eq!(back.trace(), Some([7; 16]));
+            if length == 10 {
+                nodes[0].daemon.free(block.offset).unwrap();
+            }
+        }
     });
 }
 

@@ -154,6 +154,7 @@ fn a_message_that_a_dead_process_did_not_look_at_goes_back_to_its_level() {
                 arg0: 99,
                 arg1: 1,
                 payload: block,
+                trace: None,
             };
             assert!(thread.reply.complete(ticket, &reply).unwrap());
             queue.send(1, b"behind it", 100, watched()).unwrap();

@@ -16,7 +16,7 @@ use crate::channel::{Local, ROW_ARGUMENT, Source, Ticket, empty};
 use crate::error::{Error, Result, within};
 use crate::message::Message;
 use crate::object::alive;
-use crate::ring::Ring;
+use crate::ring::{Label, Ring};
 use crate::wait::Spin;
 
 /// Body word that says how many levels there are.
@@ -201,7 +201,10 @@ pub(crate) fn attempt(
     match op {
         Op::Push => {
             let level = u32::try_from(arg1).unwrap_or(u32::MAX);
-            crate::attempt::send(&queue.level(level)?, payload, arg0)
+            {
+                let (hint, trace) = (arg0, None);
+                crate::attempt::send(&queue.level(level)?, payload, &Label { hint, trace })
+            }
         }
         Op::Pop => found(queue.receive(&Spin::default(), Deadline::Now)),
         Op::Peek => found(queue.peek(&Spin::default(), Deadline::Now)),

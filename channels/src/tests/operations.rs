@@ -566,6 +566,7 @@ fn a_remote_operation_asks_the_gateway() {
                     status: status.to_i32(),
                     arg0: 11,
                     arg1: 22,
+                    trace: None,
                     payload: ReplyPayload::Inline(match op {
                         Op::Attributes => (1_u64..10).flat_map(u64::to_le_bytes).collect(),
                         _ => Vec::new(),

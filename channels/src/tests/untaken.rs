@@ -43,6 +43,7 @@ fn reply(code: Code, payload: ReplyPayload) -> Reply {
         arg0: 11,
         arg1: 2,
         payload,
+        trace: None,
     }
 }
 

@@ -6,9 +6,9 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dragon_channels::Channel;
 use dragon_channels::set::elsewhere;
 use dragon_channels::stream;
+use dragon_channels::{Arguments, Channel};
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{self, FrameHeader, FrameKind};
 use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, SlotId};
@@ -149,24 +149,25 @@ impl Core {
             .clone()
             .filter(|_| answer.origin.request != 0)
         else {
-            if answer.code != Code::Ok {
+            if answer.done.code != Code::Ok {
                 self.failed_unasked(&answer);
             }
             return;
         };
+        let done = answer.done;
         let header = FrameHeader {
-            status: I32::new(answer.code.to_i32()),
+            status: I32::new(done.code.to_i32()),
             request: answer.origin.request.into(),
             slot: answer.origin.slot.index.into(),
             slot_generation: answer.origin.slot.generation.into(),
-            arg0: answer.arg0.into(),
-            arg1: answer.arg1.into(),
-            payload: answer.body.len().into(),
+            arg0: done.arg0.into(),
+            arg1: done.arg1.into(),
+            payload: done.body.len().into(),
             ..header(FrameKind::Reply, answer.op, answer.object)
         };
         let frame = Frame {
-            header,
-            body: answer.body,
+            header: header.with_trace(done.trace),
+            body: done.body,
         };
         if let Err(frame) = self.submit(&link, frame) {
             self.undelivered(frame);
@@ -174,7 +175,7 @@ impl Core {
     }
 
     fn failed_unasked(&self, answer: &Answer) {
-        let (op, object, code) = (answer.op, answer.object, answer.code);
+        let (op, object, code) = (answer.op, answer.object, answer.done.code);
         tracing::debug!(?op, %object, %code, "a request without a caller failed");
         if matches!(op, Op::Send | Op::Push) && answer.origin.link.is_some() {
             self.dropped(object, "its channel did not take it");
@@ -220,11 +221,19 @@ impl Core {
             ObjectKind::PriorityQueue => Op::Push,
             _ => Op::Send,
         };
-        self.send_here(op, object, [header.arg0.get(), header.arg1.get()], body);
+        let arguments = Arguments {
+            words: [header.arg0.get(), header.arg1.get()],
+            trace: header.trace_id(),
+        };
+        self.send_here(op, object, arguments, body);
     }
 
     /// Sends a message that nobody waits for to an object of this node.
-    fn send_here(&self, op: Op, object: ObjectId, [arg0, arg1]: [u64; 2], body: Body) {
+    fn send_here(&self, op: Op, object: ObjectId, arguments: Arguments, body: Body) {
+        let Arguments {
+            words: [arg0, arg1],
+            trace,
+        } = arguments;
         let job = Job {
             origin: Origin {
                 link: None,
@@ -236,6 +245,7 @@ impl Core {
             object,
             arg0,
             arg1,
+            trace,
             deadline: wire::NEVER,
         };
         self.with_owner(|owner, member, answers| owner.execute(member, job, &[], body, answers));
@@ -244,7 +254,7 @@ impl Core {
     /// Sends a message that nobody waits for to any channel.
     pub(super) fn post(&self, object: ObjectId, hint: u64, body: Body) {
         if object.node == self.node {
-            return self.send_here(Op::Send, object, [hint, 0], body);
+            return self.send_here(Op::Send, object, [hint, 0].into(), body);
         }
         let slot = self.member.slot();
         let header = FrameHeader {
@@ -391,6 +401,7 @@ impl Core {
             arg0: 0,
             arg1: 0,
             payload: ReplyPayload::Inline(Vec::new()),
+            trace: None,
         };
         self.deliver(caller, &reply);
     }
@@ -470,8 +481,7 @@ impl Core {
                 }
             }
         };
-        let results = [header.arg0.get(), header.arg1.get()];
-        match self.hand_over(pending.caller, header.status.get(), results, payload) {
+        match self.hand_over(pending.caller, header, payload) {
             Ok(()) => {}
             Err((Some(code), body)) => {
                 // There is no memory for it here, so it goes back to where it came from; a chunk before its receiver can
@@ -491,8 +501,7 @@ impl Core {
     fn hand_over(
         &self,
         caller: Caller,
-        status: i32,
-        [arg0, arg1]: [u64; 2],
+        header: &FrameHeader,
         payload: Payload<'_>,
     ) -> Result<(), (Option<Code>, Body)> {
         let (payload, kept) = match payload {
@@ -508,10 +517,11 @@ impl Core {
             },
         };
         let reply = Reply {
-            status,
-            arg0,
-            arg1,
+            status: header.status.get(),
+            arg0: header.arg0.get(),
+            arg1: header.arg1.get(),
             payload,
+            trace: header.trace_id(),
         };
         if self.deliver(caller, &reply) {
             // The caller frees the block from now on.
@@ -544,7 +554,7 @@ impl Core {
                     drop(requests);
                     let one = Payload::Small(&[]);
                     // Nothing is lost with it.
-                    let _ = self.hand_over(caller, Code::Ok.to_i32(), [1, 0], one);
+                    let _ = self.hand_over(caller, &results([1, 0]), one);
                 }
                 (Asked::Waits, _) => {}
                 (Asked::Nothing, Some(header)) => {
@@ -563,9 +573,8 @@ impl Core {
     /// Hands a chunk over that came too late before. Returns who asked meanwhile.
     fn give_chunk(&self, ask: &Ask, chunk: Chunk) -> VecDeque<Ask> {
         let Chunk { argument, body } = chunk;
-        let results = [argument, ask.receiver.conversation];
-        let payload = Payload::Body(body);
-        let given = self.hand_over(ask.caller, Code::Ok.to_i32(), results, payload);
+        let results = results([argument, ask.receiver.conversation]);
+        let given = self.hand_over(ask.caller, &results, Payload::Body(body));
         let (code, back) = match given {
             Ok(()) => (None, None),
             Err((code, body)) => (code, Some(Chunk { argument, body })),
@@ -614,6 +623,7 @@ impl Core {
             payload: body.len().into(),
             ..self::header(FrameKind::Return, Op::Receive, target)
         };
+        let back = back.with_trace(header.trace_id());
         add(&self.counters.returned);
         self.send_to(target.node, Frame { header: back, body });
     }
@@ -640,6 +650,7 @@ impl Core {
             arg1: reply.arg1.into(),
             ..header(FrameKind::Reply, op, target)
         };
+        let header = header.with_trace(reply.trace);
         self.undo(None, &header);
         self.late(&header, body);
     }
@@ -762,6 +773,15 @@ pub(super) fn header(kind: FrameKind, op: Op, object: ObjectId) -> FrameHeader {
         kind: kind as u8,
         op: op as u8,
         target: object.into(),
+        ..FrameHeader::new_zeroed()
+    }
+}
+
+/// The header of a reply that says yes, as far as its caller sees it.
+fn results([arg0, arg1]: [u64; 2]) -> FrameHeader {
+    FrameHeader {
+        arg0: arg0.into(),
+        arg1: arg1.into(),
         ..FrameHeader::new_zeroed()
     }
 }

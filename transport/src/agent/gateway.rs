@@ -96,6 +96,9 @@ fn request(core: &Core, bytes: &[u8]) {
         return;
     };
     let caller = caller(&request);
+    let Some((trace, inline)) = traced(&request, inline) else {
+        return core.complete(caller, Code::Corrupt);
+    };
     let body = match body(core, &request, inline) {
         Ok(body) => body,
         Err(code) => return core.complete(caller, code),
@@ -130,6 +133,7 @@ fn request(core: &Core, bytes: &[u8]) {
         payload: body.len().into(),
         ..header(FrameKind::Request, op, target)
     };
+    let frame = frame.with_trace(trace);
     if op == Op::Subscribe && request.thread.get() == wire::NO_REPLY {
         return subscribe(core, frame, inline);
     }
@@ -189,9 +193,20 @@ fn refuse(core: &Core, bytes: &[u8]) {
     let Ok((request, inline)) = Request::read_from_prefix(bytes) else {
         return;
     };
-    // Dropping the body frees its block.
-    drop(body(core, &request, inline));
+    if let Some((_, inline)) = traced(&request, inline) {
+        // Dropping the body frees its block.
+        drop(body(core, &request, inline));
+    }
     core.complete(caller(&request), Code::RuntimeGone);
+}
+
+/// The trace id that follows a request, and what follows that. `None`: it should be there and is not.
+fn traced<'a>(request: &Request, inline: &'a [u8]) -> Option<(Option<[u8; 16]>, &'a [u8])> {
+    if request.target.flags & wire::TRACED == 0 {
+        return Some((None, inline));
+    }
+    let (trace, rest) = inline.split_first_chunk()?;
+    Some((Some(*trace), rest))
 }
 
 /// The payload of a request: what follows it, or the block that it names, which is this process's from now on unless it is

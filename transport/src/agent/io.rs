@@ -115,6 +115,7 @@ impl Events<'_> {
             object,
             arg0: header.arg0.get(),
             arg1: header.arg1.get(),
+            trace: header.trace_id(),
             deadline: here(header.deadline.get(), link.clock_offset()),
         };
         self.core

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use dragon_channels::{Attempt, Channel, End, Error, Payload, Waiting};
+use dragon_channels::{Arguments, Attempt, Channel, End, Error, Message, Payload, Waiting};
 use dragon_protocol::{Code, ObjectId, SlotId};
 use dragon_shmem::thread::ReplyPayload;
 use dragon_shmem::{Deadline, Member};
@@ -16,10 +16,35 @@ use crate::fabric::SMALL;
 /// How an attempt ended.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// Code, both results, the received message.
-    Done(Code, u64, u64, Body),
+    /// It is over.
+    Done(Done),
     /// It has to wait.
     NotYet,
+}
+
+/// The end of an operation.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) code: Code,
+    pub(super) arg0: u64,
+    pub(super) arg1: u64,
+    /// The received message.
+    pub(super) body: Body,
+    /// Its trace id.
+    pub(super) trace: Option<[u8; 16]>,
+}
+
+impl Done {
+    /// With nothing but a code.
+    pub(super) fn with(code: Code) -> Self {
+        Self {
+            code,
+            arg0: 0,
+            arg1: 0,
+            body: Body::empty(),
+            trace: None,
+        }
+    }
 }
 
 /// Tries an operation. The payload is `small`, or else `body`, which is taken when the operation is done.
@@ -45,7 +70,10 @@ pub(super) fn attempt(
             Payload::Inline(&copy)
         }
     };
-    let arguments = [job.arg0, job.arg1];
+    let arguments = Arguments {
+        words: [job.arg0, job.arg1],
+        trace: job.trace,
+    };
     let (op, object) = (job.op, job.object);
     let attempt =
         dragon_channels::attempt(member, op, object, on_behalf, arguments, payload, waiting);
@@ -66,10 +94,13 @@ fn outcome(attempt: Attempt) -> Outcome {
             arg0,
             arg1,
             message,
-        } => {
-            let message = message.map_or_else(Body::empty, Body::from_message);
-            Outcome::Done(status, arg0, arg1, message)
-        }
+        } => Outcome::Done(Done {
+            code: status,
+            arg0,
+            arg1,
+            trace: message.as_ref().and_then(Message::trace),
+            body: message.map_or_else(Body::empty, Body::from_message),
+        }),
     }
 }
 

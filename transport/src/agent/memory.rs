@@ -12,7 +12,7 @@ use dragon_shmem::object::State;
 use dragon_shmem::pool::table;
 use dragon_shmem::{Error, Member, PoolTag, Result};
 
-use super::local::Outcome;
+use super::local::{self, Outcome};
 use super::owner::Job;
 use crate::body::{Body, PoolBlock};
 use crate::fabric::SMALL;
@@ -46,10 +46,15 @@ pub(super) fn attempt(
         small,
     };
     Some(match call.execute(&body) {
-        Ok(([arg0, arg1], payload)) => Outcome::Done(Code::Ok, arg0, arg1, payload),
+        Ok(([arg0, arg1], body)) => Outcome::Done(local::Done {
+            arg0,
+            arg1,
+            body,
+            ..local::Done::with(Code::Ok)
+        }),
         Err(error) => {
             tracing::debug!(op = ?job.op, pool = %job.object, %error, "refused to another node's process");
-            Outcome::Done(error.code(), 0, 0, Body::empty())
+            Outcome::Done(local::Done::with(error.code()))
         }
     })
 }

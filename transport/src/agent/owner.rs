@@ -17,7 +17,7 @@ use dragon_protocol::op::Op;
 use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, SlotId, wire};
 use dragon_shmem::Member;
 
-use super::local::{self, Outcome};
+use super::local::{self, Done, Outcome};
 use super::requests::leaves_something;
 use crate::body::Body;
 use crate::fabric::Link;
@@ -43,6 +43,8 @@ pub(super) struct Job {
     pub(super) object: ObjectId,
     pub(super) arg0: u64,
     pub(super) arg1: u64,
+    /// The trace id of a message for a channel.
+    pub(super) trace: Option<[u8; 16]>,
     /// On this node's clock.
     pub(super) deadline: u64,
 }
@@ -53,10 +55,7 @@ pub(super) struct Answer {
     pub(super) origin: Origin,
     pub(super) op: Op,
     pub(super) object: ObjectId,
-    pub(super) code: Code,
-    pub(super) arg0: u64,
-    pub(super) arg1: u64,
-    pub(super) body: Body,
+    pub(super) done: Done,
 }
 
 #[derive(Debug)]
@@ -115,9 +114,9 @@ impl Owner {
         let mut waiting = Waiting::default();
         if !waits_behind {
             match self.attempt(member, &job, small, &mut body, &mut waiting) {
-                Outcome::Done(code, arg0, arg1, payload) => {
+                Outcome::Done(done) => {
                     let (changes, object) = (job.op != Op::Subscribe, job.object);
-                    answers.push(job.end(code, arg0, arg1, payload));
+                    answers.push(job.end(done));
                     if changes {
                         self.changed(member, object, answers);
                     }
@@ -354,8 +353,8 @@ impl Owner {
             .proxy(member, &job)
             .map(|slot| local::withdraw(member, &job, slot, waiting, end))
         {
-            Ok(Outcome::Done(code, arg0, arg1, payload)) => job.end(code, arg0, arg1, payload),
-            Ok(Outcome::NotYet) | Err(_) => job.end(code, 0, 0, Body::empty()),
+            Ok(Outcome::Done(done)) => job.end(done),
+            Ok(Outcome::NotYet) | Err(_) => job.end(Done::with(code)),
         }
     }
 
@@ -414,11 +413,11 @@ impl Owner {
         } = &mut parked;
         let outcome = self.attempt(member, job, &[], body, waiting);
         self.parked.insert(number, parked);
-        let Outcome::Done(code, arg0, arg1, payload) = outcome else {
+        let Outcome::Done(done) = outcome else {
             return false;
         };
         if let Some(parked) = self.unpark(number) {
-            answers.push(parked.job.end(code, arg0, arg1, payload));
+            answers.push(parked.job.end(done));
         }
         true
     }
@@ -433,7 +432,7 @@ impl Owner {
     ) -> Outcome {
         let on_behalf = match self.proxy(member, job) {
             Ok(slot) => slot,
-            Err(code) => return Outcome::Done(code, 0, 0, Body::empty()),
+            Err(code) => return Outcome::Done(Done::with(code)),
         };
         local::attempt(member, job, on_behalf, small, body, waiting)
     }
@@ -520,15 +519,12 @@ impl Job {
         }
     }
 
-    fn end(self, code: Code, arg0: u64, arg1: u64, body: Body) -> Answer {
+    fn end(self, done: Done) -> Answer {
         Answer {
             origin: self.origin,
             op: self.op,
             object: self.object,
-            code,
-            arg0,
-            arg1,
-            body,
+            done,
         }
     }
 }
