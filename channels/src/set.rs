@@ -164,8 +164,8 @@ pub struct Ready {
 #[derive(Debug)]
 pub struct Set {
     handle: Handle,
-    /// The set's memory, when it lies on this node: kept by the handle's reference.
-    table: Option<Table>,
+    /// The set's memory, kept by the handle's reference.
+    table: Table,
 }
 
 /// Most members that [`Set::wait`] and [`Set::poll`] report at once.
@@ -210,21 +210,26 @@ impl Set {
         };
         Ok(Self {
             handle: Handle::created(member, id, user),
-            table: Some(table),
+            table,
         })
     }
 
-    /// Attaches to the set that a descriptor names; see [`crate::Channel::attach`]. A set of another node can be attached
-    /// to and destroyed, but not waited for.
+    /// Attaches to the set that a descriptor names; see [`crate::Channel::attach`].
     ///
     /// # Errors
-    /// As [`crate::Channel::attach`].
+    /// As [`crate::Channel::attach`]; [`Error::Unsupported`] for a set of another node: make one on this node, and add the
+    /// objects to it, whichever node they lie on.
     pub fn attach(member: &Arc<Member>, descriptor: &Descriptor, adopt: bool) -> Result<Self> {
+        let id = descriptor.object;
+        if id.kind == ObjectKind::Set
+            && descriptor.runtime == member.control().runtime()
+            && !is_local(member, id)
+        {
+            return Err(not_here(id));
+        }
         let handle = Handle::attach(member, descriptor, ObjectKind::Set, adopt)?;
-        let table = match handle.local()? {
-            Some(entry) => Some(Table::open(member, entry.block.load(Ordering::Acquire))?),
-            None => None,
-        };
+        let entry = handle.local()?.ok_or(not_here(id))?;
+        let table = Table::open(member, entry.block.load(Ordering::Acquire))?;
         Ok(Self { handle, table })
     }
 
@@ -294,13 +299,17 @@ impl Set {
     crate::object::common_methods!();
 
     fn local(&self) -> Result<Local<'_>> {
-        let (Some(entry), Some(table)) = (self.handle.local()?, self.table) else {
-            return Err(Error::Unsupported {
-                what: "a set can be used on its own node only",
-                object: self.handle.id(),
-            });
-        };
-        Local::new(self.handle.member(), self.handle.id(), entry, table)
+        let (member, id) = (self.handle.member(), self.handle.id());
+        let entry = self.handle.local()?.ok_or(not_here(id))?;
+        Local::new(member, id, entry, self.table)
+    }
+}
+
+/// The error of a set of another node.
+const fn not_here(set: ObjectId) -> Error {
+    Error::Unsupported {
+        what: "a set can be used on its own node only, since its waiters sleep in that node's memory; make a set on this node, and add the objects to it: they may lie on any node",
+        object: set,
     }
 }
 
@@ -483,7 +492,13 @@ impl<'a> Local<'a> {
             Ok(None) => self.sleep(handle, &thread, deadline, attempt),
             Err(error) => Err(error),
         };
-        if left.get() {
+        // A member that was reported stays ready for the others, who sleep; so may one be for which this waiter was woken.
+        let may_be_ready = match &found {
+            Ok(_) => true,
+            Err(Error::Empty) => false,
+            Err(_) => flags::any(&self.record),
+        };
+        if left.get() || may_be_ready {
             fence(Ordering::SeqCst);
             self.record.wait().wake_sleepers(1);
         }

@@ -586,6 +586,7 @@ int32_t dragon_pool_block_send(dragon_pool_block **block, const dragon_channel *
 
 /* capacity: members that it can have. */
 int32_t dragon_set_create(uint32_t capacity, uint64_t user, dragon_set **set);
+/* DRAGON_UNSUPPORTED: a set of another node. Make one on this node, and add the objects to it: they may lie on any node. */
 int32_t dragon_set_attach(const uint8_t descriptor[32], int32_t adopt, dragon_set **set);
 int32_t dragon_set_close(dragon_set *set);
 int32_t dragon_set_destroy(const dragon_set *set);

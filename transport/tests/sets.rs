@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dragon_channels::{
-    Channel, ChannelOptions, Deadline, Endpoint, EndpointOptions, Error, Event, Interest,
+    Channel, ChannelOptions, Deadline, Endpoint, EndpointOptions, Error, Event, Interest, Object,
     PriorityQueue, PriorityQueueOptions, ProcessObject, Semaphore, Set, SetMember, create_channel,
+    remote,
 };
 use dragon_protocol::Code;
 use dragon_protocol::op::Op;
 use dragon_shmem::Member;
 use dragon_transport::fabric::mem::MemHub;
-use rig::{Node, POOL, channel, on_each, pattern, seen_by, soon, tcp, until, watched};
+use rig::{Node, POOL, channel, on_each, pattern, seen_by, soon, tcp, until, waits, watched};
 
 fn tokens(set: &Set) -> Vec<u64> {
     set.poll()
@@ -221,17 +222,19 @@ fn whoever_stops_waiting_takes_its_question_back() {
         until("a set that is destroyed takes its question back", idle);
         drop(set);
 
-        // By another node: within what this node's agent does for it.
+        // By another node: within what this node's agent does for it. There are no handles for that; the agent does it all the
+        // same.
+        let asks = |op, set| remote::call(&far, op, set, [0, 0], watched()).unwrap();
         let set = waiting_set(nodes, &near, &owned);
-        let theirs = Set::attach(&far, &set.descriptor(), false).unwrap();
-        theirs.destroy().unwrap();
+        asks(Op::Destroy, set.id());
         until("a set that another node destroys does, too", idle);
-        drop((set, theirs));
+        drop(set);
         let set = waiting_set(nodes, &near, &owned);
-        let theirs = Set::attach(&far, &set.descriptor(), false).unwrap();
+        let id = set.id();
+        asks(Op::Attach, id);
         drop(set);
         assert_eq!(nodes[1].stats().parked, 1);
-        drop(theirs);
+        asks(Op::Detach, id);
         until("a set that another node had last does, too", idle);
 
         let set = Set::create(&near, 1, 0).unwrap();
@@ -263,6 +266,72 @@ fn whoever_stops_waiting_takes_its_question_back() {
         until("a set whose process dies takes its question back", idle);
         let references = dragon_channels::attempt::references(&nodes[1].daemon, owned.id());
         assert_eq!(references, Ok(1), "a set keeps no member alive");
+    });
+}
+
+#[test]
+fn a_set_of_another_node_is_refused_with_the_way_out() {
+    on_each(2, |nodes| {
+        let (near, far) = (nodes[0].client(), nodes[1].client());
+        let set = Set::create(&far, 2, 0).unwrap();
+        for adopt in [false, true] {
+            let errors = [
+                Set::attach(&near, &set.descriptor(), adopt).map(drop),
+                Object::attach(&near, &set.descriptor(), adopt).map(drop),
+            ];
+            for error in errors.map(Result::unwrap_err) {
+                assert_eq!(error.code(), Code::Unsupported);
+                let text = error.to_string();
+                for part in ["own node only", "sleep in that node's memory", "make a set"] {
+                    assert!(text.contains(part), "{text}");
+                }
+                assert!(text.contains(&set.id().to_string()), "{text}");
+            }
+        }
+        let references = dragon_channels::attempt::references(&nodes[1].daemon, set.id());
+        assert_eq!(references, Ok(1));
+        // On its own node it can be had as ever.
+        Set::attach(&nodes[1].client(), &set.descriptor(), false).unwrap();
+    });
+}
+
+#[test]
+fn a_member_that_stays_ready_wakes_all_who_wait() {
+    const WAITERS: u64 = 4;
+    here_and_there(|nodes, near, far| {
+        let event = Event::create(far, 0).unwrap();
+        let idle = channel(far, 4);
+        let set = Set::create(near, 2, 0).unwrap();
+        set.add(event.id(), Interest::READABLE, 1).unwrap();
+        set.add(idle.id(), Interest::READABLE, 2).unwrap();
+        let home = nodes.iter().find(|node| node.index == set.id().node);
+        std::thread::scope(|scope| {
+            let wait = || scope.spawn(|| one(&set, watched()));
+            let waiters: Vec<_> = (0..WAITERS).map(|_| wait()).collect();
+            until("all wait", || waits(home.unwrap(), &set) == WAITERS);
+            event.set().unwrap();
+            for waiter in waiters {
+                assert_eq!(waiter.join().unwrap(), (1, Interest::READABLE));
+            }
+        });
+    });
+}
+
+#[test]
+fn an_error_of_this_process_says_nothing_of_the_member() {
+    on_each(2, |nodes| {
+        let (near, far) = (nodes[0].client(), nodes[1].client());
+        let owned = channel(&far, 4);
+        owned.send(b"", 0, watched()).unwrap();
+        let set = Set::create(&near, 2, 0).unwrap();
+        set.add(owned.id(), Interest::READABLE, 1).unwrap();
+        // As many operations at once as a process can have, but one: that of the wait itself.
+        let mut busy: Vec<_> = std::iter::from_fn(|| near.thread().ok()).collect();
+        busy.pop();
+        let error = set.poll().unwrap_err();
+        assert_eq!(error.code(), Code::TableFull, "{error}");
+        drop(busy);
+        assert_eq!(one(&set, Deadline::Now), (1, Interest::READABLE));
     });
 }
 

@@ -300,8 +300,7 @@ impl Elsewhere<'_> {
         let member = self.set.member;
         let found = match ready_now(member, self.object, self.state.interest()) {
             Ok(found) => found,
-            Err(Error::Interrupted) => return Err(Error::Interrupted),
-            Err(error) => Interest::of_failure(error.code()),
+            Err(error) => Interest::of_answer(&error).ok_or(error)?,
         };
         Ok((found != Interest(0)).then(|| self.ready(found)))
     }
@@ -327,6 +326,20 @@ impl Elsewhere<'_> {
 }
 
 impl Interest {
+    /// What an error says about a member; `None`: nothing, the question did not get as far as its node.
+    fn of_answer(error: &Error) -> Option<Self> {
+        use dragon_shmem::Error::{NoSuchObject, WrongKind};
+        let is_answer = matches!(
+            error,
+            Error::Remote(..)
+                | Error::NodeDown(_)
+                | Error::NoGateway(..)
+                | Error::Destroyed(_)
+                | Error::Memory(NoSuchObject(_) | WrongKind(_))
+        );
+        is_answer.then(|| Self::of_failure(error.code()))
+    }
+
     /// What is told of a member whose node did not answer, or answered with an error.
     fn of_failure(code: Code) -> Self {
         match code {
