@@ -168,6 +168,52 @@ fn what_a_peer_sends_without_waiting_is_bounded_here_too() {
 }
 
 #[test]
+fn what_comes_back_to_a_full_channel_is_bounded() {
+    let _alone = alone();
+    let nodes = rig::tcp(&[POOL; 1]);
+    let owner = nodes[0].client();
+    let owned = channel(&owner, 1);
+    owned.send(b"full", 0, watched()).unwrap();
+    let port = nodes[0].agent.local_address().unwrap().port();
+    let (mut raw, _) = Raw::stand(port, 5, false, open(1));
+    let before = allocated();
+    let back = |length: usize, hint: u64| {
+        let header = FrameHeader {
+            op: Op::Receive as u8,
+            target: owned.id().into(),
+            arg0: hint.into(),
+            payload: (length as u64).into(),
+            ..header(FrameKind::Return, 0)
+        };
+        [header.as_bytes(), &vec![1; length][..]].concat()
+    };
+    // Blocks of the pool are not counted: one of them alone is longer than the bound.
+    let large = 65 << 20;
+    raw.stream.write_all(&back(large, 1)).unwrap();
+    for hint in 0..20_000 {
+        raw.stream.write_all(&back(4096, hint + 2)).unwrap();
+    }
+    until("each of them waits, or is lost", || {
+        let stats = nodes[0].stats();
+        stats.parked + stats.messages_lost == 20_001
+    });
+    let (stats, needs) = (nodes[0].stats(), since(before));
+    assert!(needs <= 64 << 20, "{needs} bytes");
+    assert!(stats.messages_lost > 1000, "{stats:?}");
+    assert_eq!(stats.returned, 20_001);
+    // What was kept comes in its order, as soon as there is room.
+    assert_eq!(owned.receive(watched()).unwrap().hint(), 0);
+    let first = owned.receive(watched()).unwrap();
+    assert_eq!((first.hint(), first.len()), (1, large));
+    drop(first);
+    for hint in 0..stats.parked - 1 {
+        assert_eq!(owned.receive(watched()).unwrap().hint(), hint + 2);
+    }
+    until("nothing waits", || nodes[0].stats().parked == 0);
+    drop(raw);
+}
+
+#[test]
 fn a_full_channel_and_an_empty_one_hold_up_no_other_of_the_same_link() {
     let _alone = alone();
     rig::on_each(2, |nodes| {

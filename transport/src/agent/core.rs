@@ -177,7 +177,9 @@ impl Core {
     fn failed_unasked(&self, answer: &Answer) {
         let (op, object, code) = (answer.op, answer.object, answer.done.code);
         tracing::debug!(?op, %object, %code, "a request without a caller failed");
-        if matches!(op, Op::Send | Op::Push) && answer.origin.link.is_some() {
+        // One that came back to a channel that is gone went with it.
+        let lost = answer.origin.link.is_some() || code == Code::Full;
+        if matches!(op, Op::Send | Op::Push) && lost {
             self.dropped(object, "its channel did not take it");
         }
     }

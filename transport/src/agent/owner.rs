@@ -6,8 +6,8 @@
 //! stand in a line, of which only the first that cannot proceed is tried: so the order of arrival is kept among them, and it
 //! does not matter how many there are.
 //!
-//! A request whose answer nobody waits for (a message that is sent without waiting for its arrival) is bounded by nothing but
-//! [`UNASKED`]: what comes when so much waits is dropped.
+//! A request whose answer nobody waits for (a message that is sent without waiting for its arrival, or one that comes back) is
+//! bounded by nothing but [`UNASKED`]: what comes when so much waits is dropped.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -63,8 +63,8 @@ struct Parked {
     job: Job,
     body: Body,
     waiting: Waiting,
-    /// Of its payload.
-    bytes: u64,
+    /// What it counts for when nobody waits for the answer, in bytes.
+    cost: u64,
 }
 
 /// What waits for one object, each in the order of arrival.
@@ -80,7 +80,8 @@ struct Waiters {
 type WaitsFor = (Op, u64);
 
 /// Bytes that may wait here for one link with nobody waiting for the answer: whoever sends keeps far below it
-/// ([`dragon_channels::CREDIT`]), unless it does so through very many handles at once.
+/// ([`dragon_channels::CREDIT`]), unless it does so through very many handles at once. As many may wait for all that comes
+/// back and for the daemon's own messages together; blocks of the pool, which has its own limit, are not counted there.
 pub(super) const UNASKED: u64 = 64 << 20;
 /// Parked requests for which there is always room.
 const FEW: usize = 64;
@@ -95,8 +96,12 @@ pub(super) struct Owner {
     by_request: HashMap<(u64, u64), u64>,
     deadlines: BTreeSet<(u64, u64)>,
     proxies: HashMap<(NodeIndex, SlotId), SlotId>,
-    /// For each link what waits here with nobody waiting for the answer, in bytes.
-    unasked: HashMap<u64, u64>,
+    /// For each link what waits here with nobody waiting for the answer, in bytes; without a link: what came back, and what
+    /// the daemon sends.
+    unasked: HashMap<Option<u64>, u64>,
+    /// How often something was tried.
+    #[cfg(test)]
+    pub(super) attempts: u64,
 }
 
 impl Owner {
@@ -135,19 +140,18 @@ impl Owner {
             body = Body::Bytes(small.to_vec());
         }
         body = local::settled(member, body);
-        if !self.has_room(&job, &body) {
-            let parked = Parked::new(job, body, waiting);
+        let parked = Parked::new(job, body, waiting);
+        if !self.has_room(&parked) {
             answers.push(self.give_up(member, parked, End::Lost, Code::Full));
             return;
         }
-        let (changes, object) = (job.op != Op::Subscribe, job.object);
-        let number = self.park(Parked::new(job, body, waiting));
-        if !changes {
-            // Those who came before do not care, and there may be thousands. As in `retry`, this one is tried once more.
+        let object = parked.job.object;
+        let number = self.park(parked);
+        if !waits_behind {
+            // As in `retry`, this one is tried once more. Those that came before were tried with the watch armed, and there may
+            // be thousands: whoever has changed something since then has taken its mark, and tells of it.
             local::watch(member, object);
             self.retry_one(member, number, answers);
-        } else if !waits_behind {
-            self.retry(member, object, answers);
         }
     }
 
@@ -276,12 +280,12 @@ impl Owner {
     }
 
     /// Whether a request may wait here. What nobody waits for has no other bound than this.
-    fn has_room(&self, job: &Job, body: &Body) -> bool {
-        let Some(link) = unasked(job) else {
+    fn has_room(&self, parked: &Parked) -> bool {
+        let Some(account) = parked.job.account() else {
             return true;
         };
-        let there = self.unasked.get(&link).copied().unwrap_or(0);
-        there + COST + body.len() <= UNASKED
+        let there = self.unasked.get(&account).copied().unwrap_or(0);
+        there + parked.cost <= UNASKED
     }
 
     fn park(&mut self, parked: Parked) -> u64 {
@@ -295,8 +299,8 @@ impl Owner {
             let key = (link.id(), job.origin.request);
             self.by_request.insert(key, number);
         }
-        if let Some(link) = unasked(job) {
-            *self.unasked.entry(link).or_default() += COST + parked.bytes;
+        if let Some(account) = job.account() {
+            *self.unasked.entry(account).or_default() += parked.cost;
         }
         self.by_object
             .entry(job.object)
@@ -325,12 +329,12 @@ impl Owner {
                 self.by_object.remove(&job.object);
             }
         }
-        if let Some(link) = unasked(job)
-            && let Some(there) = self.unasked.get_mut(&link)
+        if let Some(account) = job.account()
+            && let Some(there) = self.unasked.get_mut(&account)
         {
-            *there = there.saturating_sub(COST + parked.bytes);
+            *there = there.saturating_sub(parked.cost);
             if *there == 0 {
-                self.unasked.remove(&link);
+                self.unasked.remove(&account);
             }
         }
         Some(parked)
@@ -430,6 +434,10 @@ impl Owner {
         body: &mut Body,
         waiting: &mut Waiting,
     ) -> Outcome {
+        #[cfg(test)]
+        {
+            self.attempts += 1;
+        }
         let on_behalf = match self.proxy(member, job) {
             Ok(slot) => slot,
             Err(code) => return Outcome::Done(Done::with(code)),
@@ -464,12 +472,14 @@ impl Owner {
 
 impl Parked {
     fn new(job: Job, body: Body, waiting: Waiting) -> Self {
-        let bytes = body.len();
+        // What comes back lies in the pool already, and must not be lost for its length.
+        let counts = job.origin.link.is_some() || !matches!(body, Body::Block(_));
+        let cost = COST + if counts { body.len() } else { 0 };
         Self {
             job,
             body,
             waiting,
-            bytes,
+            cost,
         }
     }
 }
@@ -503,13 +513,13 @@ impl Waiters {
     }
 }
 
-/// The link of a request whose answer nobody waits for.
-fn unasked(job: &Job) -> Option<u64> {
-    let link = job.origin.link.as_ref()?;
-    (job.origin.request == 0).then(|| link.id())
-}
-
 impl Job {
+    /// Where a request counts whose answer nobody waits for.
+    fn account(&self) -> Option<Option<u64>> {
+        let link = self.origin.link.as_ref().map(|link| link.id());
+        (self.origin.request == 0).then_some(link)
+    }
+
     /// Requests for one object that have this in common wait for the same thing. At an endpoint of streams each conversation,
     /// and in a queue with priorities each level, named by the second argument, is a thing of its own.
     fn waits_for(&self) -> WaitsFor {

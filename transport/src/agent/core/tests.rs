@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use dragon_channels::{ChannelOptions, create_channel};
+use dragon_channels::{ChannelOptions, Event, create_channel};
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{self, FrameHeader, FrameKind};
 use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, RuntimeId};
@@ -8,6 +8,7 @@ use dragon_shmem::thread::ReplyPayload;
 use dragon_shmem::{Control, Deadline, Error, Hooks, Member, Pool};
 
 use super::super::late::{Ask, Asked, Chunk, Receiver};
+use super::super::owner::{Job, Origin};
 use super::super::requests::Caller;
 use super::{Core, header};
 use crate::body::{Body, PoolBlock};
@@ -141,4 +142,38 @@ fn a_chunk_for_a_dead_process_is_freed() {
     assert!(core.give_chunk(&ask, chunk).is_empty());
     assert!(!core.requests().late.has(&it));
     assert_eq!(blocks(), before);
+}
+
+/// Who comes to wait is tried, and those who wait already are left alone until something changes.
+#[test]
+fn many_who_wait_for_an_event_cost_as_much_as_there_are() {
+    const WAITERS: u64 = 1000;
+    let (core, client) = alone();
+    let event = Event::create(&client, 0).unwrap();
+    let wait = || Job {
+        origin: Origin {
+            link: None,
+            request: 0,
+            node: core.node,
+            slot: core.member.slot(),
+        },
+        op: Op::EventWait,
+        object: event.id(),
+        arg0: 0,
+        arg1: 0,
+        trace: None,
+        deadline: wire::NEVER,
+    };
+    core.with_owner(|owner, member, answers| {
+        for _ in 0..WAITERS {
+            owner.execute(member, wait(), &[], Body::empty(), answers);
+        }
+        assert_eq!((owner.parked(), answers.len()), (1000, 0));
+        // When it comes, and once more when a change would be told.
+        assert_eq!(owner.attempts, 2 * WAITERS);
+        event.set().unwrap();
+        owner.changed(member, event.id(), answers);
+        assert_eq!((owner.parked(), answers.len()), (0, 1000));
+        assert_eq!(owner.attempts, 3 * WAITERS);
+    });
 }
