@@ -578,8 +578,9 @@ int32_t dragon_pool_block_fill(dragon_pool_block *block, uint64_t at, uint64_t l
 int32_t dragon_pool_block_hash(const dragon_pool_block *block, uint64_t at, uint64_t length, uint8_t hash[32]);
 int32_t dragon_pool_block_compare(const dragon_pool_block *first, uint64_t first_at, const dragon_pool_block *second, uint64_t second_at, uint64_t length, int32_t *order);
 int32_t dragon_pool_block_free(dragon_pool_block *block);
-/* Sends a block of this node without copying it. With success it is the receiver's and *block is NULL; otherwise it stays, and *block
- * may have changed. */
+/* Sends a block, one of this node without copying it. One of another node is fetched first, however long that takes, and freed
+ * there when it is sent; dragon_last_error() says how far that came. With success it is the receiver's and *block is NULL;
+ * otherwise it stays, and *block may have changed. */
 int32_t dragon_pool_block_send(dragon_pool_block **block, const dragon_channel *channel, uint64_t hint, int64_t timeout);
 
 /* Sets: one wait for thousands of objects, of this node and of others ---------------------------------------------- */

@@ -283,11 +283,12 @@ impl PoolBlock {
         Ok(self.block.compare(at, &other.block, other_at, length)?)
     }
 
-    /// Sends the block without copying it: with success it is the receiver's, who frees it with the message.
+    /// Sends the block without copying it: with success it is the receiver's, who frees it with the message. A block of
+    /// another node is fetched first, however long that takes, and freed there when it is sent; so it can go to a channel of
+    /// any node.
     ///
     /// # Errors
-    /// As [`Channel::send`]; the block comes back. [`Code::Unsupported`](crate::Code::Unsupported) for a block of another
-    /// node: copy it to one of this node, and send that.
+    /// As [`Channel::send`]; the block comes back. An error of a block of another node says how far it was fetched.
     pub fn send(
         self,
         channel: &Channel,
@@ -306,20 +307,20 @@ impl PoolBlock {
         if let Err(error) = self.usable() {
             return Err((error, self));
         }
-        let sent = match self.block.local() {
-            Some(block) => send(block),
-            None => Err(self.block.not_here().into()),
-        };
-        if let Err(error) = sent {
-            return Err((error, self));
-        }
         let mut this = ManuallyDrop::new(self);
-        // SAFETY: taken here once, and `this` is never dropped.
+        // SAFETY: taken here once; a block that comes back takes its place before it is used or dropped.
         let block = unsafe { ManuallyDrop::take(&mut this.block) };
-        // It is the receiver's: only this process's use of its pool ends.
-        let _ = block.into_local();
-        this.session.leave();
-        Ok(())
+        match block.hand_over(send) {
+            Ok(()) => {
+                // It is the receiver's: only this process's use of its pool ends.
+                this.session.leave();
+                Ok(())
+            }
+            Err((error, block)) => {
+                this.block = ManuallyDrop::new(block);
+                Err((error, ManuallyDrop::into_inner(this)))
+            }
+        }
     }
 
     /// Fails in a forked child, which has a copy of the handle, not of the block.

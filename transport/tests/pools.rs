@@ -9,7 +9,7 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use dragon_channels::pool::PIECE;
-use dragon_channels::{Error, PoolBlock, PoolHandle, PoolOptions};
+use dragon_channels::{Deadline, Error, PoolBlock, PoolHandle, PoolOptions};
 use dragon_protocol::Code;
 use dragon_shmem::Member;
 use dragon_transport::fabric::mem::MemHub;
@@ -106,6 +106,67 @@ fn blocks_of_any_two_pools_are_copied() {
             same.copy_from(0, &there, 2, length).unwrap();
             assert!(bytes(&same) == content, "{length}: within");
         }
+    });
+}
+
+/// A process of the first node sends blocks of the third one to a channel of any.
+#[test]
+fn a_block_of_a_third_node_is_sent_to_a_channel_of_any() {
+    on_each(3, |nodes| {
+        let member = nodes[0].client();
+        let owned = pool(&nodes[2].client(), POOL);
+        let seen = seen_by(&member, &owned);
+        for (node, home) in (0..).zip(nodes) {
+            let inbox = rig::channel(&home.client(), 1);
+            let channel = rig::seen_by(&member, inbox.descriptor());
+            for length in [0, 100, 5000, PIECE + 77] {
+                let content = pattern(usize::try_from(length).unwrap(), length);
+                let before: Vec<u64> = nodes.iter().map(Node::blocks).collect();
+                let mut block = seen.alloc_block(length).unwrap();
+                block.write(0, &content).unwrap();
+                let send = |block| channel.send_block(block, length, rig::watched());
+                Box::new(block).hand_over(send).unwrap();
+                let message = inbox.receive(rig::watched()).unwrap();
+                assert_eq!(message.hint(), length);
+                assert!(message.into_vec() == content, "{length} to node {node}");
+                until("the block is free, and its copies", || {
+                    owned.stats().unwrap().blocks == 0
+                        && nodes.iter().map(Node::blocks).eq(before.iter().copied())
+                });
+            }
+            // Without room it comes back, and nothing else is left.
+            channel.send(b"full", 0, rig::watched()).unwrap();
+            let before: Vec<u64> = nodes.iter().map(Node::blocks).collect();
+            let mut block = seen.alloc_block(5000).unwrap();
+            block.write(0, &[7; 5000]).unwrap();
+            let send = |block| channel.send_block(block, 0, Deadline::Now);
+            let (error, block) = Box::new(block).hand_over(send).unwrap_err();
+            assert_eq!(error, Error::Full);
+            assert!(bytes(&block) == [7; 5000]);
+            drop(block);
+            until("nothing is left of it", || {
+                owned.stats().unwrap().blocks == 0
+                    && nodes.iter().map(Node::blocks).eq(before.iter().copied())
+            });
+            inbox.receive(rig::watched()).unwrap();
+        }
+        let inbox = rig::channel(&nodes[1].client(), 1);
+        let channel = rig::seen_by(&member, inbox.descriptor());
+        let before = nodes[0].blocks();
+        let block = seen.alloc_block(100_000).unwrap();
+        nodes[0].agent.node_down(rig::index(2));
+        let send = |block| channel.send_block(block, 0, rig::watched());
+        let (error, block) = Box::new(block).hand_over(send).unwrap_err();
+        let expected = Error::Elsewhere {
+            what: "copying",
+            pool: owned.id(),
+            length: 100_000,
+            done: 0,
+            code: Code::NodeDown,
+        };
+        assert_eq!((error, block.len()), (expected, 100_000));
+        assert_eq!(inbox.attributes().unwrap().messages, 0);
+        assert_eq!(nodes[0].blocks(), before);
     });
 }
 

@@ -136,18 +136,6 @@ impl PoolBlock {
         }
     }
 
-    /// What is said when memory of this node is needed.
-    #[must_use]
-    pub fn not_here(&self) -> Error {
-        match &self.0 {
-            Place::There(there) => Error::Unsupported {
-                what: "a block of another node cannot be sent: copy it to a block of this node, and send that",
-                object: there.id(),
-            },
-            Place::Here { block, .. } => dragon_shmem::member::not_allocated(block.offset).into(),
-        }
-    }
-
     /// Where its bytes lie, as long as it lives; null when that is on another node.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
@@ -313,6 +301,40 @@ impl PoolBlock {
             }
         }
         Ok(Ordering::Equal)
+    }
+
+    /// Gives the block away by `send`, whoever gets it frees it; it comes back when that fails. A block of another node is
+    /// brought here first, into the default pool: its owner frees it when the copy is sent.
+    ///
+    /// # Errors
+    /// What `send` fails with; [`Error::Elsewhere`] when the owner of the bytes cannot be reached, or no memory for the copy.
+    pub fn hand_over<E: From<Error>>(
+        self: Box<Self>,
+        send: impl FnOnce(Block) -> Result<(), E>,
+    ) -> Result<(), (E, Box<Self>)> {
+        let sent = match &self.0 {
+            Place::Here { block, .. } => send(*block),
+            Place::There(there) => match self.copy_here(there.member()) {
+                Ok(near) => Box::new(near).hand_over(send).map_err(|(error, _)| error),
+                Err(error) => Err(error.into()),
+            },
+        };
+        match sent {
+            Ok(()) => {
+                // Of one that lay here only the pin was left to give back; the other goes with its copy.
+                let _ = (*self).into_local();
+                Ok(())
+            }
+            Err(error) => Err((error, self)),
+        }
+    }
+
+    /// A copy in the default pool of this node.
+    fn copy_here(&self, member: &Arc<Member>) -> Result<Self> {
+        let length = self.len();
+        let mut near = Self::here(member, member.alloc(length)?)?;
+        near.copy_from(0, self, 0, length)?;
+        Ok(near)
     }
 
     /// The block itself, to be sent. Whoever gets it frees it.

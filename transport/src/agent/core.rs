@@ -232,10 +232,7 @@ impl Core {
 
     /// Sends a message that nobody waits for to an object of this node.
     fn send_here(&self, op: Op, object: ObjectId, arguments: Arguments, body: Body) {
-        let Arguments {
-            words: [arg0, arg1],
-            trace,
-        } = arguments;
+        let [arg0, arg1] = arguments.words;
         let job = Job {
             origin: Origin {
                 link: None,
@@ -247,7 +244,7 @@ impl Core {
             object,
             arg0,
             arg1,
-            trace,
+            trace: arguments.trace,
             deadline: wire::NEVER,
         };
         self.with_owner(|owner, member, answers| owner.execute(member, job, &[], body, answers));
@@ -575,8 +572,8 @@ impl Core {
     /// Hands a chunk over that came too late before. Returns who asked meanwhile.
     fn give_chunk(&self, ask: &Ask, chunk: Chunk) -> VecDeque<Ask> {
         let Chunk { argument, body } = chunk;
-        let results = results([argument, ask.receiver.conversation]);
-        let given = self.hand_over(ask.caller, &results, Payload::Body(body));
+        let header = results([argument, ask.receiver.conversation]);
+        let given = self.hand_over(ask.caller, &header, Payload::Body(body));
         let (code, back) = match given {
             Ok(()) => (None, None),
             Err((code, body)) => (code, Some(Chunk { argument, body })),
@@ -625,9 +622,9 @@ impl Core {
             payload: body.len().into(),
             ..self::header(FrameKind::Return, Op::Receive, target)
         };
-        let back = back.with_trace(header.trace_id());
         add(&self.counters.returned);
-        self.send_to(target.node, Frame { header: back, body });
+        let header = back.with_trace(header.trace_id());
+        self.send_to(target.node, Frame { header, body });
     }
 
     /// A reply that a dead process of this node did not take: what it brought goes back.
