@@ -30,6 +30,7 @@ mod session;
 mod set;
 mod spawn;
 mod start;
+mod stdio;
 mod streams;
 mod sync;
 mod watcher;
@@ -40,8 +41,9 @@ pub use dragon_channels::{
     PriorityQueueState, Ready, Received, Returns, SemaphoreOptions, SendOptions, SetMember,
     Trigger, WaitMode,
 };
-pub use dragon_protocol::control::{ExitNotice, Membership, Output};
+pub use dragon_protocol::control::{ExitNotice, Membership};
 pub use dragon_protocol::launch::NodeInfo;
+pub use dragon_protocol::process::{LimitKind, Lives, Policy};
 pub use dragon_protocol::{Code, Descriptor, NodeIndex, ObjectId, PoolOptions, RuntimeId, SlotId};
 pub use dragon_shmem::Deadline;
 pub use error::{Error, Result};
@@ -50,6 +52,7 @@ pub use pool::{Pool, PoolBlock, PoolStats};
 pub use priority::PriorityQueue;
 pub use session::Session;
 pub use set::Set;
-pub use spawn::{Child, Spawn};
+pub use spawn::{Child, Spawn, wait_all, wait_any};
+pub use stdio::{ChildInput, ChildOutput, Stdio};
 pub use streams::{Endpoint, Pump, StreamReceiver, StreamSender};
 pub use sync::{Barrier, Broadcast, Condition, Event, Lock, Semaphore};

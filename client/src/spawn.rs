@@ -3,13 +3,21 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::Duration;
 
-use dragon_protocol::control::{ClientReply, ClientRequest, Output, Program, SpawnRequest};
+use dragon_channels::Interest;
+use dragon_protocol::control::{ClientReply, ClientRequest, Program, Reach, SpawnRequest};
+use dragon_protocol::process::{
+    Cpus, Gpus, Limit, LimitKind, Lives, Place, Policy, Stdio as Wanted,
+};
 use dragon_protocol::{Descriptor, NodeIndex};
+use dragon_shmem::Deadline;
 
 use crate::error::{Error, Result};
 use crate::objects::{Channel, Process};
 use crate::session::{Session, unexpected};
+use crate::set::Set;
+use crate::stdio::{self, ChildInput, ChildOutput, Stdio};
 
 /// How a process is to be started.
 ///
@@ -24,6 +32,8 @@ use crate::session::{Session, unexpected};
 #[derive(Clone, Debug)]
 pub struct Spawn {
     request: SpawnRequest,
+    /// Standard input, output and error that become channels when it starts.
+    piped: [bool; 3],
 }
 
 /// A process that was started.
@@ -33,6 +43,12 @@ pub struct Child {
     pub process: Process,
     /// Its id on its node.
     pub pid: u32,
+    /// Where to write what it reads, when it was started with [`Stdio::Piped`] for standard input. Dropping it ends the input.
+    pub stdin: Option<ChildInput>,
+    /// Where to read what it prints, when it was started with [`Stdio::Piped`] for standard output.
+    pub stdout: Option<ChildOutput>,
+    /// Where to read its errors, when it was started with [`Stdio::Piped`] for standard error.
+    pub stderr: Option<ChildOutput>,
 }
 
 impl Spawn {
@@ -57,13 +73,11 @@ impl Spawn {
     fn new(program: Program) -> Self {
         Self {
             request: SpawnRequest {
-                node: None,
-                program,
                 environment: inherited_environment(),
                 directory: inherited_directory(),
-                output: Output::Forward,
-                notify: None,
+                ..SpawnRequest::new(program)
             },
+            piped: [false; 3],
         }
     }
 
@@ -76,10 +90,109 @@ impl Spawn {
         self
     }
 
-    /// The node to run on. Otherwise the placement policy decides: DRAGON_PLACEMENT is `roundrobin`, `local` or `remote`.
+    /// The node to run on. Otherwise the placement policy decides: DRAGON_PLACEMENT is `roundrobin`, `block`, `packed`,
+    /// `local` or `remote`.
     #[must_use]
     pub fn node(mut self, node: NodeIndex) -> Self {
-        self.request.node = Some(node);
+        self.request.place = Place::Node(node);
+        self
+    }
+
+    /// The host to run on, by the name under which the table of nodes has it.
+    #[must_use]
+    pub fn host(mut self, name: impl Into<String>) -> Self {
+        self.request.place = Place::Host(name.into());
+        self
+    }
+
+    /// How it is placed among the nodes.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.request.place = Place::Policy(policy);
+        self
+    }
+
+    /// Reserves so many CPUs of the node for the process, which is bound to them: of one NUMA node where one has them.
+    #[must_use]
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.request.reservation.cpus = Cpus::Count(count);
+        self
+    }
+
+    /// Reserves these CPUs of the node for the process, by the kernel's numbers, and binds it to them.
+    #[must_use]
+    pub fn cpu_set(mut self, ids: impl IntoIterator<Item = u32>) -> Self {
+        self.request.reservation.cpus = Cpus::These(ids.into_iter().collect());
+        self
+    }
+
+    /// Reserves so many CPUs of a NUMA node, 0: all that the job was granted of it.
+    #[must_use]
+    pub fn numa_node(mut self, node: u32, count: u32) -> Self {
+        self.request.reservation.cpus = Cpus::Numa { node, count };
+        self
+    }
+
+    /// Reserves so many GPUs of the node for the process. Its environment names them (CUDA_VISIBLE_DEVICES and the like).
+    #[must_use]
+    pub fn gpus(mut self, count: u32) -> Self {
+        self.request.reservation.gpus = Gpus::Count(count);
+        self
+    }
+
+    /// Reserves these GPUs of the node for the process, by the names under which the job was granted them.
+    #[must_use]
+    pub fn gpu_set(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let names = names.into_iter().map(Into::into);
+        self.request.reservation.gpus = Gpus::These(names.collect());
+        self
+    }
+
+    /// How long the start may wait until the CPUs and GPUs that it reserves are free. Without it, it is refused when they are
+    /// not.
+    #[must_use]
+    pub fn wait_for_resources(mut self, limit: Duration) -> Self {
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        self.request.reservation.wait_ms = Some(limit);
+        self
+    }
+
+    /// The file mode creation mask, in the place of the daemon's.
+    #[must_use]
+    pub fn umask(mut self, mask: u32) -> Self {
+        self.request.settings.umask = Some(mask);
+        self
+    }
+
+    /// Adds to its nice value.
+    #[must_use]
+    pub fn nice(mut self, increment: i32) -> Self {
+        self.request.settings.nice = Some(increment);
+        self
+    }
+
+    /// A resource limit: the one that counts, and how far the process may raise it. `None`: unlimited.
+    #[must_use]
+    pub fn limit(mut self, kind: LimitKind, soft: Option<u64>, hard: Option<u64>) -> Self {
+        let limit = Limit { kind, soft, hard };
+        self.request.settings.limits.push(limit);
+        self
+    }
+
+    /// When it ends without being told; with the runtime, unless told otherwise.
+    #[must_use]
+    pub fn lives(mut self, lives: Lives) -> Self {
+        self.request.settings.lives = lives;
+        self
+    }
+
+    /// One more variable of the environment, in the place of one with the same name.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        let name = name.as_ref().as_bytes();
+        let environment = &mut self.request.environment;
+        environment.retain(|(other, _)| other != name);
+        environment.push((name.to_vec(), value.as_ref().as_bytes().to_vec()));
         self
     }
 
@@ -100,10 +213,28 @@ impl Spawn {
         self
     }
 
-    /// Where standard output and error go; to the output of the job, unless told otherwise.
+    /// What it reads; nothing, unless told otherwise.
     #[must_use]
-    pub fn output(mut self, output: Output) -> Self {
-        self.request.output = output;
+    pub fn stdin(self, from: Stdio) -> Self {
+        self.stream(0, from)
+    }
+
+    /// Where its standard output goes; to the output of the job, unless told otherwise.
+    #[must_use]
+    pub fn stdout(self, to: Stdio) -> Self {
+        self.stream(1, to)
+    }
+
+    /// Where its standard error goes; to that of the job, unless told otherwise.
+    #[must_use]
+    pub fn stderr(self, to: Stdio) -> Self {
+        self.stream(2, to)
+    }
+
+    fn stream(mut self, place: usize, stdio: Stdio) -> Self {
+        let piped = stdio == Stdio::Piped;
+        self.piped[place] = piped;
+        self.request.stdio[place] = stdio.wanted();
         self
     }
 
@@ -134,12 +265,23 @@ impl Spawn {
     pub fn start_all(spawns: Vec<Self>) -> Result<Vec<Result<Child>>> {
         let session = Session::attach_or_start()?;
         let asked = spawns.len();
-        let requests = spawns.into_iter().map(|spawn| spawn.request).collect();
+        let mut requests = Vec::with_capacity(asked);
+        let mut pipes = Vec::with_capacity(asked);
+        for Self { mut request, piped } in spawns {
+            let mut channels = [None, None, None];
+            for place in (0..3).filter(|place| piped[*place]) {
+                let channel = stdio::channel()?;
+                request.stdio[place] = Wanted::Channel(channel.descriptor().object);
+                channels[place] = Some(channel);
+            }
+            requests.push(request);
+            pipes.push(channels);
+        }
         let results = match session.request(&ClientRequest::Spawn(requests))? {
             ClientReply::Spawned(results) if results.len() == asked => results,
             other => return Err(unexpected(&format!("{asked} processes"), &other)),
         };
-        let child = |result| match result {
+        let child = |(result, channels): (_, [Option<Channel>; 3])| match result {
             Ok(dragon_protocol::control::Spawned { process, pid }) => {
                 let descriptor = Descriptor {
                     runtime: session.runtime(),
@@ -147,11 +289,22 @@ impl Spawn {
                     user: 0,
                 };
                 let process = Process::attach(descriptor, true)?;
-                Ok(Child { process, pid })
+                let [input, output, error] = channels;
+                let read = |channel: Option<Channel>| {
+                    let read = |channel| ChildOutput::new(channel, &process, session.node());
+                    channel.map(read).transpose()
+                };
+                Ok(Child {
+                    pid,
+                    stdin: input.map(ChildInput::new),
+                    stdout: read(output)?,
+                    stderr: read(error)?,
+                    process,
+                })
             }
             Err((code, text)) => Err(Error::Daemon { code, text }),
         };
-        Ok(results.into_iter().map(child).collect())
+        Ok(results.into_iter().zip(pipes).map(child).collect())
     }
 }
 
@@ -161,15 +314,81 @@ impl Process {
     /// # Errors
     /// When the number is no signal, or the process's node is down.
     pub fn signal(&self, signal: i32) -> Result<()> {
+        self.send_signal(signal, Reach::Process)
+    }
+
+    /// Sends a signal to the process, to its process group, and to every process that descends from it. SIGKILL finds all of
+    /// them stopped, so that none starts another one in between. One that has left the group and lost its parent is not found:
+    /// it ends with the runtime.
+    ///
+    /// # Errors
+    /// As [`Process::signal`].
+    pub fn signal_tree(&self, signal: i32) -> Result<()> {
+        self.send_signal(signal, Reach::Tree)
+    }
+
+    fn send_signal(&self, signal: i32, reach: Reach) -> Result<()> {
         let request = ClientRequest::Signal {
             process: self.descriptor().object,
             signal,
+            reach,
         };
         match Session::attach()?.request(&request)? {
             ClientReply::Done => Ok(()),
             other => Err(unexpected("a signal to be sent", &other)),
         }
     }
+}
+
+/// Waits until one of the processes has ended, of any node; its place and its status as `waitpid` gives it. Of several that
+/// have ended, it is the first in the list.
+///
+/// ```no_run
+/// use dragon::{Deadline, Spawn, wait_any};
+///
+/// let children = Spawn::start_all(vec![Spawn::program("first"), Spawn::program("second")])?;
+/// let children = children.into_iter().collect::<Result<Vec<_>, _>>()?;
+/// let processes: Vec<_> = children.iter().map(|child| &child.process).collect();
+/// let (place, status) = wait_any(&processes, Deadline::Never)?;
+/// println!("number {place} ended with {status}");
+/// # Ok::<(), dragon::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`Process::wait`]; [`Code::InvalidArgument`](crate::Code::InvalidArgument) for an empty list.
+pub fn wait_any(processes: &[&Process], deadline: Deadline) -> Result<(usize, i32)> {
+    let count = u32::try_from(processes.len()).unwrap_or(u32::MAX);
+    if let [only] = processes {
+        return Ok((0, only.wait(deadline)?));
+    }
+    if count == 0 {
+        return Err(Error::InvalidArgument(
+            "no process to wait for: the list is empty".to_owned(),
+        ));
+    }
+    let set = Set::create(count, 0)?;
+    for (token, process) in (0..).zip(processes) {
+        set.add(&process.descriptor(), Interest::READABLE, token)?;
+    }
+    let ready = set.wait(deadline)?;
+    let first = ready.iter().map(|ready| ready.token).min();
+    let place = first
+        .and_then(|token| usize::try_from(token).ok())
+        .filter(|place| *place < processes.len())
+        .ok_or_else(|| Error::Defect("a set without members is ready".to_owned()))?;
+    // One whose node is lost says so here.
+    Ok((place, processes[place].wait(Deadline::Now)?))
+}
+
+/// Waits until all the processes have ended; their statuses as `waitpid` gives them.
+///
+/// # Errors
+/// As [`Process::wait`]; processes that have ended can be waited for again.
+pub fn wait_all(processes: &[&Process], deadline: Deadline) -> Result<Vec<i32>> {
+    processes
+        .iter()
+        .map(|process| process.wait(deadline))
+        .collect()
 }
 
 fn inherited_environment() -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -201,7 +420,7 @@ mod tests {
             spawn.request.program,
             Program::Executable(vec![b"a".to_vec(), b"b".to_vec()])
         );
-        assert_eq!(spawn.request.node, Some(NodeIndex::FIRST));
+        assert_eq!(spawn.request.place, Place::Node(NodeIndex::FIRST));
         assert_eq!(spawn.request.directory, inherited_directory());
         assert_eq!(spawn.request.environment, inherited_environment());
 
@@ -209,9 +428,9 @@ mod tests {
         let spawn = spawn
             .environment([("X".into(), odd)])
             .directory("/")
-            .output(Output::Null);
+            .stdout(Stdio::Null);
         assert_eq!(spawn.request.environment, [(b"X".to_vec(), vec![0xff])]);
         assert_eq!(spawn.request.directory, b"/");
-        assert_eq!(spawn.request.output, Output::Null);
+        assert_eq!(spawn.request.stdio[1], Wanted::Null);
     }
 }

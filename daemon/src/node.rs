@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use dragon_channels::{Channel, ChannelOptions, ProcessObject, create_channel, recover};
 use dragon_protocol::attach::{Region as RegionInfo, RegionKind};
 use dragon_protocol::control::Membership;
-use dragon_protocol::{Code, NodeIndex, ObjectId, PoolOptions, SlotId};
+use dragon_protocol::{Code, Descriptor, NodeIndex, ObjectId, PoolOptions, SlotId};
 use dragon_shmem::sync::Ordering;
 use dragon_shmem::{Control, Error, Hooks, Member, Pool, PoolTag, Region, clock};
 use dragon_transport::fabric::tcp::{TcpConfig, TcpFabric};
@@ -95,6 +95,24 @@ impl Node {
             place,
             processes: HashMap::new(),
         })
+    }
+
+    /// The daemon's own membership of the node.
+    #[must_use]
+    pub fn member(&self) -> Arc<Member> {
+        self.member.clone()
+    }
+
+    /// Fails every operation on a channel of this node from now on. One that is gone stays so.
+    pub fn destroy_channel(&self, object: ObjectId) {
+        let descriptor = Descriptor {
+            runtime: self.member.control().runtime(),
+            object,
+            user: 0,
+        };
+        if let Ok(channel) = Channel::attach(&self.member, &descriptor, false) {
+            log(channel.destroy());
+        }
     }
 
     /// Where other agents reach this node's: the port that is open at any address, or else 0, and the listeners on the

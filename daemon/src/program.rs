@@ -39,16 +39,30 @@ pub struct Refusal {
 /// # Errors
 /// When the program does not exist, is a directory, or is neither executable nor a Python file.
 pub fn resolve(words: &[OsString]) -> Result<Program, Refusal> {
+    resolve_in(words, std::env::var_os("PATH").as_deref(), None)
+}
+
+/// As [`resolve`], for a process with another PATH and another working directory (`None`: this one's).
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_in(
+    words: &[OsString],
+    path: Option<&OsStr>,
+    directory: Option<&Path>,
+) -> Result<Program, Refusal> {
+    let place = Place { path, directory };
     let Some(name) = words.first().filter(|name| !name.is_empty()) else {
         return Err(Refusal {
             text: "no program given; type dragon --help".to_owned(),
             code: NOT_FOUND,
         });
     };
-    let path = find(name)?;
-    let executable = is_executable(&path);
+    let path = place.find(name)?;
+    let file = place.at(&path);
+    let executable = is_executable(&file);
     let is_python_file = path.extension() == Some(OsStr::new("py"));
-    let python = match first_line(&path) {
+    let python = match first_line(&file) {
         Some(Interpreter::Python(python)) if executable => Some(python),
         // Whichever python3 is meant: the one of this command's environment, also when that is not activated.
         Some(Interpreter::AnyPython) => return run_by(interpreter()?, path, words),
@@ -82,47 +96,66 @@ fn run_by(python: PathBuf, script: PathBuf, words: &[OsString]) -> Result<Progra
     })
 }
 
-fn find(name: &OsStr) -> Result<PathBuf, Refusal> {
-    let here = PathBuf::from(name);
-    if name.as_bytes().contains(&b'/') {
-        return check(&here, name);
-    }
-    let on_path = search_path(name);
-    match on_path {
-        Some(path) => Ok(path),
-        // `dragon prog.py` names a file of the working directory, as `python prog.py` does.
-        None if here.extension() == Some(OsStr::new("py")) && here.exists() => {
-            check(&Path::new(".").join(here), name)
-        }
-        None => {
-            let hint = if here.exists() {
-                format!("; it is in this directory: type ./{}", here.display())
-            } else {
-                String::new()
-            };
-            Err(Refusal {
-                text: format!("{}: command not found on PATH{hint}", here.display()),
-                code: NOT_FOUND,
-            })
-        }
-    }
+/// Where a program is looked for.
+struct Place<'a> {
+    path: Option<&'a OsStr>,
+    directory: Option<&'a Path>,
 }
 
-fn check(path: &Path, name: &OsStr) -> Result<PathBuf, Refusal> {
-    match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => Err(Refusal {
-            text: format!("{}: is a directory, not a program", name.display()),
-            code: NOT_EXECUTABLE,
-        }),
-        Ok(_) => Ok(path.to_owned()),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Refusal {
-            text: format!("{}: permission denied", name.display()),
-            code: NOT_EXECUTABLE,
-        }),
-        Err(error) => Err(Refusal {
-            text: format!("{}: {}", name.display(), reason(&error)),
-            code: NOT_FOUND,
-        }),
+impl Place<'_> {
+    /// A path as it is from here.
+    fn at(&self, path: &Path) -> PathBuf {
+        self.directory
+            .map_or_else(|| path.to_owned(), |directory| directory.join(path))
+    }
+
+    fn find(&self, name: &OsStr) -> Result<PathBuf, Refusal> {
+        let here = PathBuf::from(name);
+        if name.as_bytes().contains(&b'/') {
+            return self.check(&here, name);
+        }
+        match self.search(name) {
+            Some(path) => Ok(path),
+            // `dragon prog.py` names a file of the working directory, as `python prog.py` does.
+            None if here.extension() == Some(OsStr::new("py")) && self.at(&here).exists() => {
+                self.check(&Path::new(".").join(here), name)
+            }
+            None => {
+                let hint = if self.at(&here).exists() {
+                    format!("; it is in this directory: type ./{}", here.display())
+                } else {
+                    String::new()
+                };
+                Err(Refusal {
+                    text: format!("{}: command not found on PATH{hint}", here.display()),
+                    code: NOT_FOUND,
+                })
+            }
+        }
+    }
+
+    fn check(&self, path: &Path, name: &OsStr) -> Result<PathBuf, Refusal> {
+        match fs::metadata(self.at(path)) {
+            Ok(meta) if meta.is_dir() => Err(Refusal {
+                text: format!("{}: is a directory, not a program", name.display()),
+                code: NOT_EXECUTABLE,
+            }),
+            Ok(_) => Ok(path.to_owned()),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Refusal {
+                text: format!("{}: permission denied", name.display()),
+                code: NOT_EXECUTABLE,
+            }),
+            Err(error) => Err(Refusal {
+                text: format!("{}: {}", name.display(), reason(&error)),
+                code: NOT_FOUND,
+            }),
+        }
+    }
+
+    fn search(&self, name: &OsStr) -> Option<PathBuf> {
+        std::env::split_paths(self.path?)
+            .map(|folder| folder.join(name))
+            .find(|file| is_executable(&self.at(file)))
     }
 }
 
@@ -131,13 +164,6 @@ fn reason(error: &std::io::Error) -> String {
         std::io::ErrorKind::NotFound => "no such file".to_owned(),
         _ => error.to_string(),
     }
-}
-
-fn search_path(name: &OsStr) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|file| is_executable(file))
 }
 
 fn is_executable(path: &Path) -> bool {
@@ -163,15 +189,20 @@ pub fn use_interpreter(path: &str) {
 /// # Errors
 /// When there is none.
 pub fn interpreter() -> Result<PathBuf, Refusal> {
+    let path = std::env::var_os("PATH");
+    let place = Place {
+        path: path.as_deref(),
+        directory: None,
+    };
     let configured = || CHOSEN.get().cloned();
     if let Some(chosen) = std::env::var_os(env::PYTHON).or_else(configured) {
-        return find(&chosen);
+        return place.find(&chosen);
     }
     let own = std::env::current_exe()
         .ok()
         .and_then(|exe| venv_python(exe.parent()?.parent()?));
     let active = || std::env::var_os("VIRTUAL_ENV").and_then(|venv| venv_python(Path::new(&venv)));
-    own.or_else(active).or_else(|| search_path(OsStr::new("python3"))).ok_or_else(|| Refusal {
+    own.or_else(active).or_else(|| place.search(OsStr::new("python3"))).ok_or_else(|| Refusal {
         text: format!("a Python program needs python3 on PATH, an active virtual environment, or {} with its path", env::PYTHON),
         code: NOT_FOUND,
     })

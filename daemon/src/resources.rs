@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::thread::CpuSet;
 
+use crate::reservations::Cpu;
+
 /// Granted resources of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Granted {
@@ -39,6 +41,107 @@ pub fn union(mask: &mut Vec<u8>, other: &[u8]) {
 #[must_use]
 pub fn count(mask: &[u8]) -> u32 {
     mask.iter().map(|byte| byte.count_ones()).sum()
+}
+
+/// The CPUs of a mask with their NUMA nodes, at most `most`.
+#[must_use]
+pub fn cpus(mask: &[u8], most: u32) -> Vec<Cpu> {
+    let numa = numa_nodes(Path::new("/sys/devices/system/node"));
+    let set = |cpu: &u32| {
+        mask.get(*cpu as usize / 8)
+            .is_some_and(|byte| byte >> (cpu % 8) & 1 != 0)
+    };
+    // A mask has at most 1024 bytes.
+    let all = (0..u32::try_from(mask.len() * 8).unwrap_or(u32::MAX)).filter(set);
+    let of = |id| {
+        let node = numa.iter().find(|(_, cpus)| cpus.contains(&id));
+        Cpu {
+            id,
+            numa: node.map_or(0, |(node, _)| *node),
+        }
+    };
+    all.take(most as usize).map(of).collect()
+}
+
+/// The CPUs of each NUMA node; none where the kernel does not say.
+fn numa_nodes(folder: &Path) -> Vec<(u32, Vec<u32>)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let nodes = entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let number = name.to_str()?.strip_prefix("node")?.parse().ok()?;
+        let list = fs::read_to_string(entry.path().join("cpulist")).ok()?;
+        Some((number, cpu_list(&list)))
+    });
+    nodes.collect()
+}
+
+/// `0-3,8` as the kernel writes it.
+fn cpu_list(list: &str) -> Vec<u32> {
+    let ranges = list.trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse::<u32>().ok()?..=last.parse().ok()?)
+    });
+    ranges.flatten().collect()
+}
+
+/// Variables by which the job was told its GPUs, the most certain first: what a vendor's library reads is what programs can
+/// use, whatever the workload manager counts.
+const GPU_VARIABLES: [&str; 5] = [
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "ZE_AFFINITY_MASK",
+];
+/// As above, by Slurm, for programs that are to be told by the variables above.
+const SLURM_GPU_VARIABLES: [&str; 2] = ["SLURM_STEP_GPUS", "SLURM_JOB_GPUS"];
+
+/// The GPUs that the job was granted on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gpus {
+    /// Their names: numbers or unique ids.
+    pub names: Vec<String>,
+    /// The variables that tell a process which of them are its own.
+    pub variables: Vec<&'static str>,
+}
+
+/// The GPUs that an environment names.
+#[must_use]
+pub fn gpus(variable: impl Fn(&str) -> Option<String>) -> Gpus {
+    let read = |name: &&str| variable(name).map(|list| gpu_names(&list));
+    let told = |name: &&str| read(name).is_some_and(|names| !names.is_empty());
+    let own: Vec<_> = GPU_VARIABLES.into_iter().filter(told).collect();
+    if let Some(names) = own.first().and_then(read) {
+        return Gpus {
+            names,
+            variables: own,
+        };
+    }
+    match SLURM_GPU_VARIABLES.iter().find_map(read) {
+        Some(names) if !names.is_empty() => Gpus {
+            names,
+            variables: GPU_VARIABLES[..2].to_vec(),
+        },
+        _ => Gpus::default(),
+    }
+}
+
+/// A list with commas; a range of numbers stands for all of them. Words that mean "none" are none.
+fn gpu_names(list: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let words = list.split(',').map(str::trim);
+    for word in words.filter(|word| !["", "NoDevFiles", "none", "void", "-1"].contains(word)) {
+        let range = word.split_once('-').and_then(|(first, last)| {
+            Some((first.parse::<u32>().ok()?, last.parse::<u32>().ok()?))
+        });
+        match range {
+            Some((first, last)) if last >= first && last - first < 1024 => {
+                names.extend((first..=last).map(|number| number.to_string()));
+            }
+            _ => names.push(word.to_owned()),
+        }
+    }
+    names
 }
 
 /// Whether Slurm tracks the processes of this step by a control group of its own.
@@ -239,6 +342,38 @@ mod tests {
             ),
         ]);
         assert_eq!(limits("4:memory:/job", &root), [(2000, 1050)]);
+    }
+
+    #[test]
+    fn gpus_are_what_the_environment_names() {
+        let of = |set: &[(&str, &str)]| {
+            let found = |name: &str| set.iter().find(|(variable, _)| *variable == name);
+            let gpus = gpus(|name| found(name).map(|(_, value)| (*value).to_owned()));
+            (gpus.names.join(" "), gpus.variables.join(" "))
+        };
+        let (cuda, rocr) = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES");
+        assert_eq!(of(&[]), (String::new(), String::new()));
+        assert_eq!(of(&[(cuda, "0,2")]), ("0 2".into(), cuda.into()));
+        assert_eq!(of(&[(cuda, "NoDevFiles")]), (String::new(), String::new()));
+        let unique = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6";
+        assert_eq!(of(&[(cuda, unique)]), (unique.into(), cuda.into()));
+        let both = format!("{cuda} {rocr}");
+        let slurm = ("SLURM_STEP_GPUS", "1-3,7");
+        assert_eq!(of(&[slurm]), ("1 2 3 7".into(), both.clone()));
+        // Slurm counts the devices of the machine, a vendor's library those that the job can see.
+        assert_eq!(of(&[slurm, (cuda, "0,1")]), ("0 1".into(), cuda.into()));
+        assert_eq!(of(&[(cuda, "0"), (rocr, "0")]), ("0".into(), both));
+    }
+
+    #[test]
+    fn cpus_know_their_numa_nodes() {
+        assert_eq!(cpu_list("0-2,8\n"), [0, 1, 2, 8]);
+        let root = tree(&[("node1/cpulist", "4-5\n"), ("node0/cpulist", "0-3\n")]);
+        let mut nodes = numa_nodes(root.path());
+        nodes.sort();
+        assert_eq!(nodes, [(0, vec![0, 1, 2, 3]), (1, vec![4, 5])]);
+        let ids: Vec<u32> = cpus(&[0b1010, 1], 2).iter().map(|cpu| cpu.id).collect();
+        assert_eq!(ids, [1, 3]);
     }
 
     #[test]

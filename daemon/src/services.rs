@@ -9,10 +9,12 @@ mod ending;
 mod inspect;
 mod logs;
 mod peers;
+mod pipes;
+mod placement;
 mod processes;
+mod starting;
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,8 +41,11 @@ use crate::node::Node;
 use crate::output::Sink;
 use crate::program;
 use crate::readable::end_of;
+use crate::reservations::Ledger;
 use crate::resources::{self, Granted};
+use clients::MadeFor;
 pub use logs::Followed;
+use placement::Turns;
 use processes::Processes;
 
 /// Events that may wait; senders wait when there are more.
@@ -86,12 +91,12 @@ pub enum Event {
     },
     /// Another task of the step on this node reports its CPU mask.
     Sibling(Vec<u8>),
-    /// A process was started, or not.
-    Started(processes::Pending, io::Result<u32>),
+    /// The process with this number was started; its pid, or why not.
+    Started(u64, Result<u32, String>),
+    /// The start with this number has waited for CPUs or GPUs as long as it may.
+    WaitedLongEnough(u64),
     /// A message to another daemon, from a task that the loop started.
     Tell(NodeIndex, PeerMessage),
-    /// Children that could not be reaped before can be now.
-    Reap,
     /// Something happened to a question about the runtime.
     Inspected(inspect::Inspected),
     /// Something happened to those who follow logs.
@@ -116,8 +121,14 @@ struct Daemon {
     head_input: Option<OwnedFd>,
     inspections: inspect::Inspections,
     followers: logs::Followers,
-    /// Where the next process without a place of its own goes.
-    next_place: u32,
+    /// Where the next processes without a place of their own go.
+    turns: Turns,
+    /// Who has which CPUs and GPUs.
+    ledger: Ledger,
+    /// Variables that tell a process which GPUs are its own.
+    gpu_variables: Vec<&'static str>,
+    /// What goes with the processes of this node that asked for it.
+    made_for: MadeFor,
     socket: String,
 }
 
@@ -164,12 +175,14 @@ pub async fn run(job: Job) -> Result<u8> {
         shared,
         sender.clone(),
     ));
-    let granted = tokio::select! {
+    let (granted, mask) = tokio::select! {
         granted = with_siblings(&job, &mut events) => granted?,
         end = signals.ending() => return Ok(end.code),
     };
 
     let node = Node::create(&job, granted)?;
+    let granted_cpus = resources::cpus(&mask, granted.cpus);
+    let gpus = resources::gpus(|name| std::env::var(name).ok());
     let (data_port, data) = node.announces();
     let mut me = NodeInfo {
         node: job.node,
@@ -212,7 +225,10 @@ pub async fn run(job: Job) -> Result<u8> {
         .map(|(node, stream)| link::run(node, stream, Some(sink.clone()), &sender))
         .collect::<Result<_>>()?;
     let mut daemon = Daemon {
-        next_place: job.node.get(),
+        turns: Turns::beginning_at(job.node.get() as usize),
+        ledger: Ledger::new(granted_cpus, gpus.names),
+        gpu_variables: gpus.variables,
+        made_for: MadeFor::default(),
         processes: Processes::default(),
         forker: Forker::start(sender.clone())?,
         membership: tree.membership,
@@ -308,10 +324,10 @@ impl Daemon {
                 request,
                 reply,
             } => self.client_asks(slot, request, reply),
-            Event::Started(pending, result) => return self.started(pending, result),
+            Event::Started(number, result) => return self.started(number, result),
+            Event::WaitedLongEnough(number) => self.give_up(number, Code::Timeout),
             Event::Tell(node, message) => self.tell(node, message),
             Event::Sibling(_) => {}
-            Event::Reap => return self.reap(),
             Event::Inspected(what) => self.inspected(what),
             Event::Followed(what) => self.followed(what),
         }
@@ -327,7 +343,10 @@ impl Daemon {
 }
 
 /// Under a workload manager that binds each task to its own CPUs, what was granted is the union of all local tasks'.
-async fn with_siblings(job: &Job, events: &mut mpsc::Receiver<Event>) -> Result<Granted> {
+async fn with_siblings(
+    job: &Job,
+    events: &mut mpsc::Receiver<Event>,
+) -> Result<(Granted, Vec<u8>)> {
     let mut granted = resources::granted();
     let mut mask = resources::own_mask();
     let deadline = Instant::now() + job.bring_up;
@@ -350,7 +369,7 @@ async fn with_siblings(job: &Job, events: &mut mpsc::Receiver<Event>) -> Result<
     granted.cpus = job
         .cpus
         .map_or(granted.cpus, |cpus| granted.cpus.min(cpus.max(1)));
-    Ok(granted)
+    Ok((granted, mask))
 }
 
 /// Reports the end of the process that started this one.

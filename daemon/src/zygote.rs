@@ -4,7 +4,7 @@
 //! the worker is forked as a child of the daemon itself (`CLONE_PARENT`), which reads its status.
 //!
 //! ```text
-//! daemon → zygote   u32 length; then u32 pairs, (u32 n, bytes) × 2 each; u32 n, directory; u32 n, payload
+//! daemon → zygote   u32 length; then u32 pairs, (u32 n, bytes) × 2 each; u32 n, directory; u32 n, payload; u32 n, settings
 //!                   [stdin, stdout, stderr of the worker by SCM_RIGHTS with the first byte]
 //! zygote → daemon   i32 pid, or a negative error number
 //! ```
@@ -12,18 +12,21 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream as StdStream;
 
+use dragon_protocol::process::Settings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::attach::send_with_fds;
-use crate::forker::{Fork, Forker, null};
+use crate::forker::{Fork, Forker, Source, limit};
+use crate::services::Event;
 
 /// Variables that decide what an interpreter imports: workers that differ in one need another zygote.
 const DECISIVE: [&[u8]; 5] = [
@@ -61,35 +64,41 @@ impl Key {
 /// A worker to be forked.
 #[derive(Debug)]
 pub struct Order {
+    /// The number of its start, under which [`Event::Started`] tells its pid, or why there is none.
+    pub number: u64,
     /// Its environment.
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
     /// Its working directory.
     pub directory: Vec<u8>,
     /// What it unpickles.
     pub payload: Vec<u8>,
-    /// Its standard input, output and error.
-    pub stdio: [OwnedFd; 3],
-    /// Where its pid goes, or why there is none.
-    pub reply: oneshot::Sender<io::Result<u32>>,
+    /// Its standard input, output and error: set when it is ordered.
+    pub stdio: Option<[OwnedFd; 3]>,
+    /// What else it starts with.
+    pub settings: Settings,
+    /// The CPUs that it is bound to; none: those of the zygote.
+    pub cpus: Vec<u32>,
 }
 
 /// Handle of a zygote. Dropping it ends the zygote; what is still ordered fails.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Zygote {
     orders: mpsc::UnboundedSender<Order>,
+    events: mpsc::Sender<Event>,
 }
 
 impl Zygote {
-    /// Starts a zygote. Its pid, or why it did not start, comes through the second value. `errors` is its standard error.
+    /// Starts a zygote. `errors` is its standard error.
     ///
     /// # Errors
     /// When the socket pair cannot be made.
     pub fn start(
         forker: &Forker,
+        events: &mpsc::Sender<Event>,
         interpreter: &[u8],
         environment: &[(Vec<u8>, Vec<u8>)],
-        errors: Option<OwnedFd>,
-    ) -> io::Result<(Self, oneshot::Receiver<io::Result<u32>>)> {
+        errors: Source,
+    ) -> io::Result<Self> {
         let (ours, theirs) = StdStream::pair()?;
         ours.set_nonblocking(true)?;
         let string = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
@@ -101,70 +110,87 @@ impl Zygote {
             "dragon._zygote".into(),
             "0".into(),
         ];
-        let started = forker.start_process(Fork {
+        let fork = Fork {
             words,
-            environment: environment
-                .iter()
-                .map(|(name, value)| (string(name), string(value)))
-                .collect(),
+            look_up: false,
+            environment: environment.to_vec(),
             directory: None,
-            stdio: [Some(theirs.into()), Some(null()?), errors],
+            stdio: [Source::Fd(theirs.into()), Source::Null, errors],
             own_group: true,
-        });
+            settings: Settings::default(),
+            cpus: Vec::new(),
+        };
+        forker.start_process(None, fork);
         let (orders, inbox) = mpsc::unbounded_channel();
         let (read, write) = UnixStream::from_std(ours)?.into_split();
-        tokio::spawn(serve(inbox, read, write));
-        Ok((Self { orders }, started))
+        tokio::spawn(serve(inbox, events.clone(), read, write));
+        let events = events.clone();
+        Ok(Self { orders, events })
     }
 
-    /// Orders a worker. When the zygote is gone the order comes back.
-    ///
-    /// # Errors
-    /// The order, when the zygote is gone.
-    pub fn order(&self, order: Order) -> Result<(), Order> {
-        self.orders.send(order).map_err(|refused| refused.0)
+    /// Whether it takes orders.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !self.orders.is_closed()
     }
+
+    /// Orders a worker.
+    pub fn order(&self, order: Order) {
+        if let Err(refused) = self.orders.send(order) {
+            let events = self.events.clone();
+            let number = refused.0.number;
+            tokio::spawn(async move { report(&events, number, Err(GONE.to_owned())).await });
+        }
+    }
+}
+
+const GONE: &str = "the warm interpreter ended; is the package 'dragon' installed for it?";
+
+async fn report(events: &mpsc::Sender<Event>, number: u64, result: Result<u32, String>) {
+    let _ = events.send(Event::Started(number, result)).await;
 }
 
 async fn serve(
     mut inbox: mpsc::UnboundedReceiver<Order>,
+    events: mpsc::Sender<Event>,
     mut read: OwnedReadHalf,
     mut write: OwnedWriteHalf,
 ) {
     // Orders are sent without waiting for answers, which come in the same order.
-    let mut waiting: VecDeque<oneshot::Sender<io::Result<u32>>> = VecDeque::new();
+    let mut waiting: VecDeque<u64> = VecDeque::new();
     let mut answer = [0; 4];
     let mut filled = 0;
     let failure = loop {
         tokio::select! {
             order = inbox.recv() => {
-                let Some(order) = order else { break io::Error::other("the runtime is ending") };
+                let Some(order) = order else { break "the runtime is ending".to_owned() };
                 let bytes = encode(&order);
-                let fds = [order.stdio[0].as_fd(), order.stdio[1].as_fd(), order.stdio[2].as_fd()];
+                let fds: Vec<_> = order.stdio.iter().flatten().map(AsFd::as_fd).collect();
                 let sent = send_with_fds(write.as_ref(), &bytes, &fds).await;
-                waiting.push_back(order.reply);
+                waiting.push_back(order.number);
                 let rest = match sent { Ok(n) => write.write_all(&bytes[n..]).await, Err(error) => Err(error) };
-                if let Err(error) = rest { break error; }
+                if let Err(error) = rest { break error.to_string(); }
             }
             read = read.read(&mut answer[filled..]) => {
                 match read {
-                    Ok(0) => break io::Error::other("the warm interpreter ended; is the package 'dragon' installed for it?"),
+                    Ok(0) => break GONE.to_owned(),
                     Ok(n) => filled += n,
-                    Err(error) => break error,
+                    Err(error) => break error.to_string(),
                 }
                 if filled == answer.len() {
                     filled = 0;
                     let number = i32::from_le_bytes(answer);
-                    let result = u32::try_from(number).map_err(|_| io::Error::from_raw_os_error(number.wrapping_neg()));
-                    if let Some(reply) = waiting.pop_front() { let _ = reply.send(result); }
+                    let result = u32::try_from(number)
+                        .map_err(|_| io::Error::from_raw_os_error(number.wrapping_neg()).to_string());
+                    if let Some(number) = waiting.pop_front() { report(&events, number, result).await; }
                 }
             }
         }
     };
     inbox.close();
-    let queued = std::iter::from_fn(|| inbox.try_recv().ok()).map(|order| order.reply);
-    for reply in waiting.into_iter().chain(queued) {
-        let _ = reply.send(Err(io::Error::new(failure.kind(), failure.to_string())));
+    let queued = std::iter::from_fn(|| inbox.try_recv().ok()).map(|order| order.number);
+    for number in waiting.into_iter().chain(queued) {
+        report(&events, number, Err(failure.clone())).await;
     }
 }
 
@@ -181,9 +207,33 @@ fn encode(order: &Order) -> Vec<u8> {
     }
     field(&mut out, &order.directory);
     field(&mut out, &order.payload);
+    field(&mut out, settings(order).as_bytes());
     let body = length(out.len() - 4);
     out[..4].copy_from_slice(&body);
     out
+}
+
+/// What a worker does to itself before it begins, as words: `umask=23 nice=5 cpus=0,1 limit=7:1024:4096`.
+fn settings(order: &Order) -> String {
+    let mut words = String::new();
+    let settings = &order.settings;
+    // Writing to a String does not fail.
+    if let Some(umask) = settings.umask {
+        let _ = write!(words, "umask={umask} ");
+    }
+    if !order.cpus.is_empty() {
+        let cpus: Vec<_> = order.cpus.iter().map(u32::to_string).collect();
+        let _ = write!(words, "cpus={} ", cpus.join(","));
+    }
+    if let Some(nice) = settings.nice {
+        let _ = write!(words, "nice={nice} ");
+    }
+    for (resource, limits) in settings.limits.iter().map(limit) {
+        let [soft, hard] = [limits.current, limits.maximum]
+            .map(|limit| limit.map_or_else(|| "-1".to_owned(), |limit| limit.to_string()));
+        let _ = write!(words, "limit={}:{soft}:{hard} ", resource as u32);
+    }
+    words
 }
 
 /// A request was read from a frame of at most 64 MiB, so every length in it fits 32 bits.

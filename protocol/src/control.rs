@@ -9,6 +9,7 @@ use crate::ids::{NodeIndex, ObjectId, RuntimeId, SlotId};
 use crate::inspect::{Inspect, LogBatch, LogFilter, NodeAnswer, Scope};
 use crate::launch::NodeInfo;
 use crate::pool::PoolOptions;
+pub use crate::process::{Program, Reach, SpawnRequest, SpawnResult, Spawned};
 
 /// What a client asks. Every request gets exactly one [`ClientReply`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub enum ClientRequest {
         process: ObjectId,
         /// Signal number.
         signal: i32,
+        /// Whom it reaches.
+        reach: Reach,
     },
     /// Who is in the runtime.
     Nodes,
@@ -104,60 +107,6 @@ pub struct Membership {
     pub nodes: Vec<NodeInfo>,
 }
 
-/// How a process is to be started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SpawnRequest {
-    /// On which node; `None`: by the placement policy.
-    pub node: Option<NodeIndex>,
-    /// What to run.
-    pub program: Program,
-    /// The whole environment, as bytes; the daemon adds only what names the runtime.
-    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Working directory, as bytes. Empty: the daemon's.
-    pub directory: Vec<u8>,
-    /// Where output goes.
-    pub output: Output,
-    /// A channel that gets one [`ExitNotice`] (its bytes) when the process has ended.
-    pub notify: Option<ObjectId>,
-}
-
-/// What to run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum Program {
-    /// An executable with its arguments, looked up in the PATH of the given environment.
-    Executable(Vec<Vec<u8>>),
-    /// A Python worker from the warm interpreter of its node.
-    Python {
-        /// The interpreter's path.
-        interpreter: Vec<u8>,
-        /// What the worker unpickles.
-        payload: Vec<u8>,
-    },
-}
-
-/// Where a process's standard output and error go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum Output {
-    /// To the output of the job, whole lines at a time.
-    Forward,
-    /// Nowhere.
-    Null,
-}
-
-/// A started process, or why it was not started.
-pub type SpawnResult = Result<Spawned, (Code, String)>;
-
-/// A started process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spawned {
-    /// The object to wait for. One reference to it is in transit, for the requester to adopt.
-    pub process: ObjectId,
-    /// Its pid on its node.
-    pub pid: u32,
-}
-
 /// The message that a notify channel gets: 24 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExitNotice {
@@ -200,6 +149,8 @@ pub enum PeerMessage {
     Spawn {
         /// Number of the request at its sender.
         request: u64,
+        /// The process that asked.
+        creator: SlotId,
         /// What to start.
         spawns: Vec<SpawnRequest>,
     },
@@ -218,6 +169,8 @@ pub enum PeerMessage {
         process: ObjectId,
         /// Signal number.
         signal: i32,
+        /// Whom it reaches.
+        reach: Reach,
     },
     /// The answer to a request that needs no more than a code and a sentence.
     Answer {
@@ -234,7 +187,7 @@ pub enum PeerMessage {
     Shutdown(String),
     /// Up the tree: the sender and all below it have stopped everything.
     Ended,
-    /// A slot of the sender is gone: forget the processes' references.
+    /// A process of the sender is gone that had something started here which goes with it.
     SlotGone(SlotId),
     /// What is there, and what it does.
     Inspect {

@@ -12,5 +12,11 @@ pub const STEP_KEY: &str = "SLURM_DRAGON_STEP_KEY";
 pub const STEP_PROGRAM: &str = "SLURM_DRAGON_STEP_PROGRAM";
 /// Set by the Slurm plugin: `head` or `spmd`. Removed likewise.
 pub const STEP_MODE: &str = "SLURM_DRAGON_STEP_MODE";
-/// Where new processes go when their creator does not say: `roundrobin` (default), `local` or `remote`.
+/// Where new processes go when their creator does not say: `roundrobin` (default), `block`, `packed`, `local` or `remote`.
 pub const PLACEMENT: &str = "DRAGON_PLACEMENT";
+/// Set for a process of a group: its number in the group.
+pub const RANK: &str = "DRAGON_RANK";
+/// Set for a process of a group: its number among those of its node.
+pub const LOCAL_RANK: &str = "DRAGON_LOCAL_RANK";
+/// Set for a process of a group: the number of its members.
+pub const GROUP_SIZE: &str = "DRAGON_GROUP_SIZE";

@@ -25,6 +25,7 @@ pub mod membership;
 pub mod names;
 pub mod op;
 pub mod pool;
+pub mod process;
 pub mod wire;
 
 pub use descriptor::Descriptor;

@@ -6,6 +6,7 @@ FD is a stream socket. Every number is little-endian. For each worker the daemon
     u32 number of variables; for each: u32 length, name, u32 length, value
     u32 length, working directory
     u32 length, payload
+    u32 length, settings: words as ``umask=23 nice=5 cpus=0,1 limit=7:1024:4096``
     with its first byte, as SCM_RIGHTS: the worker's standard input, output and error
 
     i32 the worker's pid, or a negative error number
@@ -58,6 +59,7 @@ class Order:
         self.environment = {next(fields): next(fields) for _ in range(count)}
         self.directory = next(fields)
         self.payload = next(fields)
+        self.settings = next(fields).decode()
         self.fds = fds
 
 
@@ -140,6 +142,8 @@ def _become_worker(order: Order, daemon: int, fresh: bool) -> int:
     for number, fd in enumerate(order.fds):
         os.dup2(fd, number)
         os.close(fd)
+    if order.settings:
+        _settle(order.settings)
     if fresh:
         _replace_interpreter(order, daemon)
     _set_environment(order.environment)
@@ -149,6 +153,23 @@ def _become_worker(order: Order, daemon: int, fresh: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, write_through=b"PYTHONUNBUFFERED" in order.environment)
     return run(order.payload)
+
+
+def _settle(settings: str) -> None:
+    """Applies what a worker was given beside its environment. A limit's number is the kernel's."""
+    for word in settings.split():
+        name, _, value = word.partition("=")
+        if name == "umask":
+            os.umask(int(value))
+        elif name == "cpus":
+            os.sched_setaffinity(0, map(int, value.split(",")))
+        elif name == "nice":
+            os.nice(int(value))
+        elif name == "limit":
+            import resource  # Rarely needed: not worth its import in every zygote.
+
+            number, soft, hard = map(int, value.split(":"))
+            resource.setrlimit(number, (soft, hard))
 
 
 def _set_environment(environment: dict[bytes, bytes]) -> None:

@@ -5,7 +5,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::ptr;
 
 use dragon_protocol::NodeIndex;
-use dragon_protocol::control::Output;
 
 use super::channel::DragonBytes;
 use super::function::{Wanted, functions};
@@ -13,6 +12,7 @@ use super::{check_size, guard, last_error, many, refer, text};
 use crate::error::{Error, Result};
 use crate::objects::{Channel, Process};
 use crate::spawn::{Child, Spawn};
+use crate::stdio::Stdio;
 
 /// `DRAGON_BY_POLICY`.
 const BY_POLICY: i32 = -1;
@@ -72,8 +72,8 @@ impl DragonSpawnRequest {
             })?);
         }
         spawn = match self.output {
-            0 => spawn.output(Output::Forward),
-            1 => spawn.output(Output::Null),
+            0 => spawn,
+            1 => spawn.stdout(Stdio::Null).stderr(Stdio::Null),
             other => {
                 return Err(Error::InvalidArgument(format!(
                     "output {other} is neither DRAGON_OUTPUT_FORWARD (0) nor DRAGON_OUTPUT_NULL (1)"
@@ -206,7 +206,7 @@ pub unsafe extern "C" fn dragon_spawn_many(
             put(
                 index,
                 match result {
-                    Ok(Child { process, pid }) => DragonSpawnResult {
+                    Ok(Child { process, pid, .. }) => DragonSpawnResult {
                         code: 0,
                         pid,
                         process: Box::into_raw(Box::new(process)),

@@ -199,7 +199,7 @@ keys! {
         default: "",
         otherwise: "roundrobin",
         shown: "POLICY",
-        help: "Where new processes go when their creator does not say: roundrobin, local or remote.",
+        help: "Where new processes go when their creator does not say: roundrobin, block, packed, local or remote.",
         reach: Reach::Programs,
     };
 }

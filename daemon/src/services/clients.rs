@@ -1,13 +1,65 @@
 //! What clients of this node ask.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
 use dragon_protocol::control::{
-    ClientReply, ClientRequest, PeerMessage, SpawnRequest, SpawnResult,
+    ClientReply, ClientRequest, PeerMessage, Reach, SpawnRequest, SpawnResult,
 };
-use dragon_protocol::{Code, NodeIndex, SlotId, env};
+use dragon_protocol::process::{Lives, Stdio};
+use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId};
 use tokio::sync::oneshot;
 
 use super::Daemon;
 use super::peers::result_of;
+use super::processes::Creator;
+
+/// What goes with processes of this node when they end.
+#[derive(Debug, Default)]
+pub(super) struct MadeFor {
+    slots: HashMap<SlotId, Made>,
+}
+
+/// What goes with one of them.
+#[derive(Debug, Default)]
+struct Made {
+    /// Nodes where processes run, or wait to be started, that are told.
+    nodes: BTreeSet<NodeIndex>,
+    /// Channels by which processes read and write.
+    channels: HashSet<ObjectId>,
+}
+
+impl MadeFor {
+    /// Notes what a request leads to on its node.
+    fn note(
+        &mut self,
+        slot: SlotId,
+        node: NodeIndex,
+        spawn: &SpawnRequest,
+        me: NodeIndex,
+    ) -> Result<NodeIndex, (Code, String)> {
+        if spawn.settings.lives == Lives::WithCreator || spawn.reservation.wait_ms.is_some() {
+            self.slots.entry(slot).or_default().nodes.insert(node);
+        }
+        for stdio in &spawn.stdio {
+            let Stdio::Channel(channel) = stdio else {
+                continue;
+            };
+            if channel.node != me {
+                let text = format!(
+                    "channel {channel} for a process's input or output lies on node {}; make it on node {me}, where the process is asked for",
+                    channel.node
+                );
+                return Err((Code::InvalidArgument, text));
+            }
+            self.slots
+                .entry(slot)
+                .or_default()
+                .channels
+                .insert(*channel);
+        }
+        Ok(node)
+    }
+}
 
 impl Daemon {
     /// Answers a client, at once or when other nodes have answered.
@@ -19,20 +71,26 @@ impl Daemon {
     ) {
         self.node.count_request();
         let answer = match request {
-            ClientRequest::Spawn(_) if slot.is_none() => ClientReply::Failed(
-                Code::Refused,
-                "only an attached process can start processes".to_owned(),
-            ),
-            ClientRequest::Spawn(spawns) => return self.spawn_all(spawns, reply),
-            ClientRequest::Signal { process, signal } if process.node == self.job.node => {
-                match self.signal_here(process, signal) {
-                    (Code::Ok, _) => ClientReply::Done,
-                    (code, text) => ClientReply::Failed(code, text),
-                }
-            }
-            ClientRequest::Signal { process, signal } => {
-                return self.signal_there(process, signal, reply);
-            }
+            ClientRequest::Spawn(spawns) => match slot {
+                Some(slot) => return self.spawn_all(spawns, slot, reply),
+                None => ClientReply::Failed(
+                    Code::Refused,
+                    "only an attached process can start processes".to_owned(),
+                ),
+            },
+            ClientRequest::Signal {
+                process,
+                signal,
+                reach,
+            } if process.node == self.job.node => match self.signal_here(process, signal, reach) {
+                (Code::Ok, _) => ClientReply::Done,
+                (code, text) => ClientReply::Failed(code, text),
+            },
+            ClientRequest::Signal {
+                process,
+                signal,
+                reach,
+            } => return self.signal_there(process, signal, reach, reply),
             ClientRequest::Nodes => ClientReply::Nodes(self.membership.clone()),
             ClientRequest::Inspect(question, scope) => {
                 return self.inspect(question, scope, reply);
@@ -48,35 +106,46 @@ impl Daemon {
     }
 
     /// Starts processes on their nodes, all at once, and answers when the last one is started.
-    fn spawn_all(&mut self, spawns: Vec<SpawnRequest>, reply: oneshot::Sender<ClientReply>) {
+    fn spawn_all(
+        &mut self,
+        spawns: Vec<SpawnRequest>,
+        slot: SlotId,
+        reply: oneshot::Sender<ClientReply>,
+    ) {
         let me = self.job.node;
+        let places = self.turns.place_all(&spawns, me, &self.membership);
+        let creator = Creator { node: me, slot };
         let mut here = Vec::new();
         // Consecutive positions of the answer per node, so that each other node gets one message.
-        let mut there: Vec<(NodeIndex, Vec<usize>, Vec<SpawnRequest>)> = Vec::new();
-        let total = spawns.len();
-        for (position, spawn) in spawns.into_iter().enumerate() {
-            let node = spawn.node.unwrap_or_else(|| self.place(&spawn));
-            if node == me {
-                here.push((position, self.spawn_in_turn(spawn)));
-            } else if let Some((_, positions, requests)) =
-                there.iter_mut().find(|(to, ..)| *to == node)
-            {
-                positions.push(position);
-                requests.push(spawn);
-            } else {
-                there.push((node, vec![position], vec![spawn]));
+        let mut there: BTreeMap<NodeIndex, (Vec<usize>, Vec<SpawnRequest>)> = BTreeMap::new();
+        let mut results: Vec<Option<SpawnResult>> = vec![None; spawns.len()];
+        for (position, (spawn, place)) in spawns.into_iter().zip(places).enumerate() {
+            match place.and_then(|node| self.made_for.note(slot, node, &spawn, me)) {
+                Ok(node) if node == me => {
+                    here.push((position, self.spawn_in_turn(spawn, creator)));
+                }
+                Ok(node) => {
+                    let (positions, requests) = there.entry(node).or_default();
+                    positions.push(position);
+                    requests.push(spawn);
+                }
+                Err(refused) => results[position] = Some(Err(refused)),
             }
         }
         let mut answers = Vec::new();
-        for (node, positions, spawns) in there {
+        for (node, (positions, spawns)) in there {
             let request = self.requests.number();
             let (sender, answer) = oneshot::channel();
             self.requests.spawns.insert(request, (node, sender));
-            self.tell(node, PeerMessage::Spawn { request, spawns });
+            let message = PeerMessage::Spawn {
+                request,
+                creator: slot,
+                spawns,
+            };
+            self.tell(node, message);
             answers.push((node, positions, answer));
         }
         tokio::spawn(async move {
-            let mut results: Vec<Option<SpawnResult>> = vec![None; total];
             for (position, answer) in here {
                 results[position] = Some(result_of(answer).await);
             }
@@ -98,29 +167,21 @@ impl Daemon {
         });
     }
 
-    /// Where a process goes whose creator does not say.
-    fn place(&mut self, spawn: &SpawnRequest) -> NodeIndex {
-        let policy = spawn
-            .environment
-            .iter()
-            .find(|(name, _)| name == env::PLACEMENT.as_bytes());
-        let nodes = self.membership.nodes.len().max(1);
-        let me = self.job.node.get();
-        let mut next = || {
-            let node = self
-                .membership
-                .nodes
-                .get(self.next_place as usize % nodes)
-                .map_or(self.job.node, |info| info.node);
-            self.next_place = self.next_place.wrapping_add(1);
-            node
+    /// A process of this node has ended or left: what it asked for goes with it, where it is to.
+    pub(super) fn creator_left(&mut self, slot: SlotId) {
+        let Some(made) = self.made_for.slots.remove(&slot) else {
+            return;
         };
-        match policy.map(|(_, value)| value.as_slice()) {
-            Some(b"local") => self.job.node,
-            Some(b"remote") if nodes > 1 => std::iter::repeat_with(next)
-                .find(|node| node.get() != me)
-                .unwrap_or(self.job.node),
-            _ => next(),
+        let me = self.job.node;
+        for node in made.nodes {
+            if node == me {
+                self.creators_gone(|creator| creator == Creator { node: me, slot });
+            } else {
+                self.tell(node, PeerMessage::SlotGone(slot));
+            }
+        }
+        for channel in made.channels {
+            self.node.destroy_channel(channel);
         }
     }
 
@@ -128,6 +189,7 @@ impl Daemon {
         &mut self,
         process: dragon_protocol::ObjectId,
         signal: i32,
+        reach: Reach,
         reply: oneshot::Sender<ClientReply>,
     ) {
         let request = self.requests.number();
@@ -141,6 +203,7 @@ impl Daemon {
                 request,
                 process,
                 signal,
+                reach,
             },
         );
         tokio::spawn(async move {
@@ -158,6 +221,8 @@ impl Daemon {
     fn stats(&self) -> Vec<(String, u64)> {
         let mut stats = self.node.stats();
         stats.push(("processes".to_owned(), self.processes.count() as u64));
+        let counted = self.ledger.counts();
+        stats.extend(counted.map(|(name, count)| (name.to_owned(), count)));
         stats
     }
 }

@@ -7,6 +7,8 @@ use dragon_protocol::{Code, NodeIndex};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
+use super::processes::Creator;
+use super::starting::StartedFor;
 use super::{Daemon, End, Event, Other};
 use crate::cli::RUNTIME_FAILED;
 use crate::link::{self, Link};
@@ -94,6 +96,7 @@ impl Daemon {
             self.parent = self.parent.take().filter(|link| !is_it(link));
             self.children.retain(|link| !is_it(link));
             self.node.node_down(node);
+            self.creators_gone(|creator| creator.node == node);
             let why = format!("node {node} ({host}) is lost");
             eprintln!("dragon: {why}; the job ends");
             return Some(End {
@@ -121,7 +124,14 @@ impl Daemon {
     /// Another daemon says something.
     pub(super) fn peer_says(&mut self, node: NodeIndex, message: PeerMessage) -> Option<End> {
         match message {
-            PeerMessage::Spawn { request, spawns } => self.spawn_for(node, request, spawns),
+            PeerMessage::Spawn {
+                request,
+                creator: slot,
+                spawns,
+            } => self.spawn_for(Creator { node, slot }, request, spawns),
+            PeerMessage::SlotGone(slot) => {
+                self.creators_gone(|creator| creator == Creator { node, slot });
+            }
             PeerMessage::Spawned { request, results } => {
                 if let Some((_, reply)) = self.requests.spawns.remove(&request) {
                     let _ = reply.send(results);
@@ -131,8 +141,9 @@ impl Daemon {
                 request,
                 process,
                 signal,
+                reach,
             } => {
-                let (code, text) = self.signal_here(process, signal);
+                let (code, text) = self.signal_here(process, signal, reach);
                 self.tell(
                     node,
                     PeerMessage::Answer {
@@ -185,10 +196,11 @@ impl Daemon {
         None
     }
 
-    fn spawn_for(&mut self, node: NodeIndex, request: u64, spawns: Vec<SpawnRequest>) {
+    fn spawn_for(&mut self, creator: Creator, request: u64, spawns: Vec<SpawnRequest>) {
+        let node = creator.node;
         let answers: Vec<_> = spawns
             .into_iter()
-            .map(|spawn| self.spawn_in_turn(spawn))
+            .map(|spawn| self.spawn_in_turn(spawn, creator))
             .collect();
         // The answer travels over a connection that the loop owns: it comes back as an event.
         let events = self.sender.clone();
@@ -204,9 +216,13 @@ impl Daemon {
     }
 
     /// Starts a process here; the answer comes later.
-    pub(super) fn spawn_in_turn(&mut self, spawn: SpawnRequest) -> oneshot::Receiver<SpawnResult> {
+    pub(super) fn spawn_in_turn(
+        &mut self,
+        spawn: SpawnRequest,
+        creator: Creator,
+    ) -> oneshot::Receiver<SpawnResult> {
         let (reply, answer) = oneshot::channel();
-        self.spawn_here(spawn, reply);
+        self.spawn_here(spawn, creator, StartedFor::Requester(reply));
         answer
     }
 }

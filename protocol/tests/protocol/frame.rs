@@ -1,5 +1,5 @@
 use dragon_protocol::control::{
-    ClientReply, ClientRequest, ExitNotice, Output, PeerMessage, Program, SpawnRequest,
+    ClientReply, ClientRequest, ExitNotice, PeerMessage, Program, SpawnRequest,
 };
 use dragon_protocol::frame::{FrameError, MAX_FRAME, body_length, decode, encode};
 use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind};
@@ -7,12 +7,9 @@ use proptest::prelude::*;
 
 fn spawn(arguments: Vec<Vec<u8>>, environment: Vec<(Vec<u8>, Vec<u8>)>) -> SpawnRequest {
     SpawnRequest {
-        node: NodeIndex::new(1),
-        program: Program::Executable(arguments),
         environment,
         directory: b"/tmp".to_vec(),
-        output: Output::Forward,
-        notify: None,
+        ..SpawnRequest::new(Program::Executable(arguments))
     }
 }
 
