@@ -218,6 +218,9 @@ impl Config {
             reconnect: self
                 .number(&keys::RECONNECT)
                 .and_then(|seconds| u32::try_from(seconds).ok()),
+            connections: self
+                .number(&keys::CONNECTIONS)
+                .and_then(|number| u32::try_from(number).ok()),
         }
     }
 

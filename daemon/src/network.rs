@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
 use dragon_protocol::launch::Network;
-use dragon_transport::interface::{self, Chosen, Class, Wanted};
+use dragon_transport::interface::{self, Chosen, Class, Rail, Wanted};
 
 use crate::adapter::Job;
 
@@ -18,6 +18,8 @@ pub struct Place {
     pub listen: Vec<IpAddr>,
     /// The interfaces to announce; empty: the address of the bring-up alone.
     pub chosen: Vec<Chosen>,
+    /// The networks of `chosen` that are to be used together.
+    pub rails: Vec<Rail>,
     /// Whether other addresses of this node lead to the listener too.
     pub anywhere: bool,
 }
@@ -47,8 +49,8 @@ pub fn place(job: &Job) -> Result<Place> {
     if job.all_here() && wanted.is_automatic() {
         return Ok(Place {
             listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-            chosen: Vec::new(),
             anywhere: true,
+            ..Place::default()
         });
     }
     let there = interface::list()?;
@@ -56,10 +58,12 @@ pub fn place(job: &Job) -> Result<Place> {
         // Other nodes have a loopback interface of their own.
         let leads_out = |i: &interface::Interface| i.class != Class::Loopback;
         let there: Vec<_> = there.into_iter().filter(leads_out).collect();
+        // A node without any is still reached as it was in the bring-up.
+        let chosen = interface::choose(&there, &wanted).unwrap_or_default();
         return Ok(Place {
             listen: vec![any_address()],
-            // A node without any is still reached as it was in the bring-up.
-            chosen: interface::choose(&there, &wanted).unwrap_or_default(),
+            rails: interface::rails(&there, &chosen),
+            chosen,
             anywhere: true,
         });
     }
@@ -67,6 +71,7 @@ pub fn place(job: &Job) -> Result<Place> {
         .with_context(|| format!("node {} ({})", job.node, job.host(job.node)))?;
     Ok(Place {
         listen: chosen.iter().map(|c| c.address).collect(),
+        rails: interface::rails(&there, &chosen),
         chosen,
         anywhere: false,
     })
@@ -117,6 +122,7 @@ mod tests {
             listen: vec![any_address()],
             chosen,
             anywhere: true,
+            ..Place::default()
         };
         let expected = (700, vec![at("10.1.0.7:700"), at("[fd00::7]:700")]);
         assert_eq!(place.announce(&[at("[::]:700")]), expected);

@@ -330,9 +330,13 @@ fn start_agent(
     let fabric: Arc<dyn Fabric> = if job.hosts.len() > 1 {
         let usual = TcpConfig::new(job.node, job.key.clone());
         let reconnect_s = job.network.reconnect.map(u64::from);
+        let connections = job.network.connections;
+        let connections = connections.and_then(|number| usize::try_from(number).ok());
         let config = TcpConfig {
             listen: place.listen.clone(),
             encrypt: job.network.encrypt,
+            connections: connections.unwrap_or(usual.connections),
+            rails: place.rails.clone(),
             reconnect_s: reconnect_s.unwrap_or(usual.reconnect_s),
             ..usual
         };

@@ -56,12 +56,17 @@ pub struct Network {
     pub encrypt: bool,
     /// For how many seconds a connection that broke is tried to be made again: at most [`Network::LONGEST_RECONNECT`].
     pub reconnect: Option<u32>,
+    /// How many connections two nodes may have for large payloads: 1 to [`Network::MOST_CONNECTIONS`]; `None`: one for each
+    /// network that both are on.
+    pub connections: Option<u32>,
 }
 
 impl Network {
     /// The largest value of [`Network::reconnect`]. Who waits for an object of a node that is gone waits that long for the
     /// error.
     pub const LONGEST_RECONNECT: u32 = 300;
+    /// The largest value of [`Network::connections`].
+    pub const MOST_CONNECTIONS: u32 = 8;
 }
 
 /// A node, as its daemon announces it in the bring-up and as everybody knows it afterwards.

@@ -139,15 +139,29 @@ pub enum FrameKind {
     SlotDown = 5,
     /// The sender closes: nothing follows.
     Goodbye = 6,
-    /// Nothing but [`FrameHeader::acknowledged`]. Not numbered, as the kinds below.
+    /// Nothing but [`FrameHeader::acknowledged`]; with `arg0` = 1 the acceptor says that it could use more lanes. Not
+    /// numbered, as the kinds below.
     Acknowledge = 7,
     /// The last message of a handshake in each direction: begins the link with the number in `request`, or goes on with
     /// it after a connection broke. `arg0`: frames that the sender has received on that link; `arg1`: 1 when the link is
-    /// new. In the answer `status` says whether that is so.
+    /// new, 2 when this is a further lane of the connection that the opener numbered `deadline`. In the answer `status`
+    /// says whether that is so.
     Open = 8,
     /// The sender ends the link: it is not to be gone on with.
     End = 9,
+    /// A part of the payload of the numbered frame `request` (counted from 0), which begins at `arg0` in it. That frame's
+    /// header follows, [`FrameHeader::kind`] with [`APART`], and then `payload` bytes.
+    Piece = 10,
 }
+
+/// Added to the kind of a numbered frame whose payload does not follow it: it comes in pieces, on any lane of the link.
+pub const APART: u8 = 0x80;
+
+/// Bytes of each piece of a payload but the last.
+pub const PIECE: u64 = 256 << 10;
+
+/// Only payloads of so many bytes come in pieces.
+pub const SPLIT: u64 = 2 * PIECE;
 
 impl FrameKind {
     /// The kind with this number.
@@ -163,6 +177,7 @@ impl FrameKind {
             7 => Self::Acknowledge,
             8 => Self::Open,
             9 => Self::End,
+            10 => Self::Piece,
             _ => return None,
         })
     }

@@ -16,7 +16,7 @@ use dragon_shmem::Member;
 
 use crate::agent::Harness;
 use crate::body::Body;
-use crate::fabric::stream::{CARRY, Inbound, Sink};
+use crate::fabric::stream::{Assembly, CARRY, Inbound, Sink};
 use crate::fabric::{
     Fabric, FabricStats, Frame, Handler, Incoming, Link, LinkError, PeerAddress, Side,
 };
@@ -66,6 +66,11 @@ impl Sink for Vec<Heard> {
         self.push(Heard::Frame(header.kind, number, bytes));
     }
 
+    fn received(&self) -> u64 {
+        let counts = |heard: &&Heard| matches!(heard, Heard::Frame(..) | Heard::Skipped(..));
+        self.iter().filter(counts).count() as u64
+    }
+
     fn acknowledged(&mut self, count: u16) {
         self.push(Heard::Acknowledged(count));
     }
@@ -78,7 +83,7 @@ impl Sink for Vec<Heard> {
 /// Reads a stream as a connection does; `seed` 0: in one piece.
 fn read(mut bytes: &[u8], seed: u64) -> Vec<Heard> {
     let mut heard = Vec::new();
-    let mut inbound = Inbound::default();
+    let (mut inbound, mut assembly) = (Inbound::default(), Assembly::default());
     let mut random = seed;
     while !bytes.is_empty() && heard.last() != Some(&Heard::End) {
         random = random
@@ -98,16 +103,19 @@ fn read(mut bytes: &[u8], seed: u64) -> Vec<Heard> {
         let mut now = now;
         // What belongs to a large payload is received straight into its place, or comes with the rest.
         if random >> 61 & 1 == 0
-            && let Some(piece) = inbound.landing()
+            && let Some(piece) = inbound.landing(&mut assembly)
         {
             let direct = piece.len.min(now.len());
             // SAFETY: the piece is that long, and the body's memory is apart from the bytes.
             unsafe { core::ptr::copy_nonoverlapping(now.as_ptr(), piece.start.as_ptr(), direct) };
-            inbound.landed(direct as u64, &mut heard);
+            if let Err(error) = inbound.landed(direct as u64, &mut assembly, &mut heard) {
+                heard.push(Heard::Refused(error.to_string()));
+                break;
+            }
             now = &now[direct..];
         }
         scratch.extend_from_slice(now);
-        if let Err(error) = inbound.parse(&scratch, &mut heard) {
+        if let Err(error) = inbound.parse(&scratch, &mut assembly, &mut heard) {
             heard.push(Heard::Refused(error.to_string()));
             break;
         }
@@ -150,9 +158,13 @@ impl Victim {
         };
         self.agent.with_events(|events| {
             let mut inbound = Inbound::default();
-            let mut to = To { link, events };
+            let mut to = To {
+                link,
+                events,
+                received: 0,
+            };
             // What is none of the protocol ends the connection.
-            let _ = inbound.parse(bytes, &mut to);
+            let _ = inbound.parse(bytes, &mut Assembly::default(), &mut to);
         });
     }
 
@@ -171,6 +183,7 @@ impl Victim {
 struct To<'a> {
     link: &'a Arc<dyn Link>,
     events: &'a mut dyn Handler,
+    received: u64,
 }
 
 impl Sink for To<'_> {
@@ -179,7 +192,12 @@ impl Sink for To<'_> {
     }
 
     fn frame(&mut self, header: &FrameHeader, payload: Incoming<'_>) {
+        self.received += 1;
         self.events.frame(self.link, header, payload);
+    }
+
+    fn received(&self) -> u64 {
+        self.received
     }
 
     fn acknowledged(&mut self, _: u16) {}

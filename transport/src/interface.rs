@@ -26,6 +26,8 @@ pub struct Interface {
     pub speed: Option<u32>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// How many leading bits of each address are those of its network; fewer entries than addresses: it is not known.
+    pub prefixes: Vec<u8>,
 }
 
 /// What an interface is, the best first.
@@ -63,6 +65,24 @@ pub struct Chosen {
     pub name: String,
     /// Its address.
     pub address: IpAddr,
+}
+
+/// A network that a node uses together with others: the address of its interface, and how many leading bits of it are the
+/// network's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rail {
+    /// The address.
+    pub address: IpAddr,
+    /// The length of the prefix.
+    pub bits: u8,
+}
+
+impl Rail {
+    /// Whether an address is on this network.
+    #[must_use]
+    pub fn leads_to(&self, address: IpAddr) -> bool {
+        within(address, self.address, self.bits)
+    }
 }
 
 /// At most so many interfaces are used together.
@@ -156,6 +176,7 @@ impl fmt::Display for Wanted {
 ///     class,
 ///     speed: None,
 ///     addresses: vec![address.parse().unwrap()],
+///     prefixes: vec![24],
 /// };
 /// let there = [
 ///     interface("lo", Class::Loopback, "127.0.0.1"),
@@ -184,6 +205,36 @@ pub fn choose(there: &[Interface], wanted: &Wanted) -> Result<Vec<Chosen>, Inter
         let wanted = wanted.to_string();
         InterfaceError::NoMatch { wanted, there }
     })
+}
+
+/// The networks of chosen interfaces that are to be used together: of those with the highest speed, one for each network,
+/// since the system sends all that goes to one network through one interface. None where only one is left.
+#[must_use]
+pub fn rails(there: &[Interface], chosen: &[Chosen]) -> Vec<Rail> {
+    let of = |c: &Chosen| there.iter().find(|i| i.name == c.name);
+    let speed = chosen.iter().filter_map(|c| Some(of(c)?.speed)).max();
+    let mut rails: Vec<Rail> = Vec::new();
+    for Chosen { name, address } in chosen {
+        let interface = there.iter().find(|i| i.name == *name);
+        let Some(interface) = interface.filter(|i| Some(i.speed) == speed) else {
+            continue;
+        };
+        let at = interface.addresses.iter().position(|a| a == address);
+        let bits = at.and_then(|at| interface.prefixes.get(at));
+        // One that leads everywhere is none that both nodes are on.
+        let Some(&bits) = bits.filter(|bits| **bits > 0) else {
+            continue;
+        };
+        let rail = Rail {
+            address: *address,
+            bits,
+        };
+        let same = |other: &Rail| other.leads_to(*address) || rail.leads_to(other.address);
+        if !rails.iter().any(same) {
+            rails.push(rail);
+        }
+    }
+    if rails.len() < 2 { Vec::new() } else { rails }
 }
 
 fn automatic(there: &[Interface]) -> Vec<Chosen> {

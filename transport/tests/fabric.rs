@@ -174,8 +174,13 @@ fn tcp(nodes: u32) -> Vec<Arc<dyn Fabric>> {
 }
 
 fn tcp_with(nodes: u32, encrypt: bool) -> Vec<Arc<dyn Fabric>> {
+    tcp_of(nodes, encrypt, 0)
+}
+
+fn tcp_of(nodes: u32, encrypt: bool, connections: usize) -> Vec<Arc<dyn Fabric>> {
     let config = |n| TcpConfig {
         encrypt,
+        connections,
         ..TcpConfig::new(node(n), key())
     };
     let fabrics: Vec<TcpFabric> = (0..nodes)
@@ -207,6 +212,7 @@ fn mem(nodes: u32) -> Vec<Arc<dyn Fabric>> {
 fn on_each(test: impl Fn(Vec<Arc<dyn Fabric>>)) {
     test(tcp(2));
     test(tcp_with(2, true));
+    test(tcp_of(2, false, 3));
     test(mem(2));
 }
 
@@ -303,7 +309,7 @@ fn a_large_frame_that_trickles_in_arrives_when_nothing_follows_it() {
 
 #[test]
 fn frames_that_are_queued_leave_with_the_flush() {
-    for fabrics in [tcp(2), tcp_with(2, true)] {
+    for fabrics in [tcp(2), tcp_with(2, true), tcp_of(2, false, 3)] {
         let a = Node::start(Arc::clone(&fabrics[0]), false, false);
         let b = Node::start(Arc::clone(&fabrics[1]), false, false);
         let link = a.link(1);

@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use dragon_protocol::wire::{FrameHeader, FrameKind};
 use dragon_transport::Body;
 use dragon_transport::fabric::tcp::{TcpConfig, TcpFabric};
 use dragon_transport::fabric::{Fabric, Frame, Handler, Incoming, Link, LinkError, PeerAddress};
-use dragon_transport::interface::{Chosen, InterfaceError, choose, list};
+use dragon_transport::interface::{Chosen, InterfaceError, choose, list, rails};
 use zerocopy::FromZeros;
 
 const WATCHDOG: Duration = Duration::from_secs(120);
@@ -51,6 +52,11 @@ fn interfaces_are_chosen_in_a_namespace() {
 #[test]
 fn frames_pass_over_the_chosen_interfaces() {
     inside("frames_in_namespaces");
+}
+
+#[test]
+fn two_networks_are_used_together_and_each_alone_when_the_other_is_cut() {
+    inside("rails_in_namespaces");
 }
 
 fn ip(words: &str) {
@@ -225,4 +231,174 @@ fn frames_in_namespaces() {
         }
     }
     assert_eq!(receiver.join().unwrap(), [1, 2]);
+}
+
+/// Frames that came, in their order.
+#[derive(Default)]
+struct Counted(AtomicU64);
+
+/// Bytes of each frame, which begins with its number.
+const LARGE: usize = 1 << 20;
+
+impl Handler for &Counted {
+    fn land(&mut self, _: &Arc<dyn Link>, header: &FrameHeader) -> Option<Body> {
+        let length = usize::try_from(header.payload.get()).unwrap();
+        Some(Body::Bytes(vec![0; length]))
+    }
+
+    fn frame(&mut self, _: &Arc<dyn Link>, header: &FrameHeader, payload: Incoming<'_>) {
+        let Incoming::Landed(body) = payload else {
+            panic!("{payload:?}")
+        };
+        let number = self.0.load(Ordering::Relaxed);
+        assert_eq!(header.request.get(), number);
+        assert!(body.to_vec() == large(number), "frame {number}");
+        self.0.store(number + 1, Ordering::Release);
+    }
+
+    fn up(&mut self, _: &Arc<dyn Link>) {}
+
+    fn lost(&mut self, _: &Arc<dyn Link>, _: bool, reason: &LinkError, _: Vec<Frame>) {
+        eprintln!("lost: {reason}");
+    }
+}
+
+fn large(number: u64) -> Vec<u8> {
+    number.to_le_bytes().repeat(LARGE / 8)
+}
+
+fn with_rails(node: u32) -> TcpFabric {
+    let key = JobKey::from_hex(&"5a".repeat(32)).unwrap();
+    let mut config = TcpConfig::new(NodeIndex::new(node).unwrap(), key);
+    let chosen = chosen("rail.").unwrap();
+    config.listen = chosen.iter().map(|c| c.address).collect();
+    config.rails = rails(&list().unwrap(), &chosen);
+    assert_eq!(config.rails.len(), 2);
+    config.silence_s = 3;
+    config.reconnect_s = 60;
+    TcpFabric::bind(config).unwrap()
+}
+
+/// Bytes that an interface of this thread's namespace has sent.
+fn sent_over(rail: &str) -> u64 {
+    let all = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let line = all
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(rail)?.strip_prefix(':'));
+    line.unwrap()
+        .split_whitespace()
+        .nth(8)
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+/// Two nodes with two networks of the same rate between them, of which now one and now the other is cut under a load.
+#[test]
+#[ignore = "runs in namespaces that another test makes"]
+fn rails_in_namespaces() {
+    ip("link set lo up");
+    let (ready, other) = channel();
+    let (listens, there) = channel();
+    let (go, wait) = channel::<()>();
+    let came: &Counted = Box::leak(Box::default());
+    std::thread::spawn(move || {
+        // SAFETY: gives this thread a network namespace of its own, and nothing else.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        // SAFETY: no memory is involved.
+        ready.send(unsafe { libc::gettid() }).unwrap();
+        wait.recv().unwrap();
+        ip("link set lo up");
+        set_up(2);
+        let fabric = with_rails(1);
+        listens.send(fabric.local_addresses()).unwrap();
+        loop {
+            fabric.progress(&mut &*came, u64::MAX).unwrap();
+        }
+    });
+    let thread = other.recv().unwrap();
+    for rail in ["rail0", "rail1"] {
+        let process = std::process::id();
+        ip(&format!("link add {rail} type veth peer name far"));
+        ip(&format!(
+            "link set far netns /proc/{process}/task/{thread}/ns/net name {rail}"
+        ));
+    }
+    go.send(()).unwrap();
+    set_up(1);
+    let addresses = there.recv().unwrap();
+    let sender: &TcpFabric = Box::leak(Box::new(with_rails(0)));
+    let node = NodeIndex::new(1).unwrap();
+    sender.set_peers(vec![PeerAddress { node, addresses }]);
+    std::thread::spawn(move || {
+        loop {
+            sender.progress(&mut &Seen::default(), u64::MAX).unwrap();
+        }
+    });
+    let link = sender.link(node).unwrap();
+    let mut submitted = 0;
+    let mut load = |what: &str, enough: &dyn Fn() -> bool| {
+        let start = std::time::Instant::now();
+        while !enough() {
+            assert!(start.elapsed() < WATCHDOG, "never: {what}");
+            if link.queued() > 8 << 20 {
+                std::thread::yield_now();
+                continue;
+            }
+            let header = FrameHeader {
+                kind: FrameKind::Request as u8,
+                request: submitted.into(),
+                payload: (LARGE as u64).into(),
+                ..FrameHeader::new_zeroed()
+            };
+            let body = Body::Bytes(large(submitted));
+            link.submit(Frame { header, body }).unwrap();
+            submitted += 1;
+        }
+    };
+    // So much more than what a socket may hold that it can only have come.
+    let more = |rails: &[&'static str]| {
+        let before: Vec<_> = rails.iter().map(|rail| (*rail, sent_over(rail))).collect();
+        move || {
+            let much = |(rail, bytes): &(&str, u64)| sent_over(rail) > bytes + (32 << 20);
+            before.iter().all(much)
+        }
+    };
+    load("both are used", &more(&["rail0", "rail1"]));
+    for (cut, left) in [("rail1", "rail0"), ("rail0", "rail1")] {
+        ip(&format!("link set {cut} down"));
+        let frames = came.0.load(Ordering::Acquire);
+        let over = more(&[left]);
+        load("all goes over the one that is left", &|| {
+            over() && came.0.load(Ordering::Acquire) > frames + 32
+        });
+        ip(&format!("link set {cut} up"));
+        load("both are used again", &more(&["rail0", "rail1"]));
+    }
+    let start = std::time::Instant::now();
+    while came.0.load(Ordering::Acquire) < submitted {
+        assert!(start.elapsed() < WATCHDOG, "frames are missing");
+        std::thread::yield_now();
+    }
+    let stats = sender.stats();
+    assert_eq!(stats.opened, 1);
+    assert!(stats.reconnects >= 1, "{stats:?}");
+}
+
+/// The second number of the addresses is that of the network.
+fn set_up(host: u32) {
+    for n in [0, 1] {
+        ip(&format!("addr add 10.4{n}.0.{host}/24 dev rail{n}"));
+        ip(&format!("link set rail{n} up"));
+        wait_until_up(&format!("rail{n}"));
+        let limit = format!("qdisc add dev rail{n} root tbf rate 1gbit burst 512kb latency 20ms");
+        let done = Command::new("tc").args(limit.split_whitespace()).output();
+        // Without it one of them might carry it all.
+        let done = done.unwrap();
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
 }

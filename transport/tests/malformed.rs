@@ -247,7 +247,7 @@ fn every_wrong_field_of_an_opening_is_refused() {
     let spoilt: [Spoilt; 6] = [
         ("no kind", |h| h.kind = 0),
         ("another kind", |h| h.kind = FrameKind::Request as u8),
-        ("an unknown kind", |h| h.kind = 10),
+        ("an unknown kind", |h| h.kind = 11),
         ("the last kind", |h| h.kind = 255),
         ("a payload", |h| h.payload = 1.into()),
         ("a payload over the limit", |h| h.payload = u64::MAX.into()),
@@ -320,7 +320,7 @@ fn request(number: u64, payload: &[u8]) -> Vec<u8> {
 fn every_wrong_frame_ends_its_link() {
     let spoilt: [Spoilt; 7] = [
         ("no kind", |h| h.kind = 0),
-        ("an unknown kind", |h| h.kind = 10),
+        ("an unknown kind", |h| h.kind = 11),
         ("the last kind", |h| h.kind = 255),
         ("an opening", |h| h.kind = FrameKind::Open as u8),
         ("an acknowledgement with a payload", |h| {

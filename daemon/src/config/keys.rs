@@ -122,6 +122,16 @@ keys! {
         help: "Seconds for which a connection between nodes that broke is tried to be made again before what waits for it fails; 0: it is not.",
         reach: Reach::Nodes,
     };
+    /// How many connections two nodes may have.
+    CONNECTIONS = Key {
+        name: "connections",
+        kind: Kind::Whole { least: 1, most: Network::MOST_CONNECTIONS as u64, unit: "connections" },
+        default: "",
+        otherwise: "one for each fast network that both nodes are on",
+        shown: "NUMBER",
+        help: "Connections that two nodes may have for large payloads.",
+        reach: Reach::Nodes,
+    };
     /// Ports of the bring-up.
     PORTS = Key {
         name: "ports",

@@ -7,15 +7,26 @@
 //! a frame of its own does when nothing else passes. A frame is kept until it was acknowledged. When a connection breaks,
 //! the next one begins with both sides telling how many frames they have: the sender forgets those, and sends the others
 //! again from the first byte. So each frame is handed on once, in order, or the link is lost.
+//!
+//! A connection may have further lanes: streams that carry pieces of large payloads and nothing else ([`Assembly`]). They
+//! end with it; when one breaks with a piece that has perhaps not arrived, so does the connection. So what is said above
+//! holds however many there are.
 
+mod assembly;
 mod inbound;
+mod pieces;
 mod window;
 
 #[cfg(test)]
 mod simulation;
 
+use dragon_protocol::wire;
+
+pub(crate) use self::assembly::Assembly;
 pub(super) use self::inbound::read_header;
 pub(crate) use self::inbound::{CARRY, Inbound, Sink};
+pub(super) use self::pieces::Outlet;
+use self::pieces::PIECE_HEAD;
 pub(super) use self::window::{Window, Wrote};
 
 /// A stretch of memory that a network call reads or writes.
@@ -24,6 +35,12 @@ pub(crate) struct Piece {
     pub(crate) start: core::ptr::NonNull<u8>,
     pub(crate) len: usize,
 }
+
+/// Bytes of each piece of a payload but the last: fewer where that is simulated.
+const PIECE: u64 = if cfg!(test) { 8 << 10 } else { wire::PIECE };
+/// Only payloads of so many bytes go in pieces.
+const SPLIT: u64 = 2 * PIECE;
+const _: () = assert!(wire::SPLIT == 2 * wire::PIECE);
 
 /// How many pieces one call takes at most.
 pub(super) const PIECES: usize = 128;

@@ -20,10 +20,12 @@
 mod accept;
 mod connection;
 mod dial;
+mod lanes;
 mod raw;
 mod seal;
 mod session;
 mod shared;
+mod wire;
 
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -42,12 +44,15 @@ use rustix::event::{Timespec, epoll};
 use rustix::net::sockopt;
 use zerocopy::FromZeros;
 
-use self::connection::{Connection, Identity, Progress, Scratch};
+use self::connection::{Connection, Identity, LANE, Progress, Scratch};
 use self::dial::Dial;
+use self::lanes::Pauses;
 use self::session::Session;
 use self::shared::{FIRST_LISTENER, PeerCounters, Shared, WAKER};
+use self::wire::READABLE;
 use super::{Fabric, FabricStats, Handler, Link, LinkError, PeerAddress, PeerStats, Side};
 use crate::descriptors::Spare;
+use crate::interface::Rail;
 use crate::strangers::{HALF_OPEN, HANDSHAKE, HalfOpen, Refusals, Stranger};
 use crate::{clock, descriptors};
 
@@ -71,6 +76,12 @@ pub struct TcpConfig {
     pub reconnect_s: u64,
     /// Whether what follows the handshake is encrypted. All nodes must agree.
     pub encrypt: bool,
+    /// How many connections to have with a node whose link large payloads fill, 1 to [`crate::interface::MOST`]; 0: one for
+    /// each of `rails` on which the node listens, too.
+    pub connections: usize,
+    /// The networks that are to be used together. With none, and for a node that is on none of them, all connections lead
+    /// to one address.
+    pub rails: Vec<Rail>,
 }
 
 impl TcpConfig {
@@ -86,6 +97,8 @@ impl TcpConfig {
             silence_s: 10,
             reconnect_s: 5,
             encrypt: false,
+            connections: 0,
+            rails: Vec::new(),
         }
     }
 }
@@ -135,6 +148,8 @@ struct Io {
     dials: HashMap<u64, Dial>,
     /// Accepted links without a connection, and when they are given up, in their order.
     broken: VecDeque<(u64, u64)>,
+    /// Links that cannot have more lanes for a while.
+    pauses: Pauses,
     spare: Spare,
     /// No connection could be accepted, nor turned away: see `accept.rs`.
     stopped: bool,
@@ -195,6 +210,7 @@ impl TcpFabric {
                 half_open: HalfOpen::new(config.half_open),
                 dials: HashMap::new(),
                 broken: VecDeque::new(),
+                pauses: Pauses::default(),
                 spare: Spare::take(),
                 stopped: false,
                 refusals: Refusals::default(),
@@ -252,7 +268,7 @@ impl TcpFabric {
             if flags.intersects(epoll::EventFlags::OUT) {
                 let to = connection.session.as_ref().map(|session| session.node);
                 connection.connected(&self.identity, to.unwrap_or(NodeIndex::FIRST))?;
-                let readable = session::READABLE;
+                let readable = READABLE;
                 let watched = self.shared.watch(&connection.socket, token, readable);
                 watched.map_err(LinkError::Network)?;
             }
@@ -261,7 +277,12 @@ impl TcpFabric {
         if flags.intersects(epoll::EventFlags::OUT)
             && let Some(session) = &connection.session
         {
-            session.writable().map_err(LinkError::Network)?;
+            let result = session.writable();
+            if connection.lane.is_some() {
+                session.of_a_lane(result);
+            } else {
+                result.map_err(LinkError::Network)?;
+            }
         }
         if !flags.intersects(epoll::EventFlags::IN | broken) {
             return Ok(());
@@ -271,7 +292,13 @@ impl TcpFabric {
         }
         match connection.shake(&self.identity)? {
             Progress::Waiting => Ok(()),
+            Progress::Asks(peer, open) if open.arg1.get() == LANE => {
+                self.lane_asked(io, token, peer, &open)
+            }
             Progress::Asks(peer, open) => self.asked(io, token, peer, &open, handler),
+            Progress::Agrees(_, open) if connection.lane.is_some() => {
+                self.lane_agreed(io, token, &open)
+            }
             Progress::Agrees(peer, open) => self.agreed(io, token, peer, &open, handler),
         }
     }
@@ -310,8 +337,11 @@ impl TcpFabric {
             self.lose(io, &old, &LinkError::Superseded, handler);
         }
         // What the old connection has brought and nobody has read comes again on this one.
-        if let Some(before) = session.as_ref().and_then(|session| session.token()) {
-            self.drop_connection(io, before);
+        if let Some(session) = &session {
+            if let Some(before) = session.token() {
+                self.drop_connection(io, before);
+            }
+            self.drop_lanes(io, session);
         }
         self.proved(io, token);
         let Some(connection) = io.connections.get_mut(&token) else {
@@ -342,7 +372,8 @@ impl TcpFabric {
         let socket = Arc::clone(&connection.socket);
         io.broken.retain(|(_, id)| *id != session.id);
         let (offset, received) = (peer.clock_offset, open.arg0.get());
-        let stands = session.attach(socket, token, offset, received, sealer);
+        let open = (open.deadline.get(), received);
+        let stands = session.attach(socket, token, offset, open, sealer);
         self.stood(&session, new, handler);
         stands
     }
@@ -370,7 +401,7 @@ impl TcpFabric {
         io.dials.remove(&session.id);
         let new = !session.is_up();
         let (offset, received) = (peer.clock_offset, open.arg0.get());
-        let stands = session.attach(socket, token, offset, received, sealer);
+        let stands = session.attach(socket, token, offset, (token, received), sealer);
         if new && session.is_up() {
             self.shared.opened.fetch_add(1, Ordering::Relaxed);
         }
@@ -394,6 +425,9 @@ impl TcpFabric {
             return;
         };
         match (connection.session.clone(), stranger) {
+            (Some(session), _) if connection.lane.is_some() => {
+                self.without_lane(io, &session, &connection, reason, handler);
+            }
             (Some(session), _) => self.without(io, &session, token, reason, handler),
             (None, Some(stranger)) => self.refuse(io, stranger.from, &reason),
             // It proved the key, and its link is not to be had.
@@ -413,6 +447,9 @@ impl TcpFabric {
         handler: &mut dyn Handler,
     ) {
         session.detach(token);
+        if session.token().is_none() {
+            self.drop_lanes(io, session);
+        }
         let over = matches!(
             reason,
             LinkError::Malformed(_) | LinkError::Ended | LinkError::ClosedHere
@@ -491,6 +528,8 @@ impl TcpFabric {
         drop(table);
         let under_way = io.dials.remove(&session.id).and_then(|dial| dial.token);
         io.broken.retain(|(_, id)| *id != session.id);
+        self.drop_lanes(io, session);
+        io.pauses.forget(session.id);
         let link = Arc::clone(session) as Arc<dyn Link>;
         handler.lost(&link, session.is_up(), reason, unsent);
         // Last: who sees the end of the stream may rely on everything above.
@@ -533,6 +572,7 @@ impl TcpFabric {
             }
         }
         self.redial(io, now, handler);
+        self.look_for_lanes(io, now, handler);
         self.descriptor_free(io);
         self.tidy(io, now);
     }
@@ -610,7 +650,8 @@ impl Fabric for TcpFabric {
         let half_open = io.half_open.next_deadline();
         let broken = io.broken.front().map(|(at, _)| *at);
         let dial = io.dials.values().map(Dial::due).min();
-        let deadline = [Some(deadline), dial, half_open, broken, Some(io.tidy)];
+        let lane = io.pauses.next_due();
+        let deadline = [Some(deadline), dial, half_open, broken, Some(io.tidy), lane];
         let deadline = deadline.into_iter().flatten().min().unwrap_or(u64::MAX);
         let empty = epoll::Event {
             flags: epoll::EventFlags::empty(),

@@ -23,13 +23,14 @@ pub fn list() -> Result<Vec<Interface>, InterfaceError> {
     let socket = socket.map_err(|e| InterfaceError::List(e.into()))?;
     let mut all: Vec<Interface> = Vec::new();
     let addresses = Addresses::get().map_err(InterfaceError::List)?;
-    for (name, flags, address) in addresses.iter() {
+    for (name, flags, address, bits) in addresses.iter() {
         let known = all.iter().position(|i| i.name == name);
         let at = known.unwrap_or_else(|| {
             all.push(interface(&socket, name, flags));
             all.len() - 1
         });
         all[at].addresses.extend(address);
+        all[at].prefixes.extend(address.map(|_| bits));
     }
     Ok(all)
 }
@@ -50,6 +51,7 @@ fn interface(socket: &OwnedFd, name: String, flags: u32) -> Interface {
         class,
         speed: speed(socket, &name),
         addresses: Vec::new(),
+        prefixes: Vec::new(),
         name,
     }
 }
@@ -181,7 +183,7 @@ impl Addresses {
         Ok(Self(unsafe { first.assume_init() }))
     }
 
-    fn iter(&self) -> impl Iterator<Item = (String, u32, Option<IpAddr>)> + '_ {
+    fn iter(&self) -> impl Iterator<Item = (String, u32, Option<IpAddr>, u8)> + '_ {
         let mut next = self.0;
         core::iter::from_fn(move || {
             // SAFETY: null, or an entry of the list, which lives as long as `self`.
@@ -192,7 +194,18 @@ impl Addresses {
             let name = name.to_string_lossy().into_owned();
             // SAFETY: null, or an address of the family that it says.
             let address = unsafe { address(entry.ifa_addr) };
-            Some((name, entry.ifa_flags, address))
+            // SAFETY: likewise.
+            let mask = unsafe { self::address(entry.ifa_netmask) };
+            let bits = mask.map_or(0, |mask| match mask {
+                IpAddr::V4(v4) => v4.to_bits().leading_ones(),
+                IpAddr::V6(v6) => v6.to_bits().leading_ones(),
+            });
+            Some((
+                name,
+                entry.ifa_flags,
+                address,
+                u8::try_from(bits).unwrap_or(0),
+            ))
         })
     }
 }

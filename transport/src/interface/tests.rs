@@ -7,6 +7,7 @@ fn interface(name: &str, up: bool, class: Class, speed: u32, addresses: &[&str])
         class,
         speed: (speed != 0).then_some(speed),
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        prefixes: vec![24; addresses.len()],
     }
 }
 
@@ -151,4 +152,39 @@ fn this_machine_has_a_loopback_interface() {
     let there = system::list().unwrap();
     let lo = there.iter().find(|i| i.name == "lo").unwrap();
     assert_eq!(lo.class, Class::Loopback);
+}
+
+#[test]
+fn networks_are_used_together_when_they_are_apart_and_as_fast() {
+    let rails = |there: &[Interface], wanted: &str| {
+        let chosen = choose(there, &wanted.parse::<Wanted>().unwrap()).unwrap();
+        let rails = super::rails(there, &chosen).into_iter();
+        let text = rails.map(|rail| format!("{}/{}", rail.address, rail.bits));
+        text.collect::<Vec<_>>().join(", ")
+    };
+    let of = |speeds: [u32; 4], addresses: [&str; 4]| -> Vec<Interface> {
+        let names = ["ib0", "ib1", "ib2", "eth0"];
+        let all = names.into_iter().zip(speeds).zip(addresses);
+        let all =
+            all.map(|((name, speed), at)| interface(name, true, Class::Adapter, speed, &[at]));
+        all.collect()
+    };
+    let apart = ["10.1.0.7", "10.2.0.7", "10.3.0.7", "10.4.0.7"];
+    let there = of([200_000, 200_000, 200_000, 1000], apart);
+    let three = "10.1.0.7/24, 10.2.0.7/24, 10.3.0.7/24";
+    assert_eq!(rails(&there, ""), three);
+    // The slow one is left out although it was asked for: it stays an address to fall back to.
+    assert_eq!(rails(&there, "eth0,ib."), three);
+    assert_eq!(rails(&there, "ib[02]"), "10.1.0.7/24, 10.3.0.7/24");
+    // One alone is no choice.
+    assert_eq!(rails(&there, "ib0"), "");
+    assert_eq!(rails(&there, "ib0,eth0"), "");
+    // Two interfaces of one network count once.
+    let there = of([0; 4], ["10.1.0.7", "10.1.0.8", "10.3.0.7", "fd00:1::7"]);
+    assert_eq!(rails(&there, "ib."), "10.1.0.7/24, 10.3.0.7/24");
+    assert_eq!(rails(&there, "ib[01]"), "");
+    // Where the system does not tell how large a network is, it is not used with others.
+    let mut unknown = there;
+    unknown[2].prefixes.clear();
+    assert_eq!(rails(&unknown, "ib."), "");
 }

@@ -135,7 +135,15 @@ pub(crate) fn key() -> JobKey {
 pub(crate) const POOL: u64 = 256 << 20;
 
 pub(crate) fn tcp_fabric(n: u32) -> Arc<TcpFabric> {
-    Arc::new(TcpFabric::bind(TcpConfig::new(index(n), key())).unwrap())
+    with_connections(n, 0)
+}
+
+fn with_connections(n: u32, connections: usize) -> Arc<TcpFabric> {
+    let config = TcpConfig {
+        connections,
+        ..TcpConfig::new(index(n), key())
+    };
+    Arc::new(TcpFabric::bind(config).unwrap())
 }
 
 pub(crate) fn info(node: NodeIndex, port: u16) -> NodeInfo {
@@ -154,9 +162,13 @@ pub(crate) fn info(node: NodeIndex, port: u16) -> NodeInfo {
 
 /// Nodes over TCP.
 pub(crate) fn tcp(pools: &[u64]) -> Vec<Node> {
+    acquainted(pools, 0)
+}
+
+fn acquainted(pools: &[u64], connections: usize) -> Vec<Node> {
     let nodes: Vec<Node> = (0..)
         .zip(pools)
-        .map(|(n, pool)| Node::start(index(n), tcp_fabric(n), *pool))
+        .map(|(n, pool)| Node::start(index(n), with_connections(n, connections), *pool))
         .collect();
     let port = |node: &Node| node.agent.local_address().unwrap().port();
     let infos: Vec<NodeInfo> = nodes.iter().map(|n| info(n.index, port(n))).collect();
@@ -177,6 +189,7 @@ pub(crate) fn mem(hub: &MemHub, pools: &[u64]) -> Vec<Node> {
 /// Runs a test on each fabric.
 pub(crate) fn on_each(nodes: usize, test: impl Fn(&[Node])) {
     test(&tcp(&vec![POOL; nodes]));
+    test(&acquainted(&vec![POOL; nodes], 3));
     test(&mem(&MemHub::new(), &vec![POOL; nodes]));
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Seen {
     /// Number and payload of each frame.
     pub(crate) frames: Vec<(u64, Vec<u8>)>,
     pub(crate) lost: Vec<String>,
+    /// Those that came up.
+    pub(crate) links: Vec<Arc<dyn Link>>,
 }
 
 type Shared = Arc<(Mutex<Seen>, Condvar)>;
@@ -58,8 +60,11 @@ impl Handler for Watcher {
         self.note(|seen| seen.frames.push((header.request.get(), bytes)));
     }
 
-    fn up(&mut self, _: &Arc<dyn Link>) {
-        self.note(|seen| seen.up += 1);
+    fn up(&mut self, link: &Arc<dyn Link>) {
+        self.note(|seen| {
+            seen.up += 1;
+            seen.links.push(Arc::clone(link));
+        });
     }
 
     fn lost(&mut self, _: &Arc<dyn Link>, _: bool, reason: &LinkError, _: Vec<Frame>) {
@@ -342,6 +347,18 @@ impl Raw {
     pub(crate) fn send_last(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
         let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Sends more, which the other side may refuse in the middle.
+    pub(crate) fn send_last_part(&mut self, bytes: &[u8]) {
+        let bytes = self.sealed(bytes);
+        let _ = self.stream.write_all(&bytes);
+    }
+
+    /// Closes it from this side, and waits for the other.
+    pub(crate) fn closed_from_here(self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+        closed(self.stream);
     }
 
     /// Waits for the end.

@@ -3,10 +3,11 @@
 //! Frames with small payloads are parsed where they were received; nothing is copied unless a frame is cut by the end of
 //! what has arrived. A larger payload goes straight into the memory that the sink names.
 
-use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind, MAX_PAYLOAD};
+use dragon_protocol::wire::{APART, FRAME_HEADER, FrameHeader, FrameKind, MAX_PAYLOAD};
 use zerocopy::FromBytes;
 
-use super::Piece;
+use super::assembly::{Arriving, Assembly};
+use super::{PIECE_HEAD, Piece};
 use crate::body::Body;
 use crate::fabric::{Incoming, LinkError, SMALL};
 
@@ -16,8 +17,12 @@ pub(crate) trait Sink {
     fn land(&mut self, header: &FrameHeader) -> Option<Body>;
     /// A frame that counts.
     fn frame(&mut self, header: &FrameHeader, payload: Incoming<'_>);
+    /// How many frames that count were handed on, on all connections of the link.
+    fn received(&self) -> u64;
     /// The other side has so many frames, in 16 bits.
     fn acknowledged(&mut self, count: u16);
+    /// The other side could use more lanes.
+    fn more_lanes(&mut self) {}
     /// The other side closes the link.
     fn end(&mut self);
 }
@@ -28,6 +33,8 @@ pub(crate) struct Inbound {
     stage: Stage,
     /// The beginning of a frame whose rest has not arrived.
     carry: Vec<u8>,
+    /// It is not the first lane: pieces alone may come.
+    pieces_only: bool,
 }
 
 /// [`SMALL`] as a length in memory.
@@ -49,9 +56,26 @@ enum Stage {
     },
     /// A payload without a place.
     Skipping { header: FrameHeader, left: u64 },
+    /// A piece of a payload.
+    Piece(Arriving),
 }
 
 impl Inbound {
+    /// Of a lane that is not the first of its link.
+    pub(crate) fn of_a_lane() -> Self {
+        Self {
+            pieces_only: true,
+            ..Self::default()
+        }
+    }
+
+    /// The most that is to be read beyond [`Inbound::landing`]: where a piece follows, no more than its head, so that the
+    /// piece itself is received into its place.
+    pub(in crate::fabric) fn beyond(&self) -> Option<usize> {
+        let piece = self.pieces_only || matches!(self.stage, Stage::Piece(_));
+        piece.then(|| PIECE_HEAD - self.carry.len().min(PIECE_HEAD))
+    }
+
     /// Moves what was carried over to the beginning of `buffer`; returns its length.
     pub(crate) fn take_carry(&mut self, buffer: &mut [u8]) -> usize {
         let carried = self.carry.len();
@@ -70,9 +94,11 @@ impl Inbound {
     }
 
     /// The memory that the payload under way still needs.
-    pub(crate) fn landing(&mut self) -> Option<Piece> {
-        let Stage::Landing { body, filled, .. } = &mut self.stage else {
-            return None;
+    pub(crate) fn landing(&mut self, assembly: &mut Assembly) -> Option<Piece> {
+        let (body, filled) = match &mut self.stage {
+            Stage::Landing { body, filled, .. } => (body, filled),
+            Stage::Piece(piece) => return assembly.place(piece),
+            _ => return None,
         };
         let len = usize::try_from(body.len() - *filled).ok()?;
         let filled = usize::try_from(*filled).ok()?;
@@ -83,23 +109,48 @@ impl Inbound {
     }
 
     /// So many bytes of [`Inbound::landing`] were filled.
-    pub(crate) fn landed(&mut self, count: u64, sink: &mut dyn Sink) {
-        let Stage::Landing { body, filled, .. } = &mut self.stage else {
-            return;
+    ///
+    /// # Errors
+    /// When the frame is one too many.
+    pub(crate) fn landed(
+        &mut self,
+        count: u64,
+        assembly: &mut Assembly,
+        sink: &mut dyn Sink,
+    ) -> Result<(), LinkError> {
+        let (body, filled) = match &mut self.stage {
+            Stage::Landing { body, filled, .. } => (body, filled),
+            Stage::Piece(piece) => {
+                let number = piece.number;
+                piece.at += count;
+                piece.left = piece.left.saturating_sub(count);
+                if piece.left == 0 {
+                    self.stage = Stage::Header;
+                }
+                assembly.filled(number, count, sink);
+                return Ok(());
+            }
+            _ => return Ok(()),
         };
         *filled += count;
         if *filled == body.len()
             && let Stage::Landing { header, body, .. } = core::mem::take(&mut self.stage)
         {
-            sink.frame(&header, Incoming::Landed(body));
+            return assembly.pass(&header, Incoming::Landed(body), sink);
         }
+        Ok(())
     }
 
     /// Parses what arrived: what [`Inbound::take_carry`] gave, and what followed it.
     ///
     /// # Errors
     /// When the bytes are none of this protocol.
-    pub(crate) fn parse(&mut self, mut bytes: &[u8], sink: &mut dyn Sink) -> Result<(), LinkError> {
+    pub(crate) fn parse(
+        &mut self,
+        mut bytes: &[u8],
+        assembly: &mut Assembly,
+        sink: &mut dyn Sink,
+    ) -> Result<(), LinkError> {
         loop {
             match &mut self.stage {
                 Stage::Skipping { header, left } => {
@@ -112,41 +163,76 @@ impl Inbound {
                     }
                     let header = *header;
                     self.stage = Stage::Header;
-                    sink.frame(&header, Incoming::Skipped(header.payload.get()));
+                    let skipped = Incoming::Skipped(header.payload.get());
+                    assembly.pass(&header, skipped, sink)?;
                 }
                 Stage::Landing { body, filled, .. } => {
                     let left = usize::try_from(body.len() - *filled).unwrap_or(usize::MAX);
                     let (now, rest) = bytes.split_at(left.min(bytes.len()));
                     body.write_at(*filled, now);
                     bytes = rest;
-                    self.landed(now.len() as u64, sink);
-                    if matches!(self.stage, Stage::Landing { .. }) {
-                        self.keep(&[]);
-                        return Ok(());
-                    }
+                    self.landed(now.len() as u64, assembly, sink)?;
+                }
+                Stage::Piece(piece) => {
+                    let left = usize::try_from(piece.left).unwrap_or(usize::MAX);
+                    let (now, rest) = bytes.split_at(left.min(bytes.len()));
+                    assembly.write(piece, now);
+                    bytes = rest;
+                    self.landed(now.len() as u64, assembly, sink)?;
                 }
                 Stage::Header => {}
+            }
+            if !matches!(self.stage, Stage::Header) {
+                self.keep(&[]);
+                return Ok(());
             }
             let Some((head, rest)) = bytes.split_at_checked(FRAME_HEADER) else {
                 self.keep(bytes);
                 return Ok(());
             };
-            let (header, kind) = read_header(head)?;
+            let (header, kind, apart) = read_frame(head)?;
             let payload = header.payload.get();
             match kind {
-                FrameKind::Acknowledge if payload == 0 => {
+                FrameKind::Piece if !apart => {
+                    let Some((head, after)) = rest.split_at_checked(FRAME_HEADER) else {
+                        self.keep(bytes);
+                        return Ok(());
+                    };
+                    let (of, _, apart) = read_frame(head)?;
+                    if !apart {
+                        let text = "a piece of a frame that has none".to_owned();
+                        return Err(LinkError::Malformed(text));
+                    }
+                    self.stage = Stage::Piece(assembly.begin(&header, &of, sink)?);
+                    bytes = after;
+                    continue;
+                }
+                _ if self.pieces_only => {
+                    let text = format!("{kind:?} on a lane that is not the first");
+                    return Err(LinkError::Malformed(text));
+                }
+                FrameKind::Acknowledge if payload == 0 && !apart => {
                     sink.acknowledged(header.acknowledged.get());
+                    if header.arg0.get() == 1 {
+                        sink.more_lanes();
+                    }
                     bytes = rest;
                     continue;
                 }
-                FrameKind::End if payload == 0 => {
+                FrameKind::End if payload == 0 && !apart => {
                     sink.end();
                     return Ok(());
                 }
-                FrameKind::Acknowledge | FrameKind::End | FrameKind::Open => {
+                FrameKind::Acknowledge | FrameKind::End | FrameKind::Open | FrameKind::Piece => {
                     return Err(LinkError::Malformed(format!("{kind:?} out of place")));
                 }
                 _ => {}
+            }
+            if apart {
+                sink.acknowledged(header.acknowledged.get());
+                assembly.announce(&header, sink)?;
+                bytes = rest;
+                continue;
             }
             if payload <= SMALL {
                 let payload = usize::try_from(payload).unwrap_or(SMALL_BYTES);
@@ -155,7 +241,7 @@ impl Inbound {
                     return Ok(());
                 };
                 sink.acknowledged(header.acknowledged.get());
-                sink.frame(&header, Incoming::Small(payload));
+                assembly.pass(&header, Incoming::Small(payload), sink)?;
                 bytes = after;
                 continue;
             }
@@ -177,13 +263,23 @@ impl Inbound {
     }
 }
 
-/// Reads a header.
+/// Reads a header of the handshake.
 ///
 /// # Errors
 /// When it is none.
 pub(in crate::fabric) fn read_header(bytes: &[u8]) -> Result<(FrameHeader, FrameKind), LinkError> {
-    let header = FrameHeader::read_from_bytes(bytes)
+    match read_frame(bytes)? {
+        (header, kind, false) => Ok((header, kind)),
+        (_, kind, true) => Err(LinkError::Malformed(format!("{kind:?} in pieces"))),
+    }
+}
+
+/// Reads a header, and whether its payload comes apart from it.
+fn read_frame(bytes: &[u8]) -> Result<(FrameHeader, FrameKind, bool), LinkError> {
+    let mut header = FrameHeader::read_from_bytes(bytes)
         .map_err(|_| LinkError::Malformed("a short header".to_owned()))?;
+    let apart = header.kind & APART != 0;
+    header.kind &= !APART;
     let Some(kind) = FrameKind::from_u8(header.kind) else {
         let text = format!("kind {} is unknown", header.kind);
         return Err(LinkError::Malformed(text));
@@ -195,5 +291,5 @@ pub(in crate::fabric) fn read_header(bytes: &[u8]) -> Result<(FrameHeader, Frame
         );
         return Err(LinkError::Malformed(text));
     }
-    Ok((header, kind))
+    Ok((header, kind, apart))
 }

@@ -1,12 +1,14 @@
 //! The protocol of a link against an oracle, over pipes that break anywhere, with a seed that repeats a run exactly.
 //!
 //! The oracle is the list of what each side submitted: what the other side got is a prefix of it at any time, all of it in
-//! the end, and when the link is given up instead, no frame that is returned as unsent was handed on.
+//! the end, and when the link is given up instead, no frame that is returned as unsent was handed on. With several lanes
+//! each is a pipe of its own, which moves and breaks on its own.
 
 use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{CARRY, Inbound, Sink, Window};
+use super::pieces::Outlet;
+use super::{Assembly, CARRY, Inbound, PIECE, SPLIT, Sink, Window};
 use crate::body::Body;
 use crate::fabric::{Frame, Incoming};
 
@@ -30,24 +32,68 @@ impl Random {
     }
 }
 
+/// The most lanes of a connection.
+const LANES: usize = 3;
+
+/// One lane as one end has it. The first is the connection itself.
+struct Lane {
+    inbound: Inbound,
+    outlet: Outlet,
+    /// Bytes on their way to this end.
+    pipe: Vec<u8>,
+    up: bool,
+    /// Nothing reaches this end any more.
+    deaf: bool,
+}
+
+impl Lane {
+    fn new(at: usize, up: bool) -> Self {
+        Self {
+            inbound: if at == 0 {
+                Inbound::default()
+            } else {
+                Inbound::of_a_lane()
+            },
+            outlet: Outlet::new(at == 0),
+            pipe: Vec::new(),
+            up,
+            deaf: false,
+        }
+    }
+}
+
 /// One end of the link.
-#[derive(Default)]
 struct End {
     window: Window,
     /// The connection's own state; gone with it.
-    inbound: Inbound,
-    attached: bool,
-    /// Bytes on their way to this end.
-    pipe: Vec<u8>,
+    lanes: [Lane; LANES],
+    assembly: Assembly,
     aside: bool,
-    /// Nothing reaches this end: the connection that the other still writes to is gone.
-    deaf: bool,
     received: u64,
     told: u64,
     /// Number and length of what was submitted here.
     submitted: Vec<u64>,
     got: Vec<u64>,
     again: u64,
+    /// Bytes that went on the lanes but the first.
+    aside_bytes: u64,
+}
+
+impl Default for End {
+    fn default() -> Self {
+        Self {
+            window: Window::default(),
+            lanes: core::array::from_fn(|at| Lane::new(at, false)),
+            assembly: Assembly::default(),
+            aside: false,
+            received: 0,
+            told: 0,
+            submitted: Vec::new(),
+            got: Vec::new(),
+            again: 0,
+            aside_bytes: 0,
+        }
+    }
 }
 
 struct Taking<'a> {
@@ -58,7 +104,8 @@ struct Taking<'a> {
 }
 
 fn size(number: u64) -> usize {
-    let sizes = [0, 1, 79, 300, 4096, 4097, 9000, 40_000];
+    let split = usize::try_from(SPLIT).unwrap();
+    let sizes = [0, 79, 300, 4096, 9000, split, 40_000, 5 * split + 1];
     sizes[usize::try_from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 61).unwrap()]
 }
 
@@ -86,6 +133,10 @@ impl Sink for Taking<'_> {
         self.got.push(number);
     }
 
+    fn received(&self) -> u64 {
+        *self.received
+    }
+
     fn acknowledged(&mut self, count: u16) {
         self.window.acknowledged(count);
     }
@@ -110,19 +161,31 @@ impl End {
         self.window.submit(Frame { header, body });
     }
 
+    fn is_attached(&self) -> bool {
+        self.lanes[0].up
+    }
+
+    /// Whether any of the further lanes is there.
+    fn divides(&self) -> bool {
+        self.lanes[1..].iter().any(|lane| lane.up)
+    }
+
     /// Writes some bytes into the pipe to the other end.
-    fn write_to(&mut self, other: &mut Self, random: &mut Random) {
-        self.write(&mut other.pipe, random);
-        if other.deaf {
-            other.pipe.clear();
+    fn write_to(&mut self, other: &mut Self, at: usize, random: &mut Random) {
+        let to = &mut other.lanes[at];
+        self.write(at, &mut to.pipe, random);
+        if to.deaf || !to.up && at > 0 {
+            to.pipe.clear();
         }
     }
 
-    fn write(&mut self, to: &mut Vec<u8>, random: &mut Random) {
-        if !self.attached || to.len() > 100_000 {
+    fn write(&mut self, at: usize, to: &mut Vec<u8>, random: &mut Random) {
+        let divide = self.divides();
+        let lane = &mut self.lanes[at];
+        if !lane.up || to.len() > 100_000 {
             return;
         }
-        if self.aside && !self.window.is_within_a_frame() {
+        if at == 0 && self.aside && !lane.outlet.is_within(&self.window) {
             let header = FrameHeader {
                 kind: FrameKind::Acknowledge as u8,
                 acknowledged: low(self.received).into(),
@@ -133,11 +196,11 @@ impl End {
             self.aside = false;
             return;
         }
-        if !self.window.is_ready() {
+        // SAFETY: neither the window nor the outlet is changed before the pieces were copied.
+        let (pieces, count) = unsafe { lane.outlet.pieces(&mut self.window, self.aside, divide) };
+        if count == 0 {
             return;
         }
-        // SAFETY: the window is not changed before the pieces were copied.
-        let (pieces, count) = unsafe { self.window.pieces(self.aside) };
         let total: usize = pieces[..count].iter().map(|piece| piece.len).sum();
         let most = if random.one_in(2) {
             total as u64
@@ -147,24 +210,27 @@ impl End {
         let mut left = usize::try_from(most).unwrap();
         for piece in &pieces[..count] {
             let take = piece.len.min(left);
-            // SAFETY: a piece of a frame in the window, which is memory of this process.
+            // SAFETY: a piece of a frame in the window, or a head in the outlet, which is memory of this process.
             to.extend_from_slice(unsafe {
                 core::slice::from_raw_parts(piece.start.as_ptr(), take)
             });
             left -= take;
         }
-        self.again += self.window.wrote(most).again;
+        self.again += lane.outlet.wrote(&mut self.window, most).again;
+        self.aside_bytes += if at > 0 { most } else { 0 };
     }
 
     /// Reads some bytes of the pipe to this end.
-    fn read(&mut self, random: &mut Random) {
-        if self.pipe.is_empty() {
+    fn read(&mut self, at: usize, random: &mut Random) {
+        let lane = &mut self.lanes[at];
+        if lane.pipe.is_empty() {
             return;
         }
-        let most = usize::try_from(random.below(self.pipe.len() as u64) + 1).unwrap();
-        let bytes: Vec<u8> = self.pipe.drain(..most).collect();
+        let most = usize::try_from(random.below(lane.pipe.len() as u64) + 1).unwrap();
+        let rest = lane.pipe.split_off(most);
+        let bytes = core::mem::replace(&mut lane.pipe, rest);
         let mut buffer = vec![0; CARRY];
-        let carried = self.inbound.take_carry(&mut buffer);
+        let carried = lane.inbound.take_carry(&mut buffer);
         buffer.truncate(carried);
         let mut bytes = &bytes[..];
         let mut sink = Taking {
@@ -173,46 +239,56 @@ impl End {
             got: &mut self.got,
             stingy: random.one_in(5),
         };
-        if let Some(piece) = self
-            .inbound
-            .landing()
-            .filter(|_| carried == 0 && random.one_in(2))
-        {
+        let assembly = &mut self.assembly;
+        let place = lane.inbound.landing(assembly);
+        if let Some(piece) = place.filter(|_| carried == 0 && random.one_in(2)) {
             let direct = piece.len.min(bytes.len());
             // SAFETY: the piece is that long, and the body's memory is apart from the bytes.
             unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), piece.start.as_ptr(), direct) };
-            self.inbound.landed(direct as u64, &mut sink);
+            let landed = lane.inbound.landed(direct as u64, assembly, &mut sink);
+            landed.unwrap();
             bytes = &bytes[direct..];
         }
         buffer.extend_from_slice(bytes);
-        self.inbound.parse(&buffer, &mut sink).unwrap();
-        self.aside |= self.received - self.told >= 8;
+        lane.inbound.parse(&buffer, assembly, &mut sink).unwrap();
+        // A large one is told of at once.
+        let large = |number: &u64| size(*number) > 4096;
+        let told = usize::try_from(self.told).unwrap();
+        self.aside |= self.received - self.told >= 8 || self.got[told..].iter().any(large);
     }
 
     /// The connection breaks for this end: of what is on its way to it some arrives yet, and nothing after that.
     fn broken(&mut self, random: &mut Random) {
-        let arrives = random.below(self.pipe.len() as u64 + 1);
-        self.pipe.truncate(usize::try_from(arrives).unwrap());
-        if self.attached {
-            self.attached = false;
-            self.window.broke();
+        for lane in &mut self.lanes {
+            let arrives = random.below(lane.pipe.len() as u64 + 1);
+            lane.pipe.truncate(usize::try_from(arrives).unwrap());
         }
+        self.detach();
     }
 
     /// The old connection is dropped with what it has brought.
     fn drop_connection(&mut self) {
-        self.inbound = Inbound::default();
-        self.pipe.clear();
+        let deaf = self.lanes[0].deaf;
+        self.lanes = core::array::from_fn(|at| Lane::new(at, at == 0 && self.is_attached()));
+        self.lanes[0].deaf = deaf;
+        self.assembly = Assembly::default();
         self.aside = false;
-        if self.attached {
-            self.attached = false;
+        self.detach();
+    }
+
+    fn detach(&mut self) {
+        let attached = self.is_attached();
+        for lane in &mut self.lanes {
+            lane.up = false;
+        }
+        if attached {
             self.window.broke();
         }
     }
 
     fn attach(&mut self, received: u64) {
         self.window.resume(received).unwrap();
-        self.attached = true;
+        self.lanes[0].up = true;
         self.told = self.received;
     }
 }
@@ -234,22 +310,30 @@ enum Shake {
 
 struct Link {
     random: Random,
+    /// Lanes that may be used.
+    lanes: u64,
     opener: End,
     acceptor: End,
     shake: Shake,
     breaks: u64,
+    /// Lanes that were opened, and that broke alone.
+    opened: u64,
+    lost: u64,
     /// How much of what both ends got has been checked.
     checked: [usize; 2],
 }
 
 impl Link {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, lanes: u64) -> Self {
         let mut link = Self {
             random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            lanes,
             opener: End::default(),
             acceptor: End::default(),
             shake: Shake::None,
             breaks: 0,
+            opened: 0,
+            lost: 0,
             checked: [0; 2],
         };
         link.opener.attach(0);
@@ -258,23 +342,64 @@ impl Link {
     }
 
     fn step(&mut self, faults: bool) {
+        let at = usize::try_from(self.random.below(self.lanes)).unwrap();
         let Self {
             random,
             opener,
             acceptor,
             ..
         } = self;
-        match random.below(8) {
-            0 | 1 => opener.write_to(acceptor, random),
-            2 | 3 => acceptor.write_to(opener, random),
+        match random.below(9) {
+            0 | 1 => opener.write_to(acceptor, at, random),
+            2 | 3 => acceptor.write_to(opener, at, random),
             // Between the opening and its answer nothing else is read.
-            4 if self.shake == Shake::None => opener.read(random),
-            5 => acceptor.read(random),
+            4 if self.shake == Shake::None => opener.read(at, random),
+            5 => acceptor.read(at, random),
             6 => self.shake(),
+            7 if at > 0 => self.lane(at, faults),
             _ if faults && self.random.one_in(12) => self.cut(),
             _ => {}
         }
         self.check();
+    }
+
+    /// A lane comes up, breaks, or is seen to be broken.
+    fn lane(&mut self, at: usize, faults: bool) {
+        let ends = [&mut self.opener, &mut self.acceptor];
+        let stand = ends.iter().all(|end| end.is_attached());
+        if !stand || self.shake != Shake::None || ends.iter().any(|end| end.lanes[0].deaf) {
+            return;
+        }
+        if ends.iter().all(|end| !end.lanes[at].up) {
+            for end in ends {
+                end.lanes[at] = Lane::new(at, true);
+            }
+            self.opened += 1;
+            return;
+        }
+        let broken = ends.iter().any(|end| end.lanes[at].deaf);
+        if !broken && faults && self.random.one_in(8) {
+            self.lost += 1;
+            for end in ends {
+                let lane = &mut end.lanes[at];
+                let arrives = self.random.below(lane.pipe.len() as u64 + 1);
+                lane.pipe.truncate(usize::try_from(arrives).unwrap());
+                lane.deaf = true;
+            }
+            return;
+        }
+        let mut breaks = false;
+        for end in ends {
+            let lane = &mut end.lanes[at];
+            if lane.up && lane.deaf && lane.pipe.is_empty() {
+                *lane = Lane::new(at, false);
+                lane.deaf = true;
+                breaks |= end.window.is_divided() || !end.assembly.is_idle();
+            }
+        }
+        if breaks {
+            self.cut();
+        }
     }
 
     /// Both ends lose the connection, or the opener alone notices: what the other writes goes nowhere.
@@ -282,12 +407,14 @@ impl Link {
         self.breaks += 1;
         let who = self.random.below(2);
         if self.shake != Shake::None {
-            self.opener.pipe.clear();
+            self.opener.lanes[0].pipe.clear();
             self.shake = Shake::None;
         }
         // The opener notices in the end: nothing more comes.
         self.opener.broken(&mut self.random);
-        self.opener.deaf = true;
+        for lane in &mut self.opener.lanes {
+            lane.deaf = true;
+        }
         if who != 0 {
             self.acceptor.broken(&mut self.random);
         }
@@ -295,14 +422,14 @@ impl Link {
 
     fn shake(&mut self) {
         self.shake = match self.shake {
-            Shake::None if !self.opener.attached => {
+            Shake::None if !self.opener.is_attached() => {
                 self.opener.drop_connection();
                 Shake::Asked(self.opener.received)
             }
             Shake::Asked(received) => {
                 self.acceptor.drop_connection();
                 self.acceptor.attach(received);
-                self.opener.deaf = false;
+                self.opener.lanes[0].deaf = false;
                 Shake::Answered(self.acceptor.received)
             }
             Shake::Answered(received) => {
@@ -327,12 +454,12 @@ impl Link {
 }
 
 /// Submits at random, with faults.
-fn disturbed(seed: u64) -> Link {
-    let mut link = Link::new(seed);
-    let steps = link.random.below(2500);
+fn disturbed(seed: u64, lanes: u64) -> Link {
+    let mut link = Link::new(seed, lanes);
+    let steps = link.random.below(2500 * lanes);
     let mut number = seed << 20;
     for _ in 0..steps {
-        if link.random.one_in(6) {
+        if link.random.one_in(6 * lanes) {
             number += 1;
             if link.random.one_in(2) {
                 link.opener.submit(number);
@@ -347,16 +474,15 @@ fn disturbed(seed: u64) -> Link {
 
 const SEEDS: u64 = if cfg!(miri) { 3 } else { 60 };
 
-#[test]
-fn everything_arrives_once_and_in_order_whatever_breaks() {
-    let (mut breaks, mut again) = (0, 0);
+fn everything_arrives(lanes: u64) {
+    let (mut breaks, mut again, mut opened, mut lost, mut aside) = (0, 0, 0, 0, 0);
     for seed in 0..SEEDS {
-        let mut link = disturbed(seed);
+        let mut link = disturbed(seed, lanes);
         let over = |link: &Link| {
             link.acceptor.got.len() == link.opener.submitted.len()
                 && link.opener.got.len() == link.acceptor.submitted.len()
         };
-        let mut left = 100_000_u64;
+        let mut left = 400_000_u64;
         while !over(&link) {
             link.step(false);
             left = left
@@ -364,11 +490,13 @@ fn everything_arrives_once_and_in_order_whatever_breaks() {
                 .unwrap_or_else(|| panic!("seed {seed} makes no progress"));
         }
         breaks += link.breaks;
+        (opened, lost) = (opened + link.opened, lost + link.lost);
         again += link.opener.again + link.acceptor.again;
+        aside += link.opener.aside_bytes + link.acceptor.aside_bytes;
         // What was acknowledged is kept no longer.
-        for _ in 0..300 {
-            link.opener.aside |= link.opener.attached;
-            link.acceptor.aside |= link.acceptor.attached;
+        for _ in 0..600 {
+            link.opener.aside |= link.opener.is_attached();
+            link.acceptor.aside |= link.acceptor.is_attached();
             link.step(false);
         }
         assert_eq!(
@@ -376,18 +504,36 @@ fn everything_arrives_once_and_in_order_whatever_breaks() {
             (0, 0),
             "seed {seed}"
         );
+        assert!(link.opener.assembly.is_idle() && link.acceptor.assembly.is_idle());
     }
     assert!(
         breaks > SEEDS && again > SEEDS / 4,
         "{breaks} breaks, {again} frames again"
     );
+    if lanes > 1 {
+        assert!(
+            opened > SEEDS && lost > SEEDS / 4 && aside > SEEDS * 4 * PIECE,
+            "{opened} lanes opened, {lost} lost, {aside} bytes on them"
+        );
+    }
+}
+
+#[test]
+fn everything_arrives_once_and_in_order_whatever_breaks() {
+    everything_arrives(1);
+}
+
+#[test]
+fn everything_arrives_once_and_in_order_whichever_lane_breaks() {
+    everything_arrives(2);
+    everything_arrives(LANES as u64);
 }
 
 #[test]
 fn what_is_returned_as_unsent_was_not_handed_on() {
     let mut returned = 0;
-    for seed in 0..SEEDS {
-        let mut link = disturbed(seed);
+    for (seed, lanes) in (0..SEEDS).flat_map(|seed| [(seed, 1), (seed, LANES as u64)]) {
+        let mut link = disturbed(seed, lanes);
         let (opener, acceptor) = (&mut link.opener, &mut link.acceptor);
         let (there, here) = (acceptor.got.clone(), opener.got.clone());
         for (from, got) in [(opener, there), (acceptor, here)] {
@@ -414,7 +560,7 @@ fn a_peer_that_claims_what_was_never_sent_is_refused() {
     let mut to = Vec::new();
     let mut random = Random(1);
     while end.window.queued() > 0 {
-        end.write(&mut to, &mut random);
+        end.write(0, &mut to, &mut random);
     }
     assert!(end.window.resume(3).is_err());
     end.window.resume(1).unwrap();
@@ -440,7 +586,7 @@ fn what_is_kept_is_bounded() {
     let mut random = Random(1);
     while end.window.is_ready() {
         to.clear();
-        end.write(&mut to, &mut random);
+        end.write(0, &mut to, &mut random);
     }
     // The rest waits until the other side says that it has some of them.
     assert_eq!(end.window.queued(), (20_000 - 8192) * FRAME_HEADER as u64);
@@ -448,7 +594,7 @@ fn what_is_kept_is_bounded() {
     assert!(end.window.is_ready());
     while end.window.len() > 3 {
         to.clear();
-        end.write(&mut to, &mut random);
+        end.write(0, &mut to, &mut random);
         let rest = end.window.queued() / FRAME_HEADER as u64;
         end.window.acknowledged(low(20_000 - rest.max(3)));
     }

@@ -3,20 +3,24 @@
 use core::ptr::NonNull;
 use std::collections::VecDeque;
 
-use dragon_protocol::wire::{FRAME_HEADER, FrameHeader};
+use dragon_protocol::wire::{APART, FRAME_HEADER, FrameHeader};
 use zerocopy::IntoBytes;
 
-use super::{PIECES, Piece};
+use super::pieces::Leaving;
+use super::{PIECE, PIECES, Piece, SPLIT};
 use crate::body::Body;
 use crate::fabric::{Frame, LinkError, SMALL};
 
 /// Frames of one link that may be on their way without having been acknowledged; far below what the 16 bits of an
 /// acknowledgement can tell apart.
-const FRAMES: usize = 8192;
+pub(super) const FRAMES: usize = 8192;
 /// Frames for which an idle link keeps room.
 const FEW: usize = 32;
 /// Bytes of such frames, unless one alone is larger.
-const BYTES: u64 = 64 << 20;
+pub(super) const BYTES: u64 = 64 << 20;
+/// Bytes of frames, large payloads apart, that may follow one that goes in pieces before that was acknowledged: the other
+/// side holds them until it has all of it.
+pub(super) const BEHIND: u64 = if cfg!(test) { 8 << 10 } else { 64 << 10 };
 
 /// The outgoing frames of a link.
 #[derive(Debug, Default)]
@@ -39,10 +43,18 @@ pub(in crate::fabric) struct Window {
     queued: u64,
     /// The most frames that there were since [`Window::tidy`] last looked.
     peak: usize,
+    /// The frame that is being divided, and where its next piece begins.
+    dividing: Option<(u64, u64)>,
+    /// The frames of pieces that are written in part, one for each lane at most.
+    under_way: Vec<u64>,
+    /// The oldest divided frame that was not acknowledged.
+    divided: Option<u64>,
+    /// Bytes of the frames written after that, see [`BEHIND`].
+    behind: u64,
 }
 
 /// What the next call sends.
-type Pieces = ([Piece; PIECES], usize);
+pub(super) type Pieces = ([Piece; PIECES], usize);
 
 /// What happened by writing bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,32 +102,118 @@ impl Window {
     }
 
     /// Whether a frame is written in part: nothing else may be sent before its end.
-    pub(in crate::fabric) fn is_within_a_frame(&self) -> bool {
+    pub(super) fn is_within_a_frame(&self) -> bool {
         self.written > 0
     }
 
-    /// Whether there is something to write now.
+    /// Whether there is a frame to write now, on the first lane.
     pub(in crate::fabric) fn is_ready(&self) -> bool {
-        self.next < self.frames.len() && self.may_send(self.next, self.kept)
+        let may = || self.dividing.is_none() && self.may_send(self.next, self.kept, self.behind);
+        self.frames
+            .get(self.next)
+            .is_some_and(|f| is_apart(f) || may())
     }
 
-    /// The bytes to write next. With `rest_only` not beyond the frame that is written in part.
+    /// Whether the next frame, all of it or a part, is to be written before any piece on the first lane.
+    pub(super) fn is_before_pieces(&self) -> bool {
+        self.written > 0 || self.frames.get(self.next).is_some_and(is_apart)
+    }
+
+    /// Whether what waits is worth another lane.
+    pub(in crate::fabric) fn is_loaded(&self) -> bool {
+        let large = |frame: &Frame| frame.body.len() >= SPLIT;
+        let next = || self.frames.get(self.next).is_some_and(large);
+        self.queued >= SPLIT && (self.dividing.is_some() || next())
+    }
+
+    /// Whether a piece was sent of a frame that was not acknowledged.
+    pub(in crate::fabric) fn is_divided(&self) -> bool {
+        self.divided.is_some() || self.dividing.is_some()
+    }
+
+    /// Whether pieces are left of a divided frame.
+    pub(super) fn is_dividing(&self) -> bool {
+        self.dividing.is_some()
+    }
+
+    /// Begins to divide the next frame, where that is large and nothing of it was written.
+    pub(super) fn divide(&mut self) {
+        let may = self.dividing.is_none() && self.written == 0;
+        if !may || !self.is_ready() {
+            return;
+        }
+        let number = self.acknowledged + self.next as u64;
+        let large = |frame: &&mut Frame| frame.body.len() >= SPLIT && !is_apart(frame);
+        if let Some(frame) = self.frames.get_mut(self.next).filter(large) {
+            frame.header.kind |= APART;
+            self.dividing = Some((number, 0));
+            self.touched = self.touched.max(number + 1);
+        }
+    }
+
+    /// The next piece of the frame that is being divided.
+    pub(super) fn take_piece(&mut self) -> Option<Leaving> {
+        let (number, at) = self.dividing?;
+        let frame = self.frame(number)?;
+        let all = frame.body.len();
+        let length = PIECE.min(all - at);
+        let piece = Leaving::new(number, &frame.header, at, length);
+        let next = at + length;
+        self.dividing = (next < all).then_some((number, next));
+        self.under_way.push(number);
+        Some(piece)
+    }
+
+    /// The bytes of a piece to write next; none when the connection that it belonged to has broken.
+    ///
+    /// # Safety
+    /// Neither the window nor the piece may be changed while they are used.
+    pub(super) unsafe fn piece(&self, piece: &Leaving) -> Option<[Piece; 2]> {
+        let frame = self.frame(piece.number)?;
+        // SAFETY: the payload of the piece's frame, which stays while the piece is under way; else as the caller promises.
+        Some(unsafe { piece.rest(frame.body.start()) })
+    }
+
+    /// So many bytes of a piece were written; whether it was the rest.
+    pub(super) fn wrote_piece(&mut self, piece: &mut Leaving, count: u64) -> bool {
+        let (of_payload, whole) = piece.wrote(count);
+        self.queued = self.queued.saturating_sub(of_payload);
+        let found = self.under_way.iter().position(|n| *n == piece.number);
+        if let Some(at) = found.filter(|_| whole) {
+            self.under_way.swap_remove(at);
+        }
+        whole
+    }
+
+    fn frame(&self, number: u64) -> Option<&Frame> {
+        let at = number.checked_sub(self.acknowledged)?;
+        self.frames.get(usize::try_from(at).ok()?)
+    }
+
+    /// The bytes to write next on the first lane. With `rest_only` not beyond the frame that is written in part; with
+    /// `divide` not beyond a frame that is to be divided.
     ///
     /// # Safety
     /// The pieces lead into the window: nothing of it may be changed while they are used.
-    pub(in crate::fabric) unsafe fn pieces(&self, rest_only: bool) -> Pieces {
+    pub(super) unsafe fn pieces(&self, rest_only: bool, divide: bool) -> Pieces {
         // SAFETY: a piece of no bytes touches no memory.
         let mut pieces = [unsafe { Piece::new(NonNull::dangling(), 0) }; PIECES];
         let mut count = 0;
         let mut skip = self.written;
         let mut kept = self.kept;
+        let mut behind = self.behind;
         for (at, frame) in self.frames.iter().enumerate().skip(self.next) {
-            let over = rest_only && at > self.next;
-            if over || count + 2 > PIECES || !self.may_send(at, kept) {
+            let own_turn = rest_only || divide && frame.body.len() >= SPLIT;
+            let over = own_turn && at > self.next;
+            let apart = is_apart(frame);
+            if over || count + 2 > PIECES || !apart && !self.may_send(at, kept, behind) {
                 break;
             }
             kept += length(frame);
-            for (start, len) in [header_part(&frame.header), body_part(&frame.body)] {
+            behind += cost(frame.body.len());
+            let (body, len) = body_part(&frame.body);
+            let body = (body, if apart { 0 } else { len });
+            for (start, len) in [header_part(&frame.header), body] {
                 let left = len.saturating_sub(skip);
                 if left > 0 {
                     let offset = usize::try_from(len - left).unwrap_or(0);
@@ -128,18 +226,26 @@ impl Window {
                 }
                 skip = skip.saturating_sub(len);
             }
+            if apart {
+                break;
+            }
         }
         (pieces, count)
     }
 
     /// So many bytes of the pieces were written.
-    pub(in crate::fabric) fn wrote(&mut self, count: u64) -> Wrote {
+    pub(super) fn wrote(&mut self, count: u64) -> Wrote {
         self.queued = self.queued.saturating_sub(count);
         self.written += count;
         let mut wrote = Wrote::default();
         while let Some(frame) = self.frames.get(self.next) {
             let number = self.acknowledged + self.next as u64;
-            let whole = length(frame);
+            let apart = is_apart(frame);
+            let whole = if apart {
+                FRAME_HEADER as u64
+            } else {
+                length(frame)
+            };
             if self.written < whole {
                 if self.written > 0 {
                     self.touched = self.touched.max(number + 1);
@@ -153,8 +259,13 @@ impl Window {
                 self.finished = number + 1;
             }
             self.touched = self.touched.max(number + 1);
+            if self.divided.is_some() {
+                self.behind += cost(frame.body.len());
+            } else if apart {
+                self.divided = Some(number);
+            }
             self.written -= whole;
-            self.kept += whole;
+            self.kept += length(frame);
             self.next += 1;
         }
         wrote
@@ -165,7 +276,11 @@ impl Window {
     pub(in crate::fabric) fn acknowledged(&mut self, count: u16) {
         let [low, high, ..] = self.acknowledged.to_le_bytes();
         let by = usize::from(count.wrapping_sub(u16::from_le_bytes([low, high])));
-        if by <= self.next {
+        // Nobody has a frame of which a part has not been written.
+        let end = self.acknowledged + by as u64;
+        let begun = self.dividing.iter().map(|(number, _)| number);
+        let whole = begun.chain(&self.under_way).all(|number| *number >= end);
+        if by <= self.next && whole {
             self.forget(by);
         }
     }
@@ -197,11 +312,18 @@ impl Window {
         self.written = 0;
         self.kept = 0;
         self.queued = self.frames.iter().map(length).sum();
+        self.dividing = None;
+        self.under_way = Vec::new();
+        (self.divided, self.behind) = (None, 0);
+        for frame in &mut self.frames {
+            frame.header.kind &= !APART;
+        }
     }
 
     /// The end of the link. Returns the frames of which no byte was ever written.
     pub(in crate::fabric) fn end(&mut self) -> Vec<Frame> {
         let touched = usize::try_from(self.touched - self.acknowledged).unwrap_or(usize::MAX);
+        self.broke();
         let frames = core::mem::take(&mut self.frames);
         self.acknowledged += frames.len() as u64;
         self.finished = self.acknowledged;
@@ -210,9 +332,10 @@ impl Window {
         frames.into_iter().skip(touched).collect()
     }
 
-    fn may_send(&self, at: usize, kept: u64) -> bool {
+    fn may_send(&self, at: usize, kept: u64, behind: u64) -> bool {
+        let behind = self.divided.is_none() || behind < BEHIND;
         // What has begun goes on, and one frame is always allowed.
-        at == 0 || at < FRAMES && kept < BYTES || at == self.next && self.written > 0
+        at == 0 || at < FRAMES && kept < BYTES && behind || at == self.next && self.written > 0
     }
 
     fn forget(&mut self, count: usize) {
@@ -221,7 +344,27 @@ impl Window {
         }
         self.next -= count;
         self.acknowledged += count as u64;
+        if self
+            .divided
+            .is_some_and(|number| number < self.acknowledged)
+        {
+            let sent = self.frames.iter().take(self.next);
+            let first = sent.clone().position(is_apart);
+            self.divided = first.map(|at| self.acknowledged + at as u64);
+            let after = sent.skip(first.map_or(self.next, |at| at + 1));
+            self.behind = after.map(|frame| cost(frame.body.len())).sum();
+        }
     }
+}
+
+/// Whether it was divided.
+fn is_apart(frame: &Frame) -> bool {
+    frame.header.kind & APART != 0
+}
+
+/// What a frame with such a payload takes of the memory of who must hold it; a large payload is in a block of the pool.
+pub(super) fn cost(payload: u64) -> u64 {
+    FRAME_HEADER as u64 + if payload <= SMALL { payload } else { 0 }
 }
 
 fn length(frame: &Frame) -> u64 {

@@ -14,7 +14,8 @@ use rustix::io::Errno;
 use rustix::net::{SocketFlags, sockopt};
 
 use super::connection::Connection;
-use super::{Io, TcpFabric, seconds, session};
+use super::wire::READABLE;
+use super::{Io, TcpFabric, seconds};
 use crate::{clock, descriptors};
 
 /// Where a connection comes from that was gone before that could be seen.
@@ -57,10 +58,7 @@ impl TcpFabric {
         let _ = sockopt::set_tcp_nodelay(&socket, true);
         let token = self.shared.next_id();
         let connection = Connection::accepted(token, socket);
-        if let Err(error) = self
-            .shared
-            .add(&connection.socket, token, session::READABLE)
-        {
+        if let Err(error) = self.shared.add(&connection.socket, token, READABLE) {
             tracing::warn!(%error, "a connection cannot be watched and was closed");
             return;
         }

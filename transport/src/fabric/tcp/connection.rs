@@ -18,7 +18,7 @@ use super::seal::{self, Keys, Opener, Sealer, Shake};
 use super::session::Session;
 use crate::body::Body;
 use crate::clock;
-use crate::fabric::stream::{CARRY, Inbound, Piece, Sink, read_header};
+use crate::fabric::stream::{Assembly, CARRY, Inbound, Piece, Sink, read_header};
 use crate::fabric::{Handler, Incoming, Link, LinkError, SMALL};
 
 /// Bytes read by one call into memory that all connections share.
@@ -66,8 +66,21 @@ pub(super) struct Connection {
     encryption: Encryption,
     /// The link that it belongs to: from the beginning where this side opened it.
     pub(super) session: Option<Arc<Session>>,
+    /// Where it is not the first lane of a connection.
+    pub(super) lane: Option<Lane>,
     /// Bytes of payloads that came since the other side was told to forget what it has sent.
     untold: u64,
+}
+
+/// What a further lane belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lane {
+    /// What the opener calls the connection.
+    pub(super) connection: u64,
+    /// Which of the lanes that the opener wants it is; 0 at the acceptor.
+    pub(super) index: usize,
+    /// When the opener gives it up unless it stands; `u64::MAX`: it stands.
+    pub(super) due: u64,
 }
 
 #[derive(Debug)]
@@ -147,8 +160,15 @@ impl Connection {
             wakes_for_parts: true,
             encryption: Encryption::None,
             session,
+            lane: None,
             untold: 0,
         }
+    }
+
+    /// Makes it a further lane of a connection of its link.
+    pub(super) fn becomes(&mut self, lane: Lane) {
+        self.lane = Some(lane);
+        self.inbound = Inbound::of_a_lane();
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -227,8 +247,8 @@ impl Connection {
                 }
                 Stage::Answer(connector) => {
                     let (proof, peer) = connector.answer(exactly(&message)?, now)?;
-                    let open = self.session.as_ref().map(|session| open(session));
-                    let open = open.ok_or(LinkError::ClosedHere)?;
+                    let session = self.session.as_ref().ok_or(LinkError::ClosedHere)?;
+                    let open = open(session, self.token, self.lane);
                     let mut message = open.as_bytes().to_vec();
                     if identity.encrypt {
                         let mut shake = Shake::new(&identity.key, true)?;
@@ -301,34 +321,52 @@ impl Connection {
             link: &link,
             handler,
             acknowledged: None,
+            more_lanes: false,
             bytes: self.untold,
             ended: false,
         };
-        let (inbound, socket) = (&mut self.inbound, &self.socket);
+        let mut assembly = session.assembly();
+        let (socket, mut inbound) = (&self.socket, (&mut self.inbound, &mut *assembly));
         let result = match &mut self.encryption {
-            Encryption::Records(opener) => read_sealed(opener, inbound, socket, scratch, &mut sink),
-            _ => read(inbound, socket, &mut scratch.plain, &mut sink),
+            Encryption::Records(opener) => {
+                read_sealed(opener, &mut inbound, socket, scratch, &mut sink)
+            }
+            _ => read(&mut inbound, socket, &mut scratch.plain, &mut sink),
         };
         sink.handler.pause();
         let (acknowledged, bytes) = (sink.acknowledged, sink.bytes);
         if sink.ended {
             return Err(LinkError::Ended);
         }
+        let more_lanes = sink.more_lanes;
         result?;
-        self.wake_at().map_err(LinkError::Network)?;
+        self.wake_at(&mut assembly).map_err(LinkError::Network)?;
+        drop(assembly);
+        if self.lane.is_some() {
+            session.uses_lanes();
+        }
+        if more_lanes {
+            session.asked_for_lanes();
+        }
         if let Some(count) = acknowledged {
             session.acknowledged(count).map_err(LinkError::Network)?;
         }
         // An idle link keeps little of what it has sent.
         let much = bytes > UNTOLD;
         self.untold = if much { 0 } else { bytes };
-        session.acknowledge(much).map_err(LinkError::Network)
+        let told = session.acknowledge(much);
+        if self.lane.is_some() {
+            session.of_a_lane(told);
+            return Ok(());
+        }
+        told.map_err(LinkError::Network)
     }
 
     /// While a large payload is on its way into its place, the thread wakes up for large parts of it only; for each part where
     /// the system refuses that.
-    fn wake_at(&mut self) -> io::Result<()> {
-        let left = self.inbound.landing().map_or(0, |piece| piece.len);
+    fn wake_at(&mut self, assembly: &mut Assembly) -> io::Result<()> {
+        let left = self.inbound.landing(assembly);
+        let left = left.map_or(0, |piece| piece.len);
         // Of a record's beginning only the rest comes yet, and nothing may follow it.
         let here = match &self.encryption {
             Encryption::Records(opener) => opener.carry.len(),
@@ -380,15 +418,20 @@ impl Connection {
     }
 }
 
+/// `arg1` of the opening of a further lane.
+pub(super) const LANE: u64 = 2;
+
 const _: () = assert!(PROOF + seal::MESSAGE >= ANSWER && PROOF + seal::MESSAGE >= HELLO);
 
-/// What asks for a link: a new one when it never stood.
-fn open(session: &Session) -> FrameHeader {
+/// What asks for a link: a new one when it never stood; or for a further lane of a connection.
+fn open(session: &Session, token: u64, lane: Option<Lane>) -> FrameHeader {
+    let new = u64::from(!session.is_up());
     FrameHeader {
         kind: FrameKind::Open as u8,
         request: session.number.into(),
+        deadline: lane.map_or(token, |lane| lane.connection).into(),
         arg0: session.received().into(),
-        arg1: u64::from(!session.is_up()).into(),
+        arg1: lane.map_or(new, |_| LANE).into(),
         ..zerocopy::FromZeros::new_zeroed()
     }
 }
@@ -400,19 +443,23 @@ fn opening(bytes: &[u8]) -> Result<FrameHeader, LinkError> {
     }
 }
 
+/// How far a stream was read, and what of its link came ahead of its turn.
+type Reading<'a> = (&'a mut Inbound, &'a mut Assembly);
+
 fn read(
-    inbound: &mut Inbound,
+    (inbound, assembly): &mut Reading<'_>,
     socket: &OwnedFd,
     scratch: &mut [u8],
     sink: &mut Receiving<'_>,
 ) -> Result<(), LinkError> {
     let mut turn = TURN;
     loop {
+        let beyond = inbound.beyond().unwrap_or(SCRATCH);
         let carried = inbound.take_carry(scratch);
         let start = NonNull::from(&mut scratch[carried..carried + SCRATCH]).cast();
-        // SAFETY: SCRATCH bytes of the scratch memory, which nothing else uses during the call.
-        let rest = unsafe { Piece::new(start, SCRATCH) };
-        let landing = inbound.landing();
+        // SAFETY: at most SCRATCH bytes of the scratch memory, which nothing else uses during the call.
+        let rest = unsafe { Piece::new(start, beyond.min(SCRATCH)) };
+        let landing = inbound.landing(assembly);
         let direct = landing.map_or(0, |piece| piece.len);
         let received = match landing {
             // SAFETY: both pieces are writable: see above, and the body is this reader's until it is handed on.
@@ -435,11 +482,11 @@ fn read(
         };
         sink.session.peer.bytes_received(received as u64);
         let landed = direct.min(received);
-        inbound.landed(landed as u64, sink);
-        inbound.parse(&scratch[..carried + received - landed], sink)?;
+        inbound.landed(landed as u64, assembly, sink)?;
+        inbound.parse(&scratch[..carried + received - landed], assembly, sink)?;
         sink.handler.pause();
         turn = turn.saturating_sub(received);
-        if sink.ended || received < SCRATCH + direct || turn == 0 {
+        if sink.ended || received < beyond + direct || turn == 0 {
             return Ok(());
         }
     }
@@ -448,7 +495,7 @@ fn read(
 /// The same from an encrypted connection.
 fn read_sealed(
     opener: &mut Opener,
-    inbound: &mut Inbound,
+    (inbound, assembly): &mut Reading<'_>,
     socket: &OwnedFd,
     scratch: &mut Scratch,
     sink: &mut Receiving<'_>,
@@ -479,7 +526,7 @@ fn read_sealed(
                 break;
             };
             bytes = &bytes[took..];
-            inbound.parse(&plain[..carried + gave], sink)?;
+            inbound.parse(&plain[..carried + gave], assembly, sink)?;
             if sink.ended {
                 return Ok(());
             }
@@ -499,6 +546,8 @@ struct Receiving<'a> {
     link: &'a Arc<dyn Link>,
     handler: &'a mut dyn Handler,
     acknowledged: Option<u16>,
+    /// The other side could use more lanes.
+    more_lanes: bool,
     /// Of payloads that the other side keeps until it is told that they have come.
     bytes: u64,
     ended: bool,
@@ -520,8 +569,16 @@ impl Sink for Receiving<'_> {
         self.handler.frame(self.link, header, payload);
     }
 
+    fn received(&self) -> u64 {
+        self.session.received()
+    }
+
     fn acknowledged(&mut self, count: u16) {
         self.acknowledged = Some(count);
+    }
+
+    fn more_lanes(&mut self) {
+        self.more_lanes = true;
     }
 
     fn end(&mut self) {

@@ -11,7 +11,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::connection::Connection;
 use super::session::Session;
-use super::{Io, TcpFabric, seconds, session};
+use super::wire::READABLE;
+use super::{Io, TcpFabric, seconds};
 use crate::clock;
 use crate::fabric::{Handler, LinkError};
 
@@ -140,7 +141,11 @@ impl TcpFabric {
         }
     }
 
-    fn connect(&self, address: &SocketAddr, session: &Arc<Session>) -> io::Result<Connection> {
+    pub(super) fn connect(
+        &self,
+        address: &SocketAddr,
+        session: &Arc<Session>,
+    ) -> io::Result<Connection> {
         let family = match address {
             SocketAddr::V4(_) => AddressFamily::INET,
             SocketAddr::V6(_) => AddressFamily::INET6,
@@ -153,7 +158,7 @@ impl TcpFabric {
             Err(e) => return Err(e.into()),
         }
         let token = self.shared.next_id();
-        let interest = session::READABLE | epoll::EventFlags::OUT;
+        let interest = READABLE | epoll::EventFlags::OUT;
         let connection = Connection::opening(token, socket, Arc::clone(session));
         self.shared.add(&connection.socket, token, interest)?;
         Ok(connection)

@@ -1,21 +1,21 @@
 //! A link over TCP: what any thread may use of it. It outlives its connections.
 
 use core::fmt;
-use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dragon_protocol::NodeIndex;
-use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind};
+use dragon_protocol::wire::{FrameHeader, FrameKind};
 use rustix::event::epoll;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::FromZeros;
 
-use super::raw;
 use super::seal::Sealer;
 use super::shared::{PeerCounters, Shared};
-use crate::fabric::stream::{Piece, Window};
+use super::wire::{Outgoing, Step, Wire};
+use crate::clock;
+use crate::fabric::stream::{Assembly, Window};
 use crate::fabric::{Frame, Link, LinkError, Side};
 
 /// A link.
@@ -33,36 +33,42 @@ pub(super) struct Session {
     /// How many of them the other side has been told of.
     told: AtomicU64,
     out: Mutex<Out>,
+    /// What came ahead of its turn; the I/O thread's alone.
+    assembly: Mutex<Assembly>,
+    /// Pieces have passed since that was last looked at.
+    lanes_used: AtomicBool,
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Out {
     closed: bool,
-    /// The connection, when there is one that has completed its handshake.
+    /// The connection's first lane, when there is one that has completed its handshake.
     wire: Option<Wire>,
+    /// What the side that opened the link calls that connection.
+    connection: u64,
+    /// The connection's further lanes.
+    lanes: Vec<Wire>,
     window: Window,
-}
-
-#[derive(Debug)]
-struct Wire {
-    socket: Arc<OwnedFd>,
-    token: u64,
-    /// What the epoll instance has been told to watch for.
-    interest: epoll::EventFlags,
-    /// A frame without a number that goes out between two others, and how much of it has gone.
-    aside: Option<(FrameHeader, usize)>,
     /// An acknowledgement is wanted.
     acknowledge: bool,
-    /// Where the connection is encrypted.
-    sealer: Option<Sealer>,
+    /// When more lanes were asked for last.
+    asked: u64,
+    /// The next acknowledgement says that more lanes could be used.
+    wants_lanes: bool,
+    /// How many further lanes there may be.
+    most: usize,
 }
-
-/// What a connection watches for while nothing is queued.
-pub(super) const READABLE: epoll::EventFlags = epoll::EventFlags::IN;
 
 /// Bytes that wait for others before they are sent.
 const TOGETHER: u64 = 64 << 10;
+
+/// Further lanes that a connection may have.
+pub(super) const LANES: usize = crate::interface::MOST - 1;
+/// How often lanes are asked for at most where there are none, in nanoseconds.
+const ASK: u64 = 100_000_000;
+/// How often more are where there are some.
+const ASK_MORE: u64 = 1_000_000_000;
 
 /// Frames and bytes received that the other side may keep a copy of before it is told that it need not.
 const UNTOLD: u64 = 32;
@@ -98,8 +104,16 @@ impl Session {
             out: Mutex::new(Out {
                 closed: false,
                 wire: None,
+                connection: 0,
+                lanes: Vec::new(),
                 window: Window::default(),
+                acknowledge: false,
+                asked: 0,
+                wants_lanes: false,
+                most: LANES,
             }),
+            assembly: Mutex::default(),
+            lanes_used: AtomicBool::new(false),
             shared,
         }
     }
@@ -121,28 +135,26 @@ impl Session {
         self.received.store(received + 1, Ordering::Release);
     }
 
-    /// A connection stands: what the other side, which has `received` frames, lacks is sent on it.
+    /// A connection stands: what the other side lacks is sent on it. `open`: what the opener calls the connection, and how
+    /// many frames the other side has.
     pub(super) fn attach(
         &self,
         socket: Arc<OwnedFd>,
         token: u64,
         clock_offset: i64,
-        received: u64,
+        open: (u64, u64),
         sealer: Option<Sealer>,
     ) -> Result<(), LinkError> {
+        let (connection, received) = open;
         let mut out = self.out();
         if out.closed {
             return Err(LinkError::ClosedHere);
         }
+        *self.assembly() = Assembly::default();
+        out.lanes = Vec::new();
         out.window.resume(received)?;
-        out.wire = Some(Wire {
-            socket,
-            token,
-            interest: READABLE,
-            aside: None,
-            acknowledge: false,
-            sealer,
-        });
+        out.wire = Some(Wire::new(socket, token, true, sealer));
+        (out.connection, out.acknowledge) = (connection, false);
         self.told.store(self.received(), Ordering::Relaxed);
         self.clock_offset.store(clock_offset, Ordering::Relaxed);
         self.up.store(true, Ordering::Release);
@@ -154,8 +166,70 @@ impl Session {
         let mut out = self.out();
         if out.wire.as_ref().is_some_and(|wire| wire.token == token) {
             out.wire = None;
+            out.lanes = Vec::new();
             out.window.broke();
+            *self.assembly() = Assembly::default();
         }
+    }
+
+    /// What the opener calls the connection that it has.
+    pub(super) fn connection(&self) -> Option<u64> {
+        let out = self.out();
+        out.wire.as_ref().map(|_| out.connection)
+    }
+
+    /// Its first lane.
+    pub(super) fn first_lane(&self) -> Option<(u64, Arc<OwnedFd>)> {
+        let out = self.out();
+        let wire = out.wire.as_ref();
+        wire.map(|wire| (wire.token, Arc::clone(&wire.socket)))
+    }
+
+    /// A further lane of the connection stands. False when there is no such connection any more, or it has enough.
+    pub(super) fn attach_lane(
+        &self,
+        socket: Arc<OwnedFd>,
+        token: u64,
+        connection: u64,
+        sealer: Option<Sealer>,
+    ) -> bool {
+        let mut out = self.out();
+        if out.wire.is_none() || out.connection != connection || out.lanes.len() >= LANES {
+            return false;
+        }
+        out.lanes.push(Wire::new(socket, token, false, sealer));
+        self.lanes_used.store(true, Ordering::Relaxed);
+        self.shared.roomy.store(true, Ordering::Relaxed);
+        self.send(out);
+        true
+    }
+
+    /// A further lane is gone. Returns whether the connection must go with it: a piece may have been lost.
+    pub(super) fn detach_lane(&self, token: u64) -> bool {
+        let mut out = self.out();
+        let before = out.lanes.len();
+        out.lanes.retain(|lane| lane.token != token);
+        out.lanes.len() < before && (out.window.is_divided() || !self.assembly().is_idle())
+    }
+
+    /// How many further lanes there may be, as the side that opens them has found.
+    pub(super) fn set_most_lanes(&self, most: usize) {
+        self.out().most = most;
+    }
+
+    /// How many further lanes there are.
+    pub(super) fn lanes(&self) -> usize {
+        self.out().lanes.len()
+    }
+
+    /// Pieces pass.
+    pub(super) fn uses_lanes(&self) {
+        self.lanes_used.store(true, Ordering::Relaxed);
+    }
+
+    /// What came ahead of its turn.
+    pub(super) fn assembly(&self) -> MutexGuard<'_, Assembly> {
+        self.assembly.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection that it has.
@@ -186,10 +260,24 @@ impl Session {
             return Ok(());
         }
         let mut out = self.out();
-        if let Some(wire) = &mut out.wire {
-            wire.acknowledge = true;
-        }
+        out.acknowledge = true;
         self.write(&mut out)
+    }
+
+    /// The other side could use more lanes.
+    pub(super) fn asked_for_lanes(&self) {
+        if self.side == Side::Opened {
+            self.shared.want_lanes(self.id);
+        }
+    }
+
+    /// What a further lane does with the link, whose end it does not notice: errors are those of the first.
+    pub(super) fn of_a_lane(&self, result: io::Result<()>) {
+        let token = self.token();
+        if let (Err(error), Some(token)) = (result, token) {
+            tracing::debug!(link = self.id, %error, "sending failed");
+            self.shared.broken(token);
+        }
     }
 
     /// The end of the link, whatever state it was in. Returns the frames of which no byte was sent.
@@ -197,15 +285,18 @@ impl Session {
         let mut out = self.out();
         out.closed = true;
         out.wire = None;
+        out.lanes = Vec::new();
+        *self.assembly() = Assembly::default();
         out.window.end()
     }
 
     /// Says that the link ends, where that can be said at once.
     pub(super) fn say_end(&self) {
         let mut out = self.out();
-        let within = out.window.is_within_a_frame();
-        if let Some(wire) = out.wire.as_mut().filter(|w| !within && w.aside.is_none()) {
-            wire.aside = Some((aside(FrameKind::End, 0), 0));
+        let Out { wire, window, .. } = &mut *out;
+        let between = |wire: &&mut Wire| !wire.is_within(window) && wire.has_no_aside();
+        if let Some(wire) = wire.as_mut().filter(between) {
+            wire.set_aside(aside(FrameKind::End, 0));
             // Whoever misses it learns it when it tries to go on with the link.
             let _ = self.write(&mut out);
         }
@@ -215,7 +306,17 @@ impl Session {
     pub(super) fn tidy(&self) -> bool {
         let mut out = self.out();
         out.window.tidy();
-        out.window.is_roomy()
+        let mut again = out.window.is_roomy();
+        if self.side == Side::Opened && !out.lanes.is_empty() {
+            let used = self.lanes_used.swap(false, Ordering::Relaxed);
+            if used || out.window.is_divided() || !self.assembly().is_idle() {
+                again = true;
+            } else {
+                // Whoever needs them asks for them again.
+                out.lanes.iter().for_each(|l| self.shared.broken(l.token));
+            }
+        }
+        again
     }
 
     /// Frames that were not acknowledged.
@@ -229,122 +330,88 @@ impl Session {
         self.told.store(received, Ordering::Relaxed);
     }
 
-    /// Sends what the socket takes. What remains is sent when the socket is writable again.
+    /// Sends what the sockets take. What remains is sent when they are writable again.
     fn write(&self, out: &mut Out) -> io::Result<()> {
-        let Out { wire, window, .. } = out;
-        let Some(wire) = wire else {
-            return Ok(());
-        };
-        let all = if let Some(mut sealer) = wire.sealer.take() {
-            let all = self.send_sealed(wire, &mut sealer, window);
-            wire.sealer = Some(sealer);
-            all?
-        } else {
-            self.send_all(wire, window)?
-        };
-        let mut wanted = READABLE;
-        if !all {
-            wanted |= epoll::EventFlags::OUT;
-        }
-        if wanted != wire.interest {
-            wire.interest = wanted;
-            self.shared.watch(&wire.socket, wire.token, wanted)?;
-        }
-        Ok(())
-    }
-
-    /// Returns whether everything went.
-    fn send_all(&self, wire: &mut Wire, window: &mut Window) -> io::Result<bool> {
+        let mut first = Step::Went;
+        let mut others = [Step::Went; LANES];
         loop {
-            self.want_acknowledge(wire);
-            if let Some((header, gone)) =
-                wire.aside.as_mut().filter(|_| !window.is_within_a_frame())
-            {
-                let bytes = &header.as_bytes()[*gone..];
-                // SAFETY: the header is not touched before the call returns.
-                let piece = unsafe { Piece::new(NonNull::from(bytes).cast(), bytes.len()) };
-                // SAFETY: the piece is initialised memory of this process.
-                let sent = unsafe { raw::send(wire.socket.as_fd(), &[piece]) };
-                let Some(sent) = taken(sent)? else {
-                    return Ok(false);
-                };
-                self.peer.bytes_sent(sent as u64);
-                *gone += sent;
-                if *gone == FRAME_HEADER {
-                    wire.aside = None;
-                }
-                continue;
-            }
-            if !window.is_ready() {
-                return Ok(true);
-            }
-            // SAFETY: the window is not changed before the pieces were used.
-            let (pieces, count) = unsafe { window.pieces(wire.aside.is_some()) };
-            // SAFETY: the pieces are headers and bodies of frames that stay in the window, unmoved, during the call.
-            let sent = unsafe { raw::send(wire.socket.as_fd(), &pieces[..count]) };
-            let Some(sent) = taken(sent)? else {
-                return Ok(false);
+            self.want_acknowledge(out);
+            let Out {
+                wire,
+                lanes,
+                window,
+                ..
+            } = out;
+            let Some(wire) = wire else {
+                return Ok(());
             };
-            self.peer.bytes_sent(sent as u64);
-            self.peer.wrote(window.wrote(sent as u64));
-        }
-    }
-
-    /// The same over an encrypted connection: what was sealed counts as written.
-    fn send_sealed(
-        &self,
-        wire: &mut Wire,
-        sealer: &mut Sealer,
-        window: &mut Window,
-    ) -> io::Result<bool> {
-        loop {
-            while !sealer.rest().is_empty() {
-                let bytes = sealer.rest();
-                // SAFETY: the record is not touched before the call returns.
-                let piece = unsafe { Piece::new(NonNull::from(bytes).cast(), bytes.len()) };
-                // SAFETY: the piece is initialised memory of this process.
-                let sent = unsafe { raw::send(wire.socket.as_fd(), &[piece]) };
-                let Some(sent) = taken(sent)? else {
-                    return Ok(false);
-                };
-                self.peer.bytes_sent(sent as u64);
-                sealer.sent(sent);
+            let mut outgoing = Outgoing {
+                window,
+                peer: &self.peer,
+                divide: !lanes.is_empty(),
+            };
+            // By turns, so that each lane gets its part of what there is.
+            if first != Step::Full {
+                first = wire.step(&mut outgoing)?;
             }
-            self.want_acknowledge(wire);
-            if !window.is_within_a_frame()
-                && let Some((header, _)) = wire.aside.take()
-            {
-                let bytes = header.as_bytes();
-                // SAFETY: the header is not touched before it was copied.
-                let piece = unsafe { Piece::new(NonNull::from(bytes).cast(), bytes.len()) };
-                // SAFETY: the piece is initialised memory of this process.
-                unsafe { sealer.take(&[piece]) };
-            }
-            while window.is_ready() {
-                // SAFETY: the window is not changed before the pieces were copied.
-                let (pieces, count) = unsafe { window.pieces(wire.aside.is_some()) };
-                // SAFETY: the pieces are headers and bodies of frames that stay in the window during the call.
-                let took = unsafe { sealer.take(&pieces[..count]) };
-                if took == 0 {
-                    break;
-                }
-                self.peer.wrote(window.wrote(took as u64));
-                if wire.aside.is_some() && !window.is_within_a_frame() {
-                    break;
+            let mut went = first == Step::Went;
+            for (lane, step) in lanes.iter_mut().zip(&mut others) {
+                if *step != Step::Full {
+                    *step = lane.step(&mut outgoing).unwrap_or_else(|error| {
+                        tracing::debug!(link = self.id, %error, "sending on a lane failed");
+                        self.shared.broken(lane.token);
+                        Step::Full
+                    });
+                    if *step == Step::Went {
+                        self.uses_lanes();
+                        went = true;
+                    }
                 }
             }
-            if !sealer.seal()? {
-                return Ok(true);
+            if !went {
+                break;
             }
         }
+        for (lane, step) in out.lanes.iter_mut().zip(others) {
+            lane.watch(step == Step::Full, &self.shared)?;
+        }
+        if first == Step::Full {
+            self.ask_for_lanes(out);
+        }
+        let wire = out.wire.as_mut();
+        wire.map_or(Ok(()), |wire| wire.watch(first == Step::Full, &self.shared))
     }
 
-    fn want_acknowledge(&self, wire: &mut Wire) {
-        if wire.acknowledge && wire.aside.is_none() {
+    /// The socket takes no more: where that is for large payloads, other lanes may.
+    fn ask_for_lanes(&self, out: &mut Out) {
+        if out.lanes.len() >= out.most || !out.window.is_loaded() {
+            return;
+        }
+        let now = clock::now();
+        let pause = if out.lanes.is_empty() { ASK } else { ASK_MORE };
+        if now.saturating_sub(out.asked) < pause {
+            return;
+        }
+        match self.side {
+            Side::Opened => self.shared.want_lanes(self.id),
+            // How many there may be is for the opener to know.
+            Side::Accepted => (out.acknowledge, out.wants_lanes) = (true, true),
+        }
+        out.asked = now;
+    }
+
+    fn want_acknowledge(&self, out: &mut Out) {
+        let free = |wire: &&mut Wire| wire.has_no_aside();
+        if out.acknowledge
+            && let Some(wire) = out.wire.as_mut().filter(free)
+        {
             let received = self.received();
             self.told.store(received, Ordering::Relaxed);
-            wire.aside = Some((aside(FrameKind::Acknowledge, received), 0));
-            wire.acknowledge = false;
+            wire.set_aside(FrameHeader {
+                arg0: u64::from(out.wants_lanes).into(),
+                ..aside(FrameKind::Acknowledge, received)
+            });
+            (out.acknowledge, out.wants_lanes) = (false, false);
         }
     }
 
@@ -422,9 +489,8 @@ impl Link for Session {
 
     fn queued(&self) -> u64 {
         let out = self.out();
-        let sealer = out.wire.as_ref().and_then(|wire| wire.sealer.as_ref());
-        let sealed = sealer.map_or(0, |sealer| sealer.rest().len());
-        out.window.queued() + sealed as u64
+        let sealed: u64 = out.wire.iter().chain(&out.lanes).map(Wire::sealed).sum();
+        out.window.queued() + sealed
     }
 
     fn close(&self) {
@@ -444,14 +510,4 @@ fn aside(kind: FrameKind, received: u64) -> FrameHeader {
 fn low(count: u64) -> u16 {
     let [low, high, ..] = count.to_le_bytes();
     u16::from_le_bytes([low, high])
-}
-
-/// How many bytes went; `None` when the socket takes no more for now.
-fn taken(result: io::Result<usize>) -> io::Result<Option<usize>> {
-    match result {
-        Ok(n) => Ok(Some(n)),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(Some(0)),
-        Err(e) => Err(e),
-    }
 }

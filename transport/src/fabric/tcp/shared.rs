@@ -27,6 +27,8 @@ pub(super) struct Shared {
     doomed: Mutex<Vec<u64>>,
     /// Connections on which another thread could not send.
     broken: Mutex<Vec<u64>>,
+    /// Links that could use more lanes.
+    lanes: Mutex<Vec<u64>>,
     /// A link has more room for frames than an idle one keeps.
     pub(super) roomy: AtomicBool,
     /// A descriptor may be free for a fabric that stopped accepting for want of one.
@@ -98,6 +100,7 @@ impl Shared {
             next: AtomicU64::new(FIRST),
             doomed: Mutex::default(),
             broken: Mutex::default(),
+            lanes: Mutex::default(),
             roomy: AtomicBool::new(false),
             free: AtomicBool::new(false),
             opened: AtomicU64::new(0),
@@ -151,6 +154,16 @@ impl Shared {
 
     pub(super) fn take_broken(&self) -> Vec<u64> {
         core::mem::take(&mut *lock(&self.broken))
+    }
+
+    /// Has the I/O thread look for more lanes for a link.
+    pub(super) fn want_lanes(&self, id: u64) {
+        lock(&self.lanes).push(id);
+        self.wake();
+    }
+
+    pub(super) fn take_wanted_lanes(&self) -> Vec<u64> {
+        core::mem::take(&mut *lock(&self.lanes))
     }
 
     pub(super) fn wake(&self) {

@@ -1,0 +1,271 @@
+//! Further lanes of a connection: opened by the side that opened the link when large payloads wait for the socket at either
+//! end, one to each of the other networks that both nodes are on, or as many as were asked for; closed when nothing has
+//! passed on them for a second or two. A lane that cannot be had is tried again after a pause, when it is wanted.
+
+use core::net::SocketAddr;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use dragon_protocol::handshake::Peer;
+use dragon_protocol::wire::{FrameHeader, FrameKind};
+use dragon_protocol::{Code, NodeIndex};
+use rustix::net::sockopt;
+use zerocopy::FromZeros;
+
+use super::connection::{Connection, Lane};
+use super::session::{LANES, Session};
+use super::{Io, TcpFabric, seconds};
+use crate::clock;
+use crate::fabric::{Handler, LinkError};
+
+/// The first pause after a lane was lost or not to be had, in nanoseconds; it doubles.
+const PAUSE: u64 = 100_000_000;
+/// The longest such pause.
+const LONGEST: u64 = 5_000_000_000;
+
+/// When lanes that were not to be had are tried again, and those that are being opened given up.
+#[derive(Debug, Default)]
+pub(super) struct Pauses {
+    /// For each link and lane: not before, and the next pause.
+    until: HashMap<(u64, usize), (u64, u64)>,
+    /// The lanes that are being opened: their connections, and when they are given up.
+    opening: Vec<(u64, u64)>,
+}
+
+impl Pauses {
+    /// When something is to be done.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        self.opening.iter().map(|(due, _)| *due).min()
+    }
+
+    /// A link has ended.
+    pub(super) fn forget(&mut self, link: u64) {
+        self.until.retain(|(id, _), _| *id != link);
+    }
+
+    fn failed(&mut self, link: u64, lane: usize) {
+        let now = clock::now();
+        let (until, pause) = self.until.entry((link, lane)).or_insert((0, PAUSE));
+        *until = now.saturating_add(*pause);
+        *pause = (*pause * 2).min(LONGEST);
+    }
+}
+
+impl TcpFabric {
+    /// How many connections there are with a node now, on which anything may be sent.
+    #[must_use]
+    pub fn connections(&self, node: NodeIndex) -> usize {
+        let table = self.table();
+        let of_node = table.sessions.values().filter(|s| s.node == node);
+        let stand = of_node.filter(|session| session.token().is_some());
+        stand.map(|session| 1 + session.lanes()).sum()
+    }
+
+    /// Opens the lanes that are wanted, and gives up those that take too long.
+    pub(super) fn look_for_lanes(&self, io: &mut Io, now: u64, handler: &mut dyn Handler) {
+        let opening = &io.pauses.opening;
+        let late = opening.iter().filter(|(due, _)| *due <= now);
+        for token in late.map(|(_, token)| *token).collect::<Vec<_>>() {
+            let reason = LinkError::Connect(std::io::ErrorKind::TimedOut.into());
+            self.finish(io, token, reason, handler);
+        }
+        for id in self.shared.take_wanted_lanes() {
+            let session = self.table().sessions.get(&id).cloned();
+            if let Some(session) = session {
+                self.open_lanes(io, &session, now);
+            }
+        }
+    }
+
+    fn open_lanes(&self, io: &mut Io, session: &Arc<Session>, now: u64) {
+        let (Some((_, first)), Some(connection)) = (session.first_lane(), session.connection())
+        else {
+            return;
+        };
+        let Ok(Some(there)) = rustix::net::getpeername(&first) else {
+            return;
+        };
+        let Ok(there) = SocketAddr::try_from(there) else {
+            return;
+        };
+        let addresses = self.lane_addresses(session.node, there);
+        session.set_most_lanes(addresses.len());
+        let of_link = |c: &&Connection| c.session.as_ref().is_some_and(|s| s.id == session.id);
+        let lanes = io.connections.values().filter(of_link);
+        let have: Vec<usize> = lanes.filter_map(|c| Some(c.lane?.index)).collect();
+        for (index, address) in addresses.iter().enumerate() {
+            let pause = io.pauses.until.get(&(session.id, index));
+            if have.contains(&index) || pause.is_some_and(|(until, _)| now < *until) {
+                continue;
+            }
+            let Ok(mut lane) = self.connect(address, session) else {
+                io.pauses.failed(session.id, index);
+                continue;
+            };
+            // It costs little to do without it, so a cut is noticed sooner than that of the first.
+            self.tune_lane(&lane);
+            let due = now.saturating_add(seconds(self.config.handshake_s));
+            lane.becomes(Lane {
+                connection,
+                index,
+                due,
+            });
+            io.pauses.opening.push((due, lane.token));
+            io.connections.insert(lane.token, lane);
+        }
+    }
+
+    /// Where the further lanes of a connection lead whose first leads there.
+    fn lane_addresses(&self, node: NodeIndex, there: SocketAddr) -> Vec<SocketAddr> {
+        let all = self.table().peers.get(&node).cloned();
+        let all = all.map(|peer| peer.addresses).unwrap_or_default();
+        // One for each network that both are on.
+        let rails = self.config.rails.iter();
+        let mut rails: Vec<SocketAddr> = rails
+            .filter_map(|rail| all.iter().find(|address| rail.leads_to(address.ip())))
+            .copied()
+            .collect();
+        if rails.is_empty() {
+            rails.push(there);
+        }
+        let more = match self.config.connections {
+            0 => rails.len() - usize::from(rails.contains(&there)),
+            count => count - 1,
+        };
+        let first = rails.iter().position(|address| *address == there);
+        let next = first.map_or(0, |at| at + 1);
+        let others = rails.iter().cycle().skip(next).copied();
+        others.take(more.min(LANES)).collect()
+    }
+
+    fn tune_lane(&self, lane: &Connection) {
+        let silence = (self.config.silence_s / 3).max(3);
+        // Without it the lane is only given up later.
+        let _ = sockopt::set_tcp_user_timeout(&lane.socket, silence.saturating_mul(1000));
+    }
+
+    /// A node that has proved the key opens a further lane of a connection.
+    pub(super) fn lane_asked(
+        &self,
+        io: &mut Io,
+        token: u64,
+        peer: Peer,
+        open: &FrameHeader,
+    ) -> Result<(), LinkError> {
+        let table = self.table();
+        if table.forgotten.contains(&peer.node) {
+            return Err(LinkError::UnknownNode(peer.node));
+        }
+        let number = open.deadline.get();
+        let session = table.accepted.get(&peer.node).cloned();
+        drop(table);
+        let session = session.filter(|session| {
+            session.number == open.request.get()
+                && session.connection() == Some(number)
+                && session.lanes() < LANES
+        });
+        self.proved(io, token);
+        let Some(connection) = io.connections.get_mut(&token) else {
+            return Ok(());
+        };
+        self.tune(&connection.socket).map_err(LinkError::Network)?;
+        self.tune_lane(connection);
+        let code = if session.is_some() {
+            Code::Ok
+        } else {
+            Code::Unreachable
+        };
+        let answer = FrameHeader {
+            kind: FrameKind::Open as u8,
+            status: code.to_i32().into(),
+            request: open.request,
+            ..FrameHeader::new_zeroed()
+        };
+        connection.agree(&answer)?;
+        let Some(session) = session else {
+            return Err(LinkError::Ended);
+        };
+        connection.session = Some(Arc::clone(&session));
+        connection.becomes(Lane {
+            connection: number,
+            index: 0,
+            due: u64::MAX,
+        });
+        let (socket, sealer) = (Arc::clone(&connection.socket), connection.sealer());
+        if session.attach_lane(socket, token, number, sealer) {
+            Ok(())
+        } else {
+            Err(LinkError::Ended)
+        }
+    }
+
+    /// The node agrees to a lane that this side opened.
+    pub(super) fn lane_agreed(
+        &self,
+        io: &mut Io,
+        token: u64,
+        open: &FrameHeader,
+    ) -> Result<(), LinkError> {
+        let Some(connection) = io.connections.get_mut(&token) else {
+            return Ok(());
+        };
+        let (Some(session), Some(lane)) = (connection.session.clone(), connection.lane.as_mut())
+        else {
+            return Err(LinkError::ClosedHere);
+        };
+        lane.due = u64::MAX;
+        let number = lane.connection;
+        if open.request.get() != session.number || open.status.get() != Code::Ok.to_i32() {
+            return Err(LinkError::Ended);
+        }
+        io.pauses.opening.retain(|(_, opening)| *opening != token);
+        let (socket, sealer) = (Arc::clone(&connection.socket), connection.sealer());
+        if session.attach_lane(socket, token, number, sealer) {
+            Ok(())
+        } else {
+            Err(LinkError::Ended)
+        }
+    }
+
+    /// A further lane broke or did not come up. Where a piece may have been lost with it the connection breaks, and the
+    /// link goes on with another, from the first frame that has not arrived.
+    pub(super) fn without_lane(
+        &self,
+        io: &mut Io,
+        session: &Arc<Session>,
+        lane: &Connection,
+        reason: LinkError,
+        handler: &mut dyn Handler,
+    ) {
+        io.pauses.opening.retain(|(_, token)| *token != lane.token);
+        let first = session.token();
+        let of_this = lane
+            .lane
+            .is_some_and(|l| session.connection() == Some(l.connection));
+        let opening = lane.lane.is_some_and(|l| l.due != u64::MAX);
+        let breaks = session.detach_lane(lane.token) || matches!(reason, LinkError::Malformed(_));
+        if let Some(Lane { index, .. }) = lane.lane {
+            if opening || breaks {
+                io.pauses.failed(session.id, index);
+            } else {
+                io.pauses.until.remove(&(session.id, index));
+            }
+        }
+        if let Some(first) = first.filter(|_| breaks && of_this) {
+            tracing::debug!(link = session.id, %reason, "a lane broke with pieces under way");
+            self.finish(io, first, reason, handler);
+        }
+    }
+
+    /// Drops the further lanes of a link's connection, which has ended.
+    pub(super) fn drop_lanes(&self, io: &mut Io, session: &Session) {
+        let of_link = |c: &&Connection| {
+            c.lane.is_some() && c.session.as_ref().is_some_and(|s| s.id == session.id)
+        };
+        let lanes = io.connections.values().filter(of_link);
+        for token in lanes.map(|c| c.token).collect::<Vec<_>>() {
+            io.pauses.opening.retain(|(_, opening)| *opening != token);
+            self.drop_connection(io, token);
+        }
+    }
+}
