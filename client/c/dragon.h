@@ -1,7 +1,8 @@
 /* dragon.h: the C interface of libdragon.so.1.
  *
  * A process becomes part of a runtime at its first call that needs one; dragon_attach() only does it at a time of the
- * caller's choice. The runtime is the one that the environment variable DRAGON_RUNTIME names.
+ * caller's choice. The runtime is the one that the environment variable DRAGON_RUNTIME names; where there is none, one of
+ * a single node is started, which is gone when the process has ended.
  *
  * Every function that can fail returns a dragon_code: 0 when it succeeded. dragon_last_error() then tells, for the
  * calling thread, which values and limits were involved and what to do.
@@ -50,7 +51,7 @@ typedef enum dragon_code {
     DRAGON_NODE_DOWN = 13,           /* the node that owns the object is down */
     DRAGON_UNREACHABLE = 14,         /* the node exists but cannot be reached */
     DRAGON_RUNTIME_GONE = 15,        /* the runtime has ended or is ending */
-    DRAGON_NO_RUNTIME = 16,          /* there is no runtime to attach to */
+    DRAGON_NO_RUNTIME = 16,          /* there is no runtime, and none can be started */
     DRAGON_VERSION_MISMATCH = 17,    /* daemon and library are of different releases */
     DRAGON_REFUSED = 18,             /* refused by the daemon */
     DRAGON_SPAWN_FAILED = 19,        /* a program could not be started */

@@ -132,6 +132,11 @@ impl Connection {
         }
     }
 
+    /// The process is at its end: that of the connection means nothing any more.
+    pub(crate) fn expect_end(&self) {
+        let _ = self.pass(MEMBER, LEFT);
+    }
+
     fn pass(&self, from: u32, to: u32) -> std::result::Result<u32, u32> {
         self.state
             .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)

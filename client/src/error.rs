@@ -17,6 +17,19 @@ pub enum Error {
         "there is no runtime to attach to: DRAGON_RUNTIME is not set; start the program with `dragon prog` or `srun --dragon prog`, or enter a running job with `dragon attach`"
     )]
     NoRuntime,
+    /// There is no runtime, and no daemon that could start one.
+    #[error(
+        "there is no runtime here, and none can be started: {0}; set DRAGON_DAEMON to its path, or start the program with `dragon prog` or `srun --dragon prog`"
+    )]
+    NoDaemon(String),
+    /// The daemon that was to start a runtime did not.
+    #[error("there is no runtime here, and {daemon} could not start one: {why}")]
+    NotStarted {
+        /// Path of the daemon.
+        daemon: String,
+        /// What it said.
+        why: String,
+    },
     /// The environment names a runtime that does not answer.
     #[error(
         "nobody listens on the attach socket @{name} that DRAGON_RUNTIME names: the runtime has ended, or this process is in another network namespace; start the program again with `dragon prog` ({source})"
@@ -109,7 +122,7 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::NoRuntime => Code::NoRuntime,
+            Self::NoRuntime | Self::NoDaemon(_) | Self::NotStarted { .. } => Code::NoRuntime,
             Self::NobodyListens { .. } | Self::RuntimeGone(_) => Code::RuntimeGone,
             Self::Stranger { .. } | Self::NotARuntime { .. } => Code::Refused,
             Self::VersionMismatch { .. } => Code::VersionMismatch,

@@ -8,8 +8,7 @@
 //! Sessions are never freed: whoever got hold of one may keep it, and a process has one, rarely two. What a session has of
 //! the runtime (memory, descriptors, a thread) goes when the process leaves.
 
-use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::ptr;
@@ -73,15 +72,16 @@ impl Session {
     /// # Ok::<(), dragon::Error>(())
     /// ```
     pub fn attach() -> Result<&'static Self> {
-        Self::attach_by(|| Err(Error::NoRuntime))
+        Self::attach_by(false)
     }
 
-    /// As [`Session::attach`]; where the environment names no runtime, a runtime of one node is started for this process.
+    /// As [`Session::attach`]; where there is no runtime, one of a single node is started for this process. It ends with
+    /// this process, unless processes forked from it still use it then.
     ///
     /// # Errors
-    /// As [`Session::attach`]. In this release also when the environment names no runtime: none can be started yet.
+    /// As [`Session::attach`], and why no runtime can be started.
     pub fn attach_or_start() -> Result<&'static Self> {
-        Self::attach_by(start::one_node_runtime)
+        Self::attach_by(true)
     }
 
     /// The session of this process, if it is attached.
@@ -209,7 +209,12 @@ impl Session {
         unsafe { CURRENT.load(Ordering::Acquire).as_ref() }
     }
 
-    fn attach_by(otherwise: impl FnOnce() -> Result<OsString>) -> Result<&'static Self> {
+    /// From now on the end of the runtime is no reason to end the process.
+    pub(crate) fn expect_end(&self) {
+        self.connection.expect_end();
+    }
+
+    fn attach_by(start: bool) -> Result<&'static Self> {
         if let Some(session) = Self::current() {
             return Ok(session);
         }
@@ -221,11 +226,8 @@ impl Session {
             // So that the daemon sees the end of the parent when it comes.
             inherited.connection.close();
         }
-        let name = match env::var_os(dragon_protocol::env::RUNTIME) {
-            Some(name) if !name.is_empty() => name,
-            _ => otherwise()?,
-        };
-        let connection = Connection::new(attach::call(&name)?);
+        let (name, socket) = start::connect(start)?;
+        let connection = Connection::new(socket);
         // While the daemon is at work.
         let watcher = Watcher::start(Arc::clone(&connection))?;
         let session = match Self::admitted(&connection, &name) {

@@ -1,5 +1,6 @@
 //! Who started this daemon, and what that tells it: the only place that knows one workload manager from another.
 
+pub mod client;
 pub mod launcher;
 pub mod remote;
 pub mod slurm;
@@ -62,6 +63,11 @@ pub enum Manager {
     /// The `dragon` command over a remote shell. What it says comes on standard input, whose end means that it is gone; on
     /// the first node the head's input is among it.
     RemoteLauncher,
+    /// A program that needed a runtime.
+    Client {
+        /// Its pid.
+        owner: u32,
+    },
     /// Slurm.
     Slurm {
         /// `JOB.STEP`, for `scancel`.
@@ -85,6 +91,12 @@ pub enum Role {
 pub fn detect(launch: Option<&OsStr>, arguments: &[OsString]) -> Result<Role> {
     if let Some(source) = launch {
         return Ok(Role::Daemon(Box::new(launcher::read(source)?)));
+    }
+    if arguments
+        .first()
+        .is_some_and(|first| first == client::DAEMON)
+    {
+        return Ok(Role::Daemon(Box::new(client::read()?)));
     }
     if std::env::var_os(env::STEP_KEY).is_some() {
         return slurm::read(arguments);

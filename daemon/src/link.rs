@@ -1,9 +1,11 @@
 //! Control connections between two daemons: handshake, then framed [`PeerMessage`]s both ways.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use dragon_protocol::control::PeerMessage;
 use dragon_protocol::handshake::{ANSWER, Acceptor, Connector, HELLO, PROOF, Role};
 use dragon_protocol::key::JobKey;
@@ -14,38 +16,86 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::output::Sink;
 use crate::services::Event;
 
 /// The sending half of a connection to another daemon.
+///
+/// What daemons tell each other and what processes write share the connection and nothing else: output waits for room at the
+/// other end, and never before a message that is no output.
 #[derive(Clone, Debug)]
 pub struct Link {
     /// The other node.
     pub node: NodeIndex,
     /// Our address on this connection, and the peer's.
     pub addresses: (SocketAddr, SocketAddr),
-    queue: mpsc::Sender<PeerMessage>,
+    /// Frames. An empty one ends the connection.
+    control: mpsc::UnboundedSender<Vec<u8>>,
+    /// Bytes in `control`.
+    waiting: Arc<AtomicUsize>,
+    /// Frames of output.
+    output: mpsc::Sender<Vec<u8>>,
+    /// Bytes of output for which the other end has room.
+    room: Arc<Semaphore>,
 }
 
-/// Messages that wait for a slow peer before their sender has to wait too.
-const QUEUE: usize = 256;
+/// Output that a node takes from one below it before it has passed it on.
+const WINDOW: usize = 512 << 10;
+/// Frames of output that wait to be written: the window bounds their bytes.
+const OUTPUTS: usize = 4;
+/// Room is given back in parts of the window that are no smaller, while there is more to pass on.
+const PART: usize = WINDOW / 4;
+/// A peer that leaves so many bytes unread is no peer any more.
+const LONGEST_QUEUE: usize = 256 << 20;
 
 impl Link {
-    /// Queues a message, waiting while the queue is full: that is the back-pressure on output.
-    pub async fn send(&self, message: PeerMessage) {
-        // A closed queue means that the connection ended; its reader reports that.
-        let _ = self.queue.send(message).await;
-    }
-
-    /// Queues a message without waiting for room: from the control loop, which never waits.
-    pub fn post(&self, message: PeerMessage) {
-        if let Err(mpsc::error::TrySendError::Full(message)) = self.queue.try_send(message) {
-            let queue = self.queue.clone();
-            tokio::spawn(async move { queue.send(message).await });
+    /// Sends output, waiting until the other end has room for it: that is the back-pressure.
+    pub async fn send_output(&self, is_error: bool, bytes: Vec<u8>) {
+        let Ok(room) = self.room.acquire_many(cost(bytes.len())).await else {
+            // The connection ended; its reader reports that.
+            return;
+        };
+        room.forget();
+        let mut frame = Vec::with_capacity(bytes.len() + 16);
+        match frame::encode(&PeerMessage::Output(is_error, bytes), &mut frame) {
+            Ok(()) => drop(self.output.send(frame).await),
+            Err(error) => tracing::error!("output is lost: {error}"),
         }
     }
+
+    /// Waits until the other end has passed on all output.
+    pub async fn output_passed_on(&self) {
+        drop(self.room.acquire_many(cost(WINDOW)).await);
+    }
+
+    /// Queues a message without waiting: the control loop never does. A peer that takes nothing for long is given up.
+    pub fn post(&self, message: PeerMessage) {
+        let mut frame = Vec::new();
+        if let Err(error) = frame::encode(&message, &mut frame) {
+            // Whoever waits for an answer learns it by the end of the connection.
+            tracing::error!(node = %self.node, "the control connection ends: {error}");
+            return self.close();
+        }
+        let waiting = self.waiting.fetch_add(frame.len(), Ordering::Relaxed);
+        if waiting > LONGEST_QUEUE {
+            tracing::error!(node = %self.node, "the control connection ends: {waiting} bytes wait, and the other end takes none");
+            return self.close();
+        }
+        // A closed queue means that the connection ended; its reader reports that.
+        let _ = self.control.send(frame);
+    }
+
+    /// Ends the connection behind what is queued.
+    pub fn close(&self) {
+        let _ = self.control.send(Vec::new());
+    }
+}
+
+/// What a piece of output takes of the window. No piece is longer, and if it were it would have it for itself.
+fn cost(bytes: usize) -> u32 {
+    u32::try_from(bytes.min(WINDOW)).unwrap_or(u32::MAX)
 }
 
 /// Connects to another daemon and proves the key both ways.
@@ -108,8 +158,8 @@ pub async fn accept(key: &JobKey, me: NodeIndex, stream: &mut TcpStream) -> Resu
         .context("the handshake was not completed in time")?
 }
 
-/// Starts the tasks of a connection: what arrives goes to `events`, and so does its end. Output goes straight to `sink`:
-/// while that has no room nothing more is read from the connection, and the writing processes wait in the end.
+/// Starts the tasks of a connection: what arrives goes to `events`, and so does its end. Output goes straight to `sink`;
+/// what that has no room for waits here, up to a bound, then at the other end, and the writing processes wait in the end.
 ///
 /// # Errors
 /// When the socket is already gone.
@@ -122,20 +172,28 @@ pub fn run(
     let addresses = (stream.local_addr()?, stream.peer_addr()?);
     notice_dead_hosts(&stream)?;
     let (read, write) = stream.into_split();
-    let (queue, outgoing) = mpsc::channel(QUEUE);
-    tokio::spawn(write_frames(write, outgoing));
-    let events = events.clone();
-    tokio::spawn(async move {
-        if let Err(error) = read_frames(node, read, sink, &events).await {
-            tracing::debug!(%node, "control connection ended: {error:#}");
-        }
-        let _ = events.send(Event::LinkLost(node, addresses)).await;
-    });
-    Ok(Link {
+    let (control, messages) = mpsc::unbounded_channel();
+    let (output, outputs) = mpsc::channel(OUTPUTS);
+    let link = Link {
         node,
         addresses,
-        queue,
-    })
+        control,
+        waiting: Arc::default(),
+        output,
+        room: Arc::new(Semaphore::new(WINDOW)),
+    };
+    tokio::spawn(write_frames(write, messages, link.waiting.clone(), outputs));
+    let room = link.room.clone();
+    let passed_on = sink.map(|sink| pass_on(sink, &link));
+    let events = events.clone();
+    tokio::spawn(async move {
+        if let Err(error) = read_frames(node, read, passed_on, &room, &events).await {
+            tracing::debug!(%node, "control connection ended: {error:#}");
+        }
+        room.close();
+        let _ = events.send(Event::LinkLost(node, addresses)).await;
+    });
+    Ok(link)
 }
 
 /// A host that is gone sends nothing, not even a reset: the kernel asks, without waking anybody here.
@@ -148,16 +206,60 @@ fn notice_dead_hosts(stream: &TcpStream) -> Result<()> {
     Ok(())
 }
 
+/// What came and was not passed on yet.
+struct Backlog {
+    pieces: mpsc::UnboundedSender<(bool, Vec<u8>)>,
+    bytes: Arc<AtomicUsize>,
+}
+
+/// Starts to pass on output from below, and to give room for more back. Whatever the sink does, the connection is read.
+fn pass_on(sink: Sink, link: &Link) -> Backlog {
+    let (pieces, mut queue) = mpsc::unbounded_channel::<(bool, Vec<u8>)>();
+    let bytes = Arc::new(AtomicUsize::new(0));
+    let (link, backlog) = (link.clone(), bytes.clone());
+    tokio::spawn(async move {
+        let mut passed = 0;
+        while let Some((is_error, piece)) = queue.recv().await {
+            let cost = cost(piece.len()) as usize;
+            sink.write(is_error, piece).await;
+            backlog.fetch_sub(cost, Ordering::Relaxed);
+            passed += cost;
+            if queue.is_empty() || passed >= PART {
+                // Its part of the window was at most all of it.
+                link.post(PeerMessage::Room(u32::try_from(passed).unwrap_or(0)));
+                passed = 0;
+            }
+        }
+    });
+    Backlog { pieces, bytes }
+}
+
 async fn read_frames(
     node: NodeIndex,
     mut stream: OwnedReadHalf,
-    sink: Option<Sink>,
+    below: Option<Backlog>,
+    room: &Semaphore,
     events: &mpsc::Sender<Event>,
 ) -> Result<()> {
     loop {
-        let message = match (read_frame(&mut stream).await?, &sink) {
-            (PeerMessage::Output(is_error, bytes), Some(sink)) => {
-                sink.write(is_error, bytes).await;
+        let message = match (read_frame(&mut stream).await?, &below) {
+            (PeerMessage::Output(is_error, piece), Some(backlog)) => {
+                let cost = cost(piece.len()) as usize;
+                let before = backlog.bytes.fetch_add(cost, Ordering::Relaxed);
+                ensure!(
+                    before + cost <= WINDOW,
+                    "more output than there is room for"
+                );
+                let _ = backlog.pieces.send((is_error, piece));
+                continue;
+            }
+            (PeerMessage::Room(bytes), None) => {
+                let more = bytes as usize;
+                ensure!(
+                    more <= WINDOW - room.available_permits(),
+                    "more room than was taken"
+                );
+                room.add_permits(more);
                 continue;
             }
             (message, _) => message,
@@ -182,23 +284,36 @@ pub async fn read_frame<T: DeserializeOwned>(
     Ok(frame::decode(&body)?)
 }
 
-async fn write_frames(mut stream: OwnedWriteHalf, mut outgoing: mpsc::Receiver<PeerMessage>) {
-    let mut buffer = Vec::new();
-    while let Some(message) = outgoing.recv().await {
-        buffer.clear();
-        // What else is queued already goes out in the same write.
-        let mut next = Some(message);
-        while let Some(message) = next {
-            if let Err(error) = frame::encode(&message, &mut buffer) {
-                // Whoever waits for an answer learns it by the end of the connection.
-                tracing::error!("a control connection ends: {error}");
-                return;
+async fn write_frames(
+    mut stream: OwnedWriteHalf,
+    mut control: mpsc::UnboundedReceiver<Vec<u8>>,
+    waiting: Arc<AtomicUsize>,
+    mut outputs: mpsc::Receiver<Vec<u8>>,
+) {
+    let mut ends = false;
+    while !ends {
+        let mut buffer = tokio::select! {
+            biased;
+            frame = control.recv() => frame.unwrap_or_default(),
+            Some(piece) = outputs.recv() => {
+                if stream.write_all(&piece).await.is_err() {
+                    return;
+                }
+                continue;
             }
-            next = outgoing.try_recv().ok();
+        };
+        ends = buffer.is_empty();
+        let mut taken = buffer.len();
+        // What else is queued already goes out in the same write.
+        while !ends && let Ok(frame) = control.try_recv() {
+            ends = frame.is_empty();
+            taken += frame.len();
+            buffer.extend_from_slice(&frame);
         }
         if stream.write_all(&buffer).await.is_err() {
             return;
         }
+        waiting.fetch_sub(taken, Ordering::Relaxed);
     }
     let _ = stream.shutdown().await;
 }

@@ -2,7 +2,8 @@
 //!
 //! Each process's pipe is read by a task of its own, which hands complete lines on: to a thread that writes them to the
 //! daemon's own output, or up the tree. Both have a bounded queue: when the terminal or the network is slow, the pipe
-//! fills and the process waits, as it would at a pipe of the shell.
+//! fills and the process waits, as it would at a pipe of the shell. Only those who write wait: what daemons tell each other
+//! has a queue of its own ([`crate::link`]).
 
 mod lines;
 
@@ -11,7 +12,6 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::thread;
 
-use dragon_protocol::control::PeerMessage;
 use dragon_transport::descriptors::Frees;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -99,17 +99,20 @@ impl Sink {
     pub async fn write(&self, is_error: bool, bytes: Vec<u8>) {
         match self {
             Self::Own(queue) => drop(queue.send(Piece::Bytes(is_error, bytes)).await),
-            Self::Parent(link) => link.send(PeerMessage::Output(is_error, bytes)).await,
+            Self::Parent(link) => link.send_output(is_error, bytes).await,
         }
     }
 
-    /// Waits until everything is written, or on its way up the tree.
+    /// Waits until everything is written, or passed on up the tree.
     pub async fn flush(&self) {
-        if let Self::Own(queue) = self {
-            let (done, written) = oneshot::channel();
-            if queue.send(Piece::Flush(done)).await.is_ok() {
-                let _ = written.await;
+        match self {
+            Self::Own(queue) => {
+                let (done, written) = oneshot::channel();
+                if queue.send(Piece::Flush(done)).await.is_ok() {
+                    let _ = written.await;
+                }
             }
+            Self::Parent(link) => link.output_passed_on().await,
         }
     }
 

@@ -14,7 +14,7 @@ mod placement;
 mod processes;
 mod starting;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::adapter::{Job, Manager, remote};
+use crate::adapter::{Job, Manager, client, remote};
 use crate::attach;
 use crate::bringup;
 use crate::cli::{RUNTIME_FAILED, TIME_IS_UP};
@@ -101,6 +101,8 @@ pub enum Event {
     Inspected(inspect::Inspected),
     /// Something happened to those who follow logs.
     Followed(logs::Followed),
+    /// The program that started this daemon for itself is at its end.
+    OwnerLeft,
 }
 
 /// All state of a daemon.
@@ -110,6 +112,8 @@ struct Daemon {
     membership: Membership,
     parent: Option<Link>,
     children: Vec<Link>,
+    /// Those of them whose processes have ended, and of all below them.
+    stopped: HashSet<NodeIndex>,
     /// Connections to daemons that are neither parent nor child, made on demand.
     others: HashMap<NodeIndex, Other>,
     processes: Processes,
@@ -130,6 +134,8 @@ struct Daemon {
     /// What goes with the processes of this node that asked for it.
     made_for: MadeFor,
     socket: String,
+    /// The program that started this daemon for itself is at its end.
+    owner_left: bool,
 }
 
 /// A connection made on demand.
@@ -163,11 +169,16 @@ pub async fn run(job: Job) -> Result<u8> {
     let (sender, mut events) = mpsc::channel(QUEUE);
     let mut signals = Signals::new()?;
     rustix::process::set_child_subreaper(Pid::from_raw(1))?;
-    watch_parent(&signals.parent_gone);
-    let head_input = match job.manager {
-        Manager::RemoteLauncher => remote::follow(job.node, &signals.parent_gone)?,
-        _ => None,
-    };
+    let mut head_input = None;
+    match job.manager {
+        // Nobody's child.
+        Manager::Client { owner } => client::follow(owner, &sender)?,
+        Manager::RemoteLauncher => {
+            watch_parent(&signals.parent_gone);
+            head_input = remote::follow(job.node, &signals.parent_gone)?;
+        }
+        Manager::Launcher | Manager::Slurm { .. } => watch_parent(&signals.parent_gone),
+    }
     let socket = job.socket_name();
     let (share, shared) = watch::channel(None);
     tokio::spawn(attach::serve(
@@ -234,6 +245,7 @@ pub async fn run(job: Job) -> Result<u8> {
         membership: tree.membership,
         parent,
         children,
+        stopped: HashSet::new(),
         others: HashMap::new(),
         requests: Requests::default(),
         head_input,
@@ -243,9 +255,13 @@ pub async fn run(job: Job) -> Result<u8> {
         sink,
         sender,
         socket,
+        owner_left: false,
         job,
     };
     share.send_replace(Some(Arc::new(daemon.node.shared()?)));
+    if let Manager::Client { .. } = daemon.job.manager {
+        client::is_up(&daemon.socket);
+    }
     if daemon.job.node == NodeIndex::FIRST {
         signals.limit_time(daemon.job.config.time(&keys::TIME_LIMIT));
     }
@@ -261,6 +277,9 @@ pub async fn run(job: Job) -> Result<u8> {
 impl Daemon {
     /// Starts the head on the first node, and warms an interpreter on every node when the head is a Python program.
     fn start_programs(&mut self) -> Result<(), End> {
+        if let Manager::Client { .. } = self.job.manager {
+            return Ok(());
+        }
         let first = self.job.node == NodeIndex::FIRST;
         let program = match program::resolve(&self.job.program) {
             Ok(program) => program,
@@ -318,6 +337,7 @@ impl Daemon {
             Event::Detached { pid, slot } => {
                 self.node.recover(slot);
                 self.detached(pid, slot);
+                return self.end_without_clients();
             }
             Event::Client {
                 slot,
@@ -330,8 +350,31 @@ impl Daemon {
             Event::Sibling(_) => {}
             Event::Inspected(what) => self.inspected(what),
             Event::Followed(what) => self.followed(what),
+            Event::OwnerLeft => {
+                self.owner_left = true;
+                return self.end_without_clients();
+            }
         }
         None
+    }
+
+    /// A daemon that a program started for itself ends with it, unless processes use the runtime that it has not started.
+    fn end_without_clients(&self) -> Option<End> {
+        let Manager::Client { owner } = self.job.manager else {
+            return None;
+        };
+        if !self.owner_left {
+            return None;
+        }
+        let mut others = self.processes.attached_processes();
+        if others.any(|pid| pid != owner && !client::is_descendant(pid)) {
+            client::stays();
+            return None;
+        }
+        Some(End {
+            code: 0,
+            why: "the program that needed the runtime is at its end".to_owned(),
+        })
     }
 
     /// The environment of the head, and of interpreters that are warmed up.

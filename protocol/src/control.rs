@@ -144,7 +144,7 @@ pub enum PeerMessage {
     /// Up or down the tree: the bring-up failed, and why.
     Failed(String),
     /// Up the tree: output of a process. `true`: standard error.
-    Output(bool, Vec<u8>),
+    Output(bool, #[serde(with = "serde_bytes")] Vec<u8>),
     /// To the node where the processes are to run.
     Spawn {
         /// Number of the request at its sender.
@@ -185,7 +185,7 @@ pub enum PeerMessage {
     NodeDown(NodeIndex),
     /// Down the tree: the runtime ends; stop everything, answer with [`PeerMessage::Ended`].
     Shutdown(String),
-    /// Up the tree: the sender and all below it have stopped everything.
+    /// Up the tree: the sender and all below it have stopped everything, and their output has been passed on.
     Ended,
     /// A process of the sender is gone that had something started here which goes with it.
     SlotGone(SlotId),
@@ -231,4 +231,9 @@ pub enum PeerMessage {
         /// Number of its request.
         request: u64,
     },
+    /// Down the tree: so many bytes of output have been passed on, and as many more may come.
+    Room(u32),
+    /// Up the tree: the processes of the sender and of all below it have ended. Their output is on its way; [`PeerMessage::Ended`]
+    /// follows it.
+    Stopped,
 }

@@ -3,6 +3,8 @@
 
 /// The attach socket of the runtime that this process belongs to: an abstract name, without the leading NUL.
 pub const RUNTIME: &str = "DRAGON_RUNTIME";
+/// Path of `dragond`, for programs that are started without a runtime and start one.
+pub const DAEMON: &str = "DRAGON_DAEMON";
 /// The interpreter for Python programs and workers; otherwise the one of the virtual environment in use.
 pub const PYTHON: &str = "DRAGON_PYTHON";
 /// Set by the Slurm plugin: the job key, 64 hexadecimal digits. Removed before any user program starts. The prefix makes

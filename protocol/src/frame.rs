@@ -26,16 +26,20 @@ pub enum FrameError {
 /// When the message is longer than [`MAX_FRAME`].
 pub fn encode<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), FrameError> {
     let start = out.len();
-    let body = postcard::to_allocvec(message).map_err(|_| FrameError::Malformed(0))?;
-    let length = u32::try_from(body.len())
-        .ok()
-        .filter(|_| body.len() <= MAX_FRAME);
-    let length = length.ok_or(FrameError::TooLong(body.len()))?;
-    out.reserve(4 + body.len());
-    out.extend_from_slice(&length.to_le_bytes());
-    out.extend_from_slice(&body);
-    debug_assert_eq!(out.len() - start, 4 + body.len());
-    Ok(())
+    out.extend_from_slice(&[0; 4]);
+    let encoded = postcard::to_extend(message, core::mem::take(out));
+    *out = encoded.map_err(|_| FrameError::Malformed(0))?;
+    let body = out.len() - start - 4;
+    match u32::try_from(body).ok().filter(|_| body <= MAX_FRAME) {
+        Some(length) => {
+            out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+            Ok(())
+        }
+        None => {
+            out.truncate(start);
+            Err(FrameError::TooLong(body))
+        }
+    }
 }
 
 /// The length that the first four bytes of a frame announce.

@@ -1,6 +1,8 @@
 """Whole programs: with and without a runtime, their exit codes, and what is left of them."""
 
 import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -26,7 +28,95 @@ def test_import_needs_no_runtime(program):
     assert "'dragon'" in ended.out
 
 
-def test_without_a_runtime_the_error_says_what_to_type(program):
+USES_WORKERS = (
+    "import dragon, multiprocessing\n"
+    "def work(n):\n"
+    "    print('worker', flush=True)\n"
+    "    return n * n\n"
+    "if __name__ == '__main__':\n"
+    "    multiprocessing.set_start_method('dragon')\n"
+    "    queue = multiprocessing.Queue()\n"
+    "    queue.put('hello')\n"
+    "    with multiprocessing.Pool(2) as pool:\n"
+    "        print(queue.get(), pool.map(work, range(4)), flush=True)\n"
+)
+
+
+def sockets_of(pid):
+    with open("/proc/net/unix", encoding="ascii", errors="replace") as sockets:
+        return [line for line in sockets if line.split()[-1].startswith("@dragon/") and f"/{pid}/" in line]
+
+
+def test_plain_python_starts_a_runtime_and_leaves_nothing(program):
+    path = program(USES_WORKERS + "    import os\n    print(os.getpid())\n")
+    ended = run_plain([sys.executable, path])
+    assert ended.code == 0, ended.text()
+    lines = ended.out.splitlines()
+    assert lines.count("worker") == 4, ended.text()
+    assert "hello [0, 1, 4, 9]" in lines, ended.text()
+    assert sockets_of(lines[-1]) == []
+
+
+def test_a_program_from_standard_input_and_one_word_programs_start_a_runtime():
+    text = "import dragon, multiprocessing as mp; mp.set_start_method('dragon'); q = mp.Queue(); q.put(7)\n"
+    # A function of a module: what such programs define themselves is in no file that workers could read.
+    text += "p = mp.Process(target=print, args=('worker',)); p.start(); p.join(); print(q.get(), p.exitcode)\n"
+    for words in [["-c", text], ["-"], ["-i"]]:
+        ended = subprocess.run(
+            [sys.executable, *words],
+            input="" if words[0] == "-c" else text,
+            env={name: value for name, value in os.environ.items() if name != "DRAGON_RUNTIME"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ended.returncode == 0, ended
+        assert ended.stdout.split() == ["worker", "7", "0"], ended
+
+
+def test_a_killed_program_takes_its_runtime_along(program):
+    path = program(
+        "import dragon, multiprocessing, os, time\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('dragon')\n"
+        "    worker = multiprocessing.Process(target=time.sleep, args=(1000,))\n"
+        "    worker.start()\n"
+        "    print(worker.pid, flush=True)\n"
+        "    worker.join()\n"
+    )
+    process = subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True)
+    worker = int(process.stdout.readline())
+    os.kill(process.pid, signal.SIGKILL)
+    # The daemon and the worker have its output too: the end of file means that they are gone.
+    assert process.stdout.read() == ""
+    process.wait()
+    assert sockets_of(process.pid) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+def test_a_runtime_stays_for_a_forked_process_that_uses_it(program):
+    path = program(
+        "import dragon, multiprocessing, os\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('dragon')\n"
+        "    queue = multiprocessing.Queue()\n"
+        "    read, write = os.pipe()\n"
+        "    if os.fork() == 0:\n"
+        "        queue.put('forked')\n"
+        "        os.write(write, b'x')\n"
+        "        os.close(write)\n"
+        "        while os.getppid() != 1 and open(f'/proc/{os.getppid()}/comm').read().startswith('python'):\n"
+        "            import time; time.sleep(0.01)\n"
+        "        print(queue.get(), flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.read(read, 1)\n"
+    )
+    ended = run_plain([sys.executable, path])
+    assert (ended.code, ended.out) == (0, "forked\n"), ended.text()
+
+
+def test_without_a_daemon_the_error_says_what_to_type(program):
     path = program(
         "import dragon, multiprocessing\n"
         "if __name__ == '__main__':\n"
@@ -36,10 +126,10 @@ def test_without_a_runtime_the_error_says_what_to_type(program):
         "    except dragon.NoRuntimeError as error:\n"
         "        print(error.code, error)\n"
     )
-    ended = run_plain([sys.executable, path])
+    ended = run_plain([sys.executable, path], env={"DRAGON_DAEMON": "/no/such/daemon"})
     assert ended.code == 0, ended.text()
     assert ended.out.startswith("16 "), ended.text()
-    assert "dragon prog.py" in ended.out, ended.text()
+    assert "/no/such/daemon" in ended.out and "dragon prog.py" in ended.out, ended.text()
 
 
 def test_other_start_methods_are_untouched(program):

@@ -105,7 +105,7 @@ fn finished(output: Output) -> Finished {
 }
 
 /// What a runtime could leave behind on a machine: processes, abstract sockets, files in `/dev/shm` and `/tmp`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traces(BTreeSet<String>);
 
 impl Traces {

@@ -10,8 +10,8 @@
         with multiprocessing.Pool() as pool:      # one worker for each CPU of the job, on all its nodes
             print(pool.map(work, range(1000)))
 
-Nothing happens in the runtime until the first object is made or asked about; without a runtime that raises
-:class:`NoRuntimeError`.
+Nothing happens in the runtime until the first object is made or asked about. A program that was started without a runtime
+(``python prog.py``) gets one of its own then, on this machine, which is gone when the program has ended.
 """
 
 from dragon import _errors, _hook, mp

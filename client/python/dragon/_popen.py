@@ -58,7 +58,11 @@ def make_payload(process_obj: Any) -> tuple[bytes, _native.Channel | None]:
     stream = io.BytesIO()
     set_spawning_popen(_Spawning)
     try:
-        Pickler(stream, 5).dump(spawn.get_preparation_data(process_obj._name))
+        preparation = spawn.get_preparation_data(process_obj._name)
+        # A program that was read from standard input is in no file: there is nothing to run again in a worker.
+        if not os.path.exists(preparation.get("init_main_from_path", os.curdir)):
+            del preparation["init_main_from_path"]
+        Pickler(stream, 5).dump(preparation)
         Pickler(stream, 5).dump(process_obj)
     finally:
         set_spawning_popen(None)

@@ -18,7 +18,7 @@ use crate::config::{Config, keys};
 /// The source that stands for standard input.
 pub const STDIN: &str = "-";
 /// How long the nodes may take to find each other where nobody says.
-const BRING_UP: Duration = Duration::from_secs(30);
+pub(super) const BRING_UP: Duration = Duration::from_secs(30);
 
 /// Reads the launcher's message.
 ///

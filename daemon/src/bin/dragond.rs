@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
-use dragon_daemon::adapter::{self, Role};
+use dragon_daemon::adapter::{self, Role, client};
 use dragon_daemon::cli::RUNTIME_FAILED;
 use dragon_daemon::config::keys;
 use dragon_daemon::{journal, services, sibling};
@@ -29,6 +29,12 @@ fn main() -> ExitCode {
 fn run() -> Result<u8> {
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let under_slurm = std::env::var_os(env::STEP_KEY).is_some();
+    if arguments
+        .first()
+        .is_some_and(|first| first == client::HAND_OVER)
+    {
+        return client::hand_over().map(|()| 0);
+    }
     if under_slurm {
         prefer_the_users_release();
     } else if arguments.first().is_some_and(|first| first == "--version") {

@@ -4,8 +4,8 @@
 //! |---|---|---|---|
 //! | nodes below told, own processes get SIGTERM | their ends | [`GRACE`] | SIGKILL |
 //! | killed processes, and what they left | their ends | [`KILLED`] | given up; the workload manager or launcher kills |
-//! | nodes below | "ended" from each | [`BELOW`] | under Slurm the step is cancelled |
-//! | output | end of every pipe | [`DRAIN`], with a slow reader [`SLOW`] | the rest is lost: a background process holds the pipe |
+//! | nodes below | "stopped" from each | [`BELOW`] | under Slurm the step is cancelled |
+//! | output | end of every pipe, "ended" from the nodes below | [`DRAIN`], with a slow reader [`SLOW`] | the rest is lost: a background process holds the pipe |
 //! | agent | its threads | [`AGENT`] | the process ends under it |
 
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Daemon, End, Event, Signals};
 use crate::adapter::Manager;
+use crate::link::Link;
 use crate::sweep;
 
 const GRACE: Duration = Duration::from_secs(2);
@@ -54,11 +55,23 @@ impl Daemon {
         self.wait(events, signals, Instant::now() + KILLED, Self::no_children)
             .await;
         self.wait(events, signals, started + BELOW, |daemon| {
-            daemon.children.is_empty()
+            daemon.running().next().is_none()
         })
         .await;
         self.cancel_step_if_stuck();
-        self.drain().await;
+        self.children
+            .retain(|link| self.stopped.contains(&link.node));
+        if let Some(parent) = &self.parent {
+            parent.post(PeerMessage::Stopped);
+        }
+        let last = Instant::now() + SLOW;
+        let mut lost = self.drain(last).await;
+        self.wait(events, signals, last, |daemon| daemon.children.is_empty())
+            .await;
+        lost |= timeout_at(last, self.sink.flush()).await.is_err();
+        if lost {
+            eprintln!("dragon: output was lost: its reader took none of it for {SLOW:?}");
+        }
         if let Some(parent) = self.parent.take() {
             parent.post(PeerMessage::Ended);
             // The node above closes the connection when it has read that.
@@ -106,7 +119,8 @@ impl Daemon {
             Event::Detached { pid, slot } => self.detached(pid, slot),
             Event::Accepted(..) | Event::Connected(..) => {}
             Event::Peer(_, PeerMessage::Spawn { .. }) => {}
-            Event::Peer(node, PeerMessage::Ended) => self.children.retain(|link| link.node != node),
+            Event::Peer(node, PeerMessage::Stopped) => drop(self.stopped.insert(node)),
+            Event::Peer(node, PeerMessage::Ended) => self.close_child(node),
             Event::LinkLost(node, addresses) => {
                 self.children
                     .retain(|link| link.node != node || link.addresses != addresses);
@@ -122,10 +136,9 @@ impl Daemon {
         }
     }
 
-    /// Waits until all output has been written. A reader of the job's output may be slow; a pipe that a background process
-    /// holds open says nothing any more: the first is waited for, the second is not.
-    async fn drain(&mut self) {
-        let last = Instant::now() + SLOW;
+    /// Waits until all output of this node has been read. A reader of the job's output may be slow; a pipe that a background
+    /// process holds open says nothing any more: the first is waited for, the second is not. True when output was lost.
+    async fn drain(&mut self, last: Instant) -> bool {
         let mut dropped = false;
         for mut reader in std::mem::take(&mut self.processes.readers) {
             while timeout(DRAIN, &mut reader).await.is_err() {
@@ -139,17 +152,23 @@ impl Daemon {
                 }
             }
         }
-        dropped |= timeout_at(last, self.sink.flush()).await.is_err();
-        if dropped {
-            eprintln!("dragon: output was lost: its reader took none of it for {SLOW:?}");
+        dropped
+    }
+
+    /// The nodes below whose processes run still.
+    fn running(&self) -> impl Iterator<Item = &Link> {
+        let stopped = |link: &&Link| !self.stopped.contains(&link.node);
+        self.children.iter().filter(stopped)
+    }
+
+    /// A node below has nothing more to say.
+    pub(super) fn close_child(&mut self, node: NodeIndex) {
+        for link in self.children.extract_if(.., |link| link.node == node) {
+            link.close();
         }
     }
 
-    async fn wait_for_close(
-        &mut self,
-        events: &mut mpsc::Receiver<Event>,
-        parent: &crate::link::Link,
-    ) {
+    async fn wait_for_close(&mut self, events: &mut mpsc::Receiver<Event>, parent: &Link) {
         let closed = async {
             while let Some(event) = events.recv().await {
                 if matches!(event, Event::LinkLost(node, addresses) if node == parent.node && addresses == parent.addresses)
@@ -166,14 +185,13 @@ impl Daemon {
         let Manager::Slurm { step } = &self.job.manager else {
             return;
         };
-        if self.job.node != NodeIndex::FIRST || self.children.is_empty() {
-            return;
-        }
         let names: Vec<_> = self
-            .children
-            .iter()
+            .running()
             .map(|link| self.job.host(link.node))
             .collect();
+        if self.job.node != NodeIndex::FIRST || names.is_empty() {
+            return;
+        }
         eprintln!(
             "dragon: {} did not end within {BELOW:?}; step {step} is cancelled",
             names.join(", ")

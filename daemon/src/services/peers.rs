@@ -175,8 +175,11 @@ impl Daemon {
             | PeerMessage::LogsTaken { .. }
             | PeerMessage::UnfollowLogs { .. }) => self.peer_follows(node, message),
             PeerMessage::Shutdown(why) => return Some(End { code: 0, why }),
-            PeerMessage::Ended => {
-                self.children.retain(|link| link.node != node);
+            said @ (PeerMessage::Stopped | PeerMessage::Ended) => {
+                self.stopped.insert(node);
+                if said == PeerMessage::Ended {
+                    self.close_child(node);
+                }
                 // It ends by itself only when a signal told it to, which is on its way to this node too.
                 let why = format!("node {node} ({}) was told to end", self.job.host(node));
                 return Some(End {

@@ -150,6 +150,11 @@ impl Processes {
             .any(|ended| ended.process.object == object)
     }
 
+    /// The processes that have a slot.
+    pub(super) fn attached_processes(&self) -> impl Iterator<Item = u32> + '_ {
+        self.slots.keys().copied()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.live.is_empty() && self.pending.is_empty()
     }
@@ -192,7 +197,7 @@ impl Daemon {
             Manager::Slurm { .. } => resources::in_step_group(),
             // The launcher was meant; only the terminal's interrupt has reached the head too.
             Manager::Launcher => signal != Signal::INT,
-            Manager::RemoteLauncher => true,
+            Manager::RemoteLauncher | Manager::Client { .. } => true,
         };
         if !wanted {
             return;
