@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod commands;
+pub mod doctor;
 pub mod habits;
 pub mod hosts;
 pub mod launcher;
@@ -11,6 +12,7 @@ pub mod runtime;
 pub mod settings;
 pub mod table;
 pub mod tools;
+pub mod top;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

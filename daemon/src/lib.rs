@@ -16,6 +16,7 @@ pub mod link;
 pub mod listener;
 pub mod membership;
 pub mod memory;
+pub mod metrics;
 pub mod names;
 pub mod network;
 pub mod node;

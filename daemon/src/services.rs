@@ -37,12 +37,14 @@ use crate::config::{keys, value::Value};
 use crate::forker::Forker;
 use crate::link::{self, Link};
 use crate::listener::Listener;
+use crate::metrics::{self, Metrics};
 use crate::node::Node;
 use crate::output::Sink;
 use crate::program;
 use crate::readable::end_of;
 use crate::reservations::Ledger;
 use crate::resources::{self, Granted};
+use crate::survey::View;
 use clients::MadeFor;
 pub use logs::Followed;
 use placement::Turns;
@@ -103,6 +105,8 @@ pub enum Event {
     Followed(logs::Followed),
     /// The program that started this daemon for itself is at its end.
     OwnerLeft,
+    /// Somebody wants to look at this node.
+    View(oneshot::Sender<View>),
 }
 
 /// All state of a daemon.
@@ -133,6 +137,7 @@ struct Daemon {
     gpu_variables: Vec<&'static str>,
     /// What goes with the processes of this node that asked for it.
     made_for: MadeFor,
+    metrics: Option<Metrics>,
     socket: String,
     /// The program that started this daemon for itself is at its end.
     owner_left: bool,
@@ -194,6 +199,7 @@ pub async fn run(job: Job) -> Result<u8> {
     let node = Node::create(&job, granted)?;
     let granted_cpus = resources::cpus(&mask, granted.cpus);
     let gpus = resources::gpus(|name| std::env::var(name).ok());
+    let metrics = metrics::listen(job.config.text(&keys::METRICS), &job, &sender)?;
     let (data_port, data) = node.announces();
     let mut me = NodeInfo {
         node: job.node,
@@ -251,6 +257,7 @@ pub async fn run(job: Job) -> Result<u8> {
         head_input,
         inspections: inspect::Inspections::default(),
         followers: logs::Followers::default(),
+        metrics,
         node,
         sink,
         sender,
@@ -354,6 +361,7 @@ impl Daemon {
                 self.owner_left = true;
                 return self.end_without_clients();
             }
+            Event::View(reply) => drop(reply.send(self.view())),
         }
         None
     }

@@ -283,7 +283,8 @@ impl View {
     }
 
     /// The pools: a node has 64 at most.
-    fn pools(&self) -> Rows<PoolRow> {
+    #[must_use]
+    pub fn pools(&self) -> Rows<PoolRow> {
         let pools = self.memory.pools().all();
         let rows: Vec<_> = pools.iter().map(|pool| self.pool(pool)).collect();
         Rows {

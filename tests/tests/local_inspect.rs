@@ -4,7 +4,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::{Child, Command, Stdio};
@@ -418,5 +419,171 @@ fn lines_of_logs_are_pushed_from_all_nodes() {
     assert!(!severe.out.contains("nonsense"), "{severe:?}");
     kill("-INT", follower.id().into());
     follower.wait().unwrap();
+    assert_eq!(runtime.end().code, Some(0));
+}
+
+/// The numbers of a node, as a monitoring system reads them.
+fn numbers(mut stream: impl Read + Write) -> prometheus_parse::Scrape {
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(
+        head.contains(&format!("Content-Length: {}", body.len())),
+        "{head}"
+    );
+    let lines = body.lines().map(|line| Ok(line.to_owned()));
+    prometheus_parse::Scrape::parse(lines).unwrap()
+}
+
+fn number(scrape: &prometheus_parse::Scrape, name: &str, label: (&str, &str)) -> f64 {
+    let is_it = |sample: &&prometheus_parse::Sample| {
+        sample.metric == name && sample.labels.get(label.0) == Some(label.1)
+    };
+    let sample = scrape.samples.iter().find(is_it);
+    match sample
+        .unwrap_or_else(|| panic!("no {name} in {scrape:?}"))
+        .value
+    {
+        prometheus_parse::Value::Gauge(n) | prometheus_parse::Value::Counter(n) => n,
+        ref other => panic!("{name}: {other:?}"),
+    }
+}
+
+#[test]
+fn numbers_are_told_to_a_monitoring_system() {
+    let runtime = Runtime::start(&["-N", "2", "--local-nodes", "--metrics", "0"]);
+    let status = runtime.ask(&["status", "--all-nodes", "--json"]);
+    let places: Vec<_> = rows(&status, "nodes")
+        .iter()
+        .map(|node| node["metrics"].as_str().unwrap().to_owned())
+        .collect();
+    for (node, place) in places.iter().enumerate() {
+        let scrape = numbers(TcpStream::connect(place).unwrap());
+        let node = node.to_string();
+        let of = |name: &str| number(&scrape, name, ("node", &node));
+        assert_eq!(of("dragon_nodes_up"), 2.0);
+        assert!(of("dragon_control_requests_total") >= 0.0);
+        let managed = number(&scrape, "dragon_processes", ("role", "managed"));
+        assert_eq!(managed, if node == "0" { 1.0 } else { 0.0 });
+        assert!(number(&scrape, "dragon_pool_limit_bytes", ("pool", "0")) > 0.0);
+        assert_eq!(number(&scrape, "dragon_objects", ("kind", "channel")), 1.0);
+    }
+    // Strangers get an answer, or are turned away; they keep nobody out for long.
+    let answer = |asked: &str| {
+        let mut stream = TcpStream::connect(&places[0]).unwrap();
+        stream.write_all(asked.as_bytes()).unwrap();
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        text.lines().next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(
+        answer("GET /other HTTP/1.1\r\n\r\n"),
+        "HTTP/1.1 404 Not Found"
+    );
+    assert_eq!(answer("nonsense\r\n\r\n"), "HTTP/1.1 400 Bad Request");
+    let silent: Vec<_> = (0..8)
+        .map(|_| TcpStream::connect(&places[0]).unwrap())
+        .collect();
+    until("the ninth is turned away", || {
+        answer("GET /metrics HTTP/1.1\r\n\r\n").is_empty()
+    });
+    drop(silent);
+    until("there is room again", || {
+        answer("GET /metrics HTTP/1.1\r\n\r\n") == "HTTP/1.1 200 OK"
+    });
+    assert_eq!(runtime.end().code, Some(0));
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("numbers");
+    let runtime = Runtime::start(&["--metrics", &format!("unix:{}", path.display())]);
+    let scrape = numbers(UnixStream::connect(&path).unwrap());
+    assert_eq!(number(&scrape, "dragon_nodes_up", ("node", "0")), 1.0);
+    let taken = run(&mut dragon([
+        "--metrics",
+        &format!("unix:{}", path.display()),
+        "true",
+    ]));
+    assert_eq!(taken.code, Some(125), "{taken:?}");
+    assert!(
+        taken.err.contains("somebody listens there already"),
+        "{taken:?}"
+    );
+    assert_eq!(runtime.end().code, Some(0));
+    assert!(!path.exists(), "nothing is left");
+    let bad = run(&mut dragon(["--metrics", "everywhere", "true"]));
+    assert_eq!(bad.code, Some(2), "{bad:?}");
+    assert!(
+        bad.err.contains("'everywhere'") && bad.err.contains("unix:/PATH"),
+        "{bad:?}"
+    );
+}
+
+#[test]
+fn a_terminal_is_put_back_however_top_ends() {
+    let runtime = Runtime::start(&["-N", "2", "--local-nodes"]);
+    let once = runtime.ask(&["top", "--once"]);
+    assert_eq!(once.code, Some(0), "{once:?}");
+    for part in [
+        &*format!("job {}", runtime.job()),
+        "2 nodes",
+        "POOLS",
+        "head",
+        "local_inspect",
+    ] {
+        assert!(once.out.contains(part), "{part}: {once:?}");
+    }
+    let piped = runtime.ask(&["top"]);
+    assert!(piped.err.contains("--once"), "{piped:?}");
+    // A terminal of its own; the pid of top comes first.
+    let shell = format!(
+        "stty rows 30 cols 120; echo $$; exec {} top --delay 0.2 --job {}",
+        binary("dragon").display(),
+        runtime.job()
+    );
+    for way in ["q", "-TERM", "-HUP"] {
+        let mut terminal = Command::new("script");
+        terminal
+            .args(["-qec", &shell, "/dev/null"])
+            .env_remove("DRAGON_RUNTIME");
+        terminal
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .env("TERM", "xterm");
+        let mut child = terminal.spawn().unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let (mut seen, mut piece) = (String::new(), [0; 4096]);
+        let mut told = false;
+        loop {
+            let read = out.read(&mut piece).unwrap_or(0);
+            if read == 0 {
+                break;
+            }
+            seen += &String::from_utf8_lossy(&piece[..read]);
+            if !told && seen.contains("POOLS") {
+                told = true;
+                let pid = seen.lines().next().unwrap().trim().parse().unwrap();
+                match way {
+                    "q" => child.stdin.as_mut().unwrap().write_all(b"q").unwrap(),
+                    signal => kill(signal, pid),
+                }
+            }
+        }
+        let code = child.wait().unwrap().code();
+        let expected = [("q", 0), ("-TERM", 143), ("-HUP", 129)];
+        assert!(
+            expected.contains(&(way, code.unwrap())),
+            "{way}: {code:?} {seen}"
+        );
+        assert!(seen.contains("\x1b[?1049h"), "{way}: {seen}");
+        assert!(
+            seen.trim_end().ends_with("\x1b[?25h")
+                || seen.rfind("\x1b[?1049l") > seen.rfind("\x1b[?1049h"),
+            "{way}: {seen}"
+        );
+    }
     assert_eq!(runtime.end().code, Some(0));
 }

@@ -15,6 +15,7 @@ Nothing happens in the runtime until the first object is made or asked about. A 
 """
 
 from dragon import _errors, _hook, mp
+from dragon._attach import attach
 from dragon._errors import *  # noqa: F403  (the exceptions)
 from dragon._native import version as _version
 from dragon._placement import Node, node, nodes, on_node
@@ -24,4 +25,4 @@ __version__: str = _version()
 _hook.register(mp.context_instance)
 
 # Without TimeoutError: `from dragon import *` must not hide the built-in one.
-__all__ = [name for name in _errors.__all__ if name != "TimeoutError"] + ["Node", "mp", "node", "nodes", "on_node"]
+__all__ = [name for name in _errors.__all__ if name != "TimeoutError"] + ["Node", "attach", "mp", "node", "nodes", "on_node"]

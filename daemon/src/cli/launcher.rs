@@ -392,7 +392,7 @@ fn enter(directory: Option<&Path>) -> Result<PathBuf> {
 }
 
 /// The daemon beside this command, so that both are of one release; else the one on PATH.
-fn dragond() -> Result<PathBuf> {
+pub(super) fn dragond() -> Result<PathBuf> {
     let beside = std::env::current_exe()?.with_file_name("dragond");
     if beside.exists() {
         return Ok(beside);

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use dragon_protocol::NodeIndex;
 use dragon_protocol::inspect::{LogLevel, MOST_ROWS, PATIENCE_MS, Scope};
 
-use super::{attach, objects};
+use super::{attach, doctor, objects, top};
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -28,6 +28,12 @@ pub enum Tool {
     Pools(Ask),
     /// What the daemons have logged.
     Logs(Logs),
+    /// Nodes, processors, memory and messages on one screen, again and again.
+    Top(Top),
+    /// Check this machine: what a runtime needs, what is in its way, and what to change.
+    ///
+    /// Exit code 1 when something fails.
+    Doctor(Doctor),
 }
 
 const ATTACH_EXAMPLES: &str = "\
@@ -111,6 +117,38 @@ pub struct Logs {
     pub level: LogLevel,
 }
 
+/// `dragon top`.
+#[derive(Args, Debug)]
+pub struct Top {
+    /// Which runtime.
+    #[command(flatten)]
+    pub which: Which,
+
+    /// Print one screen as text, and end.
+    #[arg(long)]
+    pub once: bool,
+
+    /// Seconds between two looks.
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    pub delay: f64,
+
+    /// What the processes are sorted by: cpu, memory, messages or pid.
+    #[arg(short, long, value_name = "COLUMN", default_value = "cpu")]
+    pub sort: top::Sort,
+}
+
+/// `dragon doctor`.
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// The interfaces that --interface would name.
+    #[arg(long, value_name = "INTERFACES")]
+    pub interface: Option<String>,
+}
+
 /// Runs a command.
 #[must_use]
 pub fn run(tool: &Tool) -> ExitCode {
@@ -121,6 +159,8 @@ pub fn run(tool: &Tool) -> ExitCode {
         Tool::Channels(ask) => objects::channels(ask),
         Tool::Pools(ask) => objects::pools(ask),
         Tool::Logs(arguments) => objects::logs(arguments),
+        Tool::Top(arguments) => top::run(arguments),
+        Tool::Doctor(arguments) => doctor::run(arguments),
     };
     match done {
         Ok(code) => ExitCode::from(code),
@@ -161,6 +201,11 @@ fn level(text: &str) -> Result<LogLevel, String> {
         "debug" => LogLevel::Debug,
         _ => return Err(format!("'{text}' is none of error, warn, info and debug")),
     })
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|n| (0.1..=3600.0).contains(n));
+    number.ok_or_else(|| format!("'{text}' is no number of seconds from 0.1 to 3600"))
 }
 
 #[cfg(test)]

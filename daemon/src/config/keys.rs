@@ -6,7 +6,7 @@ use std::path::Path;
 use dragon_protocol::launch::Network;
 
 use super::value::{Kind, Value};
-use crate::network;
+use crate::{metrics, network};
 
 /// Whom a setting concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +190,16 @@ keys! {
         otherwise: "",
         shown: "FILTER",
         help: "What the daemons log: error, warn, info, debug, trace, off, or a filter like warn,dragon_transport=debug.",
+        reach: Reach::Nodes,
+    };
+    /// Where numbers are told to a monitoring system.
+    METRICS = Key {
+        name: "metrics",
+        kind: Kind::Text(metrics::check),
+        default: "",
+        otherwise: "nowhere",
+        shown: "ADDRESS",
+        help: "Where each daemon tells its numbers to Prometheus: ADDRESS:PORT, PORT (of its own machine alone), or unix:/PATH. Nodes of one machine add their number.",
         reach: Reach::Nodes,
     };
     /// The interpreter.

@@ -224,7 +224,11 @@ impl Daemon {
             nodes_up: u32::try_from(nodes.len()).unwrap_or(u32::MAX),
             nodes_down: Vec::new(),
             global_services: self.membership.global_services.get(),
-            metrics: String::new(),
+            metrics: self
+                .metrics
+                .as_ref()
+                .map(|metrics| metrics.place.clone())
+                .unwrap_or_default(),
             processes: self.processes.listed(),
         };
         self.node.view(Arc::new(known))
