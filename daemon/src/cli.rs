@@ -195,15 +195,8 @@ mod tests {
     #[test]
     fn every_setting_has_an_option() {
         for key in keys::KEYS {
-            let option = format!("--{}=", key.option());
-            let text = key.default_value().map_or("1h", |_| key.default);
-            let text = match key.name {
-                "pool" => "8G",
-                "transport" => "tcp",
-                "bring_up_limit" => "9",
-                _ => text,
-            };
-            let parsed = parse(&[&format!("{option}{text}"), "x"]).unwrap();
+            let option = format!("--{}={}", key.option(), key.example());
+            let parsed = parse(&[&option, "x"]).unwrap();
             assert_eq!(parsed.settings.0.len(), 1, "{}", key.name);
             assert_eq!(parsed.settings.0[0].0.name, key.name);
         }

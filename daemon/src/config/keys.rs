@@ -51,6 +51,31 @@ impl Key {
         self.name.replace('_', "-")
     }
 
+    /// A value that it can have: the default where there is one.
+    #[must_use]
+    pub fn example(&self) -> String {
+        match (self.default, self.kind) {
+            ("", Kind::Size { .. }) => "8G".to_owned(),
+            ("", Kind::Time) => "1h30m".to_owned(),
+            ("", Kind::Whole { least, most, .. }) => most.min(least.max(1) * 60).to_string(),
+            ("", Kind::Switch) => "true".to_owned(),
+            ("", Kind::Word(words)) => words.first().copied().unwrap_or_default().to_owned(),
+            ("", _) => self.sample_text().to_owned(),
+            (default, _) => default.to_owned(),
+        }
+    }
+
+    fn sample_text(&self) -> &'static str {
+        match self.name {
+            "transport" => "tcp",
+            "interface" => "ib0,ib1",
+            "metrics" => "9100",
+            "python" => "/usr/bin/python3",
+            "placement" => "roundrobin",
+            _ => "text",
+        }
+    }
+
     /// Its value when nobody says anything.
     #[must_use]
     pub fn default_value(&self) -> Option<Value> {

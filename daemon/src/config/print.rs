@@ -103,30 +103,12 @@ pub fn sample() -> String {
             key.variable(),
             key.option()
         );
-        let value = if key.default.is_empty() {
-            example(key)
-        } else {
-            key.default
-        };
-        let bare = value.parse::<u64>().is_ok() || matches!(value, "true" | "false");
+        let value = key.example();
+        let bare = value.parse::<u64>().is_ok() || matches!(value.as_str(), "true" | "false");
         let quote = if bare { "" } else { "\"" };
         let _ = writeln!(out, "#{} = {quote}{value}{quote}", key.name);
     }
     out
-}
-
-/// A value for the sample where there is no default.
-fn example(key: &Key) -> &'static str {
-    match key.name {
-        "pool" => "8G",
-        "transport" => "tcp",
-        "interface" => "ib0,ib1",
-        "bring_up_limit" => "60",
-        "time_limit" => "1h30m",
-        "python" => "/usr/bin/python3",
-        "placement" => "roundrobin",
-        _ => "",
-    }
 }
 
 fn capital(text: &str) -> String {
