@@ -23,6 +23,12 @@ def attach(job: str | int | None = None) -> None:
     to another one.
     """
     if job is None and _VARIABLE in os.environ:
+        named = os.environ[_VARIABLE]
+        if not _native.is_attached() and all(name != named for _, _, name in _listening()):
+            raise NoRuntimeError(
+                f"nobody listens on @{named}, which {_VARIABLE} names: that runtime has ended; unset {_VARIABLE}, "
+                "or name another one: dragon.attach(job)"
+            )
         return _native.attach()
     name = _choose(_listening(), None if job is None else str(job))
     if _native.is_attached() and os.environ.get(_VARIABLE) != name:
