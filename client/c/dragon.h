@@ -291,6 +291,61 @@ typedef struct dragon_spawn_request {
     const dragon_channel *notify;   /* gets one exit notice (24 bytes) when the process has ended; NULL: nobody does */
 } dragon_spawn_request;
 
+/* dragon_process_options.policy: how a process is placed whose request says DRAGON_BY_POLICY. */
+#define DRAGON_POLICY_DEFAULT 0     /* as DRAGON_PLACEMENT of its environment says, in turn when that says nothing */
+#define DRAGON_POLICY_ROUND_ROBIN 1 /* in turn */
+#define DRAGON_POLICY_BLOCK 2       /* runs of equal length, for those of one request */
+#define DRAGON_POLICY_PACKED 3      /* as many as the node has CPUs for, then the next node */
+#define DRAGON_POLICY_LOCAL 4       /* here */
+#define DRAGON_POLICY_REMOTE 5      /* in turn on the other nodes */
+#define DRAGON_LIVES_ON 0           /* dragon_process_options.lives: until the runtime ends */
+#define DRAGON_LIVES_WITH_CREATOR 1 /* it is killed, with all that it started, when its creator has ended or left */
+#define DRAGON_OUTPUT_APPEND 1      /* dragon_process_options.output, joined by |: output goes to the end of its files */
+#define DRAGON_OUTPUT_MERGE 4       /* standard error goes where standard output goes */
+#define DRAGON_UNLIMITED UINT64_MAX
+#define DRAGON_LIMIT_CPU 0 /* dragon_limit.kind: seconds of processor time */
+#define DRAGON_LIMIT_FILE_SIZE 1
+#define DRAGON_LIMIT_DATA 2
+#define DRAGON_LIMIT_STACK 3
+#define DRAGON_LIMIT_CORE 4
+#define DRAGON_LIMIT_PROCESSES 5
+#define DRAGON_LIMIT_OPEN_FILES 6
+#define DRAGON_LIMIT_LOCKED_MEMORY 7
+#define DRAGON_LIMIT_ADDRESS_SPACE 8
+
+/* A resource limit, as setrlimit has it. */
+typedef struct dragon_limit {
+    uint32_t kind; /* DRAGON_LIMIT_... */
+    uint32_t reserved;
+    uint64_t soft; /* the limit that counts, or DRAGON_UNLIMITED */
+    uint64_t hard; /* how far the process may raise it */
+} dragon_limit;
+
+/* With what a process starts, beside its request. Set size to sizeof(dragon_process_options), umask and numa_node to -1, and
+ * all that is not needed to 0. CPUs and GPUs are reserved from what the job was granted on the process's node, until it ends:
+ * it is bound to the CPUs, and its environment names the GPUs. When they are not free the start is refused with DRAGON_FULL,
+ * or waits for resource_timeout and is refused with DRAGON_TIMEOUT. */
+typedef struct dragon_process_options {
+    size_t size;
+    int32_t policy;            /* DRAGON_POLICY_... */
+    int32_t umask;             /* file mode creation mask; -1: the daemon's */
+    int32_t nice;              /* added to its nice value */
+    int32_t lives;             /* DRAGON_LIVES_... */
+    const char *host;          /* the host to run on; NULL: as policy says */
+    uint32_t cpus;             /* how many CPUs to reserve */
+    uint32_t gpus;             /* how many GPUs to reserve */
+    const uint32_t *cpu_set;   /* which CPUs to reserve, by the kernel's numbers; NULL: any */
+    size_t cpu_count;
+    int32_t numa_node;         /* reserve CPUs of this NUMA node, all that were granted when cpus is 0; -1: of any */
+    int32_t output;            /* DRAGON_OUTPUT_APPEND, DRAGON_OUTPUT_MERGE */
+    uint64_t resource_timeout; /* nanoseconds to wait for CPUs and GPUs */
+    const char *input_file;    /* what it reads, on its node; NULL: nothing */
+    const char *output_file;   /* where its standard output goes, on its node; NULL: as the request says */
+    const char *error_file;    /* likewise its standard error */
+    const dragon_limit *limits;
+    size_t limit_count;
+} dragon_process_options;
+
 /* How a pool is to be made. Set size to sizeof(dragon_pool_options), numa_node to -1, and all that is not needed to 0. */
 typedef struct dragon_pool_options {
     size_t size;
@@ -650,6 +705,9 @@ int32_t dragon_pump_join(dragon_pump **pump, uint64_t *bytes);
 
 /* Starts a process. process and pid may be NULL. */
 int32_t dragon_spawn(const dragon_spawn_request *request, dragon_process **process, uint32_t *pid);
+/* As dragon_spawn, with options; NULL: none. */
+int32_t dragon_spawn_with(const dragon_spawn_request *request, const dragon_process_options *options,
+    dragon_process **process, uint32_t *pid);
 /* Starts count processes, all on their way with one request. Returns the first code that is not 0; the other results
  * hold all the same, and the handles of those that run are to be closed. When the request itself failed, all results
  * have its code. */
@@ -661,7 +719,12 @@ int32_t dragon_process_export(const dragon_process *process, uint8_t descriptor[
 int32_t dragon_process_set_wait_mode(const dragon_process *process, int32_t mode);
 /* *status (may be NULL): as waitpid gives it. Any number of processes may wait, any number of times. */
 int32_t dragon_process_wait(const dragon_process *process, int64_t timeout, int32_t *status);
+/* Waits until one of the processes has ended, of any node: its place in the list, and its status. */
+int32_t dragon_process_wait_any(
+    const dragon_process *const *processes, size_t count, int64_t timeout, size_t *place, int32_t *status);
 int32_t dragon_process_signal(const dragon_process *process, int32_t signal_number);
+/* To the process, its process group, and every process that descends from it. */
+int32_t dragon_process_signal_tree(const dragon_process *process, int32_t signal_number);
 
 #ifdef __cplusplus
 }

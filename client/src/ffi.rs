@@ -18,6 +18,7 @@ pub mod lock;
 pub mod pool;
 pub mod priority;
 pub mod process;
+pub mod process_options;
 pub mod runtime;
 pub mod semaphore;
 pub mod set;
@@ -31,6 +32,7 @@ pub use channel::{
 };
 pub use pool::{DragonPoolOptions, DragonPoolStats};
 pub use priority::{DragonPriorityQueueInfo, DragonPriorityQueueOptions};
+pub use process_options::{DragonLimit, DragonProcessOptions};
 pub use runtime::{DragonNode, DragonRuntime, DragonStat};
 pub use set::DragonReady;
 pub use spawn::{DragonSpawnRequest, DragonSpawnResult};

@@ -21,6 +21,7 @@ mod attach;
 mod connection;
 mod error;
 pub mod ffi;
+mod group;
 mod handle;
 mod objects;
 mod pool;
@@ -42,11 +43,13 @@ pub use dragon_channels::{
     Trigger, WaitMode,
 };
 pub use dragon_protocol::control::{ExitNotice, Membership};
+pub use dragon_protocol::group::{MemberInfo, MemberState, RestartWhen};
 pub use dragon_protocol::launch::NodeInfo;
 pub use dragon_protocol::process::{LimitKind, Lives, Policy};
 pub use dragon_protocol::{Code, Descriptor, NodeIndex, ObjectId, PoolOptions, RuntimeId, SlotId};
 pub use dragon_shmem::Deadline;
 pub use error::{Error, Result};
+pub use group::{Group, GroupOptions};
 pub use objects::{Channel, Message, Process};
 pub use pool::{Pool, PoolBlock, PoolStats};
 pub use priority::PriorityQueue;

@@ -246,6 +246,16 @@ impl Spawn {
         self
     }
 
+    /// The request alone, for many processes of one kind.
+    pub(crate) fn into_request(self) -> Result<SpawnRequest, &'static str> {
+        if self.piped.contains(&true) {
+            return Err(
+                "the members of a group share no pipe: forward their output, or name a file",
+            );
+        }
+        Ok(self.request)
+    }
+
     /// Starts the process.
     ///
     /// # Errors

@@ -14,9 +14,10 @@ use std::process::Command;
 
 use dragon::ffi::{
     DragonBroadcastOptions, DragonBytes, DragonChannelInfo, DragonChannelOptions,
-    DragonEndpointOptions, DragonMessage, DragonNode, DragonPoolOptions, DragonPoolStats,
-    DragonPriorityQueueInfo, DragonPriorityQueueOptions, DragonReady, DragonReceived,
-    DragonRuntime, DragonSendOptions, DragonSpawnRequest, DragonSpawnResult, DragonStat,
+    DragonEndpointOptions, DragonLimit, DragonMessage, DragonNode, DragonPoolOptions,
+    DragonPoolStats, DragonPriorityQueueInfo, DragonPriorityQueueOptions, DragonProcessOptions,
+    DragonReady, DragonReceived, DragonRuntime, DragonSendOptions, DragonSpawnRequest,
+    DragonSpawnResult, DragonStat,
 };
 
 use dragon::{Code, WaitMode};
@@ -230,6 +231,29 @@ fn header_and_library_agree_on_layouts_and_numbers() {
         environment,
         directory,
         notify
+    );
+    layout!(DragonLimit, "dragon_limit", kind, reserved, soft, hard);
+    layout!(
+        DragonProcessOptions,
+        "dragon_process_options",
+        size,
+        policy,
+        umask,
+        nice,
+        lives,
+        host,
+        cpus,
+        gpus,
+        cpu_set,
+        cpu_count,
+        numa_node,
+        output,
+        resource_timeout,
+        input_file,
+        output_file,
+        error_file,
+        limits,
+        limit_count
     );
     let modes = ["ADAPTIVE", "SPIN", "SLEEP"];
     for (name, mode) in modes

@@ -18,12 +18,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use rustix::thread::CpuSet;
 
-/// Added to the badness of every child, so that the kernel's victim is never the daemon.
-const OOM_SCORE: &[u8] = b"500";
+use crate::parent_death::raise_badness;
+
 /// Bytes of the stack on which children run until they have become their programs: what happens there needs a few hundred.
 const STACK: usize = 64 << 10;
 /// Signals have the numbers from 1 to this one.
@@ -237,12 +237,6 @@ impl Child<'_> {
             .raw_os_error()
             .unwrap_or(libc::ENOEXEC)
     }
-}
-
-fn raise_badness() -> rustix::io::Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty())?;
-    rustix::io::write(file, OOM_SCORE).map(drop)
 }
 
 /// Makes `number` a duplicate of `source` that the program inherits.

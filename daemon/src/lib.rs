@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 mod exec;
 pub mod forker;
+pub mod groups;
 pub mod journal;
 pub mod link;
 pub mod listener;

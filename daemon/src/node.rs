@@ -103,16 +103,26 @@ impl Node {
         self.member.clone()
     }
 
+    /// Whether there is such a channel on this node.
+    #[must_use]
+    pub fn has_channel(&self, object: ObjectId) -> bool {
+        self.channel(object).is_ok()
+    }
+
     /// Fails every operation on a channel of this node from now on. One that is gone stays so.
     pub fn destroy_channel(&self, object: ObjectId) {
+        if let Ok(channel) = self.channel(object) {
+            log(channel.destroy());
+        }
+    }
+
+    fn channel(&self, object: ObjectId) -> dragon_channels::Result<Channel> {
         let descriptor = Descriptor {
             runtime: self.member.control().runtime(),
             object,
             user: 0,
         };
-        if let Ok(channel) = Channel::attach(&self.member, &descriptor, false) {
-            log(channel.destroy());
-        }
+        Channel::attach(&self.member, &descriptor, false)
     }
 
     /// Where other agents reach this node's: the port that is open at any address, or else 0, and the listeners on the

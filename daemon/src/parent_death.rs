@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit, Signal};
 
 /// Has the kernel send `signal` to the child when the calling thread ends, and gives it its own limit of open files.
 ///
-/// The one `pre_exec` of the daemon: it runs between fork and exec, in the child.
+/// For the launcher's daemons; the daemon starts its own children by `exec`. It runs between fork and exec, in the child.
 #[expect(
     unsafe_code,
     reason = "pre_exec is the only place between fork and exec"
@@ -35,7 +35,8 @@ pub fn die_with_parent(command: &mut Command, signal: Signal, files: Rlimit) {
 /// Added to the badness of every child, so that the kernel's victim is never the daemon.
 const OOM_SCORE: &[u8] = b"500";
 
-fn raise_badness() -> rustix::io::Result<()> {
+/// Makes this process a likelier victim of the kernel than the daemon.
+pub(crate) fn raise_badness() -> rustix::io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty())?;
     rustix::io::write(file, OOM_SCORE).map(drop)

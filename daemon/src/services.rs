@@ -6,6 +6,7 @@
 
 mod clients;
 mod ending;
+mod groups;
 mod inspect;
 mod logs;
 mod peers;
@@ -35,6 +36,7 @@ use crate::bringup;
 use crate::cli::{RUNTIME_FAILED, TIME_IS_UP};
 use crate::config::{keys, value::Value};
 use crate::forker::Forker;
+use crate::groups::{Due, Groups};
 use crate::link::{self, Link};
 use crate::listener::Listener;
 use crate::metrics::{self, Metrics};
@@ -97,6 +99,8 @@ pub enum Event {
     Started(u64, Result<u32, String>),
     /// The start with this number has waited for CPUs or GPUs as long as it may.
     WaitedLongEnough(u64),
+    /// A time that a group waits for has come.
+    GroupDue(Due),
     /// A message to another daemon, from a task that the loop started.
     Tell(NodeIndex, PeerMessage),
     /// Something happened to a question about the runtime.
@@ -133,6 +137,7 @@ struct Daemon {
     turns: Turns,
     /// Who has which CPUs and GPUs.
     ledger: Ledger,
+    groups: Groups,
     /// Variables that tell a process which GPUs are its own.
     gpu_variables: Vec<&'static str>,
     /// What goes with the processes of this node that asked for it.
@@ -157,6 +162,10 @@ struct Requests {
     last: u64,
     spawns: HashMap<u64, (NodeIndex, oneshot::Sender<Vec<SpawnResult>>)>,
     answers: HashMap<u64, (NodeIndex, oneshot::Sender<(Code, String)>)>,
+    /// About groups of other nodes.
+    groups: HashMap<u64, (NodeIndex, oneshot::Sender<ClientReply>)>,
+    /// About groups of this node; whether the group is new.
+    own_groups: HashMap<u64, (bool, oneshot::Sender<ClientReply>)>,
 }
 
 /// Why a daemon ends, and its exit code.
@@ -244,6 +253,7 @@ pub async fn run(job: Job) -> Result<u8> {
     let mut daemon = Daemon {
         turns: Turns::beginning_at(job.node.get() as usize),
         ledger: Ledger::new(granted_cpus, gpus.names),
+        groups: Groups::new(job.node, job.fanout),
         gpu_variables: gpus.variables,
         made_for: MadeFor::default(),
         processes: Processes::default(),
@@ -353,6 +363,10 @@ impl Daemon {
             } => self.client_asks(slot, request, reply),
             Event::Started(number, result) => return self.started(number, result),
             Event::WaitedLongEnough(number) => self.give_up(number, Code::Timeout),
+            Event::GroupDue(due) => {
+                let actions = self.groups.due(due);
+                self.act(actions);
+            }
             Event::Tell(node, message) => self.tell(node, message),
             Event::Sibling(_) => {}
             Event::Inspected(what) => self.inspected(what),

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Code;
+use crate::group::{GroupMessage, GroupRequest, MemberInfo};
 use crate::ids::{NodeIndex, ObjectId, RuntimeId, SlotId};
 use crate::inspect::{Inspect, LogBatch, LogFilter, NodeAnswer, Scope};
 use crate::launch::NodeInfo;
@@ -48,6 +49,8 @@ pub enum ClientRequest {
     PoolReleased(ObjectId),
     /// Give memory that no pool uses back to the system.
     TrimPools,
+    /// Make a group of processes, or do something with one.
+    Group(GroupRequest),
     /// This process leaves, though it lives on: what it had may be recovered. There is no answer.
     Leave,
     /// What is there, and what it does.
@@ -75,6 +78,10 @@ pub enum ClientReply {
     Pool(PoolGiven),
     /// So many bytes went back to the system.
     Trimmed(u64),
+    /// A group: its object. When it was made by the request, one reference to it is in transit.
+    Group(ObjectId),
+    /// Members of a group.
+    Members(Vec<MemberInfo>),
     /// One answer of each node that was asked.
     Inspected(Vec<NodeAnswer>),
     /// Lines of the daemons' logs.
@@ -189,6 +196,12 @@ pub enum PeerMessage {
     Ended,
     /// A process of the sender is gone that had something started here which goes with it.
     SlotGone(SlotId),
+    /// Along the tree: about a group.
+    Group(Box<GroupMessage>),
+    /// To the node of a group: what a process of the sender asks, with the number of the request.
+    GroupAsked(u64, Box<GroupRequest>),
+    /// The answer.
+    GroupAnswered(u64, Box<ClientReply>),
     /// What is there, and what it does.
     Inspect {
         /// Number of the request at its sender.

@@ -15,6 +15,7 @@ pub mod descriptor;
 pub mod env;
 pub mod error;
 pub mod frame;
+pub mod group;
 pub mod handshake;
 pub mod hostlist;
 pub mod ids;

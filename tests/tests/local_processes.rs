@@ -13,7 +13,7 @@ use std::time::Duration;
 use dragon::{
     Child, Code, Deadline, LimitKind, Lives, Policy, Session, Spawn, Stdio, wait_all, wait_any,
 };
-use dragon_tests::local::{Finished, Traces, dragon, eventually_empty, finish};
+use dragon_tests::local::{Finished, Traces, binary, dragon, eventually_empty, finish, repository};
 
 const ROLE: &str = "DRAGON_TEST_PROCESSES";
 const CHILD: [&str; 4] = ["--exact", "child", "--nocapture", "--quiet"];
@@ -93,6 +93,38 @@ fn processes_end_with_their_creator_or_live_on() {
     head("creator killed");
 }
 
+#[test]
+fn a_process_costs_the_daemon_the_descriptors_that_are_stated() {
+    head("descriptors");
+}
+
+/// The C interface, by a program in C.
+#[test]
+fn c_programs_start_processes_with_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("processes");
+    let library = binary("libdragon.so");
+    let link = Command::new("ln")
+        .arg("-s")
+        .arg(&library)
+        .arg(folder.path().join("libdragon.so.1"))
+        .status();
+    assert!(link.unwrap().success());
+    let client = repository().join("client");
+    let compiled = Command::new("cc")
+        .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-I"])
+        .arg(client.join("c"))
+        .arg(client.join("tests/programs/processes.c"))
+        .arg(&library)
+        .arg(format!("-Wl,-rpath,{}", folder.path().display()))
+        .arg("-o")
+        .arg(&program)
+        .status();
+    assert!(compiled.unwrap().success());
+    let done = finish(dragon([&program, folder.path()]).spawn().unwrap());
+    assert_eq!(done.code, Some(0), "{done:?}");
+}
+
 /// A program in the runtime; nothing when the test runs in the ordinary way.
 #[test]
 fn child() {
@@ -110,6 +142,7 @@ fn child() {
         "creator killed" => creator_killed(),
         "creator" => creator(),
         "daemon killed" => daemon_killed(),
+        "descriptors" => descriptors(),
         other => panic!("{other}"),
     }
 }
@@ -589,6 +622,43 @@ fn creator() {
     });
     println!("{} {} {} 0 ready", bound.pid, free.pid, piped.pid);
     let _ = bound.process.wait(Deadline::Never);
+}
+
+fn descriptors() {
+    let daemon = format!("/proc/{}/fd", std::os::unix::process::parent_id());
+    // The counters come from the loop: what it had to do for the starts before is done.
+    let open = || {
+        stats();
+        fs::read_dir(&daemon).unwrap().count()
+    };
+    let sleep = || Spawn::program("sleep").arg("1000");
+    let silent = || sleep().stdout(Stdio::Null).stderr(Stdio::Null);
+    for (spawn, each) in [
+        (silent(), 0),
+        (sleep(), 2),
+        (silent().stdin(Stdio::Piped).stdout(Stdio::Piped), 2),
+        (
+            silent()
+                .stderr(Stdio::Merge)
+                .stdout(Stdio::File("/dev/null".into())),
+            0,
+        ),
+    ] {
+        let before = open();
+        let children = Spawn::start_all(vec![spawn; 20]).unwrap();
+        let children: Vec<_> = children.into_iter().map(Result::unwrap).collect();
+        assert_eq!(open(), before + 20 * each);
+        for child in &children {
+            child.process.signal(KILL).unwrap();
+        }
+        let all: Vec<_> = children.iter().map(|child| &child.process).collect();
+        wait_all(&all, Deadline::Never).unwrap();
+        drop(children);
+        eventually_empty("the daemon", || match open() {
+            now if now <= before => String::new(),
+            now => format!("{now} descriptors, {before} before"),
+        });
+    }
 }
 
 fn daemon_killed() {

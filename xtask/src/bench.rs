@@ -4,6 +4,7 @@
 //! does so less. A missed goal is printed, never an error.
 
 mod core;
+mod processes;
 mod python;
 mod row;
 mod sample;
@@ -25,6 +26,9 @@ pub(crate) struct Args {
     /// Which group to measure (all when none is named)
     #[arg(value_enum)]
     group: Option<Group>,
+    /// Of group `services`: measure only how many processes live at a time, which no other run does
+    #[arg(long, value_enum)]
+    only: Option<Only>,
     /// Print one JSON object a line in place of the table
     #[arg(long)]
     json: bool,
@@ -43,8 +47,16 @@ enum Group {
     Python,
     /// Pools and channels between processes, beside bare programs and peers
     Core,
+    /// Processes of a runtime, beside bare system calls
+    Services,
     /// Two nodes in network namespaces, beside bare programs and Open MPI (as root)
     Transport,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Only {
+    /// 10 000 processes at a time
+    Scale,
 }
 
 pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
@@ -78,6 +90,10 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
             Group::Slurm => slurm::measure(repo, &mut print),
             Group::Python => python::measure(repo, upstream, &mut print),
             Group::Core => core::measure(repo, &mut print),
+            Group::Services if args.only == Some(Only::Scale) => {
+                processes::scale(repo, &mut print);
+            }
+            Group::Services => processes::rates(repo, &mut print),
             Group::Transport => transport::measure(repo, &mut print),
         }
     }
@@ -89,7 +105,12 @@ fn build(repo: &Repo, groups: &[Group]) -> Result<()> {
     let mut programs = vec!["dragon-transport-bench"];
     if groups != [Group::Transport] {
         build_cmd::build(repo)?;
-        programs.extend(["dragon-raw", "dragon-channels", "dragon-bench"]);
+        programs.extend([
+            "dragon-raw",
+            "dragon-channels",
+            "dragon-bench",
+            "dragon-process-bench",
+        ]);
     }
     let programs = programs.into_iter().flat_map(|program| ["-p", program]);
     let mut cargo = repo.cargo();

@@ -23,6 +23,7 @@ pub mod memory;
 mod page;
 pub mod ring;
 pub mod sleep;
+pub mod spawn;
 pub mod spin;
 
 pub use page::Page;

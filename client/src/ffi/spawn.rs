@@ -58,7 +58,7 @@ pub struct DragonSpawnResult {
 impl DragonSpawnRequest {
     /// # Safety
     /// The pointers are what the header says.
-    unsafe fn read(&self) -> Result<Spawn> {
+    pub(super) unsafe fn read(&self) -> Result<Spawn> {
         check_size::<Self>("dragon_spawn_request", self.size)?;
         // SAFETY: the caller's promise.
         let mut spawn = unsafe { self.program() }?;

@@ -13,6 +13,9 @@ use super::Daemon;
 use super::peers::result_of;
 use super::processes::Creator;
 
+/// Channels of a process that are kept in mind, gone or not.
+const CHANNELS: usize = 64;
+
 /// What goes with processes of this node when they end.
 #[derive(Debug, Default)]
 pub(super) struct MadeFor {
@@ -26,9 +29,21 @@ struct Made {
     nodes: BTreeSet<NodeIndex>,
     /// Channels by which processes read and write.
     channels: HashSet<ObjectId>,
+    /// At so many channels those that are gone are forgotten.
+    prune_at: usize,
 }
 
 impl MadeFor {
+    /// Forgets channels that are gone, now and then: a process may start any number of others in its life.
+    fn prune(&mut self, slot: SlotId, exists: impl Fn(ObjectId) -> bool) {
+        if let Some(made) = self.slots.get_mut(&slot)
+            && made.channels.len() >= made.prune_at
+        {
+            made.channels.retain(|channel| exists(*channel));
+            made.prune_at = 2 * made.channels.len().max(CHANNELS);
+        }
+    }
+
     /// Notes what a request leads to on its node.
     fn note(
         &mut self,
@@ -91,6 +106,7 @@ impl Daemon {
                 signal,
                 reach,
             } => return self.signal_there(process, signal, reach, reply),
+            ClientRequest::Group(request) => return self.group_asked(slot, request, reply),
             ClientRequest::Nodes => ClientReply::Nodes(self.membership.clone()),
             ClientRequest::Inspect(question, scope) => {
                 return self.inspect(question, scope, reply);
@@ -113,7 +129,10 @@ impl Daemon {
         reply: oneshot::Sender<ClientReply>,
     ) {
         let me = self.job.node;
-        let places = self.turns.place_all(&spawns, me, &self.membership);
+        self.made_for
+            .prune(slot, |channel| self.node.has_channel(channel));
+        let all: Vec<&SpawnRequest> = spawns.iter().collect();
+        let places = self.turns.place_all(&all, me, &self.membership);
         let creator = Creator { node: me, slot };
         let mut here = Vec::new();
         // Consecutive positions of the answer per node, so that each other node gets one message.
@@ -169,6 +188,8 @@ impl Daemon {
 
     /// A process of this node has ended or left: what it asked for goes with it, where it is to.
     pub(super) fn creator_left(&mut self, slot: SlotId) {
+        let actions = self.groups.creator_left(slot);
+        self.act(actions);
         let Some(made) = self.made_for.slots.remove(&slot) else {
             return;
         };
@@ -220,6 +241,7 @@ impl Daemon {
 
     fn stats(&self) -> Vec<(String, u64)> {
         let mut stats = self.node.stats();
+        stats.push(("groups".to_owned(), self.groups.counts().0 as u64));
         stats.push(("processes".to_owned(), self.processes.count() as u64));
         let counted = self.ledger.counts();
         stats.extend(counted.map(|(name, count)| (name.to_owned(), count)));

@@ -44,6 +44,8 @@ impl Daemon {
         for link in &self.children {
             link.post(PeerMessage::Shutdown(end.why.clone()));
         }
+        self.groups.close();
+        self.processes.queued.clear();
         self.processes.signal_all(Signal::TERM);
         self.wait(events, signals, started + GRACE, |daemon| {
             daemon.processes.is_empty()
@@ -118,7 +120,7 @@ impl Daemon {
             }
             Event::Detached { pid, slot } => self.detached(pid, slot),
             Event::Accepted(..) | Event::Connected(..) => {}
-            Event::Peer(_, PeerMessage::Spawn { .. }) => {}
+            Event::Peer(_, PeerMessage::Spawn { .. } | PeerMessage::Group(_)) => {}
             Event::Peer(node, PeerMessage::Stopped) => drop(self.stopped.insert(node)),
             Event::Peer(node, PeerMessage::Ended) => self.close_child(node),
             Event::LinkLost(node, addresses) => {

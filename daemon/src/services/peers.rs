@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use dragon_protocol::control::{PeerMessage, SpawnRequest, SpawnResult};
+use dragon_protocol::control::{ClientReply, PeerMessage, SpawnRequest, SpawnResult};
 use dragon_protocol::{Code, NodeIndex};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -97,6 +97,8 @@ impl Daemon {
             self.children.retain(|link| !is_it(link));
             self.node.node_down(node);
             self.creators_gone(|creator| creator.node == node);
+            let actions = self.groups.node_down(node);
+            self.act(actions);
             let why = format!("node {node} ({host}) is lost");
             eprintln!("dragon: {why}; the job ends");
             return Some(End {
@@ -129,6 +131,18 @@ impl Daemon {
                 creator: slot,
                 spawns,
             } => self.spawn_for(Creator { node, slot }, request, spawns),
+            PeerMessage::Group(message) => {
+                let actions = self.groups.hear(Some(node), *message);
+                self.act(actions);
+            }
+            PeerMessage::GroupAsked(number, request) => {
+                self.group_asked_by(node, number, *request);
+            }
+            PeerMessage::GroupAnswered(number, answer) => {
+                if let Some((_, reply)) = self.requests.groups.remove(&number) {
+                    let _ = reply.send(*answer);
+                }
+            }
             PeerMessage::SlotGone(slot) => {
                 self.creators_gone(|creator| creator == Creator { node, slot });
             }
@@ -248,6 +262,9 @@ impl super::Requests {
     fn fail(&mut self, node: NodeIndex, code: Code, text: &str) {
         for (_, (_, reply)) in self.answers.extract_if(|_, (to, _)| *to == node) {
             let _ = reply.send((code, text.to_owned()));
+        }
+        for (_, (_, reply)) in self.groups.extract_if(|_, (to, _)| *to == node) {
+            let _ = reply.send(ClientReply::Failed(code, text.to_owned()));
         }
         // The receiver sees the dropped sender and says that the node is down.
         self.spawns.retain(|_, (to, _)| *to != node);

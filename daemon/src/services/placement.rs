@@ -25,7 +25,7 @@ impl Turns {
     /// The node of each process of one request.
     pub(super) fn place_all(
         &mut self,
-        spawns: &[SpawnRequest],
+        spawns: &[&SpawnRequest],
         me: NodeIndex,
         membership: &Membership,
     ) -> Vec<Result<NodeIndex, (Code, String)>> {
@@ -33,7 +33,7 @@ impl Turns {
             .iter()
             .filter(|spawn| policy(spawn) == Ok(Policy::Block));
         let (blocks, mut block) = (blocks.count(), 0);
-        let place = |spawn: &SpawnRequest| {
+        let place = |spawn: &&SpawnRequest| {
             let policy = match &spawn.place {
                 Place::Node(node) => return Ok(*node),
                 Place::Host(name) => return host(name, membership),
@@ -173,7 +173,8 @@ mod tests {
     }
 
     fn placed(turns: &mut Turns, requests: &[SpawnRequest], membership: &Membership) -> Vec<u32> {
-        let all = turns.place_all(requests, NodeIndex::FIRST, membership);
+        let requests: Vec<_> = requests.iter().collect();
+        let all = turns.place_all(&requests, NodeIndex::FIRST, membership);
         all.into_iter().map(|node| node.unwrap().get()).collect()
     }
 
@@ -230,6 +231,7 @@ mod tests {
             wrong,
             request(Place::Host("n9".to_owned())),
         ];
+        let requests: Vec<_> = requests.iter().collect();
         let all = Turns::beginning_at(1).place_all(&requests, NodeIndex::FIRST, &membership);
         assert_eq!(all[0], Ok(NodeIndex::new(1).unwrap()));
         assert_eq!(all[1], Ok(NodeIndex::FIRST));

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::starting::{Pending, Queued, StartedFor};
 use super::{Daemon, End};
 use crate::adapter::Manager;
+use crate::groups::MemberKey;
 use crate::resources;
 use crate::survey::Managed;
 use crate::tree;
@@ -61,6 +62,8 @@ pub(super) struct Process {
     pub(super) number: u64,
     pub(super) creator: Option<Creator>,
     pub(super) lives: Lives,
+    /// Which member of a group it is.
+    pub(super) member: Option<MemberKey>,
 }
 
 /// Who asked for a process.
@@ -170,8 +173,11 @@ impl Processes {
             pid: *pid,
             object: process.object,
             head: process.head,
-            group: String::new(),
-            rank: None,
+            group: process
+                .member
+                .map(|member| member.batch.group_name())
+                .unwrap_or_default(),
+            rank: process.member.map(|member| member.rank.into()),
         })
         .collect()
     }
@@ -253,6 +259,10 @@ impl Daemon {
         } = ended;
         let status = *status;
         self.node.process_ended(process.object, status);
+        if let Some(member) = process.member {
+            let actions = self.groups.ended(member, status);
+            self.act(actions);
+        }
         if let Some(channel) = process.notify {
             self.node.notify(
                 channel,
@@ -330,11 +340,17 @@ impl Daemon {
     /// Whoever asked for a process has it, or is gone.
     pub(super) fn told(&mut self, told: StartedFor, result: dragon_protocol::control::SpawnResult) {
         let object = result.as_ref().ok().map(|spawned| spawned.process);
-        let StartedFor::Requester(reply) = told else {
-            return;
+        let adopted = match told {
+            StartedFor::Requester(reply) => reply.send(result).is_ok(),
+            StartedFor::Member(member) => {
+                let actions = self.groups.started(member, result);
+                self.act(actions);
+                false
+            }
+            StartedFor::Head => true,
         };
-        if let (Err(_), Some(object)) = (reply.send(result), object) {
-            // The reference that was in transit to it goes too.
+        if let Some(object) = object.filter(|_| !adopted) {
+            // The reference that was in transit to whoever asked goes too.
             self.node.drop_transit(object);
         }
     }
@@ -366,6 +382,7 @@ mod tests {
             number: 0,
             creator: None,
             lives: Lives::default(),
+            member: None,
         }
     }
 

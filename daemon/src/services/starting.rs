@@ -19,6 +19,7 @@ use crate::adapter::Manager;
 use crate::cli::RUNTIME_FAILED;
 use crate::config::keys;
 use crate::forker::{Fork, Source, null, path};
+use crate::groups::MemberKey;
 use crate::output::Label;
 use crate::program;
 use crate::reservations::{Held, Shortage};
@@ -48,6 +49,8 @@ pub(super) struct Queued {
 pub(super) enum StartedFor {
     /// Whoever asked for the process.
     Requester(oneshot::Sender<SpawnResult>),
+    /// A group of this or another node: it is a member.
+    Member(MemberKey),
     /// Nobody: it is the head program.
     Head,
 }
@@ -93,6 +96,7 @@ impl Daemon {
             number,
             creator: None,
             lives: Lives::UntilTheEnd,
+            member: None,
         };
         self.forker.start_process(Some(number), fork);
         self.expect(process, StartedFor::Head, name, tag);
@@ -228,6 +232,10 @@ impl Daemon {
             number,
             creator: Some(creator),
             lives: request.settings.lives,
+            member: match &told {
+                StartedFor::Member(member) => Some(*member),
+                _ => None,
+            },
         });
         let started = process.and_then(|process| {
             let object = process.object;
