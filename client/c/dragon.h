@@ -65,7 +65,10 @@ typedef enum dragon_code {
     DRAGON_END_OF_STREAM = 27,       /* the stream has ended: its sender closed it */
     DRAGON_PEER_DIED = 28,           /* the process at the other end died */
     DRAGON_INTERNAL = 29,            /* a defect of this library: please report it */
-    DRAGON_PEER_CLOSED = 30          /* the other end of the stream was closed */
+    DRAGON_PEER_CLOSED = 30,         /* the other end of the stream was closed */
+    DRAGON_NAME_TAKEN = 31,          /* the name stands for something already */
+    DRAGON_NO_SUCH_NAME = 32,        /* the name stands for nothing, or the key has no value */
+    DRAGON_CHANGED = 33              /* the value is not the expected one */
 } dragon_code;
 
 typedef struct dragon_channel dragon_channel;

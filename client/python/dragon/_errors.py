@@ -192,6 +192,24 @@ class PeerClosedError(DragonError, BrokenPipeError):
     code = 30
 
 
+class NameTakenError(DragonError, FileExistsError):
+    """The name stands for something already."""
+
+    code = 31
+
+
+class NoSuchNameError(DragonError, LookupError):
+    """The name stands for nothing, or the key has no value."""
+
+    code = 32
+
+
+class ChangedError(DragonError, ValueError):
+    """The value is not the expected one."""
+
+    code = 33
+
+
 class WorkerLostError(DragonError, RuntimeError):
     """The worker of a pool that ran a task ended before the task did."""
 
