@@ -2,7 +2,7 @@
 //!
 //! Off unless asked for. Whoever reaches the port can read: there are only numbers, names of pools and of the job. Bounded
 //! for strangers: so many conversations at once, each with a deadline and a largest request; and a survey is made at most
-//! once in [`FRESH`], however often somebody asks.
+//! once in `FRESH`, however often somebody asks.
 
 use std::fmt::Write as _;
 use std::io;
