@@ -4,13 +4,14 @@
 
 mod rig;
 
+use std::io::IoSlice;
 use std::mem::ManuallyDrop;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
-use dragon_channels::{Channel, Deadline, Error, Lock};
+use dragon_channels::{Channel, Deadline, Error, Lock, Returns, SendOptions};
 use dragon_protocol::Code;
 use dragon_shmem::{Member, clock};
 use dragon_transport::fabric::mem::MemHub;
@@ -224,25 +225,59 @@ fn a_node_that_cannot_be_reached_again_is_unreachable() {
     assert_eq!(nodes[1].stats().parked, 0);
 }
 
+/// To its peers a node that was restarted is at the address and port where it was, those of a relay; and its objects have
+/// the names of the old ones.
 #[test]
 fn a_node_that_was_restarted_knows_nothing_of_old_links() {
     let nodes = tcp(&[POOL; 2]);
     let relay = Relay::to(nodes[1].agent.local_address().unwrap().port());
     nodes[0].agent.set_peers(&[info(index(1), relay.port)]);
-    let (near, far) = (nodes[0].client(), nodes[1].client());
-    let owned = channel(&far, 64);
-    let remote = seen_by(&near, owned.descriptor());
-    // The same node in its next life.
+    let near = nodes[0].client();
+    let life = |node: &Node| [1, 4].map(|capacity| channel(&node.client(), capacity));
+    let [full, empty] = life(&nodes[1]);
     let other = tcp(&[4 << 20, POOL]).remove(1);
-    let reborn = channel(&other.client(), 4);
+    let [reborn, also] = life(&other);
+    assert_eq!(full.descriptor(), reborn.descriptor());
+    assert_eq!(empty.descriptor(), also.descriptor());
+    let to_full = seen_by(&near, full.descriptor());
+    let from_empty = seen_by(&near, empty.descriptor());
+    to_full.send(b"fills it", 0, watched()).unwrap();
+    let ended = |done: Result<(), Error>| done.map_or_else(|error| error.code(), |()| Code::Ok);
     std::thread::scope(|scope| {
-        let waiter = parked_receive(scope, &remote, &nodes[1]);
+        let mut waiting = vec![parked_receive(scope, &from_empty, &nodes[1])];
+        for size in [10, 4000, 1 << 20] {
+            let to_full = &to_full;
+            let sends = move || to_full.send(&pattern(size, 1), 1, watched());
+            waiting.push(scope.spawn(move || ended(sends())));
+        }
+        until("all wait", || nodes[1].stats().parked == 4);
+        // One that nobody waits for.
+        let options = SendOptions {
+            returns: Returns::Immediately,
+            ..SendOptions::default()
+        };
+        to_full
+            .send_with(&[IoSlice::new(b"lost")], &options)
+            .unwrap();
+        until("it is parked, too", || nodes[1].stats().parked == 5);
         relay.lead_to(other.agent.local_address().unwrap().port());
-        assert_eq!(waiter.join().unwrap(), Code::Unreachable);
+        for waits in waiting {
+            assert_eq!(waits.join().unwrap(), Code::Unreachable);
+        }
     });
-    let remote = seen_by(&near, reborn.descriptor());
-    remote.send(b"anew", 0, watched()).unwrap();
+    assert_eq!(nodes[0].stats().pending, 0);
+    // Nothing of all that comes to the new one, which works.
+    seen_by(&near, reborn.descriptor())
+        .send(b"anew", 0, watched())
+        .unwrap();
     assert_eq!(reborn.receive(watched()).unwrap().into_vec(), b"anew");
+    seen_by(&near, also.descriptor())
+        .send(b"anew", 0, watched())
+        .unwrap();
+    assert_eq!(also.receive(watched()).unwrap().into_vec(), b"anew");
+    assert_eq!(reborn.attributes().unwrap().messages, 0);
+    assert_eq!(also.attributes().unwrap().messages, 0);
+    assert_eq!(other.stats().parked, 0);
     assert_eq!(other.stats().fabric.accepted, 1);
 }
 
