@@ -147,7 +147,7 @@ pub enum FrameKind {
     /// new, 2 when this is a further lane of the connection that the opener numbered `deadline`. In the answer `status`
     /// says whether that is so.
     Open = 8,
-    /// The sender ends the link: it is not to be gone on with.
+    /// The sender ends the link: it is not to be gone on with. On a further lane: nothing more comes on that lane.
     End = 9,
     /// A part of the payload of the numbered frame `request` (counted from 0), which begins at `arg0` in it. That frame's
     /// header follows, [`FrameHeader::kind`] with [`APART`], and then `payload` bytes.

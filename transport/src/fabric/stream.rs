@@ -9,7 +9,8 @@
 //! again from the first byte. So each frame is handed on once, in order, or the link is lost.
 //!
 //! A connection may have further lanes: streams that carry pieces of large payloads and nothing else ([`Assembly`]). They
-//! end with it; when one breaks with a piece that has perhaps not arrived, so does the connection. So what is said above
+//! end with it; when one breaks with a piece that has perhaps not arrived, so does the connection. One that is not needed is
+//! closed in two steps: one side says that it was the last, the other closes it when its pieces have arrived. So what is said above
 //! holds however many there are.
 
 mod assembly;

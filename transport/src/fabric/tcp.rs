@@ -339,6 +339,7 @@ impl TcpFabric {
         // What the old connection has brought and nobody has read comes again on this one.
         if let Some(session) = &session {
             if let Some(before) = session.token() {
+                session.detach(before);
                 self.drop_connection(io, before);
             }
             self.drop_lanes(io, session);

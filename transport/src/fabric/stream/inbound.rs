@@ -23,7 +23,7 @@ pub(crate) trait Sink {
     fn acknowledged(&mut self, count: u16);
     /// The other side could use more lanes.
     fn more_lanes(&mut self) {}
-    /// The other side closes the link.
+    /// The other side closes the link; on a lane that is not the first, that lane.
     fn end(&mut self);
 }
 
@@ -70,10 +70,16 @@ impl Inbound {
     }
 
     /// The most that is to be read beyond [`Inbound::landing`]: where a piece follows, no more than its head, so that the
-    /// piece itself is received into its place.
-    pub(in crate::fabric) fn beyond(&self) -> Option<usize> {
-        let piece = self.pieces_only || matches!(self.stage, Stage::Piece(_));
-        piece.then(|| PIECE_HEAD - self.carry.len().min(PIECE_HEAD))
+    /// piece itself is received into its place; with one that has no place what is left of it.
+    pub(in crate::fabric) fn beyond(&self, assembly: &mut Assembly) -> Option<usize> {
+        let placeless = match &self.stage {
+            Stage::Piece(piece) if assembly.place(piece).is_none() => piece.left,
+            Stage::Piece(_) => 0,
+            _ if self.pieces_only => 0,
+            _ => return None,
+        };
+        let head = PIECE_HEAD - self.carry.len().min(PIECE_HEAD);
+        Some(usize::try_from(placeless).unwrap_or(0) + head)
     }
 
     /// Moves what was carried over to the beginning of `buffer`; returns its length.
@@ -207,6 +213,10 @@ impl Inbound {
                     bytes = after;
                     continue;
                 }
+                FrameKind::End if payload == 0 && !apart => {
+                    sink.end();
+                    return Ok(());
+                }
                 _ if self.pieces_only => {
                     let text = format!("{kind:?} on a lane that is not the first");
                     return Err(LinkError::Malformed(text));
@@ -218,10 +228,6 @@ impl Inbound {
                     }
                     bytes = rest;
                     continue;
-                }
-                FrameKind::End if payload == 0 && !apart => {
-                    sink.end();
-                    return Ok(());
                 }
                 FrameKind::Acknowledge | FrameKind::End | FrameKind::Open | FrameKind::Piece => {
                     return Err(LinkError::Malformed(format!("{kind:?} out of place")));

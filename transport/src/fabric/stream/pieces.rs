@@ -17,12 +17,37 @@ pub(in crate::fabric) struct Outlet {
     first: bool,
     /// The piece that has gone in part.
     piece: Option<Leaving>,
+    /// The frame of the latest piece.
+    latest: Option<u64>,
+    /// No further piece begins here.
+    closing: bool,
 }
 
 impl Outlet {
     /// Of the first lane or of a further one.
     pub(in crate::fabric) const fn new(first: bool) -> Self {
-        Self { first, piece: None }
+        Self {
+            first,
+            piece: None,
+            latest: None,
+            closing: false,
+        }
+    }
+
+    /// Lets the piece that has gone in part be the last one.
+    pub(in crate::fabric) fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Whether no further piece begins here.
+    pub(in crate::fabric) fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Whether a piece that was given to this lane has perhaps not arrived.
+    pub(in crate::fabric) fn is_at_stake(&self, window: &Window) -> bool {
+        self.latest
+            .is_some_and(|number| !window.is_acknowledged(number))
     }
 
     /// Whether a frame or a piece has gone in part: nothing else may be sent on this lane before its end.
@@ -57,8 +82,10 @@ impl Outlet {
         if frames {
             return (pieces, 0);
         }
-        if self.piece.is_none() {
+        if self.piece.is_none() && !self.closing {
             self.piece = window.take_piece();
+            let number = self.piece.as_ref().map(|piece| piece.number);
+            self.latest = number.or(self.latest);
         }
         // SAFETY: as the caller promises.
         let rest = |piece| unsafe { window.piece(piece) };

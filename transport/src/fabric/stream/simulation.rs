@@ -44,6 +44,10 @@ struct Lane {
     up: bool,
     /// Nothing reaches this end any more.
     deaf: bool,
+    /// This end is to say the last on it.
+    says_end: bool,
+    /// The other end has said the last on it.
+    ended: bool,
 }
 
 impl Lane {
@@ -58,6 +62,8 @@ impl Lane {
             pipe: Vec::new(),
             up,
             deaf: false,
+            says_end: false,
+            ended: false,
         }
     }
 }
@@ -100,6 +106,7 @@ struct Taking<'a> {
     window: &'a mut Window,
     received: &'a mut u64,
     got: &'a mut Vec<u64>,
+    ended: bool,
     stingy: bool,
 }
 
@@ -113,6 +120,10 @@ fn payload(number: u64) -> Vec<u8> {
     let length = size(number);
     let mut all = number.to_le_bytes().repeat(length / 8 + 1);
     all.truncate(length);
+    // No piece is like another one.
+    for (n, byte) in (0..=u8::MAX).cycle().zip(all.iter_mut().step_by(1024)) {
+        *byte ^= n;
+    }
     all
 }
 
@@ -142,7 +153,7 @@ impl Sink for Taking<'_> {
     }
 
     fn end(&mut self) {
-        panic!("nobody ends the link");
+        self.ended = true;
     }
 }
 
@@ -167,7 +178,15 @@ impl End {
 
     /// Whether any of the further lanes is there.
     fn divides(&self) -> bool {
-        self.lanes[1..].iter().any(|lane| lane.up)
+        let mut lanes = self.lanes[1..].iter();
+        lanes.any(|lane| lane.up && !lane.outlet.is_closing())
+    }
+
+    /// One of the further lanes is gone; whether the connection goes with it.
+    fn without_lane(&mut self, at: usize) -> bool {
+        let lane = core::mem::replace(&mut self.lanes[at], Lane::new(at, false));
+        let closing = lane.outlet.is_closing();
+        lane.outlet.is_at_stake(&self.window) || !closing && !self.assembly.is_idle()
     }
 
     /// Writes some bytes into the pipe to the other end.
@@ -196,9 +215,19 @@ impl End {
             self.aside = false;
             return;
         }
+        if lane.says_end && !lane.outlet.is_within(&self.window) {
+            let header = FrameHeader {
+                kind: FrameKind::End as u8,
+                ..FrameHeader::new_zeroed()
+            };
+            to.extend_from_slice(header.as_bytes());
+            lane.says_end = false;
+            return;
+        }
         // SAFETY: neither the window nor the outlet is changed before the pieces were copied.
         let (pieces, count) = unsafe { lane.outlet.pieces(&mut self.window, self.aside, divide) };
-        if count == 0 {
+        // Now and then the socket is full.
+        if count == 0 || random.one_in(4) {
             return;
         }
         let total: usize = pieces[..count].iter().map(|piece| piece.len).sum();
@@ -237,6 +266,7 @@ impl End {
             window: &mut self.window,
             received: &mut self.received,
             got: &mut self.got,
+            ended: false,
             stingy: random.one_in(5),
         };
         let assembly = &mut self.assembly;
@@ -251,6 +281,11 @@ impl End {
         }
         buffer.extend_from_slice(bytes);
         lane.inbound.parse(&buffer, assembly, &mut sink).unwrap();
+        if sink.ended {
+            assert!(at > 0, "nobody ends the link");
+            lane.ended = true;
+            lane.outlet.close();
+        }
         // A large one is told of at once.
         let large = |number: &u64| size(*number) > 4096;
         let told = usize::try_from(self.told).unwrap();
@@ -319,6 +354,9 @@ struct Link {
     /// Lanes that were opened, and that broke alone.
     opened: u64,
     lost: u64,
+    /// Lanes that were closed with care, and of these those that the acceptor was using just then.
+    closed: u64,
+    used: u64,
     /// How much of what both ends got has been checked.
     checked: [usize; 2],
 }
@@ -334,6 +372,8 @@ impl Link {
             breaks: 0,
             opened: 0,
             lost: 0,
+            closed: 0,
+            used: 0,
             checked: [0; 2],
         };
         link.opener.attach(0);
@@ -378,6 +418,26 @@ impl Link {
             return;
         }
         let broken = ends.iter().any(|end| end.lanes[at].deaf);
+        let [opener, acceptor] = ends;
+        if !broken && acceptor.lanes[at].ended {
+            // Of what was sent on it all has arrived: so it goes, and nothing else does.
+            let outlet = &acceptor.lanes[at].outlet;
+            if !outlet.is_at_stake(&acceptor.window) {
+                self.closed += 1;
+                assert!(opener.lanes[at].pipe.is_empty() && acceptor.lanes[at].pipe.is_empty());
+                assert!(!acceptor.without_lane(at) && !opener.without_lane(at));
+            }
+            return;
+        }
+        let idle = !opener.lanes[at].outlet.is_at_stake(&opener.window);
+        if !broken && idle && !opener.lanes[at].outlet.is_closing() && self.random.one_in(4) {
+            let outlet = &acceptor.lanes[at].outlet;
+            self.used += u64::from(outlet.is_at_stake(&acceptor.window));
+            opener.lanes[at].outlet.close();
+            opener.lanes[at].says_end = true;
+            return;
+        }
+        let ends = [opener, acceptor];
         if !broken && faults && self.random.one_in(8) {
             self.lost += 1;
             for end in ends {
@@ -392,9 +452,8 @@ impl Link {
         for end in ends {
             let lane = &mut end.lanes[at];
             if lane.up && lane.deaf && lane.pipe.is_empty() {
-                *lane = Lane::new(at, false);
-                lane.deaf = true;
-                breaks |= end.window.is_divided() || !end.assembly.is_idle();
+                breaks |= end.without_lane(at);
+                end.lanes[at].deaf = true;
             }
         }
         if breaks {
@@ -476,6 +535,7 @@ const SEEDS: u64 = if cfg!(miri) { 3 } else { 60 };
 
 fn everything_arrives(lanes: u64) {
     let (mut breaks, mut again, mut opened, mut lost, mut aside) = (0, 0, 0, 0, 0);
+    let (mut closed, mut used) = (0, 0);
     for seed in 0..SEEDS {
         let mut link = disturbed(seed, lanes);
         let over = |link: &Link| {
@@ -491,6 +551,7 @@ fn everything_arrives(lanes: u64) {
         }
         breaks += link.breaks;
         (opened, lost) = (opened + link.opened, lost + link.lost);
+        (closed, used) = (closed + link.closed, used + link.used);
         again += link.opener.again + link.acceptor.again;
         aside += link.opener.aside_bytes + link.acceptor.aside_bytes;
         // What was acknowledged is kept no longer.
@@ -515,6 +576,10 @@ fn everything_arrives(lanes: u64) {
             opened > SEEDS && lost > SEEDS / 4 && aside > SEEDS * 4 * PIECE,
             "{opened} lanes opened, {lost} lost, {aside} bytes on them"
         );
+        assert!(
+            closed > SEEDS / 4 && used > SEEDS / 4,
+            "{closed} lanes closed, {used} in use"
+        );
     }
 }
 
@@ -527,6 +592,89 @@ fn everything_arrives_once_and_in_order_whatever_breaks() {
 fn everything_arrives_once_and_in_order_whichever_lane_breaks() {
     everything_arrives(2);
     everything_arrives(LANES as u64);
+}
+
+/// Until the other end has said that it has the frame, whether its header has gone or not.
+#[test]
+fn a_lane_is_at_stake_from_its_first_piece_on() {
+    let mut end = End::default();
+    end.attach(0);
+    end.lanes[1].up = true;
+    // Of two pieces.
+    let large = (0..).find(|n| size(*n) as u64 == SPLIT).unwrap();
+    end.submit(large);
+    let (mut first, mut lane) = (Outlet::new(true), Outlet::new(false));
+    // SAFETY: what they lead to is not used.
+    let header = unsafe { first.pieces(&mut end.window, false, true) };
+    // The first lane takes nothing of it.
+    assert_eq!((header.1, header.0[0].len), (1, FRAME_HEADER));
+    assert!(!lane.is_at_stake(&end.window));
+    for _ in 0..2 {
+        // SAFETY: as above.
+        let (pieces, count) = unsafe { lane.pieces(&mut end.window, false, true) };
+        assert!(lane.is_at_stake(&end.window));
+        let all: usize = pieces[..count].iter().map(|piece| piece.len).sum();
+        lane.wrote(&mut end.window, all as u64);
+    }
+    assert!(lane.is_at_stake(&end.window));
+    assert!(!first.is_at_stake(&end.window));
+    first.wrote(&mut end.window, FRAME_HEADER as u64);
+    assert!(lane.is_at_stake(&end.window));
+    end.window.acknowledged(1);
+    assert!(!lane.is_at_stake(&end.window));
+    // A lane that is being closed takes nothing more.
+    lane.close();
+    end.submit(large);
+    // SAFETY: as above.
+    let count = |outlet: &mut Outlet, end: &mut End| unsafe {
+        outlet.pieces(&mut end.window, false, true).1
+    };
+    assert_eq!(count(&mut first, &mut end), 1);
+    assert_eq!(count(&mut lane, &mut end), 0);
+    assert!(!lane.is_at_stake(&end.window));
+}
+
+/// A piece without a place is read as a whole; one with a place ends exactly where the next one's head begins.
+#[test]
+fn what_is_read_beyond_a_piece_is_a_head_unless_its_bytes_go_nowhere() {
+    for stingy in [false, true] {
+        let mut end = End::default();
+        let of = FrameHeader {
+            kind: FrameKind::Request as u8 | dragon_protocol::wire::APART,
+            payload: SPLIT.into(),
+            ..FrameHeader::new_zeroed()
+        };
+        let piece = FrameHeader {
+            kind: FrameKind::Piece as u8,
+            payload: PIECE.into(),
+            ..FrameHeader::new_zeroed()
+        };
+        let head = [piece.as_bytes(), of.as_bytes()].concat();
+        let mut sink = Taking {
+            window: &mut end.window,
+            received: &mut end.received,
+            got: &mut end.got,
+            ended: false,
+            stingy,
+        };
+        let (mut inbound, assembly) = (Inbound::of_a_lane(), &mut end.assembly);
+        assert_eq!(inbound.beyond(assembly), Some(head.len()));
+        inbound.parse(&head, assembly, &mut sink).unwrap();
+        let placed = inbound.landing(assembly).map_or(0, |place| place.len);
+        let beyond = inbound.beyond(assembly).unwrap();
+        assert_eq!(
+            placed,
+            if stingy {
+                0
+            } else {
+                usize::try_from(PIECE).unwrap()
+            }
+        );
+        assert_eq!(
+            placed + beyond,
+            usize::try_from(PIECE).unwrap() + head.len()
+        );
+    }
 }
 
 #[test]

@@ -126,9 +126,9 @@ impl Window {
         self.queued >= SPLIT && (self.dividing.is_some() || next())
     }
 
-    /// Whether a piece was sent of a frame that was not acknowledged.
-    pub(in crate::fabric) fn is_divided(&self) -> bool {
-        self.divided.is_some() || self.dividing.is_some()
+    /// Whether the other side has said that it has the frame with this number.
+    pub(super) fn is_acknowledged(&self, number: u64) -> bool {
+        number < self.acknowledged
     }
 
     /// Whether pieces are left of a divided frame.

@@ -335,14 +335,17 @@ impl Connection {
         };
         sink.handler.pause();
         let (acknowledged, bytes) = (sink.acknowledged, sink.bytes);
-        if sink.ended {
+        let ended = sink.ended;
+        if ended && self.lane.is_none() {
             return Err(LinkError::Ended);
         }
         let more_lanes = sink.more_lanes;
         result?;
         self.wake_at(&mut assembly).map_err(LinkError::Network)?;
         drop(assembly);
-        if self.lane.is_some() {
+        if ended {
+            session.lane_ends(self.token);
+        } else if self.lane.is_some() {
             session.uses_lanes();
         }
         if more_lanes {
@@ -454,11 +457,11 @@ fn read(
 ) -> Result<(), LinkError> {
     let mut turn = TURN;
     loop {
-        let beyond = inbound.beyond().unwrap_or(SCRATCH);
+        let beyond = inbound.beyond(assembly).unwrap_or(SCRATCH).min(SCRATCH);
         let carried = inbound.take_carry(scratch);
         let start = NonNull::from(&mut scratch[carried..carried + SCRATCH]).cast();
         // SAFETY: at most SCRATCH bytes of the scratch memory, which nothing else uses during the call.
-        let rest = unsafe { Piece::new(start, beyond.min(SCRATCH)) };
+        let rest = unsafe { Piece::new(start, beyond) };
         let landing = inbound.landing(assembly);
         let direct = landing.map_or(0, |piece| piece.len);
         let received = match landing {

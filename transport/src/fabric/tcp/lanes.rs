@@ -1,6 +1,7 @@
 //! Further lanes of a connection: opened by the side that opened the link when large payloads wait for the socket at either
-//! end, one to each of the other networks that both nodes are on, or as many as were asked for; closed when nothing has
-//! passed on them for a second or two. A lane that cannot be had is tried again after a pause, when it is wanted.
+//! end, one to each of the other networks that both nodes are on, or as many as were asked for; given up when nothing
+//! has passed on them for a second or two: the opener says the last on them, and the acceptor closes them when what it has
+//! sent on them has arrived. A lane that cannot be had is tried again after a pause, when it is wanted.
 
 use core::net::SocketAddr;
 use std::collections::HashMap;
@@ -213,11 +214,11 @@ impl TcpFabric {
         else {
             return Err(LinkError::ClosedHere);
         };
-        lane.due = u64::MAX;
-        let number = lane.connection;
         if open.request.get() != session.number || open.status.get() != Code::Ok.to_i32() {
             return Err(LinkError::Ended);
         }
+        lane.due = u64::MAX;
+        let number = lane.connection;
         io.pauses.opening.retain(|(_, opening)| *opening != token);
         let (socket, sealer) = (Arc::clone(&connection.socket), connection.sealer());
         if session.attach_lane(socket, token, number, sealer) {

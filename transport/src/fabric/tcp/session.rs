@@ -207,9 +207,31 @@ impl Session {
     /// A further lane is gone. Returns whether the connection must go with it: a piece may have been lost.
     pub(super) fn detach_lane(&self, token: u64) -> bool {
         let mut out = self.out();
-        let before = out.lanes.len();
-        out.lanes.retain(|lane| lane.token != token);
-        out.lanes.len() < before && (out.window.is_divided() || !self.assembly().is_idle())
+        let Some(at) = out.lanes.iter().position(|lane| lane.token == token) else {
+            return false;
+        };
+        let lane = out.lanes.swap_remove(at);
+        // What was lost on the way to this side is at stake for the other, which sees the end as well, but perhaps later. From
+        // a lane that is being closed nothing is expected.
+        lane.is_at_stake(&out.window) || !lane.is_closing() && !self.assembly().is_idle()
+    }
+
+    /// The other side sends nothing more on a further lane; nor does this side.
+    pub(super) fn lane_ends(&self, token: u64) {
+        let mut out = self.out();
+        let lane = out.lanes.iter_mut().find(|lane| lane.token == token);
+        lane.into_iter().for_each(Wire::close);
+        self.close_lanes(&out);
+    }
+
+    /// Closes the lanes on which the side that opened them has said the last, once that has all that went on them: what is
+    /// under way when a lane is closed can so never be lost with it.
+    fn close_lanes(&self, out: &Out) {
+        if self.side == Side::Accepted {
+            let closing = out.lanes.iter().filter(|lane| lane.is_closing());
+            let over = closing.filter(|lane| !lane.is_at_stake(&out.window));
+            over.for_each(|lane| self.shared.broken(lane.token));
+        }
     }
 
     /// How many further lanes there may be, as the side that opens them has found.
@@ -250,6 +272,7 @@ impl Session {
         if out.window.is_roomy() {
             self.shared.roomy.store(true, Ordering::Relaxed);
         }
+        self.close_lanes(&out);
         if waited { self.write(&mut out) } else { Ok(()) }
     }
 
@@ -302,20 +325,26 @@ impl Session {
         }
     }
 
-    /// Gives up room that was not needed lately; whether there is more to give up.
+    /// Gives up room that was not needed lately, and lanes; whether there is more to give up.
     pub(super) fn tidy(&self) -> bool {
-        let mut out = self.out();
+        let mut guard = self.out();
+        let out = &mut *guard;
         out.window.tidy();
-        let mut again = out.window.is_roomy();
-        if self.side == Side::Opened && !out.lanes.is_empty() {
-            let used = self.lanes_used.swap(false, Ordering::Relaxed);
-            if used || out.window.is_divided() || !self.assembly().is_idle() {
-                again = true;
-            } else {
-                // Whoever needs them asks for them again.
-                out.lanes.iter().for_each(|l| self.shared.broken(l.token));
-            }
+        let again = out.window.is_roomy();
+        let mut open: Vec<_> = out.lanes.iter_mut().filter(|l| !l.is_closing()).collect();
+        if self.side == Side::Accepted || open.is_empty() {
+            return again;
         }
+        let at_stake = open.iter().any(|lane| lane.is_at_stake(&out.window));
+        if self.lanes_used.swap(false, Ordering::Relaxed) || at_stake {
+            return true;
+        }
+        // Whoever needs them asks for them again. The other side closes them: it may have begun to use them just now.
+        for lane in &mut open {
+            lane.close();
+            lane.set_aside(aside(FrameKind::End, 0));
+        }
+        self.send(guard);
         again
     }
 
@@ -348,7 +377,7 @@ impl Session {
             let mut outgoing = Outgoing {
                 window,
                 peer: &self.peer,
-                divide: !lanes.is_empty(),
+                divide: lanes.iter().any(|lane| !lane.is_closing()),
             };
             // By turns, so that each lane gets its part of what there is.
             if first != Step::Full {

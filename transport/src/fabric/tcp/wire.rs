@@ -79,6 +79,21 @@ impl Wire {
         self.aside.is_none()
     }
 
+    /// After what has gone in part no piece goes on this lane any more.
+    pub(super) fn close(&mut self) {
+        self.outlet.close();
+    }
+
+    /// Whether no further piece goes on this lane.
+    pub(super) fn is_closing(&self) -> bool {
+        self.outlet.is_closing()
+    }
+
+    /// Whether a piece that was given to this lane has perhaps not arrived.
+    pub(super) fn is_at_stake(&self, window: &Window) -> bool {
+        self.outlet.is_at_stake(window)
+    }
+
     /// A frame without a number is to go next.
     pub(super) fn set_aside(&mut self, header: FrameHeader) {
         self.aside = Some((header, 0));
