@@ -20,7 +20,7 @@ use zerocopy::FromZeros;
 use crate::Measured;
 use crate::crew::{Crew, Place, now, pause, until};
 use crate::net::{Net, address};
-use crate::node::{Node, info, key, stay};
+use crate::node::{Lines, Node, info, key, stay};
 
 /// What is asked of an idle agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(crate) fn idle(peers: usize, what: What) -> Result<Measured> {
     let node = Node::new(0, 64 << 20)?;
     let words = Words::new(peers)?;
     let agent = crew.fork(0, || {
-        let agent = node.agent(0, false)?;
+        let agent = node.agent(0, Lines::default())?;
         let port = agent.local_address().context("no address")?.port();
         words.show(0, port);
         let ports = (1..=peers).map(|n| words.port(n));

@@ -10,6 +10,8 @@
 //! | `beside pairs N BYTES` | GB/s of N pairs, and of one |
 //! | `beside slowest N BYTES` | GB/s of the slowest of N pairs, and of the mean |
 //! | `beside stopped BYTES` | GB/s, or million messages a second, of three pairs while the receiver of a fourth is stopped, and while that pair rests |
+//! | `beside networks` | GB/s over two networks of the same rate, and over one of them |
+//! | `beside connections N` | GB/s of N connections, and of one, where each is limited |
 //! | `round-trip …`, `bandwidth …` | ours alone of those above |
 //! | `rate THREADS RETURNS PLACE` | million messages of 64 B a second |
 //! | `idle-wake-ups PEERS`, `idle-memory PEERS` | how often an idle agent wakes up in a second; KiB for each peer |
@@ -17,6 +19,7 @@
 
 mod crew;
 mod idle;
+mod lines;
 mod mpi;
 mod net;
 mod node;
@@ -86,6 +89,8 @@ fn beside(words: &[&str]) -> Result<Beside> {
         ["encrypted", bytes] => stream::encrypted(bytes.parse()?),
         ["pairs", count, bytes] => stream::pairs(count.parse()?, bytes.parse()?, false),
         ["slowest", count, bytes] => stream::pairs(count.parse()?, bytes.parse()?, true),
+        ["networks"] => lines::networks(),
+        ["connections", count] => lines::connections(count.parse()?),
         ["stopped", bytes] => stream::stopped(bytes.parse()?),
         _ => bail!("unknown mode; see the head of benches/transport/src/main.rs"),
     }

@@ -36,6 +36,37 @@ impl Net {
         Ok(net)
     }
 
+    /// Joins them by a second network. This process ends up in the first namespace.
+    pub(crate) fn second(&self) -> Result<()> {
+        self.enter(1)?;
+        ip(&[
+            "link", "add", "rail1", "type", "veth", "peer", "name", "rail0",
+        ])?;
+        ip(&["link", "set", "rail0", "netns", &self.path(0)])?;
+        for side in [1, 0] {
+            self.enter(side)?;
+            let device = format!("rail{side}");
+            let address = format!("{}/24", rail_address(side));
+            ip(&["address", "add", &address, "dev", &device])?;
+            ip(&["link", "set", &device, "up"])?;
+        }
+        Ok(())
+    }
+
+    /// Limits both networks to so many Mbit/s each, in each direction. This process ends up in the first namespace.
+    pub(crate) fn limit(&self, rate: u32) -> Result<()> {
+        for side in [1, 0] {
+            self.enter(side)?;
+            for device in ["veth", "rail"] {
+                let words = format!(
+                    "qdisc add dev {device}{side} root tbf rate {rate}mbit burst 512kb latency 20ms"
+                );
+                command("tc", &words.split(' ').collect::<Vec<_>>())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Moves this process into a namespace.
     pub(crate) fn enter(&self, side: Side) -> Result<()> {
         let kind = Some(LinkNameSpaceType::Network);
@@ -55,6 +86,11 @@ pub(crate) fn address(side: Side) -> Ipv4Addr {
     Ipv4Addr::new(10, 78, 0, if side == 0 { 1 } else { 2 })
 }
 
+/// The address of a node on the second network.
+pub(crate) fn rail_address(side: Side) -> Ipv4Addr {
+    Ipv4Addr::new(10, 79, 0, if side == 0 { 1 } else { 2 })
+}
+
 /// Moves this process into a namespace of its own.
 fn fresh() -> Result<File> {
     // SAFETY: only the network changes, which nothing in this process uses yet.
@@ -68,12 +104,17 @@ fn fresh() -> Result<File> {
 }
 
 fn ip(words: &[&str]) -> Result<()> {
-    let output = Command::new("ip").args(words).output();
-    let output = output.context("cannot start ip (Debian package iproute2)")?;
+    command("ip", words)
+}
+
+fn command(program: &str, words: &[&str]) -> Result<()> {
+    let output = Command::new(program).args(words).output();
+    let why = || format!("cannot start {program} (Debian package iproute2)");
+    let output = output.with_context(why)?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),
-        "ip {}: {}",
+        "{program} {}: {}",
         words.join(" "),
         text.trim()
     );

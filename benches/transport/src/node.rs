@@ -1,5 +1,6 @@
 //! Nodes without a daemon: a process that runs the agent, and clients, all forked from the process that made the regions.
 
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -12,10 +13,12 @@ use dragon_protocol::{Descriptor, NodeIndex, ObjectId, RuntimeId};
 use dragon_raw::memory::Shared;
 use dragon_shmem::{Control, Error, Hooks, Member, Pool};
 use dragon_transport::fabric::tcp::{TcpConfig, TcpFabric};
+use dragon_transport::interface::Rail;
 use dragon_transport::{Agent, AgentConfig};
 
 use crate::crew::{Crew, until};
-use crate::net::{Side, address};
+use crate::lines::limit_connections;
+use crate::net::{Side, address, rail_address};
 
 const RUNTIME: RuntimeId = RuntimeId(0xbe9d);
 
@@ -53,7 +56,7 @@ impl Node {
     }
 
     /// In the process that is to run the agent.
-    pub(crate) fn agent(&self, side: Side, encrypt: bool) -> Result<Arc<Agent>> {
+    pub(crate) fn agent(&self, side: Side, lines: Lines) -> Result<Arc<Agent>> {
         let slot = self.control.claim_daemon_slot()?;
         let known = Arc::new(OnceLock::new());
         let hooks = DaemonHooks {
@@ -71,7 +74,16 @@ impl Node {
         self.control.set_gateway(gateway.id());
         let mut config = TcpConfig::new(self.index, key());
         config.listen = vec![address(side).into()];
-        config.encrypt = encrypt;
+        config.encrypt = lines.encrypt;
+        config.connections = lines.connections;
+        if lines.rails {
+            config.listen.push(rail_address(side).into());
+            let rail = |address: IpAddr| Rail { address, bits: 24 };
+            config.rails = config.listen.iter().copied().map(rail).collect();
+        }
+        if lines.paced {
+            limit_connections();
+        }
         let agent = Agent::start(AgentConfig {
             member,
             node: self.index,
@@ -83,6 +95,18 @@ impl Node {
         let _ = known.set(Arc::downgrade(&agent));
         Ok(agent)
     }
+}
+
+/// How two nodes are connected.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lines {
+    pub(crate) encrypt: bool,
+    /// Over both networks.
+    pub(crate) rails: bool,
+    /// How many connections, where that is not left to the networks.
+    pub(crate) connections: usize,
+    /// Each connection is limited, see [`limit_connections`].
+    pub(crate) paced: bool,
 }
 
 /// What others have to know of a node.
@@ -113,16 +137,33 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) fn start(crew: &mut Crew<'_>, pool: u64, encrypt: bool) -> Result<Self> {
+        let lines = Lines {
+            encrypt,
+            ..Lines::default()
+        };
+        Self::start_with(crew, pool, lines)
+    }
+
+    pub(crate) fn start_with(crew: &mut Crew<'_>, pool: u64, lines: Lines) -> Result<Self> {
         let nodes = [Node::new(0, pool)?, Node::new(1, pool)?];
         let board = Board::new()?;
         for side in [0, 1] {
             crew.fork(side, || {
-                let agent = nodes[side].agent(side, encrypt)?;
-                let port = agent.local_address().context("no address")?.port();
-                board.show_port(side, port);
-                let ports = [board.port(0)?, board.port(1)?];
-                let info = |n: usize| info(nodes[n].index, n, ports[n]);
-                agent.set_peers(&[info(0), info(1)]);
+                let agent = nodes[side].agent(side, lines)?;
+                // The second network's port first: who sees the other reads both.
+                for (network, at) in agent.local_addresses().iter().enumerate().rev() {
+                    board.show_port(side, network, at.port());
+                }
+                let infos = [0, 1].map(|n| {
+                    let mut info = info(nodes[n].index, n, board.port(n, 0)?);
+                    if lines.rails {
+                        let rail = (rail_address(n), board.port(n, 1)?);
+                        info.data = vec![(address(n), info.data_port).into(), rail.into()];
+                    }
+                    Ok::<_, anyhow::Error>(info)
+                });
+                let [first, second] = infos;
+                agent.set_peers(&[first?, second?]);
                 board.show_ready(side);
                 stay()
             })?;
@@ -159,7 +200,7 @@ impl Pair {
 #[derive(Clone)]
 pub(crate) struct Board(Shared);
 
-/// Words: 0 and 1 ports, 2 and 3 readiness; from 8 on, eight for each descriptor: whether it is there, and its bytes.
+/// Words: 0 and 1 ports, 2 and 3 readiness, 4 and 5 ports on the second network; from 8 on, eight for each descriptor: whether it is there, and its bytes.
 const FIRST: usize = 8;
 const DESCRIPTORS: usize = 1024;
 
@@ -168,12 +209,13 @@ impl Board {
         Ok(Self(Shared::new((FIRST + 8 * DESCRIPTORS) * 8)?))
     }
 
-    fn show_port(&self, side: Side, port: u16) {
-        self.0.word(side).store(port.into(), Ordering::Release);
+    fn show_port(&self, side: Side, network: usize, port: u16) {
+        let word = self.0.word(4 * network + side);
+        word.store(port.into(), Ordering::Release);
     }
 
-    fn port(&self, side: Side) -> Result<u16> {
-        let port = || self.0.word(side).load(Ordering::Acquire);
+    fn port(&self, side: Side, network: usize) -> Result<u16> {
+        let port = || self.0.word(4 * network + side).load(Ordering::Acquire);
         until("the other agent listens", || port() != 0)?;
         Ok(u16::try_from(port())?)
     }

@@ -1,7 +1,7 @@
 //! There and back: ours, the bare chain, and TCP alone.
 
 use std::io::{IoSlice, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
@@ -167,15 +167,20 @@ fn tcp(crew: &mut Crew<'_>, wait: Wait) -> Result<[Seat; 2]> {
 
 /// A connection between the nodes: the second one listens, and says where in a word that both share.
 pub(crate) fn connected(side: usize, port: &Shared) -> Result<TcpStream> {
+    connected_at(side, address(1), port)
+}
+
+/// The same over the network with this address of the second node.
+pub(crate) fn connected_at(side: usize, at: Ipv4Addr, port: &Shared) -> Result<TcpStream> {
     let word = port.word(0);
     let stream = if side == 1 {
-        let listener = TcpListener::bind((address(1), 0)).context("listen")?;
+        let listener = TcpListener::bind((at, 0)).context("listen")?;
         word.store(listener.local_addr()?.port().into(), Ordering::Release);
         listener.accept()?.0
     } else {
         until("the peer listens", || word.load(Ordering::Acquire) != 0)?;
         let port = u16::try_from(word.load(Ordering::Acquire))?;
-        TcpStream::connect(SocketAddr::from((address(1), port))).context("connect")?
+        TcpStream::connect(SocketAddr::from((at, port))).context("connect")?
     };
     stream.set_nodelay(true)?;
     Ok(stream)

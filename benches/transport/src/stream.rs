@@ -1,6 +1,7 @@
 //! One way: bytes and messages a second.
 
 use std::io::{IoSlice, Read, Write};
+use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +13,9 @@ use dragon_raw::memory::Shared;
 use dragon_shmem::Member;
 
 use crate::crew::{Crew, Place, Seat, Work, now, pause};
-use crate::net::Net;
+use crate::net::{Net, address};
 use crate::node::Pair;
-use crate::pingpong::connected;
+use crate::pingpong::connected_at;
 use crate::{Beside, Measured};
 
 const NEVER: Deadline = Deadline::Never;
@@ -37,7 +38,7 @@ pub(crate) fn bandwidth(bytes: usize, how: How, threads: usize) -> Result<Beside
     let mut crew = Crew::new(&net, Place::Free)?;
     let pair = Rc::new(Pair::start(&mut crew, 512 << 20, false)?);
     let ours = link(&mut crew, &pair, 0, bytes, how, threads)?;
-    let theirs = bare(&mut crew, bytes)?;
+    let theirs = bare(&mut crew, address(1), bytes)?;
     crew.ready()?;
     let values = windows(&crew, [&[ours.sender], &[theirs]], SLICES, WINDOW, bytes)?;
     let note = format!(
@@ -206,13 +207,13 @@ fn burst(outbox: &Channel, messages: u64, returns: Returns) -> Result<()> {
 }
 
 /// A sender on the first node, a receiver on the second.
-struct Link {
-    sender: Seat,
+pub(crate) struct Link {
+    pub(crate) sender: Seat,
     receiver: libc::pid_t,
 }
 
 /// The sender sends until the time that it is given as an order, by so many threads, and counts what arrived in the channel.
-fn link(
+pub(crate) fn link(
     crew: &mut Crew<'_>,
     pair: &Rc<Pair>,
     n: usize,
@@ -261,11 +262,11 @@ fn send(member: &Arc<Member>, outbox: &Channel, payload: &[u8], how: How) -> Res
     Ok(())
 }
 
-/// A bare stream, written and read in pieces of so many bytes; what was written counts when it has been read.
-fn bare(crew: &mut Crew<'_>, bytes: usize) -> Result<Seat> {
+/// A bare stream to this address, written and read in pieces of so many bytes; what was written counts when it has been read.
+pub(crate) fn bare(crew: &mut Crew<'_>, to: Ipv4Addr, bytes: usize) -> Result<Seat> {
     let port = Shared::new(4096)?;
     crew.fork(1, || {
-        let mut stream = connected(1, &port)?;
+        let mut stream = connected_at(1, to, &port)?;
         let mut buffer = vec![0_u8; bytes];
         loop {
             let length = stream.read(&mut buffer)?;
@@ -277,7 +278,7 @@ fn bare(crew: &mut Crew<'_>, bytes: usize) -> Result<Seat> {
         }
     })?;
     let (sender, _) = crew.worker(0, || {
-        let mut stream = connected(0, &port)?;
+        let mut stream = connected_at(0, to, &port)?;
         let payload = vec![0_u8; bytes];
         Ok(move |until| {
             let mut sent = 0;
@@ -294,7 +295,7 @@ fn bare(crew: &mut Crew<'_>, bytes: usize) -> Result<Seat> {
 }
 
 /// GB/s of two groups of senders, in turn.
-fn windows(
+pub(crate) fn windows(
     crew: &Crew<'_>,
     groups: [&[Seat]; 2],
     slices: usize,

@@ -26,6 +26,7 @@ pub(super) fn measure(repo: &Repo, print: &mut impl FnMut(Row)) {
     rates(&programs, print);
     beside_open_mpi(&programs, print);
     many(&programs, print);
+    lines(&programs, print);
     idle(&programs, print);
 }
 
@@ -172,6 +173,25 @@ fn many(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
         ),
     ] {
         programs.beside(name, unit, mode, peer, goal, print);
+    }
+}
+
+fn lines(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
+    for (name, mode, peer, goal) in [
+        (
+            "bandwidth 4 MiB, two networks",
+            "networks",
+            "one network",
+            Goal::RatioAtLeast(1.8),
+        ),
+        (
+            "bandwidth 4 MiB, 4 limited connections",
+            "connections 4",
+            "one connection",
+            Goal::RatioAtLeast(3.0),
+        ),
+    ] {
+        programs.beside(name, "GB/s", mode, peer, goal, print);
     }
 }
 
