@@ -704,6 +704,55 @@ int32_t dragon_stream_receiver_into_fd(dragon_stream_receiver **receiver, int32_
  * ended it early. */
 int32_t dragon_pump_join(dragon_pump **pump, uint64_t *bytes);
 
+/* Names ------------------------------------------------------------------------------------------------------------ */
+
+/* How long a name lasts. */
+typedef enum {
+    DRAGON_UNTIL_UNPUBLISHED = 0, /* until somebody takes it back */
+    DRAGON_WITH_PUBLISHER = 1     /* at most as long as the process that published it */
+} dragon_lasts;
+
+/* What a name stands for. */
+typedef struct {
+    int32_t is_object;      /* 1: an object; 0: bytes */
+    uint8_t descriptor[32]; /* the object */
+    size_t length;          /* how many bytes */
+} dragon_value;
+
+/* A name or a key. */
+typedef struct {
+    uint8_t bytes[256]; /* its bytes, and a NUL */
+    size_t length;      /* how many bytes */
+} dragon_key;
+
+/* Lets a name (UTF-8, at most 255 bytes) stand for an object of any node, or for at most 64 KiB: for all processes of the
+ * runtime, from when this returns. DRAGON_NAME_TAKEN: it stands for something already. A name keeps nothing alive: publish
+ * what an _export gave to have an object live on without its publisher. lasts: a dragon_lasts. */
+int32_t dragon_name_publish(const char *name, const uint8_t descriptor[32], int32_t lasts);
+int32_t dragon_name_publish_bytes(const char *name, const void *bytes, size_t length, int32_t lasts);
+/* What a name stands for. Bytes go to the buffer; DRAGON_TOO_LARGE: value->length says how many there are.
+ * DRAGON_NO_SUCH_NAME: it stands for nothing. */
+int32_t dragon_name_lookup(const char *name, dragon_value *value, void *buffer, size_t capacity);
+/* As dragon_name_lookup, when it stands for something. DRAGON_TIMEOUT; DRAGON_TRY: DRAGON_NO_SUCH_NAME. */
+int32_t dragon_name_wait(const char *name, int64_t timeout, dragon_value *value, void *buffer, size_t capacity);
+int32_t dragon_name_unpublish(const char *name);
+/* The names that begin so, in order: as many as there is room for; *count: how many there are. */
+int32_t dragon_name_list(const char *begin, dragon_key *names, size_t capacity, size_t *count);
+
+/* The key-value store of this node, which no other node sees. Keys have 1 to 255 bytes, values at most 64 KiB, all together
+ * at most 64 MiB (DRAGON_TABLE_FULL). */
+int32_t dragon_kv_put(const void *key, size_t key_length, const void *value, size_t length);
+/* DRAGON_NO_SUCH_NAME: the key has no value. DRAGON_TOO_LARGE: *length says how many bytes there are. */
+int32_t dragon_kv_get(const void *key, size_t key_length, void *buffer, size_t capacity, size_t *length);
+/* As dragon_kv_get, when the key has a value. */
+int32_t dragon_kv_wait(const void *key, size_t key_length, int64_t timeout, void *buffer, size_t capacity, size_t *length);
+int32_t dragon_kv_delete(const void *key, size_t key_length);
+/* Puts a value in if the present one is expected (DRAGON_CHANGED: it is not). expected NULL: the key has none; value NULL:
+ * the key is taken out. */
+int32_t dragon_kv_compare_and_set(const void *key, size_t key_length, const void *expected, size_t expected_length, const void *value, size_t length);
+/* The keys that begin so, as dragon_name_list. */
+int32_t dragon_kv_list(const void *begin, size_t begin_length, dragon_key *keys, size_t capacity, size_t *count);
+
 /* Processes -------------------------------------------------------------------------------------------------------- */
 
 /* Starts a process. process and pid may be NULL. */

@@ -15,6 +15,7 @@ pub mod event;
 pub mod function;
 pub mod last_error;
 pub mod lock;
+pub mod names;
 pub mod pool;
 pub mod priority;
 pub mod process;
@@ -30,6 +31,7 @@ pub use channel::{
     DragonBytes, DragonChannelInfo, DragonChannelOptions, DragonMessage, DragonReceived,
     DragonSendOptions,
 };
+pub use names::{DragonKey, DragonValue};
 pub use pool::{DragonPoolOptions, DragonPoolStats};
 pub use priority::{DragonPriorityQueueInfo, DragonPriorityQueueOptions};
 pub use process_options::{DragonLimit, DragonProcessOptions};

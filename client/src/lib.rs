@@ -23,6 +23,7 @@ mod error;
 pub mod ffi;
 mod group;
 mod handle;
+pub mod names;
 mod objects;
 mod pool;
 mod priority;

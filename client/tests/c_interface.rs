@@ -14,10 +14,10 @@ use std::process::Command;
 
 use dragon::ffi::{
     DragonBroadcastOptions, DragonBytes, DragonChannelInfo, DragonChannelOptions,
-    DragonEndpointOptions, DragonLimit, DragonMessage, DragonNode, DragonPoolOptions,
+    DragonEndpointOptions, DragonKey, DragonLimit, DragonMessage, DragonNode, DragonPoolOptions,
     DragonPoolStats, DragonPriorityQueueInfo, DragonPriorityQueueOptions, DragonProcessOptions,
     DragonReady, DragonReceived, DragonRuntime, DragonSendOptions, DragonSpawnRequest,
-    DragonSpawnResult, DragonStat,
+    DragonSpawnResult, DragonStat, DragonValue,
 };
 
 use dragon::{Code, WaitMode};
@@ -106,6 +106,8 @@ fn header_and_library_agree_on_layouts_and_numbers() {
         address
     );
     layout!(DragonStat, "dragon_stat", name, value);
+    layout!(DragonValue, "dragon_value", is_object, descriptor, length);
+    layout!(DragonKey, "dragon_key", bytes, length);
     layout!(
         DragonPoolOptions,
         "dragon_pool_options",

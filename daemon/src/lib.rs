@@ -29,6 +29,7 @@ pub mod reservations;
 pub mod resources;
 pub mod services;
 pub mod sibling;
+pub mod store;
 pub mod survey;
 pub mod sweep;
 pub mod tree;

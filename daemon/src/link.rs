@@ -52,10 +52,12 @@ const LONGEST_QUEUE: usize = 256 << 20;
 
 impl Link {
     /// Sends output, waiting until the other end has room for it: that is the back-pressure.
-    pub async fn send_output(&self, is_error: bool, bytes: Vec<u8>) {
+    ///
+    /// # Errors
+    /// The bytes, when the connection has ended; its reader reports that.
+    pub async fn send_output(&self, is_error: bool, bytes: Vec<u8>) -> Result<(), Vec<u8>> {
         let Ok(room) = self.room.acquire_many(cost(bytes.len())).await else {
-            // The connection ended; its reader reports that.
-            return;
+            return Err(bytes);
         };
         room.forget();
         let mut frame = Vec::with_capacity(bytes.len() + 16);
@@ -63,6 +65,7 @@ impl Link {
             Ok(()) => drop(self.output.send(frame).await),
             Err(error) => tracing::error!("output is lost: {error}"),
         }
+        Ok(())
     }
 
     /// Waits until the other end has passed on all output.

@@ -219,9 +219,9 @@ impl Names {
         self.stale.insert(node);
     }
 
-    /// A node was heard of.
-    pub fn heard(&mut self, node: NodeIndex, answers: bool) {
-        if self.stale.remove(&node) {
+    /// A heartbeat came: the nodes that could not be reached are tried again.
+    pub fn retry(&mut self, answers: bool) {
+        for node in std::mem::take(&mut self.stale) {
             self.link_lost(node, answers);
         }
     }

@@ -66,7 +66,84 @@ pub enum Sink {
     /// To the daemon's own standard output and error.
     Own(mpsc::Sender<Piece>),
     /// Up the tree, to the first node.
+    Up(watch::Receiver<Way>),
+}
+
+/// Where the output of a node goes at the moment.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// To the node above.
     Parent(Link),
+    /// The node is the first of the tree.
+    Out(Sink),
+    /// Nowhere: the node above is lost, and there is no other yet.
+    Nowhere,
+}
+
+/// Leads the output of a node up the tree, also when the tree changes.
+#[derive(Debug)]
+pub struct Upward(Option<watch::Sender<Way>>);
+
+impl Upward {
+    /// Output that goes by the node above at first, and the sink for it.
+    #[must_use]
+    pub fn by(parent: &Link) -> (Self, Sink) {
+        let (way, now) = watch::channel(Way::Parent(parent.clone()));
+        (Self(Some(way)), Sink::Up(now))
+    }
+
+    /// Output that always goes out here.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Leads the output to another node above.
+    pub fn lead_to(&self, parent: &Link) {
+        let Some(way) = &self.0 else {
+            return;
+        };
+        way.send_if_modified(|now| {
+            let same = matches!(now, Way::Parent(link) if link.addresses == parent.addresses);
+            if !same {
+                *now = Way::Parent(parent.clone());
+            }
+            !same
+        });
+    }
+
+    /// The node is the first of the tree now: its output goes to the daemon's own.
+    pub fn lead_out(&self) {
+        let Some(way) = self
+            .0
+            .as_ref()
+            .filter(|way| !matches!(*way.borrow(), Way::Out(_)))
+        else {
+            return;
+        };
+        match Sink::own() {
+            Ok(own) => drop(way.send_replace(Way::Out(own))),
+            Err(error) => tracing::error!("output of processes cannot be written: {error}"),
+        }
+    }
+
+    /// The node above is lost: output waits until there is another one.
+    pub fn wait(&self) {
+        if let Some(way) = &self.0 {
+            way.send_if_modified(|now| {
+                let by_parent = matches!(now, Way::Parent(_));
+                if by_parent {
+                    *now = Way::Nowhere;
+                }
+                by_parent
+            });
+        }
+    }
+
+    /// Nobody takes output any more.
+    pub fn close(&mut self) {
+        self.0 = None;
+    }
 }
 
 impl Sink {
@@ -97,22 +174,45 @@ impl Sink {
 
     /// Passes bytes on, waiting while the queue is full.
     pub async fn write(&self, is_error: bool, bytes: Vec<u8>) {
-        match self {
-            Self::Own(queue) => drop(queue.send(Piece::Bytes(is_error, bytes)).await),
-            Self::Parent(link) => link.send_output(is_error, bytes).await,
+        let mut bytes = bytes;
+        let mut way = match self {
+            Self::Own(queue) => {
+                drop(queue.send(Piece::Bytes(is_error, bytes)).await);
+                return;
+            }
+            Self::Up(way) => way.clone(),
+        };
+        loop {
+            let now = way.borrow_and_update().clone();
+            match now {
+                Way::Out(own) => return Box::pin(own.write(is_error, bytes)).await,
+                Way::Parent(link) => match link.send_output(is_error, bytes).await {
+                    Ok(()) => return,
+                    Err(back) => bytes = back,
+                },
+                Way::Nowhere => {}
+            }
+            // The node above is gone: there will be another one, or the job ends.
+            if way.changed().await.is_err() {
+                return;
+            }
         }
     }
 
     /// Waits until everything is written, or passed on up the tree.
     pub async fn flush(&self) {
-        match self {
-            Self::Own(queue) => {
-                let (done, written) = oneshot::channel();
-                if queue.send(Piece::Flush(done)).await.is_ok() {
-                    let _ = written.await;
-                }
-            }
-            Self::Parent(link) => link.output_passed_on().await,
+        let way = match self {
+            Self::Own(_) => None,
+            Self::Up(way) => Some(way.borrow().clone()),
+        };
+        let own = match (self, &way) {
+            (Self::Own(queue), _) | (_, Some(Way::Out(Self::Own(queue)))) => queue,
+            (_, Some(Way::Parent(link))) => return link.output_passed_on().await,
+            _ => return,
+        };
+        let (done, written) = oneshot::channel();
+        if own.send(Piece::Flush(done)).await.is_ok() {
+            let _ = written.await;
         }
     }
 

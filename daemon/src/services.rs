@@ -9,6 +9,8 @@ mod ending;
 mod groups;
 mod inspect;
 mod logs;
+mod members;
+mod names;
 mod peers;
 mod pipes;
 mod placement;
@@ -23,12 +25,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use dragon_protocol::control::{ClientReply, ClientRequest, Membership, PeerMessage, SpawnResult};
 use dragon_protocol::launch::NodeInfo;
-use dragon_protocol::{Code, NodeIndex, SlotId, env};
+use dragon_protocol::{Code, NodeIndex, SlotId, env, membership};
 use rustix::process::Pid;
 use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::adapter::{Job, Manager, client, remote};
 use crate::attach;
@@ -39,9 +41,11 @@ use crate::forker::Forker;
 use crate::groups::{Due, Groups};
 use crate::link::{self, Link};
 use crate::listener::Listener;
+use crate::membership::Input;
 use crate::metrics::{self, Metrics};
+use crate::names::Names;
 use crate::node::Node;
-use crate::output::Sink;
+use crate::output::{Sink, Upward};
 use crate::program;
 use crate::readable::end_of;
 use crate::reservations::Ledger;
@@ -66,8 +70,8 @@ pub enum Event {
     Peer(NodeIndex, PeerMessage),
     /// A connection to a daemon ended: the one with these addresses.
     LinkLost(NodeIndex, (std::net::SocketAddr, std::net::SocketAddr)),
-    /// A connection to a daemon that we asked for could not be made.
-    Unreachable(NodeIndex, String),
+    /// A connection to a daemon that we asked for could not be made: why, and whether that shows that the daemon has ended.
+    Unreachable(NodeIndex, String, bool),
     /// A connection to a daemon that we asked for stands.
     Connected(NodeIndex, TcpStream),
     /// A process wants a slot.
@@ -118,6 +122,9 @@ struct Daemon {
     job: Job,
     node: Node,
     membership: Membership,
+    cluster: members::Membership,
+    names: Names,
+    name_clients: names::NameClients,
     parent: Option<Link>,
     children: Vec<Link>,
     /// Those of them whose processes have ended, and of all below them.
@@ -127,6 +134,7 @@ struct Daemon {
     processes: Processes,
     forker: Forker,
     sink: Sink,
+    up: Upward,
     sender: mpsc::Sender<Event>,
     requests: Requests,
     /// What the head is to read, where that is not the daemon's own input.
@@ -242,9 +250,9 @@ pub async fn run(job: Job) -> Result<u8> {
         .parent
         .map(|(node, stream)| link::run(node, stream, None, &sender))
         .transpose()?;
-    let sink = match &parent {
-        Some(parent) if job.forward_output => Sink::Parent(parent.clone()),
-        _ => Sink::own()?,
+    let (up, sink) = match &parent {
+        Some(parent) if job.forward_output => Upward::by(parent),
+        _ => (Upward::none(), Sink::own()?),
     };
     let below = tree.children.into_iter();
     let children = below
@@ -258,6 +266,12 @@ pub async fn run(job: Job) -> Result<u8> {
         made_for: MadeFor::default(),
         processes: Processes::default(),
         forker: Forker::start(sender.clone())?,
+        cluster: members::Membership::new(&job),
+        names: Names::new(
+            job.node,
+            membership::View::first(u32::try_from(job.hosts.len())?),
+        ),
+        name_clients: names::NameClients::default(),
         membership: tree.membership,
         parent,
         children,
@@ -270,6 +284,7 @@ pub async fn run(job: Job) -> Result<u8> {
         metrics,
         node,
         sink,
+        up,
         sender,
         socket,
         owner_left: false,
@@ -321,18 +336,27 @@ impl Daemon {
 
     /// Handles events until the job is to end.
     async fn serve(&mut self, events: &mut mpsc::Receiver<Event>, signals: &mut Signals) -> End {
+        let mut end = self.member_event(Input::Time);
         loop {
-            let end = tokio::select! {
+            if let Some(end) = end {
+                return end;
+            }
+            let due = self.cluster.due();
+            let time = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            end = tokio::select! {
                 Some(event) = events.recv() => self.handle(event),
+                () = time => self.member_event(Input::Time),
                 signalled = signals.next() => match signalled {
                     Signalled::Child => self.reap(),
                     Signalled::End(end) => Some(end),
                     Signalled::ForHead(signal) => { self.pass_to_head(signal); None }
                 },
             };
-            if let Some(end) = end {
-                return end;
-            }
         }
     }
 
@@ -343,7 +367,7 @@ impl Daemon {
             }
             Event::Peer(node, message) => return self.peer_says(node, message),
             Event::LinkLost(node, addresses) => return self.link_lost(node, addresses),
-            Event::Unreachable(node, why) => self.unreachable(node, &why),
+            Event::Unreachable(node, why, gone) => return self.unreachable(node, &why, gone),
             Event::Attach { pid, reply } => {
                 let slot = self.node.claim_slot(pid);
                 if let Ok(slot) = slot {
@@ -353,6 +377,7 @@ impl Daemon {
             }
             Event::Detached { pid, slot } => {
                 self.node.recover(slot);
+                self.names_without(slot);
                 self.detached(pid, slot);
                 return self.end_without_clients();
             }

@@ -9,6 +9,8 @@ use crate::group::{GroupMessage, GroupRequest, MemberInfo};
 use crate::ids::{NodeIndex, ObjectId, RuntimeId, SlotId};
 use crate::inspect::{Inspect, LogBatch, LogFilter, NodeAnswer, Scope};
 use crate::launch::NodeInfo;
+use crate::membership::MemberMessage;
+use crate::names::{NameMessage, NameRequest, StoreRequest, Value};
 use crate::pool::PoolOptions;
 pub use crate::process::{Program, Reach, SpawnRequest, SpawnResult, Spawned};
 
@@ -51,6 +53,10 @@ pub enum ClientRequest {
     TrimPools,
     /// Make a group of processes, or do something with one.
     Group(GroupRequest),
+    /// Something about the names of the runtime.
+    Name(NameRequest),
+    /// Something about the key-value store of this node.
+    Store(StoreRequest),
     /// This process leaves, though it lives on: what it had may be recovered. There is no answer.
     Leave,
     /// What is there, and what it does.
@@ -86,6 +92,10 @@ pub enum ClientReply {
     Inspected(Vec<NodeAnswer>),
     /// Lines of the daemons' logs.
     Logged(LogBatch),
+    /// What a name or a key stands for, or stood for, if anything.
+    Value(Option<Value>),
+    /// Names or keys.
+    Keys(Vec<Vec<u8>>),
 }
 
 /// A pool as a process gets it.
@@ -188,6 +198,10 @@ pub enum PeerMessage {
         /// Why.
         text: String,
     },
+    /// About who is a member.
+    Member(MemberMessage),
+    /// About names.
+    Name(NameMessage),
     /// A node is lost.
     NodeDown(NodeIndex),
     /// Down the tree: the runtime ends; stop everything, answer with [`PeerMessage::Ended`].

@@ -157,6 +157,14 @@ pub enum MemberMessage {
     Commit(View),
 }
 
+impl MemberMessage {
+    /// Whether it is a heartbeat, or the answer to one.
+    #[must_use]
+    pub const fn is_heartbeat(&self) -> bool {
+        matches!(self, Self::Beat { .. } | Self::Ack { .. })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

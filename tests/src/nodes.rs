@@ -34,6 +34,18 @@ impl Nodes {
         Ok(nodes_up)
     }
 
+    /// Where their state is, which all of them see.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// This program, where all of them see it.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The rig's own command.
     #[must_use]
     pub fn rig(&self, words: &[&str]) -> Command {

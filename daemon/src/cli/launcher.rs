@@ -112,6 +112,9 @@ async fn run(start: &Start<'_>) -> Result<u8> {
     let mut signals = Signals::new()?;
     let mut daemons = start_all(start)?;
     let mut code = None;
+    // Of those who ended by themselves, whom the job was left to.
+    let mut others_code = 0;
+    let goes_on = start.config.text(&keys::ON_NODE_FAILURE) == "continue";
     // Ends when the first daemon has ended and the others have, or have had their time.
     let mut last_wait = None;
     while !daemons.is_empty() {
@@ -126,7 +129,19 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                 let rank = ended?;
                 let Some(mut daemon) = daemons.remove(&rank) else { continue };
                 let status = daemon.child.wait()?;
-                if rank == 0 {
+                if status.code().is_some() {
+                    others_code = exit_code(status).max(others_code);
+                }
+                // A first node that is lost leaves the job to the others, and the first of them has its exit code.
+                let lost = status.code().is_none_or(|code| code == i32::from(RUNTIME_FAILED));
+                if goes_on && (lost || rank != 0) {
+                    // Daemons that are told to end succeed: now those that do not hear anything have their time.
+                    if status.success() {
+                        last_wait.get_or_insert(tokio::time::Instant::now() + LAST_WAIT);
+                    } else {
+                        eprintln!("dragon: the daemon of node {rank} ({}) ended: {status}", daemon.host);
+                    }
+                } else if rank == 0 {
                     code = Some(exit_code(status));
                     last_wait = Some(tokio::time::Instant::now() + LAST_WAIT);
                 } else if code.is_none() && !status.success() {
@@ -148,7 +163,8 @@ async fn run(start: &Start<'_>) -> Result<u8> {
             }
         }
     }
-    Ok(code.unwrap_or(RUNTIME_FAILED))
+    let others_code = Some(others_code).filter(|code| *code != 0);
+    Ok(code.or(others_code).unwrap_or(RUNTIME_FAILED))
 }
 
 /// A daemon, or the remote shell that runs it.

@@ -177,6 +177,26 @@ keys! {
         help: "Seconds that the nodes may take to find each other.",
         reach: Reach::Nodes,
     };
+    /// What happens when a node is lost.
+    ON_NODE_FAILURE = Key {
+        name: "on_node_failure",
+        kind: Kind::Word(&["abort", "continue"]),
+        default: "abort",
+        otherwise: "",
+        shown: "POLICY",
+        help: "What happens when a node is lost: abort (the job ends with 125) or continue (a majority of the nodes goes on without it).",
+        reach: Reach::Nodes,
+    };
+    /// After what silence a node is lost.
+    NODE_LIMIT = Key {
+        name: "node_limit",
+        kind: Kind::Whole { least: 1, most: 3600, unit: "seconds" },
+        default: "10",
+        otherwise: "",
+        shown: "SECONDS",
+        help: "Seconds after which a node that says nothing is lost. The nodes hear of each other ten times in that time.",
+        reach: Reach::Nodes,
+    };
     /// The remote shell.
     RSH = Key {
         name: "rsh",

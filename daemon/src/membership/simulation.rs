@@ -504,12 +504,10 @@ impl World {
             return it.inbox.push_back(came);
         }
         let now = it.local(self.now);
-        let from = match &came {
-            Came::Members(Input::Message(from, _)) | Came::Name(from, _) => Some(*from),
-            _ => None,
-        };
-        if let Some(from) = from {
-            it.names.heard(from, it.members.answers(now));
+        if let Came::Members(Input::Message(_, message)) = &came
+            && message.is_heartbeat()
+        {
+            it.names.retry(it.members.answers(now));
         }
         match came {
             Came::Members(input) => {

@@ -107,6 +107,8 @@ impl Daemon {
                 reach,
             } => return self.signal_there(process, signal, reach, reply),
             ClientRequest::Group(request) => return self.group_asked(slot, request, reply),
+            ClientRequest::Name(request) => return self.name_request(slot, request, reply),
+            ClientRequest::Store(request) => self.store_request(slot, request),
             ClientRequest::Nodes => ClientReply::Nodes(self.membership.clone()),
             ClientRequest::Inspect(question, scope) => {
                 return self.inspect(question, scope, reply);

@@ -41,6 +41,10 @@ impl Daemon {
     ) -> u8 {
         tracing::info!("ending: {}", end.why);
         let started = Instant::now();
+        self.cluster.stop();
+        if self.parent.is_none() {
+            self.up.close();
+        }
         for link in &self.children {
             link.post(PeerMessage::Shutdown(end.why.clone()));
         }
@@ -120,16 +124,23 @@ impl Daemon {
             }
             Event::Detached { pid, slot } => self.detached(pid, slot),
             Event::Accepted(..) | Event::Connected(..) => {}
-            Event::Peer(_, PeerMessage::Spawn { .. } | PeerMessage::Group(_)) => {}
+            Event::Peer(
+                _,
+                PeerMessage::Spawn { .. }
+                | PeerMessage::Group(_)
+                | PeerMessage::Member(_)
+                | PeerMessage::Name(_),
+            ) => {}
             Event::Peer(node, PeerMessage::Stopped) => drop(self.stopped.insert(node)),
             Event::Peer(node, PeerMessage::Ended) => self.close_child(node),
             Event::LinkLost(node, addresses) => {
                 self.children
                     .retain(|link| link.node != node || link.addresses != addresses);
-                self.parent = self
-                    .parent
-                    .take()
-                    .filter(|link| link.addresses != addresses);
+                let above = self.parent.take();
+                self.parent = above.filter(|link| link.addresses != addresses);
+                if self.parent.is_none() {
+                    self.up.close();
+                }
             }
             other => {
                 // Output, answers and ended processes are handled as ever; a second reason to end changes nothing.

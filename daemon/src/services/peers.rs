@@ -7,6 +7,7 @@ use dragon_protocol::{Code, NodeIndex};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
+use super::members::is_refused;
 use super::processes::Creator;
 use super::starting::StartedFor;
 use super::{Daemon, End, Event, Other};
@@ -36,10 +37,12 @@ impl Daemon {
         let address = info.map(|info| (info.address.clone(), info.control_port));
         tokio::spawn(async move {
             let event = match address {
-                None => Event::Unreachable(node, "there is no such node".to_owned()),
+                None => Event::Unreachable(node, "there is no such node".to_owned(), false),
                 Some((host, port)) => match link::connect(&key, me, node, &host, port).await {
                     Ok(stream) => Event::Connected(node, stream),
-                    Err(error) => Event::Unreachable(node, format!("{error:#}")),
+                    Err(error) => {
+                        Event::Unreachable(node, format!("{error:#}"), is_refused(&error))
+                    }
                 },
             };
             let _ = events.send(event).await;
@@ -48,7 +51,9 @@ impl Daemon {
 
     /// A connection stands, whoever asked for it. When both sides asked at once, each sends on its own.
     pub(super) fn connected(&mut self, node: NodeIndex, stream: TcpStream) {
-        let link = match link::run(node, stream, None, &self.sender) {
+        // Only those with higher ranks may come to be below this one, and send output.
+        let sink = (node > self.job.node).then(|| self.sink.clone());
+        let link = match link::run(node, stream, sink, &self.sender) {
             Ok(link) => link,
             Err(error) => return tracing::warn!(%node, "a connection was lost at once: {error}"),
         };
@@ -63,13 +68,14 @@ impl Daemon {
                 }
             }
         }
+        self.arrange_links();
     }
 
     /// A connection that was asked for cannot be made: what waits for it fails.
-    pub(super) fn unreachable(&mut self, node: NodeIndex, why: &str) {
-        if matches!(self.others.get(&node), Some(Other::Up(_))) {
-            // The other side's connection came first.
-            return;
+    pub(super) fn unreachable(&mut self, node: NodeIndex, why: &str, gone: bool) -> Option<End> {
+        if !matches!(self.others.get(&node), Some(Other::Connecting(_))) {
+            // The other side's connection came first, or the node is forgotten.
+            return None;
         }
         self.others.remove(&node);
         self.inspect_without(node, &format!("cannot be reached: {why}"));
@@ -82,9 +88,10 @@ impl Daemon {
                 self.job.host(node)
             ),
         );
+        self.not_reached(node, gone)
     }
 
-    /// A connection ended. When it is one of the tree, its node is lost, and the job ends.
+    /// A connection ended. When it is one of the tree, its node is lost, unless it can be reached again.
     pub(super) fn link_lost(
         &mut self,
         node: NodeIndex,
@@ -92,24 +99,17 @@ impl Daemon {
     ) -> Option<End> {
         let is_it = |link: &Link| link.node == node && link.addresses == addresses;
         let host = self.job.host(node).to_owned();
-        if self.parent.as_ref().is_some_and(is_it) || self.children.iter().any(is_it) {
+        let of_tree = self.parent.as_ref().is_some_and(is_it) || self.children.iter().any(is_it);
+        if of_tree {
             self.parent = self.parent.take().filter(|link| !is_it(link));
             self.children.retain(|link| !is_it(link));
-            self.node.node_down(node);
-            self.creators_gone(|creator| creator.node == node);
-            let actions = self.groups.node_down(node);
-            self.act(actions);
-            let why = format!("node {node} ({host}) is lost");
-            eprintln!("dragon: {why}; the job ends");
-            return Some(End {
-                code: RUNTIME_FAILED,
-                why,
-            });
-        }
-        if let Some(Other::Up(links)) = self.others.get_mut(&node) {
+            if self.parent.is_none() {
+                self.up.wait();
+            }
+        } else if let Some(Other::Up(links)) = self.others.get_mut(&node) {
             links.retain(|link| !is_it(link));
             if !links.is_empty() {
-                return None;
+                return self.link_ended(node);
             }
             self.others.remove(&node);
         }
@@ -120,12 +120,21 @@ impl Daemon {
             Code::NodeDown,
             &format!("node {node} ({host}) is down"),
         );
-        None
+        if of_tree {
+            self.tree_link_lost(node)
+        } else {
+            self.link_ended(node)
+        }
     }
 
     /// Another daemon says something.
     pub(super) fn peer_says(&mut self, node: NodeIndex, message: PeerMessage) -> Option<End> {
         match message {
+            PeerMessage::Member(message) => return self.member_says(node, message),
+            _ if !self.is_member(node) => {
+                tracing::debug!(%node, "is no member any more: {message:?}");
+            }
+            PeerMessage::Name(message) => self.name_says(node, message),
             PeerMessage::Spawn {
                 request,
                 creator: slot,
@@ -259,7 +268,7 @@ impl super::Requests {
     }
 
     /// Ends all requests to a node.
-    fn fail(&mut self, node: NodeIndex, code: Code, text: &str) {
+    pub(super) fn fail(&mut self, node: NodeIndex, code: Code, text: &str) {
         for (_, (_, reply)) in self.answers.extract_if(|_, (to, _)| *to == node) {
             let _ = reply.send((code, text.to_owned()));
         }

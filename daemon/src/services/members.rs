@@ -1,0 +1,310 @@
+//! The membership in the event loop: what happens goes to the state machine of `membership.rs`, and what that decides is
+//! done here.
+
+use std::io;
+use std::time::Duration;
+
+use dragon_protocol::control::PeerMessage;
+use dragon_protocol::membership::{MemberMessage, View};
+use dragon_protocol::{Code, NodeIndex};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
+
+use super::{Daemon, End, Other};
+use crate::cli::RUNTIME_FAILED;
+use crate::config::keys;
+use crate::link::Link;
+use crate::membership::{Input, Limits, Members, Output, Time, Why};
+
+/// The machine, where there is more than one node.
+pub(super) struct Membership {
+    members: Option<Members>,
+    /// Whether the job goes on without a node that is lost.
+    goes_on: bool,
+    /// The node of the head is lost: the job ends when the last process has.
+    head_lost: bool,
+    /// The daemon ends.
+    stopped: bool,
+}
+
+impl Membership {
+    pub(super) fn new(job: &crate::adapter::Job) -> Self {
+        let nodes = u32::try_from(job.hosts.len()).unwrap_or(u32::MAX);
+        let limit = job.config.number(&keys::NODE_LIMIT).unwrap_or(10);
+        let limits = Limits::of(Duration::from_secs(limit));
+        let members = (nodes > 1).then(|| Members::new(job.node, nodes, job.fanout, limits, now()));
+        Self {
+            members,
+            goes_on: job.config.text(&keys::ON_NODE_FAILURE) == "continue",
+            head_lost: false,
+            stopped: false,
+        }
+    }
+
+    /// Whether this node may answer as global services now.
+    pub(super) fn answers(&self) -> bool {
+        let leased = |members: &Members| members.answers(now());
+        !self.stopped && self.members.as_ref().is_none_or(leased)
+    }
+
+    /// Whether a node is a member still.
+    fn knows(&self, node: NodeIndex) -> bool {
+        let view = self.members.as_ref().map(Members::view);
+        view.is_none_or(|view| view.contains(node))
+    }
+
+    /// The daemon ends: nothing of this matters any more.
+    pub(super) fn stop(&mut self) {
+        self.members = None;
+        self.stopped = true;
+    }
+
+    /// When the state machine wants to know the time.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let due = self.members.as_ref()?.due();
+        let left = Duration::from_nanos(due.saturating_sub(now()));
+        (due < Time::MAX).then(|| Instant::now() + left)
+    }
+}
+
+/// Nanoseconds of a clock that goes on while the machine is suspended.
+fn now() -> Time {
+    let time = clock_gettime(ClockId::Boottime);
+    let (seconds, rest) = (time.tv_sec.cast_unsigned(), time.tv_nsec.cast_unsigned());
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
+}
+
+impl Daemon {
+    /// A daemon says something about membership.
+    pub(super) fn member_says(&mut self, node: NodeIndex, message: MemberMessage) -> Option<End> {
+        if message.is_heartbeat() {
+            let answers = self.cluster.answers();
+            self.names.retry(answers);
+        }
+        self.member_event(Input::Message(node, message))
+    }
+
+    /// Whether what a daemon says counts: one that was left out is only told so.
+    pub(super) fn is_member(&self, node: NodeIndex) -> bool {
+        self.cluster.knows(node)
+    }
+
+    /// Something happened that membership depends on.
+    pub(super) fn member_event(&mut self, input: Input) -> Option<End> {
+        let processes = u32::try_from(self.processes.count()).unwrap_or(u32::MAX);
+        let members = self.cluster.members.as_mut()?;
+        members.set_processes(processes);
+        members.handle(now(), input);
+        let mut end = None;
+        for output in members.take() {
+            end = self.member_output(output).or(end);
+        }
+        self.names_act();
+        end.or_else(|| self.nobody_left())
+    }
+
+    fn member_output(&mut self, output: Output) -> Option<End> {
+        match output {
+            Output::Send(to, message) => self.tell(to, PeerMessage::Member(message)),
+            Output::Lost(node) if !self.cluster.goes_on => return Some(self.without(node)),
+            Output::Lost(node) => {
+                tracing::info!(%node, "({}) does not answer any more", self.job.host(node));
+            }
+            Output::Changed { view, lost } => self.view_changed(&view, &lost),
+            Output::End(why) => return Some(self.cut_off(why)),
+        }
+        None
+    }
+
+    /// A node is lost, and the job ends with it.
+    pub(super) fn without(&mut self, node: NodeIndex) -> End {
+        self.node.node_down(node);
+        self.creators_gone(|creator| creator.node == node);
+        let actions = self.groups.node_down(node);
+        self.act(actions);
+        let why = format!("node {node} ({}) is lost", self.job.host(node));
+        eprintln!("dragon: {why}; the job ends");
+        if let Some(parent) = &self.parent {
+            parent.post(PeerMessage::Failed(why.clone()));
+        }
+        End {
+            code: RUNTIME_FAILED,
+            why,
+        }
+    }
+
+    /// This node is not part of the job any more. The others are told nothing: they know, or cannot hear it.
+    fn cut_off(&mut self, why: Why) -> End {
+        for link in self
+            .parent
+            .take()
+            .into_iter()
+            .chain(self.children.drain(..))
+        {
+            link.close();
+        }
+        self.up.close();
+        let me = self.job.node;
+        let host = self.job.host(me);
+        let why = match why {
+            Why::Expelled => {
+                format!("node {me} ({host}) was silent, and the others went on without it")
+            }
+            Why::NoMajority => format!("node {me} ({host}) reaches no majority of the nodes"),
+        };
+        eprintln!("dragon: {why}; its processes end");
+        End {
+            code: RUNTIME_FAILED,
+            why,
+        }
+    }
+
+    /// A majority has agreed on who is a member.
+    fn view_changed(&mut self, view: &View, lost: &[NodeIndex]) {
+        let first = view.global_services();
+        for node in lost {
+            let host = self.job.host(*node).to_owned();
+            if first == self.job.node {
+                let left = view.members.len();
+                eprintln!(
+                    "dragon: node {node} ({host}) is lost; the job goes on with {left} nodes"
+                );
+            }
+            self.node.node_down(*node);
+            self.creators_gone(|creator| creator.node == *node);
+            let actions = self.groups.node_down(*node);
+            self.act(actions);
+            self.drop_links(*node);
+            self.requests.fail(
+                *node,
+                Code::NodeDown,
+                &format!("node {node} ({host}) is down"),
+            );
+            self.cluster.head_lost |= *node == NodeIndex::FIRST;
+        }
+        self.membership
+            .nodes
+            .retain(|info| view.contains(info.node));
+        self.membership.global_services = first;
+        let answers = self.cluster.answers();
+        self.names.changed(view.clone(), lost, answers);
+        self.arrange_links();
+        tracing::info!(view = view.index, nodes = view.members.len(), %first, "who is a member has changed");
+    }
+
+    /// Ends the connections with a node behind what is queued.
+    fn drop_links(&mut self, node: NodeIndex) {
+        let mut dropped: Vec<Link> = self
+            .parent
+            .take_if(|link| link.node == node)
+            .into_iter()
+            .collect();
+        dropped.extend(self.children.extract_if(.., |link| link.node == node));
+        if let Some(Other::Up(links)) = self.others.remove(&node) {
+            dropped.extend(links);
+        }
+        dropped.iter().for_each(Link::close);
+        if self.parent.is_none() {
+            self.up.wait();
+        }
+    }
+
+    /// Connections go where the tree of the view has them: to the node above, to those below, or beside it.
+    pub(super) fn arrange_links(&mut self) {
+        let Some(members) = &self.cluster.members else {
+            return;
+        };
+        let (me, view) = (self.job.node, members.view());
+        let above = view.parent(me, self.job.fanout);
+        let below = view.children(me, self.job.fanout).to_vec();
+        let misplaced: Vec<Link> = self
+            .parent
+            .take_if(|link| Some(link.node) != above)
+            .into_iter()
+            .chain(
+                self.children
+                    .extract_if(.., |link| !below.contains(&link.node)),
+            )
+            .collect();
+        for link in misplaced {
+            match self.others.get_mut(&link.node) {
+                Some(Other::Up(links)) => links.push(link),
+                _ => drop(self.others.insert(link.node, Other::Up(vec![link]))),
+            }
+        }
+        if let Some(above) = above.filter(|_| self.parent.is_none()) {
+            self.parent = self.take_other(above);
+        }
+        for node in below {
+            if !self.children.iter().any(|link| link.node == node) {
+                let link = self.take_other(node);
+                self.children.extend(link);
+            }
+        }
+        match &self.parent {
+            Some(parent) => self.up.lead_to(parent),
+            None if above.is_none() => self.up.lead_out(),
+            None => self.up.wait(),
+        }
+    }
+
+    /// A connection that stands and has no place in the tree yet.
+    fn take_other(&mut self, node: NodeIndex) -> Option<Link> {
+        let Some(Other::Up(links)) = self.others.get_mut(&node) else {
+            return None;
+        };
+        let link = links.remove(0);
+        if links.is_empty() {
+            self.others.remove(&node);
+        }
+        Some(link)
+    }
+
+    /// The head was lost with its node: the job ends when nobody is left who could do anything.
+    fn nobody_left(&self) -> Option<End> {
+        let members = self.cluster.members.as_ref()?;
+        let nobody = members.total_processes() == Some(0) && self.processes.is_empty();
+        if !self.cluster.head_lost || !members.answers(now()) || !nobody {
+            return None;
+        }
+        let first = self.job.host(NodeIndex::FIRST);
+        let why = format!(
+            "node 0 ({first}) was lost with the program, and all other processes have ended"
+        );
+        eprintln!("dragon: {why}");
+        Some(End {
+            code: RUNTIME_FAILED,
+            why,
+        })
+    }
+
+    /// A connection that belongs to the tree has ended. Whoever goes on finds out what that means.
+    pub(super) fn tree_link_lost(&mut self, node: NodeIndex) -> Option<End> {
+        if !self.cluster.goes_on {
+            return Some(self.without(node));
+        }
+        self.link_ended(node)
+    }
+
+    /// A connection has ended: what was sent may be lost.
+    pub(super) fn link_ended(&mut self, node: NodeIndex) -> Option<End> {
+        let answers = self.cluster.answers();
+        self.names.link_lost(node, answers);
+        self.member_event(Input::LinkLost(node))
+    }
+
+    /// A connection could not be made.
+    pub(super) fn not_reached(&mut self, node: NodeIndex, gone: bool) -> Option<End> {
+        self.names.unreachable(node);
+        self.member_event(Input::Unreachable { node, gone })
+    }
+}
+
+/// Whether an attempt to connect shows that no daemon listens there.
+pub(super) fn is_refused(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    causes.any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    })
+}

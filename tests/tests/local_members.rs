@@ -1,0 +1,206 @@
+//! Jobs that go on when a node is lost: daemons that are killed and stopped, names that stay, processes that go on. This
+//! program is also the program that runs on the nodes.
+
+#![allow(clippy::unwrap_used)]
+
+mod members;
+
+use std::process::{Command, ExitCode};
+
+use dragon::names::{self, Lasts, Value, store};
+use dragon::{Channel, ChannelOptions, Code, Deadline};
+use dragon_tests::local::{Finished, Traces, dragon, run};
+use dragon_tests::suite;
+use members::{Job, bytes};
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["names"] => return names_of_one_process(),
+        _ => {
+            if let Some(code) = members::program(&words) {
+                return code;
+            }
+        }
+    }
+    suite::run(
+        || Ok(()),
+        &[
+            ("names_and_store", names_and_store),
+            ("first_of_three_killed", |()| {
+                the_first_node_is_killed(3);
+            }),
+            ("first_of_five_killed", |()| {
+                the_first_node_is_killed(5);
+            }),
+            ("another_is_killed", another_is_killed),
+            (
+                "by_default_the_job_ends_with_a_stopped_node",
+                by_default_the_job_ends_with_a_stopped_node,
+            ),
+            (
+                "a_stopped_first_node_is_replaced",
+                a_stopped_first_node_is_replaced,
+            ),
+            ("with_two_the_first_is_needed", with_two_the_first_is_needed),
+        ],
+    )
+}
+
+fn names_of_one_process() -> ExitCode {
+    let code = |error: dragon::Error| error.code();
+    names::publish("a", bytes("one"), Lasts::UntilUnpublished).unwrap();
+    let taken = names::publish("a", bytes("two"), Lasts::UntilUnpublished).unwrap_err();
+    assert!(taken.to_string().contains("'a'"), "{taken}");
+    assert_eq!(taken.code(), Code::NameTaken);
+    assert_eq!(names::look_up("b").map_err(code), Err(Code::NoSuchName));
+    assert_eq!(names::look_up("").map_err(code), Err(Code::InvalidArgument));
+    let long = names::look_up(&"n".repeat(256)).unwrap_err().to_string();
+    assert!(long.contains("256") && long.contains("255"), "{long}");
+    let large = Value::Bytes(vec![0; (64 << 10) + 1]);
+    let large = names::publish("b", large, Lasts::UntilUnpublished);
+    assert_eq!(large.map_err(code), Err(Code::TooLarge));
+    let late = names::wait_for("b", Deadline::after(10_000_000));
+    assert_eq!(late.map_err(code), Err(Code::Timeout));
+    let waiter = std::thread::spawn(|| names::wait_for("b", Deadline::Never).unwrap());
+    let channel = Channel::create(&ChannelOptions::default()).unwrap();
+    let object = Value::Object(channel.export().unwrap());
+    names::publish("b", object.clone(), Lasts::UntilUnpublished).unwrap();
+    assert_eq!(waiter.join().unwrap(), object);
+    assert_eq!(names::list("").unwrap(), ["a", "b"]);
+    drop(channel);
+    // What was exported for the name lives on.
+    let Value::Object(descriptor) = names::unpublish("b").unwrap() else {
+        panic!("no object");
+    };
+    Channel::attach(descriptor, true).unwrap();
+    assert_eq!(names::unpublish("b").map_err(code), Err(Code::NoSuchName));
+
+    store::put(b"k", b"v").unwrap();
+    assert_eq!(store::get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+    let waiter = std::thread::spawn(|| store::wait_for(b"later", Deadline::Never).unwrap());
+    store::compare_and_set(b"later", None, Some(b"now")).unwrap();
+    assert_eq!(waiter.join().unwrap(), b"now");
+    let changed = store::compare_and_set(b"later", None, Some(b"again"));
+    assert_eq!(changed.map_err(code), Err(Code::Changed));
+    assert_eq!(store::list(b"").unwrap(), [&b"k"[..], b"later"]);
+    assert_eq!(store::delete(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+    println!("all of it");
+    ExitCode::SUCCESS
+}
+
+// The tests. ------------------------------------------------------------------------------------------------------------
+
+/// Starts a job on nodes of this machine.
+fn start(nodes: u32, options: &[&str]) -> Job {
+    let own = std::env::current_exe().unwrap();
+    let (own, count) = (own.to_str().unwrap(), nodes.to_string());
+    let places = ["-N", &count, "--local-nodes", "--node-limit", "2"];
+    let program = ["--", own, "head", &count];
+    Job::start(&mut dragon([&places[..], options, &program].concat()))
+}
+
+/// Sends a signal to the daemon of a node.
+fn kill(job: &Job, node: usize, signal: &str) {
+    let pid = job.daemons[node].to_string();
+    let done = Command::new("kill").args([signal, &pid]).status().unwrap();
+    assert!(done.success());
+}
+
+/// Waits for the end, after which nothing may be left.
+fn ended(job: Job) -> Finished {
+    let launcher = job.launcher.id();
+    let done = job.end();
+    Traces::assert_none(launcher);
+    done
+}
+
+fn names_and_store(_: &()) {
+    let own = std::env::current_exe().unwrap();
+    let own = own.to_str().unwrap();
+    for nodes in [&["-s"][..], &["-N", "3", "--local-nodes"]] {
+        let done = run(&mut dragon([nodes, &["--", own, "names"]].concat()));
+        assert_eq!(done.out, "all of it\n", "{}", done.err);
+        assert_eq!(done.code, Some(0));
+    }
+}
+
+/// The survivors have an answer from new global services, and go on to their end.
+fn they_go_on(done: &Finished, nodes: u32) {
+    let left = nodes - 1;
+    for node in 1..nodes {
+        let line = format!("worker {node} goes on with {left} nodes, node 1 first");
+        assert!(done.out.contains(&line), "{}\n{}", done.out, done.err);
+    }
+    let lost = format!("node 0 (127.0.0.1) is lost; the job goes on with {left} nodes");
+    assert!(done.err.contains(&lost), "{}", done.err);
+    assert!(
+        done.err.contains("was lost with the program"),
+        "{}",
+        done.err
+    );
+    assert_eq!(done.code, Some(125));
+}
+
+fn the_first_node_is_killed(nodes: u32) {
+    let job = start(nodes, &["--on-node-failure", "continue"]);
+    kill(&job, 0, "-9");
+    they_go_on(&ended(job), nodes);
+}
+
+fn another_is_killed(_: &()) {
+    let job = start(4, &["--on-node-failure", "continue"]);
+    kill(&job, 1, "-9");
+    let done = ended(job);
+    // Which of them depends on who notices first.
+    let lost = ["worker 1: NodeDown", "worker 1: Unreachable"];
+    let told = lost.iter().any(|line| done.out.contains(line));
+    assert!(told, "{}\n{}", done.out, done.err);
+    assert!(done.out.contains("3 nodes are left"), "{}", done.out);
+    for node in [2, 3] {
+        assert!(
+            done.out.contains(&format!("worker {node} was told to end")),
+            "{}",
+            done.out
+        );
+    }
+    assert_eq!(done.code, Some(7), "{}", done.err);
+}
+
+fn by_default_the_job_ends_with_a_stopped_node(_: &()) {
+    let job = start(3, &[]);
+    kill(&job, 1, "-STOP");
+    let done = ended(job);
+    assert_eq!(done.code, Some(125), "{}", done.err);
+    assert!(
+        done.err.contains("node 1 (127.0.0.1) is lost"),
+        "{}",
+        done.err
+    );
+}
+
+fn a_stopped_first_node_is_replaced(_: &()) {
+    let mut job = start(3, &["--on-node-failure", "continue"]);
+    kill(&job, 0, "-STOP");
+    for _ in 1..3 {
+        job.line("worker ");
+    }
+    // It learns that the others went on, and ends with its processes.
+    kill(&job, 0, "-CONT");
+    let done = ended(job);
+    they_go_on(&done, 3);
+    assert!(
+        done.err.contains("the others went on without it"),
+        "{}",
+        done.err
+    );
+}
+
+fn with_two_the_first_is_needed(_: &()) {
+    let job = start(2, &["--on-node-failure", "continue"]);
+    kill(&job, 0, "-9");
+    let done = ended(job);
+    assert_eq!(done.code, Some(125), "{}", done.err);
+    assert!(done.err.contains("reaches no majority"), "{}", done.err);
+}
