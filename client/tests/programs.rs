@@ -46,7 +46,7 @@ fn objects() {
     let value = |bytes: &[u8]| format!("{bytes:?}");
     assert!(asked.contains(&value(b"b=c")), "{asked}");
     assert!(asked.contains(&value(b"/tmp")), "{asked}");
-    assert!(asked.contains("node: None"), "{asked}");
+    assert!(asked.contains("place: Default"), "{asked}");
     assert_eq!(runtime.blocks(), 0);
 }
 
@@ -140,7 +140,10 @@ fn ping_without_a_runtime_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let ping = compile(dir.path(), &crate_dir().join("c/examples/ping.c"));
     let refused = |name: &str, code: &str, hint: &str| {
-        let output = run(std::process::Command::new(&ping).env("DRAGON_RUNTIME", name));
+        // Nor is there a daemon that could start one.
+        let output = run(std::process::Command::new(&ping)
+            .env("DRAGON_RUNTIME", name)
+            .env("DRAGON_DAEMON", "/no/such/daemon"));
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{errors}");
         assert!(errors.contains(code) && errors.contains(hint), "{errors}");
@@ -148,7 +151,7 @@ fn ping_without_a_runtime_says_what_to_do() {
     refused("", "code 16", "dragon prog");
     refused(
         "dragon-client-test/nobody",
-        "code 15",
+        "code 16",
         "@dragon-client-test/nobody",
     );
 }

@@ -153,8 +153,10 @@ fn a_block_of_a_third_node_is_sent_to_a_channel_of_any() {
         let inbox = rig::channel(&nodes[1].client(), 1);
         let channel = rig::seen_by(&member, inbox.descriptor());
         let before = nodes[0].blocks();
-        let block = seen.alloc_block(100_000).unwrap();
+        let mut block = seen.alloc_block(100_000).unwrap();
         nodes[0].agent.node_down(rig::index(2));
+        // The agent comes to it in its own time.
+        while block.write(0, &[0; 11]).is_ok() {}
         let send = |block| channel.send_block(block, 0, rig::watched());
         let (error, block) = Box::new(block).hand_over(send).unwrap_err();
         let expected = Error::Elsewhere {
