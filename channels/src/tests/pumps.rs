@@ -109,8 +109,8 @@ fn a_silent_descriptor_hides_no_end() {
         // A process that another test forked meanwhile may hold the pump's end for a moment.
         let mut file = std::fs::File::from(fd);
         let refused = loop {
-            match file.write(b"late") {
-                Ok(_) => std::thread::yield_now(),
+            match file.write_all(b"late") {
+                Ok(()) => std::thread::yield_now(),
                 Err(refused) => break refused,
             }
         };
