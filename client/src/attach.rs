@@ -11,8 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 
 use dragon_protocol::attach::{
-    AttachHello, AttachReply, Attached, HELLO_MAGIC, REPLY_MAGIC, ROLE_CLIENT, release_bytes,
-    release_text,
+    AttachHello, AttachReply, Attached, HELLO_MAGIC, REPLY_MAGIC, ROLE_CLIENT, mismatch_text,
+    release_bytes,
 };
 use dragon_protocol::{Code, PROTOCOL_VERSION, frame};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
@@ -133,9 +133,11 @@ pub(crate) fn admission(socket: BorrowedFd<'_>, name: &OsStr) -> Result<Admissio
     }
     let status = Code::from_i32(reply.status.get().cast_signed());
     if reply.protocol.get() != PROTOCOL_VERSION || status == Code::VersionMismatch {
-        return Err(Error::VersionMismatch {
-            theirs: release_text(reply.release),
-        });
+        let ours = (release_bytes(), PROTOCOL_VERSION.into());
+        return Err(Error::VersionMismatch(mismatch_text(
+            ours,
+            (reply.release, reply.protocol),
+        )));
     }
     let length = reply.body.get() as usize;
     if length > BODY_LIMIT {

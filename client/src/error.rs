@@ -66,13 +66,8 @@ pub enum Error {
         first: [u8; 8],
     },
     /// Daemon and client are of different releases.
-    #[error(
-        "this process uses release {RELEASE} of dragon, the runtime is release {theirs}; load the environment with which the job was started, or start the job with this one"
-    )]
-    VersionMismatch {
-        /// The daemon's release.
-        theirs: String,
-    },
+    #[error("{0}")]
+    VersionMismatch(String),
     /// The daemon refused, and why.
     #[error("{text}")]
     Daemon {
@@ -125,7 +120,7 @@ impl Error {
             Self::NoRuntime | Self::NoDaemon(_) | Self::NotStarted { .. } => Code::NoRuntime,
             Self::NobodyListens { .. } | Self::RuntimeGone(_) => Code::RuntimeGone,
             Self::Stranger { .. } | Self::NotARuntime { .. } => Code::Refused,
-            Self::VersionMismatch { .. } => Code::VersionMismatch,
+            Self::VersionMismatch(_) => Code::VersionMismatch,
             Self::Daemon { code, .. } => *code,
             Self::Defect(_) => Code::Internal,
             Self::BadReply(_) => Code::Corrupt,

@@ -20,7 +20,7 @@ use dragon_protocol::attach::{
 use dragon_protocol::control::{ClientReply, ClientRequest};
 use dragon_protocol::frame::FrameError;
 use dragon_protocol::inspect::{LogFilter, Scope};
-use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, RELEASE, RuntimeId, SlotId, frame};
+use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, RuntimeId, SlotId, frame};
 use dragon_transport::descriptors::Frees;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::io::unix::AsyncFd;
@@ -127,10 +127,8 @@ async fn converse(
         }
     };
     if hello.protocol.get() != PROTOCOL_VERSION {
-        let theirs = attach::release_text(hello.release);
-        let text = format!(
-            "this process uses release {theirs} of dragon, the runtime is release {RELEASE}; load the environment with which the job was started, or start the job with this one"
-        );
+        let ours = (attach::release_bytes(), PROTOCOL_VERSION.into());
+        let text = attach::mismatch_text((hello.release, hello.protocol), ours);
         return refuse(&mut stream, Code::VersionMismatch, &text).await;
     }
     match hello.role.get() {

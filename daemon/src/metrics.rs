@@ -7,18 +7,22 @@
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use dragon_protocol::inspect::{NodeStatus, PoolRow};
+use dragon_transport::descriptors::Frees;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 
 use crate::adapter::Job;
+use crate::listener::Listener;
 use crate::services::Event;
 use crate::survey::View;
 
@@ -107,17 +111,9 @@ pub fn listen(text: &str, job: &Job, events: &mpsc::Sender<Event>) -> Result<Opt
             }
             let listener =
                 std::net::TcpListener::bind(address).with_context(|| failed(&address))?;
-            listener.set_nonblocking(true)?;
             let place = listener.local_addr()?.to_string();
-            let listener = TcpListener::from_std(listener)?;
-            tokio::spawn(async move {
-                loop {
-                    match listener.accept().await {
-                        Ok((stream, _)) => source.clone().converse(stream),
-                        Err(error) => wait_after(&error).await,
-                    }
-                }
-            });
+            let listener = Listener::patient(listener.into(), "metrics")?;
+            tokio::spawn(source.serve(listener, |stream| TcpStream::from_std(stream.into())));
             Ok(Some(Metrics { place, file: None }))
         }
         Place::Unix(mut path) => {
@@ -125,14 +121,8 @@ pub fn listen(text: &str, job: &Job, events: &mpsc::Sender<Event>) -> Result<Opt
                 path.as_mut_os_string().push(format!(".{number}"));
             }
             let listener = bind(&path).with_context(|| failed(&path.display()))?;
-            tokio::spawn(async move {
-                loop {
-                    match listener.accept().await {
-                        Ok((stream, _)) => source.clone().converse(stream),
-                        Err(error) => wait_after(&error).await,
-                    }
-                }
-            });
+            let listener = Listener::patient(listener.into(), "metrics")?;
+            tokio::spawn(source.serve(listener, |stream| UnixStream::from_std(stream.into())));
             Ok(Some(Metrics {
                 place: format!("unix:{}", path.display()),
                 file: Some(path),
@@ -141,17 +131,11 @@ pub fn listen(text: &str, job: &Job, events: &mpsc::Sender<Event>) -> Result<Opt
     }
 }
 
-/// Out of descriptors, as a rule: others give some back in the time of a conversation.
-async fn wait_after(error: &io::Error) {
-    tracing::warn!("metrics: a connection was not accepted: {error}");
-    tokio::time::sleep(LIMIT).await;
-}
-
 /// A socket that only this user can connect to. One that a killed daemon left there is replaced.
 fn bind(path: &Path) -> Result<UnixListener> {
     let left = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
     if left {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        if StdStream::connect(path).is_ok() {
             bail!("somebody listens there already");
         }
         std::fs::remove_file(path)?;
@@ -170,9 +154,26 @@ struct Source {
 }
 
 impl Source {
+    /// Answers whoever connects.
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        self: Arc<Self>,
+        mut listener: Listener,
+        stream_of: fn(OwnedFd) -> io::Result<S>,
+    ) {
+        loop {
+            let accepted = listener.accept().await;
+            match accepted.and_then(|(socket, _)| stream_of(socket)) {
+                Ok(stream) => self.clone().converse(stream),
+                Err(error) => tracing::warn!("metrics: a connection was not accepted: {error}"),
+            }
+        }
+    }
+
     /// Answers one request. When too many are under way, or at the deadline, the connection is closed.
-    fn converse(self: Arc<Self>, mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    fn converse(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         tokio::spawn(async move {
+            let _frees = Frees;
+            let mut stream = stream;
             let Ok(_turn) = self.turns.try_acquire() else {
                 return;
             };

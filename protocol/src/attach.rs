@@ -113,3 +113,15 @@ pub fn release_bytes() -> [u8; 4] {
 pub fn release_text(release: [u8; 4]) -> String {
     format!("{}.{}.{}", release[0], release[1], release[2])
 }
+
+/// What is said to the user of a client that does not speak the daemon's protocol. `client` and `runtime` are release and
+/// protocol of either: between releases the protocols of two builds may differ though their releases are equal.
+#[must_use]
+pub fn mismatch_text(client: ([u8; 4], U16), runtime: ([u8; 4], U16)) -> String {
+    let text = |(release, protocol)| format!("{} (protocol {protocol})", release_text(release));
+    format!(
+        "this process uses release {} of dragon, the runtime is release {}; load the environment with which the job was started, or start the job with this one",
+        text(client),
+        text(runtime)
+    )
+}

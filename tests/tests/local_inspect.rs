@@ -155,10 +155,15 @@ fn uses() {
         .unwrap();
     let out = BufReader::new(sleeper.stdout.as_mut().unwrap());
     assert!(out.lines().any(|line| line.unwrap() == "ready"));
-    // What is stopped can answer nobody.
-    kill("-STOP", sleeper.id().into());
     let me = i64::from(std::process::id());
     let ask = |what: &str| run(&mut dragon([what, "--json"]));
+    let waits =
+        |row: &Value| row["owner_pid"] == i64::from(sleeper.id()) && row["receivers_waiting"] == 1;
+    until("the process sleeps in its receive", || {
+        rows(&ask("channels"), "channels").iter().any(waits)
+    });
+    // What is stopped can answer nobody.
+    kill("-STOP", sleeper.id().into());
 
     let state = |row: &Value| row["state"].as_str().unwrap().to_owned();
     until("the process is stopped", || {
@@ -199,9 +204,7 @@ fn uses() {
         assert_eq!(own[name], value, "{name}");
     }
     assert_eq!(own["object"], channel.descriptor().object.to_string());
-    let waited = |row: &&Value| row["owner_pid"] == i64::from(sleeper.id());
-    let waited = channels.iter().find(waited).unwrap();
-    assert_eq!(waited["receivers_waiting"], 1, "{waited}");
+    assert!(channels.iter().any(waits), "{channels:?}");
 
     let pools = rows(&ask("pools"), "pools");
     let own = pools.iter().find(|row| row["name"] == "images").unwrap();

@@ -286,15 +286,10 @@ fn another_user_cannot_attach(cluster: &Cluster) {
         except OSError as e: print('closed')\n";
     let bob = run(&mut cluster.on("n1", ["-u", "bob", "/usr/bin/python3", "-c", attack]));
     assert!(["0\n", "closed\n"].contains(&bob.out.as_str()), "{bob:?}");
+    // Head and body of an answer may come one after the other.
     let alice = run(&mut cluster.on("n1", ["/usr/bin/python3", "-c", attack]));
-    assert!(
-        alice
-            .out
-            .trim()
-            .parse::<u32>()
-            .is_ok_and(|bytes| bytes > 24),
-        "{alice:?}"
-    );
+    let came = alice.out.trim().parse::<u32>();
+    assert!(came.is_ok_and(|bytes| bytes > 0), "{alice:?}");
     cluster.login(["scancel", "-u", "alice"]);
     let _ = finish(child);
     cluster.assert_nothing_left();

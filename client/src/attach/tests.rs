@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 
 use dragon_protocol::RELEASE;
+use dragon_protocol::attach::release_text;
 
 use super::*;
 
@@ -90,6 +91,14 @@ fn a_protocol_that_the_daemon_would_accept_is_refused_by_the_client_too() {
     answer.protocol = (PROTOCOL_VERSION + 1).into();
     let (error, _) = Server::answering(bytes(answer, b"")).refuses();
     assert_eq!(error.code(), Code::VersionMismatch);
+    // Two builds of one release: what differs is named.
+    let text = error.to_string();
+    let (ours, theirs) = (PROTOCOL_VERSION, PROTOCOL_VERSION + 1);
+    assert!(
+        text.contains(&format!("(protocol {ours})"))
+            && text.contains(&format!("(protocol {theirs})")),
+        "{text}"
+    );
 }
 
 #[test]

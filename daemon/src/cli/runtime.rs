@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use dragon_protocol::attach::{
-    AttachHello, AttachReply, HELLO_MAGIC, REPLY_MAGIC, ROLE_INSPECT, release_bytes, release_text,
+    AttachHello, AttachReply, HELLO_MAGIC, REPLY_MAGIC, ROLE_INSPECT, mismatch_text, release_bytes,
 };
 use dragon_protocol::control::{ClientReply, ClientRequest};
 use dragon_protocol::inspect::{Inspect, NodeAnswer, Scope, Subject};
-use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, RELEASE, env, frame};
+use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, env, frame};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::tools::{Ask, Which};
@@ -256,10 +256,8 @@ impl Conversation {
         let mut body = vec![0; reply.body.get().min(LONGEST_REFUSAL) as usize];
         silent(stream.read_exact(&mut body))?;
         if reply.protocol.get() != PROTOCOL_VERSION {
-            bail!(
-                "this command is of release {RELEASE}, the runtime of release {}; load the environment with which the job was started",
-                release_text(reply.release)
-            );
+            let ours = (release_bytes(), PROTOCOL_VERSION.into());
+            bail!(mismatch_text(ours, (reply.release, reply.protocol)));
         }
         if reply.status.get() != Code::Ok.to_i32().cast_unsigned() {
             bail!("{}", String::from_utf8_lossy(&body));
