@@ -78,7 +78,7 @@ fn is_kept(metadata: &tracing::Metadata<'_>) -> bool {
         && metadata.target().starts_with("dragon")
 }
 
-/// Says something on standard error, whatever the filter says, and keeps it.
+/// Says something on standard error, whatever the filter says, and keeps it: how a daemon tells its user what went wrong.
 pub fn say(text: &str) {
     eprintln!("dragon: {text}");
     add(LogLevel::Error, "dragon", text.to_owned());

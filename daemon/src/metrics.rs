@@ -259,6 +259,16 @@ fn text_of(status: &NodeStatus, pools: &[PoolRow]) -> String {
         "Nodes of the runtime that are up.",
         status.nodes_up.into(),
     );
+    page.gauge(
+        "nodes_down",
+        "Nodes of the runtime that are lost.",
+        status.nodes_down.len() as u64,
+    );
+    page.gauge(
+        "membership_epoch",
+        "The epoch in which who is up was agreed on.",
+        status.epoch,
+    );
     page.gauge("uptime_seconds", "Since the daemon began.", status.uptime_s);
     page.gauge("cpus", "CPUs granted on the node.", status.cpus.into());
     page.gauge(

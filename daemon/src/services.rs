@@ -39,6 +39,7 @@ use crate::cli::{RUNTIME_FAILED, TIME_IS_UP};
 use crate::config::{keys, value::Value};
 use crate::forker::Forker;
 use crate::groups::{Due, Groups};
+use crate::journal;
 use crate::link::{self, Link};
 use crate::listener::Listener;
 use crate::membership::Input;
@@ -316,7 +317,7 @@ impl Daemon {
         let program = match program::resolve(&self.job.program) {
             Ok(program) => program,
             Err(no) if first => {
-                eprintln!("dragon: {}", no.text);
+                journal::say(&no.text);
                 return Err(End {
                     code: no.code,
                     why: no.text,
@@ -549,7 +550,7 @@ impl Signals {
         tokio::select! {
             limit = time_is_up => {
                 let why = format!("the time limit of {} is over", Value::Time(limit));
-                eprintln!("dragon: {why}; the job ends");
+                journal::say(&format!("{why}; the job ends"));
                 end(TIME_IS_UP, &why)
             }
             _ = self.child.recv() => Signalled::Child,

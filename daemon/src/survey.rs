@@ -55,6 +55,8 @@ pub struct Known {
     pub nodes_up: u32,
     /// Nodes that are lost.
     pub nodes_down: Vec<u32>,
+    /// The epoch of the view that says so.
+    pub epoch: u64,
     /// The node that runs global services.
     pub global_services: u32,
     /// Where numbers are told to a monitoring system.
@@ -131,6 +133,7 @@ impl View {
             uptime_s: known.begin.elapsed().as_secs(),
             nodes_up: known.nodes_up,
             nodes_down: known.nodes_down.clone(),
+            epoch: known.epoch,
             global_services: known.global_services,
             cpus: control.words().cpus.load(Ordering::Relaxed),
             memory_bytes: known.memory,

@@ -134,6 +134,8 @@ pub struct NodeStatus {
     pub nodes_up: u32,
     /// Those that it knows to be lost.
     pub nodes_down: Vec<u32>,
+    /// The epoch in which that was agreed on; 0 as long as all nodes are up. It only grows.
+    pub epoch: u64,
     /// The node that runs global services.
     pub global_services: u32,
     /// CPUs granted on this node.

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("dragon: {error:#}");
+            journal::say(&format!("{error:#}"));
             ExitCode::from(RUNTIME_FAILED)
         }
     }
@@ -92,10 +92,10 @@ fn prefer_the_users_release() {
         let error = Command::new(&theirs)
             .args(std::env::args_os().skip(1))
             .exec();
-        eprintln!(
-            "dragon: {} was not started ({error}); going on with release {}",
+        journal::say(&format!(
+            "{} was not started ({error}); going on with release {}",
             theirs.display(),
             dragon_protocol::RELEASE
-        );
+        ));
     }
 }

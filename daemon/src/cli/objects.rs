@@ -1,5 +1,6 @@
 //! `dragon status`, `ps`, `channels`, `pools` and `logs`: what the daemons answer, as tables or JSON.
 
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
@@ -113,7 +114,8 @@ fn follow(arguments: &Logs, filter: LogFilter) -> Result<u8> {
     enter_job(&arguments.ask.which)?;
     let mut conversation = Conversation::with(&find(&arguments.ask.which, None)?)?;
     conversation.begin(&ClientRequest::FollowLogs(filter, arguments.ask.scope()))?;
-    loop {
+    // Between lines much time may pass: whoever reads them may be gone before the next one comes.
+    while conversation.comes_while_read(&io::stdout())? {
         let ClientReply::Logged(batch) = conversation.hear()? else {
             continue;
         };
@@ -129,6 +131,7 @@ fn follow(arguments: &Logs, filter: LogFilter) -> Result<u8> {
             }
         }
     }
+    Ok(0)
 }
 
 /// Prints the rows of all nodes.
@@ -213,7 +216,11 @@ fn status_text(nodes: &[NodeStatus]) -> String {
         let down: Vec<_> = first.nodes_down.iter().map(u32::to_string).collect();
         text += &format!(", down: {}", down.join(", "));
     }
-    text += &format!("; global services on node {}\n\n", first.global_services);
+    text += &format!("; global services on node {}", first.global_services);
+    if first.epoch > 0 {
+        text += &format!(", epoch {}", first.epoch);
+    }
+    text += "\n\n";
     text += &node_table(nodes).text();
     let mut peers = Table::new(&[
         "NODE",

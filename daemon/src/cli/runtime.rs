@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -18,6 +19,8 @@ use dragon_protocol::attach::{
 use dragon_protocol::control::{ClientReply, ClientRequest};
 use dragon_protocol::inspect::{Inspect, NodeAnswer, Scope, Subject};
 use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, env, frame};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::tools::{Ask, Which};
@@ -305,6 +308,26 @@ impl Conversation {
         self.stream
             .write_all(&bytes)
             .context("the runtime has ended")
+    }
+
+    /// Waits until the next answer comes. False: nobody reads `out` any more.
+    ///
+    /// # Errors
+    /// When the system cannot wait.
+    pub fn comes_while_read(&self, out: &impl AsFd) -> Result<bool> {
+        loop {
+            // A pipe without a reader, or a terminal that is gone, says so unasked.
+            let mut both = [
+                PollFd::new(&self.stream, PollFlags::IN),
+                PollFd::new(out, PollFlags::empty()),
+            ];
+            match poll(&mut both, None) {
+                Ok(_) if !both[1].revents().is_empty() => return Ok(false),
+                Ok(_) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error).context("cannot wait for the daemon"),
+            }
+        }
     }
 
     /// The next answer.

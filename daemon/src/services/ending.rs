@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Daemon, End, Event, Signals};
 use crate::adapter::Manager;
+use crate::journal;
 use crate::link::Link;
 use crate::sweep;
 
@@ -76,7 +77,9 @@ impl Daemon {
             .await;
         lost |= timeout_at(last, self.sink.flush()).await.is_err();
         if lost {
-            eprintln!("dragon: output was lost: its reader took none of it for {SLOW:?}");
+            journal::say(&format!(
+                "output was lost: its reader took none of it for {SLOW:?}"
+            ));
         }
         if let Some(parent) = self.parent.take() {
             parent.post(PeerMessage::Ended);
@@ -205,15 +208,17 @@ impl Daemon {
         if self.job.node != NodeIndex::FIRST || names.is_empty() {
             return;
         }
-        eprintln!(
-            "dragon: {} did not end within {BELOW:?}; step {step} is cancelled",
+        journal::say(&format!(
+            "{} did not end within {BELOW:?}; step {step} is cancelled",
             names.join(", ")
-        );
+        ));
         if let Err(error) = std::process::Command::new("scancel")
             .args(["-s", "KILL", step])
             .status()
         {
-            eprintln!("dragon: scancel failed: {error}; type scancel -s KILL {step}");
+            journal::say(&format!(
+                "scancel failed: {error}; type scancel -s KILL {step}"
+            ));
         }
     }
 

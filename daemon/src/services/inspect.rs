@@ -85,10 +85,25 @@ impl Daemon {
         if nodes.iter().any(|info| info.node == node) {
             return Ok(());
         }
-        let last = nodes.last().map_or(0, |info| info.node.get());
-        Err(format!(
-            "there is no node {node} in this runtime; its nodes are 0 to {last}"
-        ))
+        let hosts = self.job.hosts.len();
+        Err(match self.job.hosts.get(node.get() as usize) {
+            Some(host) => format!(
+                "node {node} ({host}) is lost; {} nodes are left",
+                nodes.len()
+            ),
+            None => format!(
+                "there is no node {node} in this runtime; its nodes are 0 to {}",
+                hosts.saturating_sub(1)
+            ),
+        })
+    }
+
+    /// The nodes that were members once, and are no more.
+    fn nodes_down(&self) -> Vec<u32> {
+        let nodes = &self.membership.nodes;
+        let is_up = |node: &u32| nodes.iter().any(|info| info.node.get() == *node);
+        let all = 0..u32::try_from(self.job.hosts.len()).unwrap_or(u32::MAX);
+        all.filter(|node| !is_up(node)).collect()
     }
 
     /// Another daemon asks, for itself or for those on its side of the tree.
@@ -222,7 +237,8 @@ impl Daemon {
             host: self.job.host(me).to_owned(),
             memory: info.map_or(0, |info| info.memory),
             nodes_up: u32::try_from(nodes.len()).unwrap_or(u32::MAX),
-            nodes_down: Vec::new(),
+            nodes_down: self.nodes_down(),
+            epoch: self.cluster.epoch(),
             global_services: self.membership.global_services.get(),
             metrics: self
                 .metrics

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::{Daemon, End, Other};
 use crate::cli::RUNTIME_FAILED;
 use crate::config::keys;
+use crate::journal;
 use crate::link::Link;
 use crate::membership::{Input, Limits, Members, Output, Time, Why};
 
@@ -45,6 +46,12 @@ impl Membership {
     pub(super) fn answers(&self) -> bool {
         let leased = |members: &Members| members.answers(now());
         !self.stopped && self.members.as_ref().is_none_or(leased)
+    }
+
+    /// The epoch of the view that is in force: 0 before the first change.
+    pub(super) fn epoch(&self) -> u64 {
+        let view = self.members.as_ref().map(Members::view);
+        view.map_or(0, |view| view.epoch)
     }
 
     /// Whether a node is a member still.
@@ -123,7 +130,7 @@ impl Daemon {
         let actions = self.groups.node_down(node);
         self.act(actions);
         let why = format!("node {node} ({}) is lost", self.job.host(node));
-        eprintln!("dragon: {why}; the job ends");
+        journal::say(&format!("{why}; the job ends"));
         if let Some(parent) = &self.parent {
             parent.post(PeerMessage::Failed(why.clone()));
         }
@@ -152,7 +159,7 @@ impl Daemon {
             }
             Why::NoMajority => format!("node {me} ({host}) reaches no majority of the nodes"),
         };
-        eprintln!("dragon: {why}; its processes end");
+        journal::say(&format!("{why}; its processes end"));
         End {
             code: RUNTIME_FAILED,
             why,
@@ -166,9 +173,9 @@ impl Daemon {
             let host = self.job.host(*node).to_owned();
             if first == self.job.node {
                 let left = view.members.len();
-                eprintln!(
-                    "dragon: node {node} ({host}) is lost; the job goes on with {left} nodes"
-                );
+                journal::say(&format!(
+                    "node {node} ({host}) is lost; the job goes on with {left} nodes"
+                ));
             }
             self.node.node_down(*node);
             self.creators_gone(|creator| creator.node == *node);
@@ -271,7 +278,7 @@ impl Daemon {
         let why = format!(
             "node 0 ({first}) was lost with the program, and all other processes have ended"
         );
-        eprintln!("dragon: {why}");
+        journal::say(&why);
         Some(End {
             code: RUNTIME_FAILED,
             why,

@@ -12,6 +12,7 @@ use super::processes::Creator;
 use super::starting::StartedFor;
 use super::{Daemon, End, Event, Other};
 use crate::cli::RUNTIME_FAILED;
+use crate::journal;
 use crate::link::{self, Link};
 
 impl Daemon {
@@ -211,7 +212,7 @@ impl Daemon {
                 });
             }
             PeerMessage::Failed(why) => {
-                eprintln!("dragon: node {node} ({}): {why}", self.job.host(node));
+                journal::say(&format!("node {node} ({}): {why}", self.job.host(node)));
                 return Some(End {
                     code: RUNTIME_FAILED,
                     why,

@@ -20,6 +20,7 @@ use crate::cli::RUNTIME_FAILED;
 use crate::config::keys;
 use crate::forker::{Fork, Source, null, path};
 use crate::groups::MemberKey;
+use crate::journal;
 use crate::output::Label;
 use crate::program;
 use crate::reservations::{Held, Shortage};
@@ -82,7 +83,7 @@ impl Daemon {
         };
         let object = self.node.create_process().map_err(|(_, text)| {
             let why = format!("the head program was not started: {text}");
-            eprintln!("dragon: {why}");
+            journal::say(&why);
             End {
                 code: RUNTIME_FAILED,
                 why,
@@ -508,7 +509,7 @@ impl Daemon {
                 self.node.forget_process(object);
                 self.give_back(number);
                 if process.head {
-                    eprintln!("dragon: {text}");
+                    journal::say(&text);
                     return Some(End {
                         code: program::NOT_EXECUTABLE,
                         why: text,
