@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod commands;
 pub mod doctor;
+pub mod enter;
 pub mod habits;
 pub mod hosts;
 pub mod launcher;

@@ -6,7 +6,7 @@
 mod members;
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use dragon_tests::local::{binary, dragon, eventually_empty, repository};
 use dragon_tests::nodes::Nodes;
@@ -27,6 +27,10 @@ fn main() -> ExitCode {
                 one_way_to_another_node_is_cut,
             ),
             ("the_first_node_is_cut_off", the_first_node_is_cut_off),
+            (
+                "who_attaches_to_a_node_elsewhere_is_told_where_it_is",
+                who_attaches_to_a_node_elsewhere_is_told_where_it_is,
+            ),
         ],
     )
 }
@@ -101,6 +105,25 @@ fn one_way_to_another_node_is_cut(nodes: &Nodes) {
     let ends = ["the others went on without it", "reaches no majority"];
     assert!(ends.iter().any(|end| done.err.contains(end)), "{story}");
     assert_eq!(done.code, Some(7), "{story}");
+    nothing_left(nodes);
+}
+
+/// There is no way there but the one that the user has.
+fn who_attaches_to_a_node_elsewhere_is_told_where_it_is(nodes: &Nodes) {
+    let job = start(nodes);
+    let command = nodes.folder().join("dragon");
+    let attach = [command.to_str().unwrap(), "attach", "--node"];
+    let done = nodes.on("n1", &[&attach[..], &["1", "true"]].concat());
+    assert_eq!(done.code, Some(125), "{}", done.err);
+    for text in ["is on n2, and not on this machine", "--node 1"] {
+        assert!(done.err.contains(text), "{}", done.err);
+    }
+    let there = nodes.on("n2", &[&attach[..], &["1", "true"]].concat());
+    assert_eq!(there.code, Some(0), "{}", there.err);
+    let launcher = job.launcher.id().to_string();
+    let ended = Command::new("kill").args(["-TERM", &launcher]).status();
+    assert!(ended.unwrap().success());
+    assert_eq!(job.end().code, Some(128 + 15));
     nothing_left(nodes);
 }
 

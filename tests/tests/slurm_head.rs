@@ -44,6 +44,10 @@ fn main() -> ExitCode {
             ("several_tasks_on_a_node", several_tasks_on_a_node),
             ("two_jobs_at_once", two_jobs_at_once),
             ("another_user_cannot_attach", another_user_cannot_attach),
+            (
+                "a_job_is_entered_from_outside_and_from_inside",
+                a_job_is_entered_from_outside_and_from_inside,
+            ),
             ("cancelled_job_leaves_nothing", cancelled_job_leaves_nothing),
             (
                 "signal_for_the_program_reaches_it",
@@ -290,6 +294,70 @@ fn another_user_cannot_attach(cluster: &Cluster) {
     let alice = run(&mut cluster.on("n1", ["/usr/bin/python3", "-c", attack]));
     let came = alice.out.trim().parse::<u32>();
     assert!(came.is_ok_and(|bytes| bytes > 0), "{alice:?}");
+    cluster.login(["scancel", "-u", "alice"]);
+    let _ = finish(child);
+    cluster.assert_nothing_left();
+}
+
+/// A command that starts a program, which tells where it is and what its runtime is.
+fn shows<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    [
+        words,
+        &["sh", "-c", "echo $DRAGON_RUNTIME on $(hostname); exit 7"],
+    ]
+    .concat()
+}
+
+fn a_job_is_entered_from_outside_and_from_inside(cluster: &Cluster) {
+    let (child, _out) = ready(cluster, "echo ready; sleep 1000");
+    let jobs = cluster.login(["squeue", "-h", "-t", "R", "-o", "%i"]);
+    let job = jobs.out.trim();
+    // What ran is a program of the node: by the name of its runtime, and by its host.
+    let is_on = |done: &Finished, node: u32| {
+        assert_eq!(done.code, Some(7), "{done:?}");
+        let runtime = format!("/{job}.0/{node}/");
+        let host = format!(" on n{}\n", node + 1);
+        let here = done.out.contains(&runtime) && done.out.ends_with(&host);
+        assert!(here, "not on node {node}: {done:?}");
+    };
+    let attach = ["dragon", "attach", "--job", job];
+    is_on(&cluster.login(shows(&attach)), 0);
+    let to_last = [&attach[..], &["--node", "2"]].concat();
+    is_on(&cluster.login(shows(&to_last)), 2);
+    let step = [
+        "srun",
+        "--overlap",
+        "--jobid",
+        job,
+        "-w",
+        "n2",
+        "-N1",
+        "-n1",
+    ];
+    let inside = |words: &[&str]| cluster.login(shows(&[&step[..], words].concat()));
+    is_on(&inside(&["dragon", "attach"]), 1);
+    is_on(&inside(&["dragon", "attach", "--node", "2"]), 2);
+    // On a node of the job, but in no step of it.
+    let beside = run(&mut cluster.on("n1", shows(&["dragon", "attach", "--node", "1"])));
+    is_on(&beside, 1);
+
+    let nodes = cluster.login(["dragon", "status", "--job", job, "--all-nodes"]);
+    assert_eq!(nodes.code, Some(0), "{nodes:?}");
+    assert!(nodes.out.contains("3 nodes up"), "{nodes:?}");
+    let one = cluster.login(["dragon", "ps", "--job", job, "--node", "0", "--json"]);
+    assert!(one.out.contains("sleep 1000"), "{one:?}");
+    let nowhere = cluster.login(shows(&[&attach[..], &["--node", "3"]].concat()));
+    assert_eq!(nowhere.code, Some(125), "{nowhere:?}");
+    assert!(
+        nowhere
+            .err
+            .contains("there is no node 3 in this runtime; its nodes are 0 to 2")
+            && nowhere.err.contains("its node 3 is"),
+        "{nowhere:?}"
+    );
+    let nobodys = cluster.login(["dragon", "attach", "--job", "999999", "true"]);
+    assert_ne!(nobodys.code, Some(0), "{nobodys:?}");
+    assert!(nobodys.err.contains("job"), "{nobodys:?}");
     cluster.login(["scancel", "-u", "alice"]);
     let _ = finish(child);
     cluster.assert_nothing_left();

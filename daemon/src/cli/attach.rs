@@ -12,7 +12,8 @@ use anyhow::{Result, anyhow};
 use dragon_protocol::env;
 
 use super::RUNTIME_FAILED;
-use super::runtime::{Conversation, enter_job, find};
+use super::enter::{enter_job, enter_node};
+use super::runtime::{Conversation, find};
 use super::tools::Attach;
 use crate::program::{self, NOT_EXECUTABLE};
 
@@ -33,7 +34,10 @@ pub fn run(arguments: &Attach) -> ExitCode {
 }
 
 fn prepare(arguments: &Attach) -> Result<Result<Command, program::Refusal>> {
-    enter_job(&arguments.which)?;
+    match arguments.node {
+        Some(node) => enter_node(&arguments.which, node)?,
+        None => enter_job(&arguments.which)?,
+    }
     let found = find(&arguments.which, arguments.node)?;
     // It answers, it is this user's, and of this release: otherwise the program would only fail later.
     drop(Conversation::with(&found)?);

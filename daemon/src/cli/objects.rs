@@ -12,7 +12,8 @@ use dragon_protocol::inspect::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::runtime::{Conversation, ask, enter_job, find};
+use super::enter::enter_job;
+use super::runtime::{Conversation, ask, find};
 use super::table::{Table, bytes, duration, print};
 use super::tools::{Ask, Logs};
 

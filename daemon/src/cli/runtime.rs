@@ -4,12 +4,10 @@
 //! checked as the daemon checks who connects: a stranger's runtime is left alone.
 
 use std::fmt;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::enter::enter_job;
 use super::tools::{Ask, Which};
 
 /// How much longer than the nodes' answers take the daemon of this node may think.
@@ -147,7 +146,7 @@ fn choose(
 }
 
 /// Whether a runtime belongs to a job: by its name, or as one of its steps.
-fn is_job(name: &str, wanted: &str) -> bool {
+pub(super) fn is_job(name: &str, wanted: &str) -> bool {
     let step = name.strip_prefix(wanted);
     step.is_some_and(|step| step.is_empty() || step.starts_with('.'))
 }
@@ -165,55 +164,12 @@ fn of_job(all: &[Found], job: &str, node: Option<NodeIndex>) -> Result<Found> {
     })
 }
 
-fn these(all: &[Found]) -> String {
+pub(super) fn these(all: &[Found]) -> String {
     let mut jobs: Vec<_> = all.iter().map(|found| &*found.job).collect();
     jobs.dedup();
     match jobs.as_slice() {
         [] => "; no runtime of yours runs on this machine".to_owned(),
         some => format!("; on this machine run: {}", some.join(", ")),
-    }
-}
-
-/// Runs this very command inside a job of the workload manager, when the runtime is not on this machine. Does not return
-/// when it could be started.
-///
-/// # Errors
-/// When there is no job, no workload manager, or the command cannot be started; otherwise it returns at once with `Ok` when
-/// there is nothing to be done.
-pub fn enter_job(which: &Which) -> Result<()> {
-    let Some(job) = which.job.as_deref().filter(|_| !which.inside) else {
-        return Ok(());
-    };
-    if listening()?.iter().any(|found| is_job(&found.job, job)) {
-        return Ok(());
-    }
-    // Slurm's jobs have numbers, and their steps another one behind a dot.
-    let number = job.split('.').next().unwrap_or_default();
-    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Ok(());
-    }
-    let own = std::env::current_exe().context("cannot find this command's own path")?;
-    let mut command = Command::new("srun");
-    command.args(["--overlap", "--nodes=1", "--ntasks=1", "--quiet"]);
-    command.arg(format!("--jobid={number}"));
-    if io::stdin().is_terminal() && io::stdout().is_terminal() {
-        command.arg("--pty");
-    }
-    let mut words = std::env::args_os().skip(1);
-    command
-        .arg(own)
-        .args(words.next())
-        .arg("--inside")
-        .args(words);
-    // What names the runtime of this shell means nothing there.
-    command.env_remove(env::RUNTIME);
-    let error = command.exec();
-    match error.kind() {
-        io::ErrorKind::NotFound => bail!(
-            "no runtime of yours on this machine is of job {job}, and there is no srun to look for it in a job of Slurm{}",
-            these(&listening()?)
-        ),
-        _ => Err(error).context("srun cannot be started"),
     }
 }
 

@@ -41,6 +41,7 @@ Examples:
   dragon attach                        a shell in the one runtime of yours on this machine
   dragon attach prog.py --its-option   a program
   dragon attach --job 4711 prog.py     of several runtimes; or in Slurm's job 4711, from outside
+  dragon attach --job 4711 --node 2    a shell on another node of it (srun --overlap takes you there)
 
 The runtime is the one that DRAGON_RUNTIME names, else that of the Slurm job which this shell is in, else the only one of
 yours on this machine.";
@@ -64,7 +65,7 @@ pub struct Attach {
     #[command(flatten)]
     pub which: Which,
 
-    /// On this node of the runtime, where it is on this machine.
+    /// On this node of the runtime: on this machine, or anywhere in a job of Slurm.
     #[arg(short, long, value_name = "N", value_parser = node)]
     pub node: Option<NodeIndex>,
 

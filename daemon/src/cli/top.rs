@@ -23,7 +23,8 @@ use ratatui::widgets::{Row, Table};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::runtime::{Conversation, enter_job, find};
+use super::enter::enter_job;
+use super::runtime::{Conversation, find};
 use super::table::{bytes, duration, print};
 use super::tools::Top;
 
