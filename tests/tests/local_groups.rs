@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::process::parent_id;
 use std::path::Path;
@@ -15,7 +15,8 @@ use dragon::{
     Code, Deadline, Descriptor, Group, Lives, MemberInfo, MemberState, NodeIndex, Policy,
     RestartWhen, Session, Spawn, Stdio,
 };
-use dragon_tests::local::{Traces, dragon, eventually_empty, finish};
+use dragon_tests::local::{Traces, dragon, eventually_empty, finish, run};
+use serde_json::Value;
 
 const ROLE: &str = "DRAGON_TEST_GROUPS";
 const WHAT: &str = "DRAGON_TEST_WHAT";
@@ -76,6 +77,11 @@ fn a_killed_daemon_takes_all_members_with_it() {
 }
 
 #[test]
+fn members_are_listed_with_group_and_rank() {
+    head("listed");
+}
+
+#[test]
 fn the_first_node_is_not_asked_for_processes_of_others() {
     head("counts");
 }
@@ -97,6 +103,7 @@ fn child() {
         "daemon killed" => daemon_killed(),
         "counts" => counts(),
         "far creator" => far_creator(),
+        "listed" => listed(),
         other => panic!("{other}"),
     }
 }
@@ -182,6 +189,32 @@ fn places() {
     // The status of the group is that of the first one that failed.
     let group = Group::of(sh("exit $DRAGON_RANK")).start(4).unwrap();
     assert_eq!(group.wait(Deadline::Never).unwrap(), 1 << 8);
+}
+
+/// What `dragon ps` tells of them.
+fn listed() {
+    let group = Group::of(sh("sleep 1000")).start(4).unwrap();
+    let name = group.descriptor().object.to_string();
+    let done = run(&mut dragon(["ps", "--all-nodes", "--json"]));
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let listed: Value = serde_json::from_str(&done.out).unwrap();
+    let rows = listed["processes"].as_array().unwrap().iter();
+    // The head has no group.
+    let (members, others): (Vec<_>, Vec<_>) = rows.partition(|row| row["group"] == name);
+    assert!(
+        matches!(others[..], [head] if head["group"] == "" && head["rank"].is_null()),
+        "{done:?}"
+    );
+    let place = |member: MemberInfo| (member.rank, member.node.get());
+    let expected = group.members().unwrap().into_iter().map(place);
+    let told = members.iter().map(|row| {
+        let number = |name: &str| u32::try_from(row[name].as_u64().unwrap()).unwrap();
+        (number("rank"), number("node"))
+    });
+    let (expected, told): (BTreeSet<_>, BTreeSet<_>) = (expected.collect(), told.collect());
+    assert_eq!(told, expected, "{done:?}");
+    assert_eq!(told.len(), 4, "{done:?}");
+    group.kill().unwrap();
 }
 
 fn restarts() {
