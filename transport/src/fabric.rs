@@ -86,6 +86,11 @@ pub enum LinkError {
     /// The other side ended the link, or does not know it: its agent was restarted, or has given the link up.
     #[error("the other side has ended the link")]
     Ended,
+    /// One connection after the other stood, and none of them brought the next frame to the other side.
+    #[error(
+        "{0} connections stood, and none brought the next frame to the other side: a large one may not get through"
+    )]
+    Stuck(u32),
     /// The same node opened a newer link.
     #[error("the node opened a newer connection")]
     Superseded,

@@ -17,7 +17,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dragon_channels::{CREDIT, Channel, Error, Returns, SendOptions};
-use dragon_protocol::handshake::{Acceptor, HELLO, PROOF, Role};
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind, NEVER};
 use dragon_protocol::{Code, NodeIndex};
@@ -25,7 +24,7 @@ use dragon_transport::Body;
 use dragon_transport::fabric::tcp::{TcpConfig, TcpFabric};
 use dragon_transport::fabric::{Fabric, Frame, Handler, Incoming, Link, LinkError, PeerAddress};
 use rig::{POOL, channel, index, info, pattern, seen_by, until, watched};
-use victim::{Raw, header, key, node, open};
+use victim::{Raw, accepted, answer, header, key, node, open};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Counts the bytes that are allocated.
@@ -253,21 +252,46 @@ fn a_full_channel_and_an_empty_one_hold_up_no_other_of_the_same_link() {
     });
 }
 
+/// What nobody waits for has no other bound: the daemon's own messages, and what comes back.
+#[test]
+fn what_is_posted_to_a_node_that_reads_nothing_is_bounded() {
+    const POSTS: u64 = 24_000;
+    let _alone = alone();
+    let nodes = rig::tcp(&[POOL; 1]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let deaf_port = listener.local_addr().unwrap().port();
+    nodes[0].agent.set_peers(&[info(index(2), deaf_port)]);
+    let owned = channel(&nodes[0].client(), 1);
+    let mut object = owned.id();
+    object.node = index(2);
+    let before = allocated();
+    let post = |hint| nodes[0].agent.post(object, hint, vec![7; 4096]);
+    post(0);
+    let stream = deaf(&listener, index(2), 0);
+    for hint in 1..POSTS {
+        post(hint);
+        // Those that the agent has not looked at yet are the daemon's own.
+        let sent = || {
+            let stats = nodes[0].stats();
+            stats.messages_sent + stats.messages_lost
+        };
+        if hint % 1000 == 999 {
+            until("they are sent or dropped", || sent() == hint + 1);
+        }
+    }
+    let (stats, needs) = (nodes[0].stats(), since(before));
+    assert!(stats.messages_lost > 1000, "{stats:?}");
+    // What is queued, and what each of those needs besides.
+    assert!(needs <= 72 << 20, "{needs} bytes");
+    drop(listener);
+    drop(stream);
+    until("nothing is kept", || since(before) < 200_000);
+}
+
 /// A node that proves the key, lets a link be opened, says yes to so many requests, and reads nothing any more.
 fn deaf(listener: &TcpListener, me: NodeIndex, yes: u64) -> TcpStream {
-    let (mut stream, _) = listener.accept().unwrap();
-    let mut hello = [0; HELLO];
-    stream.read_exact(&mut hello).unwrap();
-    let accepted = Acceptor::new(&key(), Role::Data, me, &hello, 1, [3; 32]);
-    let (acceptor, answer) = accepted.unwrap();
-    stream.write_all(&answer).unwrap();
-    let mut message = [0; PROOF + FRAME_HEADER];
-    stream.read_exact(&mut message).unwrap();
-    let proof = message[..PROOF].try_into().unwrap();
-    acceptor.finish(proof).unwrap();
-    let open = FrameHeader::read_from_bytes(&message[PROOF..]).unwrap();
-    let agrees = header(FrameKind::Open, open.request.get());
-    stream.write_all(agrees.as_bytes()).unwrap();
+    let (mut stream, open) = accepted(listener, me);
+    answer(&mut stream, &open, Code::Ok, 0);
     for _ in 0..yes {
         let mut request = [0; FRAME_HEADER];
         stream.read_exact(&mut request).unwrap();

@@ -10,16 +10,18 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use dragon_protocol::Code;
 use dragon_protocol::wire::{
     APART, FRAME_HEADER, FrameHeader, FrameKind, MAX_PAYLOAD, PIECE, SPLIT,
 };
 use dragon_transport::Body;
 use dragon_transport::fabric::{Fabric, Frame, Link, PeerAddress};
 use rustix::net::sockopt;
-use victim::{Raw, Victim, WATCHDOG, header, node, open};
+use victim::{Raw, Victim, WATCHDOG, accepted, answer, header, node, open};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Passes bytes on between a node and another one's port, one connection after the other has come; each can be cut.
@@ -589,6 +591,142 @@ fn a_lane_that_the_other_side_has_just_begun_to_use_is_not_lost() {
     submit(&there, FrameKind::Request, sent);
     came(&far, "one more", sent + 1);
     assert!(near.seen().lost.is_empty());
+}
+
+/// As by a node that has just lost the connection of which it was to be one.
+#[test]
+fn a_lane_that_is_refused_is_asked_for_again() {
+    let near = Victim::start(|config| config.connections = 2);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    small_buffers(&listener);
+    let port = listener.local_addr().unwrap().port();
+    let (there, opened) = channel();
+    std::thread::spawn(move || {
+        loop {
+            there.send(accepted(&listener, node(1))).unwrap_or(());
+        }
+    });
+    near.fabric.set_peers(vec![PeerAddress {
+        node: node(1),
+        addresses: vec![(Ipv4Addr::LOCALHOST, port).into()],
+    }]);
+    let link = near.fabric.link(node(1)).unwrap();
+    let (mut first, open) = opened.recv().unwrap();
+    answer(&mut first, &open, Code::Ok, 0);
+    // Reads two frames at a time, and says so, as long as they come as a whole: so the socket is full again and again.
+    let (go_on, may) = channel();
+    std::thread::spawn(move || {
+        let mut frame = vec![0; FRAME_HEADER + bytes(0).len()];
+        for count in 1_u16.. {
+            let read = may.recv().is_ok() && first.read_exact(&mut frame).is_ok();
+            if !read || frame[0] & APART != 0 {
+                return;
+            }
+            let told = FrameHeader {
+                acknowledged: count.into(),
+                ..header(FrameKind::Acknowledge, 0)
+            };
+            let _ = first.write_all(told.as_bytes());
+        }
+    });
+    for code in [Code::Unreachable, Code::Unreachable, Code::Ok] {
+        let mut lane = None;
+        until("a lane is asked for", || {
+            if link.queued() < 8 << 20 {
+                while link.queued() < 8 << 20 {
+                    submit(&link, FrameKind::Request, 0);
+                }
+                for _ in 0..2 {
+                    go_on.send(()).unwrap_or(());
+                }
+            }
+            lane = opened.try_recv().ok();
+            lane.is_some()
+        });
+        let (mut lane, open) = lane.unwrap();
+        assert_eq!(open.arg1.get(), 2);
+        answer(&mut lane, &open, code, 0);
+        if code == Code::Ok {
+            until("two connections", || near.fabric.connections(node(1)) == 2);
+        } else {
+            Raw::from(lane).closed();
+            assert_eq!(near.fabric.connections(node(1)), 1);
+        }
+    }
+    // The link is none the worse for it.
+    assert!(near.seen().lost.is_empty());
+    assert_eq!(near.fabric.stats().reconnects, 0);
+}
+
+/// Nothing passes for a while, since the other side reads nothing; and pieces are under way all the same.
+#[test]
+fn a_lane_with_pieces_under_way_is_not_idle() {
+    let (near, far, link, mut sent) = two_in_use(60, 0);
+    {
+        let _held = far.seen();
+        more(&link, &mut sent);
+        // Links are looked at once a second, and idle ones give up their lanes with the second look.
+        pause(3500);
+    }
+    came(&far, "all of it", sent);
+    assert!(near.seen().lost.is_empty());
+    assert_eq!(near.fabric.stats().reconnects, 0);
+}
+
+/// A stopped node takes nothing, and its lanes count as cut sooner than the first does. It has as much time as without them.
+#[test]
+fn a_node_that_is_stopped_for_longer_than_a_lane_may_be_silent_is_not_lost() {
+    let broke = (0..20).any(|_| {
+        let (near, far, link, mut sent) = two_in_use(12, 1);
+        came(&far, "what filled them", sent);
+        let mut left = 2;
+        {
+            let _held = far.seen();
+            more(&link, &mut sent);
+            until("the lane breaks, and the connection with it", || {
+                left = near.fabric.connections(node(1));
+                left < 2
+            });
+            // Longer than a link is tried to be gone on with when its first lane breaks.
+            pause(if left == 0 { 2000 } else { 0 });
+        }
+        came(&far, "all of it", sent);
+        assert!(near.seen().lost.is_empty());
+        // The lane may have been idle just then, and so given up.
+        left == 0 && near.fabric.stats().reconnects > 0
+    });
+    assert!(broke, "no lane ever broke");
+}
+
+/// Two nodes and a link whose two connections are in use, and how many frames were submitted.
+fn two_in_use(silence: u32, reconnect: u64) -> (Victim, Victim, Arc<dyn Link>, u64) {
+    let [near, far] = [0, 1].map(|n| {
+        Victim::start(|config| {
+            config.node = node(n);
+            config.connections = 2;
+            config.silence_s = silence;
+            config.reconnect_s = reconnect;
+        })
+    });
+    let relay = Relay::to(far.port());
+    let link = link(&near, 1, relay.port);
+    let mut sent = 0;
+    until("two connections", || {
+        let there = [(&near, 1), (&far, 0)].map(|(v, n)| v.fabric.connections(node(n)));
+        if there != [2, 2] && link.queued() == 0 {
+            fill(&link, FrameKind::Request, &mut sent, &far);
+        }
+        there == [2, 2]
+    });
+    (near, far, link, sent)
+}
+
+/// Submits more than the connections take.
+fn more(link: &Arc<dyn Link>, sent: &mut u64) {
+    while link.queued() < 8 << 20 {
+        submit(link, FrameKind::Request, *sent);
+        *sent += 1;
+    }
 }
 
 #[test]

@@ -9,21 +9,21 @@ mod victim;
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use dragon_protocol::handshake::{ANSWER, HELLO, PROOF};
+use dragon_protocol::handshake::{ANSWER, Acceptor, HELLO, PROOF, Role};
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind, MAX_PAYLOAD, Target};
 use dragon_protocol::{Code, ObjectId, ObjectKind};
-use dragon_transport::fabric::{Fabric, Frame, Link};
+use dragon_transport::fabric::{Fabric, Frame, Link, PeerAddress};
 use dragon_transport::{Body, fabric::tcp::TcpConfig};
 use rig::{POOL, channel, seen_by, watched};
 use tracing::field::{Field, Visit};
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber, dispatcher, span};
 use zerocopy::{FromBytes, IntoBytes};
 
-use victim::{Greeted, Raw, Victim, closed, header, hello, key, node, open, open_again};
+use victim::{Greeted, Raw, Victim, answer, closed, header, hello, key, node, open, open_again};
 
 /// What is wrong with a header, and how it becomes so.
 type Spoilt = (&'static str, fn(&mut FrameHeader));
@@ -239,6 +239,54 @@ fn a_recorded_exchange_is_refused_at_each_step() {
             victim.wait_for("the first one", |seen| seen.up == 2);
             stream
         });
+    }
+}
+
+/// The same towards the side that connects: who has recorded what a node answered once cannot be taken for it later.
+#[test]
+fn a_recorded_answer_is_refused() {
+    let victim = Victim::start(|_| {});
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    victim.fabric.set_peers(vec![PeerAddress {
+        node: node(1),
+        addresses: vec![(Ipv4Addr::LOCALHOST, port).into()],
+    }]);
+    let connects = || {
+        let link = victim.fabric.link(node(1)).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut hello = [0; HELLO];
+        stream.read_exact(&mut hello).unwrap();
+        (link, stream, hello)
+    };
+    let (link, mut stream, hello) = connects();
+    let accepted = Acceptor::new(&key(), Role::Data, node(1), &hello, 1, [3; 32]);
+    let recorded = accepted.unwrap().1;
+    stream.write_all(&recorded).unwrap();
+    let mut message = [0; PROOF + FRAME_HEADER];
+    stream.read_exact(&mut message).unwrap();
+    let open = FrameHeader::read_from_bytes(&message[PROOF..]).unwrap();
+    answer(&mut stream, &open, Code::Ok, 0);
+    victim.wait_for("a link", |seen| seen.up == 1);
+    link.close();
+    victim.wait_for("its end", |seen| seen.lost.len() == 1);
+    let mut hellos = vec![hello];
+    for lost in 2..=3 {
+        let (_, mut stream, hello) = connects();
+        hellos.push(hello);
+        stream.write_all(&recorded).unwrap();
+        assert_eq!(closed(stream), b"", "nothing is said to a replay");
+        victim.wait_for("the end", |seen| seen.lost.len() == lost);
+        let reason = victim.seen().lost[lost - 1].clone();
+        assert!(reason.contains("does not prove the job key"), "{reason}");
+    }
+    for (n, hello) in hellos.iter().enumerate() {
+        let same = |other: &[u8; HELLO]| other[32..64] == hello[32..64];
+        assert_eq!(
+            hellos.iter().position(same),
+            Some(n),
+            "a challenge comes twice"
+        );
     }
 }
 

@@ -527,3 +527,25 @@ fn a_question_goes_whose_process_died_before_it_told_the_agent() {
         }
     });
 }
+
+/// The same with the last handle of a set: of that nothing is left by which the process's end could lead to the question.
+#[test]
+fn a_question_goes_whose_process_died_with_its_set_gone_and_the_agent_not_told() {
+    on_each(2, |nodes| {
+        let far = nodes[1].client();
+        let (owned, dying) = (channel(&far, 4), nodes[0].client());
+        let set = waiting_set(nodes, &dying, &owned);
+        let control = &nodes[0].control;
+        let gateway = control.gateway().unwrap();
+        let nobodys = channel(&nodes[0].daemon, 4);
+        control.set_gateway(nobodys.id());
+        drop(set);
+        control.set_gateway(gateway);
+        assert_eq!(nobodys.attributes().unwrap().messages, 1);
+        assert_eq!(nodes[1].stats().parked, 1);
+        nodes[0].dies(dying.slot());
+        until("the question is taken back", || {
+            nodes[1].stats().parked == 0 && nodes[0].stats().pending == 0
+        });
+    });
+}

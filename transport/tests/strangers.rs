@@ -83,13 +83,17 @@ fn a_recorded_proof_is_of_no_use() {
 
 #[test]
 fn a_flood_of_silent_connections_keeps_nobody_out() {
-    let victim = Victim::start(|config| config.half_open = 8);
+    // None of them goes for its time being over.
+    let victim = Victim::start(|config| {
+        config.half_open = 8;
+        config.handshake_s = 600;
+    });
     let flood: Vec<TcpStream> = (0..40).map(|_| victim.connect()).collect();
     let friend = Victim::start(|config| config.node = node(1));
     let _link = friend.link_to(&victim);
     victim.wait_for("a link", |seen| seen.up == 1);
-    // The oldest are closed without a word; at most eight of the flood stay until their deadline.
-    for stream in flood.into_iter().take(30) {
+    // The oldest are closed without a word: of one source two stay.
+    for stream in flood.into_iter().take(38) {
         assert_eq!(closed(stream), b"");
     }
     let mut late = victim.connect();
@@ -97,5 +101,5 @@ fn a_flood_of_silent_connections_keeps_nobody_out() {
     late.write_all(&[0; 80]).unwrap_or(());
     assert_eq!(closed(late), b"");
     assert_eq!(victim.fabric.stats().accepted, 1);
-    assert!(victim.fabric.stats().half_open <= 8);
+    assert!(victim.fabric.stats().half_open <= 2);
 }

@@ -20,22 +20,30 @@ use crate::survivor::{Maker, Sides, Survivor};
 struct Scene {
     /// Bytes of a message that is in the channel, in the queue and in the stream.
     filled: Option<usize>,
+    /// How many of them are in the channel.
+    messages: u64,
     /// The survivor has the lock, and there are no units.
     held: bool,
 }
 
 const EMPTY: Scene = Scene {
     filled: None,
+    messages: 1,
     held: false,
 };
 const SMALL: Scene = Scene {
     filled: Some(8),
     ..EMPTY
 };
+const SOME: Scene = Scene {
+    messages: 3,
+    ..SMALL
+};
 const BIG: Scene = Scene {
     filled: Some(HUGE),
     ..EMPTY
 };
+const SOME_BIG: Scene = Scene { messages: 3, ..BIG };
 const HELD: Scene = Scene {
     held: true,
     ..EMPTY
@@ -67,6 +75,12 @@ pub(super) const OPERATIONS: &[Operation] = &[
     far("far-receive-block", |s| rig(s, BIG), receives),
     far("far-receive-sleeps", |s| rig(s, EMPTY), receives),
     far("far-receive-into", |s| rig(s, SMALL), receives_into),
+    far("far-receive-many", |s| rig(s, SOME), receives_many),
+    far(
+        "far-receive-many-blocks",
+        |s| rig(s, SOME_BIG),
+        receives_many,
+    ),
     far("far-peek", |s| rig(s, BIG), peeks),
     far("far-poll-sleeps", |s| rig(s, EMPTY), polls),
     far("far-queue-send", |s| rig(s, EMPTY), queue_sends),
@@ -114,6 +128,11 @@ pub(super) const OPERATIONS: &[Operation] = &[
         "far-pool-copy-to",
         |s| rig(s, EMPTY),
         |m, w| with_block(m, w, |far, near| far.copy_to(1, near, 2, 8_000)),
+    ),
+    far(
+        "far-pool-copy-within",
+        |s| rig(s, EMPTY),
+        |m, w| with_block(m, w, |far, _| far.copy_within(2_000, 1, 6_000)),
     ),
     far(
         "far-pool-fill",
@@ -211,7 +230,9 @@ impl Survivor for Rig {
         let asked = objects.set.wait(Deadline::after(1_000_000));
         ensure!(asked == Err(Error::Timeout), "the set: {asked:?}");
         if let Some(length) = self.scene.filled {
-            send(&objects.channel[1], 3, length)?;
+            for _ in 0..self.scene.messages {
+                send(&objects.channel[1], 3, length)?;
+            }
             objects.queue[1].send(0, &bytes_of(3, length), 3, soon())?;
             let mut sender = objects.endpoint.open_send(soon())?;
             sender.send(&bytes_of(3, length), 0, soon())?;
@@ -320,6 +341,16 @@ fn receives(member: &Arc<Member>, words: &Words) -> Result<Act> {
     let channel = channel(member, words)?;
     Ok(Box::new(move || {
         checked(channel.receive(Deadline::Never)?).map(drop)
+    }))
+}
+
+/// Those that are there, each by a request of its own, and one more that finds nothing.
+fn receives_many(member: &Arc<Member>, words: &Words) -> Result<Act> {
+    let channel = channel(member, words)?;
+    Ok(Box::new(move || {
+        let messages = channel.receive_many(8, Deadline::Never)?;
+        ensure!(messages.len() == 3, "{} of 3 messages came", messages.len());
+        messages.into_iter().try_for_each(|m| checked(m).map(drop))
     }))
 }
 

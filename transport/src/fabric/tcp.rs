@@ -344,39 +344,55 @@ impl TcpFabric {
             }
             self.drop_lanes(io, session);
         }
-        self.proved(io, token);
-        let Some(connection) = io.connections.get_mut(&token) else {
+        if let Some(connection) = io.connections.get_mut(&token) {
+            connection.session.clone_from(&session);
+        }
+        let received = session.as_ref().map_or(0, |session| session.received());
+        let known = session.is_some();
+        let (Some(session), Some(connection)) =
+            (session, self.answer(io, token, open, known, received)?)
+        else {
             return Ok(());
-        };
-        self.tune(&connection.socket).map_err(LinkError::Network)?;
-        let code = if session.is_some() {
-            Code::Ok
-        } else {
-            Code::Unreachable
-        };
-        let answer = FrameHeader {
-            kind: FrameKind::Open as u8,
-            status: code.to_i32().into(),
-            request: open.request,
-            arg0: session
-                .as_ref()
-                .map_or(0, |session| session.received())
-                .into(),
-            ..FrameHeader::new_zeroed()
-        };
-        connection.session.clone_from(&session);
-        connection.agree(&answer)?;
-        let Some(session) = session else {
-            return Err(LinkError::Ended);
         };
         let sealer = connection.sealer();
         let socket = Arc::clone(&connection.socket);
         io.broken.retain(|(_, id)| *id != session.id);
         let (offset, received) = (peer.clock_offset, open.arg0.get());
         let open = (open.deadline.get(), received);
-        let stands = session.attach(socket, token, offset, open, sealer);
+        let limit = seconds(self.config.reconnect_s);
+        let stands = session.attach(socket, token, offset, open, limit, sealer);
         self.stood(&session, new, handler);
         stands
+    }
+
+    /// Answers who has proved the key, a stranger no more, and asks for a link or for a further lane of one. `known`: it is to
+    /// be had; `received`: frames of the link that are here.
+    fn answer<'a>(
+        &self,
+        io: &'a mut Io,
+        token: u64,
+        open: &FrameHeader,
+        known: bool,
+        received: u64,
+    ) -> Result<Option<&'a mut Connection>, LinkError> {
+        self.proved(io, token);
+        let Some(connection) = io.connections.get_mut(&token) else {
+            return Ok(None);
+        };
+        self.tune(&connection.socket).map_err(LinkError::Network)?;
+        let code = if known { Code::Ok } else { Code::Unreachable };
+        connection.agree(&FrameHeader {
+            kind: FrameKind::Open as u8,
+            status: code.to_i32().into(),
+            request: open.request,
+            arg0: received.into(),
+            ..FrameHeader::new_zeroed()
+        })?;
+        if known {
+            Ok(Some(connection))
+        } else {
+            Err(LinkError::Ended)
+        }
     }
 
     /// The node agrees to a link that this side opened.
@@ -402,7 +418,8 @@ impl TcpFabric {
         io.dials.remove(&session.id);
         let new = !session.is_up();
         let (offset, received) = (peer.clock_offset, open.arg0.get());
-        let stands = session.attach(socket, token, offset, (token, received), sealer);
+        let limit = seconds(self.config.reconnect_s);
+        let stands = session.attach(socket, token, offset, (token, received), limit, sealer);
         if new && session.is_up() {
             self.shared.opened.fetch_add(1, Ordering::Relaxed);
         }
@@ -453,7 +470,10 @@ impl TcpFabric {
         }
         let over = matches!(
             reason,
-            LinkError::Malformed(_) | LinkError::Ended | LinkError::ClosedHere
+            LinkError::Malformed(_)
+                | LinkError::Ended
+                | LinkError::ClosedHere
+                | LinkError::Stuck(_)
         );
         let stood_and_ends = self.config.reconnect_s == 0 && session.is_up();
         if over || stood_and_ends && session.token().is_none() {

@@ -3,16 +3,16 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dragon_protocol::NodeIndex;
-use dragon_protocol::handshake::{ANSWER, Connector, Role};
+use dragon_protocol::handshake::{ANSWER, Acceptor, Connector, HELLO, PROOF, Role};
 use dragon_protocol::key::JobKey;
 use dragon_protocol::wire::{FRAME_HEADER, FrameHeader, FrameKind};
+use dragon_protocol::{Code, NodeIndex};
 use dragon_transport::Body;
 use dragon_transport::fabric::tcp::{TcpConfig, TcpFabric};
 use dragon_transport::fabric::{Fabric, Frame, Handler, Incoming, Link, LinkError, PeerAddress};
@@ -234,6 +234,33 @@ pub(crate) fn closed(mut stream: TcpStream) -> Vec<u8> {
     bytes
 }
 
+/// The next connection that comes to node `me`, of one that proves the key, and what it opens: the answer comes next.
+pub(crate) fn accepted(listener: &TcpListener, me: NodeIndex) -> (TcpStream, FrameHeader) {
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut hello = [0; HELLO];
+    stream.read_exact(&mut hello).unwrap();
+    let accepted = Acceptor::new(&key(), Role::Data, me, &hello, 1, [3; 32]);
+    let (acceptor, answer) = accepted.unwrap();
+    stream.write_all(&answer).unwrap();
+    let mut message = [0; PROOF + FRAME_HEADER];
+    stream.read_exact(&mut message).unwrap();
+    let proof = message[..PROOF].try_into().unwrap();
+    acceptor.finish(proof).unwrap();
+    let open = FrameHeader::read_from_bytes(&message[PROOF..]).unwrap();
+    (stream, open)
+}
+
+/// Answers what a connection opens; `received`: frames of the link that have come.
+pub(crate) fn answer(stream: &mut TcpStream, open: &FrameHeader, code: Code, received: u64) {
+    let answer = FrameHeader {
+        status: code.to_i32().into(),
+        arg0: received.into(),
+        ..header(FrameKind::Open, open.request.get())
+    };
+    stream.write_all(answer.as_bytes()).unwrap();
+}
+
 /// A connection that has proved the key, byte by byte.
 pub(crate) struct Raw {
     pub(crate) stream: TcpStream,
@@ -309,6 +336,13 @@ impl Greeted {
         let header = FrameHeader::read_from_bytes(&answer[..FRAME_HEADER]).unwrap();
         let stream = self.stream;
         (Raw { stream, seal }, header)
+    }
+}
+
+impl From<TcpStream> for Raw {
+    /// One that is not encrypted.
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, seal: None }
     }
 }
 

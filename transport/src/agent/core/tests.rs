@@ -7,12 +7,15 @@ use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, RuntimeId};
 use dragon_shmem::thread::ReplyPayload;
 use dragon_shmem::{Control, Deadline, Error, Hooks, Member, Pool};
 
+use dragon_channels::stream;
+
 use super::super::late::{Ask, Asked, Chunk, Receiver};
 use super::super::owner::{Job, Origin};
 use super::super::requests::Caller;
-use super::{Core, header};
+use super::{Core, Payload, header};
 use crate::body::{Body, PoolBlock};
 use crate::fabric::mem::MemHub;
+use crate::fabric::{Fabric, Frame, Handler, Incoming, Link, LinkError};
 
 const RUNTIME: RuntimeId = RuntimeId(0xd2a6_0000_0000_0002);
 
@@ -28,6 +31,11 @@ impl Hooks for NoHooks {
 
 /// The core of a node that reaches no other, and a process of that node.
 fn alone() -> (Core, Arc<Member>) {
+    of(&MemHub::new())
+}
+
+/// The core of the first node of a hub, and a process of that node.
+fn of(hub: &MemHub) -> (Core, Arc<Member>) {
     let node = NodeIndex::new(0).unwrap();
     let control = Control::create(RUNTIME, node, 2).unwrap();
     let pool = Pool::create(RUNTIME, node, 0, 16 << 20).unwrap();
@@ -38,7 +46,7 @@ fn alone() -> (Core, Arc<Member>) {
     let daemon = member(control.claim_daemon_slot().unwrap());
     let client = member(control.claim_slot(std::process::id()).unwrap());
     let gateway = create_channel(&daemon, &ChannelOptions::default()).unwrap();
-    let fabric = Arc::new(MemHub::new().node(node));
+    let fabric = Arc::new(hub.node(node));
     (Core::new(daemon, node, fabric, gateway), client)
 }
 
@@ -176,4 +184,139 @@ fn many_who_wait_for_an_event_cost_as_much_as_there_are() {
         assert_eq!((owner.parked(), answers.len()), (0, 1000));
         assert_eq!(owner.attempts, 3 * WAITERS);
     });
+}
+
+/// The headers of the frames that came to a node.
+struct Came(Vec<FrameHeader>);
+
+impl Handler for Came {
+    fn land(&mut self, _: &Arc<dyn Link>, _: &FrameHeader) -> Option<Body> {
+        None
+    }
+
+    fn frame(&mut self, _: &Arc<dyn Link>, header: &FrameHeader, _: Incoming<'_>) {
+        self.0.push(*header);
+    }
+
+    fn up(&mut self, _: &Arc<dyn Link>) {}
+
+    fn lost(&mut self, _: &Arc<dyn Link>, _: bool, _: &LinkError, _: Vec<Frame>) {}
+}
+
+/// What the owner is asked for then, and with which arguments.
+type Undone = Option<(Op, [u64; 2])>;
+
+/// An owner that was silent for too long answers after all, when its caller has been told that it does not.
+#[test]
+fn what_a_late_reply_brings_is_given_back() {
+    let hub = MemHub::new();
+    let (core, client) = of(&hub);
+    let there = NodeIndex::new(1).unwrap();
+    let owner = hub.node(there);
+    let ok = Code::Ok;
+    let rows: [(Op, ObjectKind, Code, [u64; 2], Undone); 9] = [
+        (
+            Op::LockAcquire,
+            ObjectKind::Lock,
+            ok,
+            [0, 5],
+            Some((Op::LockRelease, [0, 5])),
+        ),
+        (
+            Op::LockAcquire,
+            ObjectKind::Lock,
+            Code::OwnerDied,
+            [0, 6],
+            Some((Op::LockRelease, [0, 6])),
+        ),
+        (
+            Op::LockAcquire,
+            ObjectKind::Lock,
+            Code::Timeout,
+            [0, 5],
+            None,
+        ),
+        (
+            Op::SemaphoreAcquire,
+            ObjectKind::Semaphore,
+            ok,
+            [3, 0],
+            Some((Op::SemaphoreRelease, [3, 0])),
+        ),
+        (
+            Op::Attach,
+            ObjectKind::Channel,
+            ok,
+            [0, 0],
+            Some((Op::Detach, [0, 0])),
+        ),
+        (
+            Op::StreamOpen,
+            ObjectKind::Stream,
+            ok,
+            [9, 0],
+            Some((Op::StreamClose, [stream::UNOPEN, 9])),
+        ),
+        (
+            Op::StreamAccept,
+            ObjectKind::Stream,
+            ok,
+            [9, 0],
+            Some((Op::StreamClose, [stream::UNACCEPT, 9])),
+        ),
+        (
+            Op::BlockAllocate,
+            ObjectKind::Pool,
+            ok,
+            [4096, 10],
+            Some((Op::BlockFree, [4096, 0])),
+        ),
+        (Op::EventWait, ObjectKind::Event, ok, [1, 0], None),
+    ];
+    for (op, kind, status, [arg0, arg1], expected) in rows {
+        let target = ObjectId { kind, ..endpoint() };
+        let slot = client.slot();
+        let caller = Caller::Thread {
+            slot,
+            thread: 0,
+            ticket: 1,
+        };
+        let request = FrameHeader {
+            slot: slot.index.into(),
+            slot_generation: slot.generation.into(),
+            deadline: 1.into(),
+            ..header(FrameKind::Request, op, target)
+        };
+        let mut came = Came(Vec::new());
+        core.request(caller, request, op, Body::empty());
+        owner.progress(&mut came, 0).unwrap();
+        let [asked] = came.0[..] else {
+            panic!("{:?}", came.0);
+        };
+        assert_eq!(core.requests().due(u64::MAX - 1).callers, [caller]);
+        let reply = FrameHeader {
+            kind: FrameKind::Reply as u8,
+            status: status.to_i32().into(),
+            arg0: arg0.into(),
+            arg1: arg1.into(),
+            ..asked
+        };
+        let link = core.fabric.link(there).unwrap();
+        came.0.clear();
+        core.reply(&*link, &reply, Payload::Small(&[]));
+        owner.progress(&mut came, 0).unwrap();
+        let undone = came.0.first().map(|undo| {
+            assert_eq!(
+                (undo.kind, undo.request.get()),
+                (FrameKind::Request as u8, 0)
+            );
+            assert_eq!(undo.slot.get(), slot.index, "{op:?}: as the caller");
+            assert_eq!(undo.target, asked.target);
+            let op = Op::from_u8(undo.op).unwrap();
+            (op, [undo.arg0.get(), undo.arg1.get()])
+        });
+        assert_eq!(undone, expected, "{op:?}");
+        assert_eq!(came.0.len(), usize::from(expected.is_some()), "{op:?}");
+        assert_eq!(core.stats().pending, 0);
+    }
 }

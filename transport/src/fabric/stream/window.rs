@@ -86,6 +86,11 @@ impl Window {
         self.frames.len()
     }
 
+    /// The number of the oldest frame that was not acknowledged.
+    pub(in crate::fabric) fn oldest(&self) -> Option<u64> {
+        (!self.frames.is_empty()).then_some(self.acknowledged)
+    }
+
     /// Whether there is room for more frames than an idle link needs.
     pub(in crate::fabric) fn is_roomy(&self) -> bool {
         self.frames.capacity() > FEW

@@ -47,6 +47,15 @@ impl Dial {
     pub(super) fn due(&self) -> u64 {
         self.due
     }
+
+    /// Gives the link more time, in nanoseconds.
+    pub(super) fn prolong(&mut self, by: u64) {
+        let until = self.until.saturating_add(by);
+        if self.due == self.until {
+            self.due = until;
+        }
+        self.until = until;
+    }
 }
 
 impl TcpFabric {

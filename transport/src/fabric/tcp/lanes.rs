@@ -8,10 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use dragon_protocol::handshake::Peer;
-use dragon_protocol::wire::{FrameHeader, FrameKind};
+use dragon_protocol::wire::FrameHeader;
 use dragon_protocol::{Code, NodeIndex};
 use rustix::net::sockopt;
-use zerocopy::FromZeros;
 
 use super::connection::{Connection, Lane};
 use super::session::{LANES, Session};
@@ -21,8 +20,11 @@ use crate::fabric::{Handler, LinkError};
 
 /// The first pause after a lane was lost or not to be had, in nanoseconds; it doubles.
 const PAUSE: u64 = 100_000_000;
-/// The longest such pause.
+/// The longest pause after one that was not to be had,
 const LONGEST: u64 = 5_000_000_000;
+/// and after one that broke with pieces under way. Each of those costs the connection and a time of silence; one that lets the
+/// handshake through and nothing large would do so for ever.
+const LONGEST_BROKEN: u64 = 300_000_000_000;
 
 /// When lanes that were not to be had are tried again, and those that are being opened given up.
 #[derive(Debug, Default)]
@@ -44,11 +46,11 @@ impl Pauses {
         self.until.retain(|(id, _), _| *id != link);
     }
 
-    fn failed(&mut self, link: u64, lane: usize) {
-        let now = clock::now();
+    fn failed(&mut self, link: u64, lane: usize, longest: u64, now: u64) {
         let (until, pause) = self.until.entry((link, lane)).or_insert((0, PAUSE));
         *until = now.saturating_add(*pause);
-        *pause = (*pause * 2).min(LONGEST);
+        // One that is not to be had now may be the same that broke.
+        *pause = (*pause * 2).min(longest.max(*pause));
     }
 }
 
@@ -100,7 +102,7 @@ impl TcpFabric {
                 continue;
             }
             let Ok(mut lane) = self.connect(address, session) else {
-                io.pauses.failed(session.id, index);
+                io.pauses.failed(session.id, index, LONGEST, now);
                 continue;
             };
             // It costs little to do without it, so a cut is noticed sooner than that of the first.
@@ -139,8 +141,13 @@ impl TcpFabric {
         others.take(more.min(LANES)).collect()
     }
 
+    /// After how many seconds a further lane counts as cut.
+    fn lane_silence(&self) -> u32 {
+        (self.config.silence_s / 3).max(3)
+    }
+
     fn tune_lane(&self, lane: &Connection) {
-        let silence = (self.config.silence_s / 3).max(3);
+        let silence = self.lane_silence();
         // Without it the lane is only given up later.
         let _ = sockopt::set_tcp_user_timeout(&lane.socket, silence.saturating_mul(1000));
     }
@@ -165,27 +172,12 @@ impl TcpFabric {
                 && session.connection() == Some(number)
                 && session.lanes() < LANES
         });
-        self.proved(io, token);
-        let Some(connection) = io.connections.get_mut(&token) else {
+        let known = session.is_some();
+        let (Some(session), Some(connection)) = (session, self.answer(io, token, open, known, 0)?)
+        else {
             return Ok(());
         };
-        self.tune(&connection.socket).map_err(LinkError::Network)?;
         self.tune_lane(connection);
-        let code = if session.is_some() {
-            Code::Ok
-        } else {
-            Code::Unreachable
-        };
-        let answer = FrameHeader {
-            kind: FrameKind::Open as u8,
-            status: code.to_i32().into(),
-            request: open.request,
-            ..FrameHeader::new_zeroed()
-        };
-        connection.agree(&answer)?;
-        let Some(session) = session else {
-            return Err(LinkError::Ended);
-        };
         connection.session = Some(Arc::clone(&session));
         connection.becomes(Lane {
             connection: number,
@@ -193,11 +185,7 @@ impl TcpFabric {
             due: u64::MAX,
         });
         let (socket, sealer) = (Arc::clone(&connection.socket), connection.sealer());
-        if session.attach_lane(socket, token, number, sealer) {
-            Ok(())
-        } else {
-            Err(LinkError::Ended)
-        }
+        session.attach_lane(socket, token, number, sealer)
     }
 
     /// The node agrees to a lane that this side opened.
@@ -221,11 +209,7 @@ impl TcpFabric {
         let number = lane.connection;
         io.pauses.opening.retain(|(_, opening)| *opening != token);
         let (socket, sealer) = (Arc::clone(&connection.socket), connection.sealer());
-        if session.attach_lane(socket, token, number, sealer) {
-            Ok(())
-        } else {
-            Err(LinkError::Ended)
-        }
+        session.attach_lane(socket, token, number, sealer)
     }
 
     /// A further lane broke or did not come up. Where a piece may have been lost with it the connection breaks, and the
@@ -247,7 +231,8 @@ impl TcpFabric {
         let breaks = session.detach_lane(lane.token) || matches!(reason, LinkError::Malformed(_));
         if let Some(Lane { index, .. }) = lane.lane {
             if opening || breaks {
-                io.pauses.failed(session.id, index);
+                let longest = if breaks { LONGEST_BROKEN } else { LONGEST };
+                io.pauses.failed(session.id, index, longest, clock::now());
             } else {
                 io.pauses.until.remove(&(session.id, index));
             }
@@ -255,6 +240,11 @@ impl TcpFabric {
         if let Some(first) = first.filter(|_| breaks && of_this) {
             tracing::debug!(link = session.id, %reason, "a lane broke with pieces under way");
             self.finish(io, first, reason, handler);
+            // A node that is stopped for a while takes nothing either: it is waited for as long as without lanes.
+            if let Some(dial) = io.dials.get_mut(&session.id) {
+                let sooner = self.config.silence_s.saturating_sub(self.lane_silence());
+                dial.prolong(seconds(sooner.into()));
+            }
         }
     }
 
@@ -268,5 +258,34 @@ impl TcpFabric {
             io.pauses.opening.retain(|(_, opening)| *opening != token);
             self.drop_connection(io, token);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What passes on the first lane between two breaks grows, however large a frame is.
+    #[test]
+    fn a_lane_that_breaks_again_and_again_is_left_alone_for_longer_and_longer() {
+        let mut pauses = Pauses::default();
+        let mut pause = |longest| {
+            pauses.failed(1, 0, longest, 10);
+            pauses.until[&(1, 0)].0 - 10
+        };
+        let broken: Vec<u64> = (0..16).map(|_| pause(LONGEST_BROKEN)).collect();
+        assert!(
+            broken.is_sorted() && broken[..11].is_sorted_by(|a, b| a < b),
+            "{broken:?}"
+        );
+        assert_eq!((broken[0], broken[15]), (PAUSE, LONGEST_BROKEN));
+        // It does not become better by not coming up.
+        assert_eq!(pause(LONGEST), LONGEST_BROKEN);
+        pauses.forget(1);
+        let mut pause = |longest| {
+            pauses.failed(1, 0, longest, 10);
+            pauses.until[&(1, 0)].0 - 10
+        };
+        assert_eq!((0..16).map(|_| pause(LONGEST)).last(), Some(LONGEST));
     }
 }

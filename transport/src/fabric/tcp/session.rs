@@ -58,7 +58,22 @@ struct Out {
     wants_lanes: bool,
     /// How many further lanes there may be.
     most: usize,
+    /// What connections have not brought to the other side.
+    stuck: Option<Stuck>,
 }
+
+/// The oldest frame that the other side did not have when a connection stood.
+#[derive(Debug)]
+struct Stuck {
+    frame: u64,
+    /// When the first connection stood with which it could have gone.
+    since: u64,
+    /// How many stood since, that one not counted.
+    again: u32,
+}
+
+/// So many connections are made again for the same frame at least.
+const AGAIN: u32 = 3;
 
 /// Bytes that wait for others before they are sent.
 const TOGETHER: u64 = 64 << 10;
@@ -111,6 +126,7 @@ impl Session {
                 asked: 0,
                 wants_lanes: false,
                 most: LANES,
+                stuck: None,
             }),
             assembly: Mutex::default(),
             lanes_used: AtomicBool::new(false),
@@ -136,13 +152,17 @@ impl Session {
     }
 
     /// A connection stands: what the other side lacks is sent on it. `open`: what the opener calls the connection, and how
-    /// many frames the other side has.
+    /// many frames the other side has. `limit`: for how long, in nanoseconds, the same frame is tried again at least.
+    ///
+    /// # Errors
+    /// When the link is closed, the other side claims what cannot be, a frame does not get through, or the network fails.
     pub(super) fn attach(
         &self,
         socket: Arc<OwnedFd>,
         token: u64,
         clock_offset: i64,
         open: (u64, u64),
+        limit: u64,
         sealer: Option<Sealer>,
     ) -> Result<(), LinkError> {
         let (connection, received) = open;
@@ -153,6 +173,7 @@ impl Session {
         *self.assembly() = Assembly::default();
         out.lanes = Vec::new();
         out.window.resume(received)?;
+        out.get_through(limit)?;
         out.wire = Some(Wire::new(socket, token, true, sealer));
         (out.connection, out.acknowledge) = (connection, false);
         self.told.store(self.received(), Ordering::Relaxed);
@@ -185,23 +206,26 @@ impl Session {
         wire.map(|wire| (wire.token, Arc::clone(&wire.socket)))
     }
 
-    /// A further lane of the connection stands. False when there is no such connection any more, or it has enough.
+    /// A further lane of the connection stands.
+    ///
+    /// # Errors
+    /// When there is no such connection any more, or it has enough.
     pub(super) fn attach_lane(
         &self,
         socket: Arc<OwnedFd>,
         token: u64,
         connection: u64,
         sealer: Option<Sealer>,
-    ) -> bool {
+    ) -> Result<(), LinkError> {
         let mut out = self.out();
         if out.wire.is_none() || out.connection != connection || out.lanes.len() >= LANES {
-            return false;
+            return Err(LinkError::Ended);
         }
         out.lanes.push(Wire::new(socket, token, false, sealer));
         self.lanes_used.store(true, Ordering::Relaxed);
         self.shared.roomy.store(true, Ordering::Relaxed);
         self.send(out);
-        true
+        Ok(())
     }
 
     /// A further lane is gone. Returns whether the connection must go with it: a piece may have been lost.
@@ -484,6 +508,34 @@ impl Session {
 
     fn out(&self) -> MutexGuard<'_, Out> {
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Out {
+    /// Another connection stands. An error when one after the other did, for long enough, and the same frame has not arrived:
+    /// the way carries the handshake and not that, and whoever waits for it is to be told.
+    fn get_through(&mut self, limit: u64) -> Result<(), LinkError> {
+        let now = clock::now();
+        let before = self.stuck.take();
+        let Some(frame) = self.window.oldest() else {
+            return Ok(());
+        };
+        let stuck = match before.filter(|before| before.frame == frame) {
+            Some(before) => Stuck {
+                again: before.again + 1,
+                ..before
+            },
+            None => Stuck {
+                frame,
+                since: now,
+                again: 0,
+            },
+        };
+        if stuck.again >= AGAIN && now.saturating_sub(stuck.since) > limit {
+            return Err(LinkError::Stuck(stuck.again));
+        }
+        self.stuck = Some(stuck);
+        Ok(())
     }
 }
 
