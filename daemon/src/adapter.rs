@@ -90,6 +90,7 @@ pub enum Role {
 /// When nobody did, or what they said makes no sense.
 pub fn detect(launch: Option<&OsStr>, arguments: &[OsString]) -> Result<Role> {
     if let Some(source) = launch {
+        launcher::check_release(arguments)?;
         return Ok(Role::Daemon(Box::new(launcher::read(source)?)));
     }
     if arguments
@@ -120,7 +121,13 @@ impl Job {
     /// The node above this one in the tree.
     #[must_use]
     pub fn parent(&self) -> Option<NodeIndex> {
-        let above = self.node.get().checked_sub(1)? / self.fanout.max(1);
+        self.parent_of(self.node)
+    }
+
+    /// The node above another one.
+    #[must_use]
+    pub fn parent_of(&self, node: NodeIndex) -> Option<NodeIndex> {
+        let above = node.get().checked_sub(1)? / self.fanout.max(1);
         NodeIndex::new(above)
     }
 

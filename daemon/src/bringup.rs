@@ -4,21 +4,21 @@
 //! derive from the key, connects to its parent in the tree, and waits for its children. Readiness is gathered up, the
 //! table of nodes is sent down: O(log N) steps. States and deadlines are in `docs/bring-up.md`.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
+use dragon_protocol::NodeIndex;
 use dragon_protocol::control::{Membership, PeerMessage};
 use dragon_protocol::key::{JobKey, PORT_TRIES};
 use dragon_protocol::launch::NodeInfo;
-use dragon_protocol::{NodeIndex, frame};
 use dragon_transport::descriptors::Frees;
 use dragon_transport::strangers::{HALF_OPEN, HalfOpen, Refusals};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -26,9 +26,7 @@ use crate::adapter::Job;
 use crate::link;
 use crate::listener::{Listener, NOWHERE};
 use crate::services::Event;
-
-/// Reports of nodes below that may wait to be looked at.
-const REPORTS: usize = 64;
+use crate::state::{State, enter};
 
 /// Where a daemon stands when everyone is up.
 #[derive(Debug)]
@@ -167,27 +165,59 @@ impl Strangers {
     }
 }
 
+/// Why a daemon did not come up.
+#[derive(Debug)]
+pub struct Failure {
+    /// What happened.
+    pub why: anyhow::Error,
+    /// The node above or below knows it too, and says it.
+    pub told: bool,
+}
+
+impl Failure {
+    fn own(why: anyhow::Error) -> Self {
+        Self { why, told: false }
+    }
+
+    fn of_others(why: anyhow::Error) -> Self {
+        Self { why, told: true }
+    }
+}
+
 /// Waits until every node is up. `me` is complete but for its address, which the connections tell.
 ///
 /// # Errors
 /// When a node does not come up in time, or says why it cannot.
-pub async fn run(job: &Job, mut me: NodeInfo, events: &mut mpsc::Receiver<Event>) -> Result<Tree> {
-    let deadline = Instant::now() + job.bring_up;
+pub async fn run(
+    job: &Job,
+    mut me: NodeInfo,
+    events: &mut mpsc::Receiver<Event>,
+) -> Result<Tree, Failure> {
+    let start = Instant::now();
+    let deadline = start + job.bring_up;
     let mut parent = match job.parent() {
         None => None,
-        Some(above) => Some((above, connect_to_parent(job, above, deadline).await?)),
+        Some(above) => {
+            enter(job.node, State::Connecting);
+            let connected = connect_to_parent(job, above, deadline).await;
+            Some((above, connected.map_err(Failure::own)?))
+        }
     };
     if let Some((_, stream)) = &parent {
-        me.address = own_address(stream)?;
+        me.address = own_address(stream).map_err(Failure::own)?;
     }
-    let gathered = gather(job, me, deadline, events).await;
-    let (nodes, mut children) = match gathered {
+    enter(job.node, State::Gathering);
+    let (nodes, mut children) = match gather(job, me, start + gathering(job), events).await {
         Ok(gathered) => gathered,
-        Err(error) => {
-            if let Some((_, stream)) = &mut parent {
-                let _ = send(stream, &PeerMessage::Failed(format!("{error:#}"))).await;
-            }
-            return Err(error);
+        Err(why) => {
+            let told = match &mut parent {
+                None => false,
+                Some((_, stream)) => {
+                    let message = PeerMessage::Failed(format!("{why:#}"));
+                    send(stream, &message).await.is_ok()
+                }
+            };
+            return Err(Failure { why, told });
         }
     };
     let membership = match &mut parent {
@@ -197,19 +227,13 @@ pub async fn run(job: &Job, mut me: NodeInfo, events: &mut mpsc::Receiver<Event>
             nodes,
         },
         Some((above, stream)) => {
-            let host = job.host(*above);
-            send(stream, &PeerMessage::Ready(nodes))
-                .await
-                .with_context(|| format!("lost {host} while coming up"))?;
-            match timeout_at(deadline, link::read_frame(stream)).await {
-                Ok(Ok(PeerMessage::Up(membership))) => membership,
-                Ok(Ok(PeerMessage::Failed(why))) => bail!("{why}"),
-                Ok(Ok(other)) => bail!("{host} sent {other:?} where 'up' was expected"),
-                Ok(Err(error)) => return Err(error.context(format!("lost {host} while coming up"))),
-                Err(_) => bail!(
-                    "{host} did not say within {:?} that all nodes are up",
-                    job.bring_up
-                ),
+            enter(job.node, State::Ready);
+            match ready(job, *above, stream, nodes, deadline).await {
+                Ok(membership) => membership,
+                Err(failure) => {
+                    tell_failure(&mut children, &failure.why).await;
+                    return Err(failure);
+                }
             }
         }
     };
@@ -221,6 +245,66 @@ pub async fn run(job: &Job, mut me: NodeInfo, events: &mut mpsc::Receiver<Event>
         parent,
         children,
     })
+}
+
+/// Tells the node above that this one does not even begin to come up. True when it knows.
+pub async fn give_up(job: &Job, why: &anyhow::Error) -> bool {
+    let Some(above) = job.parent() else {
+        return false;
+    };
+    let deadline = Instant::now() + job.bring_up;
+    let Ok(mut stream) = connect_to_parent(job, above, deadline).await else {
+        return false;
+    };
+    let why = format!("node {} ({}): {why:#}", job.node, job.host(job.node));
+    send(&mut stream, &PeerMessage::Failed(why)).await.is_ok()
+}
+
+/// How long a node waits for those below. The deeper it lies the less, so that who misses a node can say so to a node above
+/// that still listens.
+fn gathering(job: &Job) -> Duration {
+    let mut depth = 0;
+    let mut node = job.node;
+    while let Some(above) = job.parent_of(node) {
+        (node, depth) = (above, depth + 1);
+    }
+    job.bring_up * (20 - depth.min(10)) / 20
+}
+
+/// Says that this node and all below are ready, and waits for the word that all nodes are.
+async fn ready(
+    job: &Job,
+    above: NodeIndex,
+    stream: &mut TcpStream,
+    nodes: Vec<NodeInfo>,
+    deadline: Instant,
+) -> Result<Membership, Failure> {
+    let host = job.host(above);
+    let lost = |error: anyhow::Error| {
+        Failure::of_others(error.context(format!("lost node {above} ({host}) while coming up")))
+    };
+    send(stream, &PeerMessage::Ready(nodes))
+        .await
+        .map_err(lost)?;
+    match timeout_at(deadline, link::read_message(stream)).await {
+        Ok(Ok(PeerMessage::Up(membership))) => Ok(membership),
+        Ok(Ok(PeerMessage::Failed(why))) => Err(Failure::of_others(anyhow!("{why}"))),
+        Ok(Ok(other)) => Err(Failure::own(anyhow!(
+            "node {above} ({host}) sent {other:?} where 'up' was expected"
+        ))),
+        Ok(Err(error)) => Err(lost(error)),
+        Err(_) => Err(Failure::own(anyhow!(
+            "node {above} ({host}) did not say within {:?} that all nodes are up",
+            job.bring_up
+        ))),
+    }
+}
+
+/// Tells nodes below that the bring-up failed, so that they need not wait for their deadlines.
+async fn tell_failure(children: &mut [(NodeIndex, TcpStream)], why: &anyhow::Error) {
+    for (_, stream) in children {
+        let _ = send(stream, &PeerMessage::Failed(format!("{why:#}"))).await;
+    }
 }
 
 /// The parent starts at the same moment: its port may not be open yet, so this tries again, with growing pauses, until
@@ -255,31 +339,53 @@ async fn connect_to_parent(job: &Job, above: NodeIndex, deadline: Instant) -> Re
     }
 }
 
+/// A node below, and what it said first.
+type Report = (NodeIndex, TcpStream, Result<PeerMessage>);
+
 /// Waits until all children, and all below them, are ready.
 async fn gather(
+    job: &Job,
+    me: NodeInfo,
+    deadline: Instant,
+    events: &mut mpsc::Receiver<Event>,
+) -> Result<(Vec<NodeInfo>, Vec<(NodeIndex, TcpStream)>)> {
+    let (failed, failure) = watch::channel(None);
+    let mut reports = JoinSet::new();
+    let mut below = Vec::new();
+    let gathered = gather_reports(
+        job,
+        me,
+        deadline,
+        events,
+        (&mut reports, &failure),
+        &mut below,
+    )
+    .await;
+    if let Err(why) = &gathered {
+        tell_failure(&mut below, why).await;
+        // Those that have not said anything yet.
+        failed.send_replace(Some(format!("{why:#}")));
+        while reports.join_next().await.is_some() {}
+    }
+    Ok((gathered?, below))
+}
+
+async fn gather_reports(
     job: &Job,
     mut me: NodeInfo,
     deadline: Instant,
     events: &mut mpsc::Receiver<Event>,
-) -> Result<(Vec<NodeInfo>, Vec<(NodeIndex, TcpStream)>)> {
-    let mut missing: HashSet<_> = job.children().into_iter().collect();
-    let (ready, mut reports) = mpsc::channel(REPORTS);
-    let (mut nodes, mut below) = (Vec::new(), Vec::new());
+    (reports, failure): (
+        &mut JoinSet<Option<Report>>,
+        &watch::Receiver<Option<String>>,
+    ),
+    below: &mut Vec<(NodeIndex, TcpStream)>,
+) -> Result<Vec<NodeInfo>> {
+    let mut missing: BTreeSet<_> = job.children().into_iter().collect();
+    let mut nodes = Vec::new();
     while !missing.is_empty() {
-        let late = |missing: &HashSet<NodeIndex>| {
-            let mut names: Vec<_> = missing
-                .iter()
-                .map(|node| format!("{node} ({})", job.host(*node)))
-                .collect();
-            names.sort();
-            anyhow!(
-                "not up within {:?}: node {}",
-                job.bring_up,
-                names.join(", node ")
-            )
-        };
         tokio::select! {
-            event = events.recv() => if let Some(Event::Accepted(node, mut stream)) = event {
+            event = events.recv() => if let Some(Event::Accepted(node, stream)) = event {
                 if !missing.contains(&node) {
                     tracing::warn!(%node, "connected twice or is no child of this node; closed");
                     continue;
@@ -287,23 +393,32 @@ async fn gather(
                 if me.address.is_empty() {
                     me.address = own_address(&stream)?;
                 }
-                let ready = ready.clone();
-                tokio::spawn(async move {
-                    let report = link::read_frame::<PeerMessage>(&mut stream).await;
-                    let _ = ready.send((node, stream, report)).await;
-                });
+                reports.spawn(report(node, stream, failure.clone()));
             },
-            report = reports.recv() => match report {
-                Some((node, stream, Ok(PeerMessage::Ready(infos)))) => {
+            Some(report) = reports.join_next() => match report {
+                Ok(Some((node, stream, Ok(PeerMessage::Ready(infos))))) => {
                     missing.remove(&node);
                     nodes.extend(infos);
                     below.push((node, stream));
                 }
-                Some((_, _, Ok(PeerMessage::Failed(why)))) => bail!("{why}"),
-                Some((node, _, other)) => bail!("node {node} ({}) ended while coming up: {other:?}", job.host(node)),
-                None => return Err(late(&missing)),
+                Ok(Some((_, _, Ok(PeerMessage::Failed(why))))) => bail!("{why}"),
+                Ok(Some((node, _, Ok(other)))) => bail!(
+                    "node {node} ({}) sent {other:?} where 'ready' was expected",
+                    job.host(node)
+                ),
+                Ok(Some((node, _, Err(error)))) => {
+                    tracing::info!(%node, "{error:#}");
+                    bail!("node {node} ({}) ended while coming up", job.host(node))
+                }
+                Ok(None) | Err(_) => {}
             },
-            () = tokio::time::sleep_until(deadline) => return Err(late(&missing)),
+            () = tokio::time::sleep_until(deadline) => {
+                let names: Vec<_> = missing
+                    .iter()
+                    .map(|node| format!("node {node} ({})", job.host(*node)))
+                    .collect();
+                bail!("not up within {:?}: {}", job.bring_up, names.join(", "));
+            }
         }
     }
     if me.address.is_empty() {
@@ -311,7 +426,21 @@ async fn gather(
     }
     nodes.push(me);
     nodes.sort_by_key(|info| info.node);
-    Ok((nodes, below))
+    Ok(nodes)
+}
+
+/// What a node below says first; `None` when it was told that the bring-up failed before it said anything.
+async fn report(
+    node: NodeIndex,
+    mut stream: TcpStream,
+    mut failure: watch::Receiver<Option<String>>,
+) -> Option<Report> {
+    let why = tokio::select! {
+        said = link::read_message(&mut stream) => return Some((node, stream, said)),
+        why = failure.wait_for(Option::is_some) => why.ok()?.clone()?,
+    };
+    let _ = send(&mut stream, &PeerMessage::Failed(why)).await;
+    None
 }
 
 /// This node's address as the connection has it. A listener of both families shows IPv4 addresses in their IPv6 form.
@@ -321,7 +450,7 @@ fn own_address(stream: &TcpStream) -> Result<String> {
 
 async fn send(stream: &mut TcpStream, message: &PeerMessage) -> Result<()> {
     let mut bytes = Vec::new();
-    frame::encode(message, &mut bytes)?;
+    link::encode(message, &mut bytes)?;
     Ok(stream.write_all(&bytes).await?)
 }
 

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use dragon_protocol::control::PeerMessage;
+use dragon_protocol::frame::FrameError;
 use dragon_protocol::handshake::{ANSWER, Acceptor, Connector, HELLO, PROOF, Role};
 use dragon_protocol::key::JobKey;
 use dragon_protocol::{NodeIndex, frame};
@@ -61,7 +62,7 @@ impl Link {
         };
         room.forget();
         let mut frame = Vec::with_capacity(bytes.len() + 16);
-        match frame::encode(&PeerMessage::Output(is_error, bytes), &mut frame) {
+        match encode(&PeerMessage::Output(is_error, bytes), &mut frame) {
             Ok(()) => drop(self.output.send(frame).await),
             Err(error) => tracing::error!("output is lost: {error}"),
         }
@@ -76,7 +77,7 @@ impl Link {
     /// Queues a message without waiting: the control loop never does. A peer that takes nothing for long is given up.
     pub fn post(&self, message: PeerMessage) {
         let mut frame = Vec::new();
-        if let Err(error) = frame::encode(&message, &mut frame) {
+        if let Err(error) = encode(&message, &mut frame) {
             // Whoever waits for an answer learns it by the end of the connection.
             tracing::error!(node = %self.node, "the control connection ends: {error}");
             return self.close();
@@ -99,6 +100,29 @@ impl Link {
 /// What a piece of output takes of the window. No piece is longer, and if it were it would have it for itself.
 fn cost(bytes: usize) -> u32 {
     u32::try_from(bytes.min(WINDOW)).unwrap_or(u32::MAX)
+}
+
+/// Messages that this process has sent and received over control connections. Only counted, never decided upon.
+static SENT: AtomicU64 = AtomicU64::new(0);
+static RECEIVED: AtomicU64 = AtomicU64::new(0);
+
+/// How many messages this daemon has sent to others, and how many it has received from them.
+#[must_use]
+pub fn counted() -> (u64, u64) {
+    (
+        SENT.load(Ordering::Relaxed),
+        RECEIVED.load(Ordering::Relaxed),
+    )
+}
+
+/// Adds a message to `bytes`, from where it is sent.
+///
+/// # Errors
+/// When it is longer than a frame.
+pub fn encode(message: &PeerMessage, bytes: &mut Vec<u8>) -> Result<(), FrameError> {
+    frame::encode(message, bytes)?;
+    SENT.fetch_add(1, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Connects to another daemon and proves the key both ways.
@@ -245,7 +269,7 @@ async fn read_frames(
     events: &mpsc::Sender<Event>,
 ) -> Result<()> {
     loop {
-        let message = match (read_frame(&mut stream).await?, &below) {
+        let message = match (read_message(&mut stream).await?, &below) {
             (PeerMessage::Output(is_error, piece), Some(backlog)) => {
                 let cost = cost(piece.len()) as usize;
                 let before = backlog.bytes.fetch_add(cost, Ordering::Relaxed);
@@ -271,6 +295,16 @@ async fn read_frames(
             bail!("the daemon is ending");
         }
     }
+}
+
+/// Reads one message of another daemon.
+///
+/// # Errors
+/// At end of file, or when the bytes are no message.
+pub async fn read_message(stream: &mut (impl AsyncReadExt + Unpin)) -> Result<PeerMessage> {
+    let message = read_frame(stream).await?;
+    RECEIVED.fetch_add(1, Ordering::Relaxed);
+    Ok(message)
 }
 
 /// Reads one frame.

@@ -19,6 +19,7 @@ use dragon_transport::{Agent, AgentConfig};
 
 use crate::adapter::Job;
 use crate::attach::Shared;
+use crate::link;
 use crate::memory::{Memory, why_this_limit};
 use crate::network::{self, Place};
 use crate::resources::Granted;
@@ -273,7 +274,10 @@ impl Node {
         let agent = self.agent.stats();
         let node = &self.member.control().words().counters;
         let pool = self.member.pool().stats();
+        let (control_sent, control_received) = link::counted();
         let mut stats = vec![
+            ("control_sent", control_sent),
+            ("control_received", control_received),
             (
                 "control_requests",
                 node.control_requests.load(Ordering::Relaxed),

@@ -32,6 +32,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::adapter::launcher::NOT_UP;
 use crate::adapter::{Job, Manager, client, remote};
 use crate::attach;
 use crate::bringup;
@@ -49,8 +50,9 @@ use crate::node::Node;
 use crate::output::{Sink, Upward};
 use crate::program;
 use crate::readable::end_of;
-use crate::reservations::Ledger;
+use crate::reservations::{Cpu, Ledger};
 use crate::resources::{self, Granted};
+use crate::state::{State, enter};
 use crate::survey::View;
 use clients::MadeFor;
 pub use logs::Followed;
@@ -184,6 +186,15 @@ struct End {
     why: String,
 }
 
+impl End {
+    fn interrupted() -> Self {
+        Self {
+            code: 128 + 2,
+            why: "SIGINT".to_owned(),
+        }
+    }
+}
+
 /// Runs a daemon until its job ends; returns the exit code.
 ///
 /// # Errors
@@ -209,38 +220,35 @@ pub async fn run(job: Job) -> Result<u8> {
         shared,
         sender.clone(),
     ));
-    let (granted, mask) = tokio::select! {
-        granted = with_siblings(&job, &mut events) => granted?,
-        end = signals.ending() => return Ok(end.code),
+    enter(job.node, State::Alone);
+    let begun = tokio::select! {
+        begun = begin(&job, &sender, &mut events) => begun,
+        end = signals.ending() => return Ok(ended_early(&job, &end)),
     };
-
-    let node = Node::create(&job, granted)?;
-    let granted_cpus = resources::cpus(&mask, granted.cpus);
+    let (node, me, granted_cpus) = match begun {
+        Ok(begun) => begun,
+        Err(why) => {
+            enter(job.node, State::Failed);
+            tokio::select! {
+                told = bringup::give_up(&job, &why) => return did_not_come_up(&job, why, told),
+                _ = signals.ending() => return Err(why),
+            }
+        }
+    };
     let gpus = resources::gpus(|name| std::env::var(name).ok());
     let metrics = metrics::listen(job.config.text(&keys::METRICS), &job, &sender)?;
-    let (data_port, data) = node.announces();
-    let mut me = NodeInfo {
-        node: job.node,
-        host: job.host(job.node).to_owned(),
-        address: String::new(),
-        control_port: 0,
-        data_port,
-        data,
-        cpus: granted.cpus,
-        memory: granted.memory,
-        pid: std::process::id(),
-    };
-    if job.hosts.len() > 1 {
-        let listener = bringup::listen(&job).await?;
-        me.control_port = listener.local_addr()?.port();
-        let (key, events) = (job.key.clone(), sender.clone());
-        let listener = Listener::turning_away(listener.into_std()?.into(), "control port")?;
-        tokio::spawn(bringup::accept(key, job.node, listener, events));
-    }
     let tree = tokio::select! {
-        tree = bringup::run(&job, me, &mut events) => tree?,
-        end = signals.ending() => return Ok(end.code),
+        tree = bringup::run(&job, me, &mut events) => tree,
+        end = signals.ending() => return Ok(ended_early(&job, &end)),
     };
+    let tree = match tree {
+        Ok(tree) => tree,
+        Err(failure) => {
+            enter(job.node, State::Failed);
+            return did_not_come_up(&job, failure.why, failure.told);
+        }
+    };
+    enter(job.node, State::Running);
     signals.head_runs = true;
     let cpus: u32 = tree.membership.nodes.iter().map(|node| node.cpus).sum();
     tracing::info!(node = %job.node, nodes = tree.membership.nodes.len(), cpus, "the runtime is up");
@@ -307,6 +315,62 @@ pub async fn run(job: Job) -> Result<u8> {
     Ok(code)
 }
 
+/// Makes the node, and what of it must be there before others can be met.
+async fn begin(
+    job: &Job,
+    sender: &mpsc::Sender<Event>,
+    events: &mut mpsc::Receiver<Event>,
+) -> Result<(Node, NodeInfo, Vec<Cpu>)> {
+    let (granted, mask) = with_siblings(job, events).await?;
+    let node = Node::create(job, granted)?;
+    let granted_cpus = resources::cpus(&mask, granted.cpus);
+    let (data_port, data) = node.announces();
+    let mut me = NodeInfo {
+        node: job.node,
+        host: job.host(job.node).to_owned(),
+        address: String::new(),
+        control_port: 0,
+        data_port,
+        data,
+        cpus: granted.cpus,
+        memory: granted.memory,
+        pid: std::process::id(),
+    };
+    if job.hosts.len() > 1 {
+        let listener = bringup::listen(job).await?;
+        me.control_port = listener.local_addr()?.port();
+        let (key, events) = (job.key.clone(), sender.clone());
+        let listener = Listener::turning_away(listener.into_std()?.into(), "control port")?;
+        tokio::spawn(bringup::accept(key, job.node, listener, events));
+    }
+    Ok((node, me, granted_cpus))
+}
+
+/// One node says why the bring-up failed: who was not heard by another one, or the first.
+fn did_not_come_up(job: &Job, why: anyhow::Error, told: bool) -> Result<u8> {
+    if !told {
+        return Err(why);
+    }
+    tracing::info!("the bring-up failed: {why:#}");
+    Ok(not_up(job, RUNTIME_FAILED))
+}
+
+/// The exit code of a daemon that was told to end while the nodes came up.
+fn ended_early(job: &Job, end: &End) -> u8 {
+    tracing::info!("the bring-up ends: {}", end.why);
+    enter(job.node, State::Failed);
+    not_up(job, end.code)
+}
+
+/// The exit code of a daemon that did not come up: what the first one's is the job's.
+fn not_up(job: &Job, code: u8) -> u8 {
+    match job.manager {
+        Manager::Slurm { .. } => code,
+        _ if job.node == NodeIndex::FIRST => code,
+        _ => NOT_UP,
+    }
+}
+
 impl Daemon {
     /// Starts the head on the first node, and warms an interpreter on every node when the head is a Python program.
     fn start_programs(&mut self) -> Result<(), End> {
@@ -355,6 +419,7 @@ impl Daemon {
                 signalled = signals.next() => match signalled {
                     Signalled::Child => self.reap(),
                     Signalled::End(end) => Some(end),
+                    Signalled::ForHead(rustix::process::Signal::INT) if self.head_is_awaited() => Some(End::interrupted()),
                     Signalled::ForHead(signal) => { self.pass_to_head(signal); None }
                 },
             };
@@ -561,7 +626,7 @@ impl Signals {
             _ = self.interrupt.recv() => {
                 let before = self.last_interrupt.replace(Instant::now());
                 if !self.head_runs || before.is_some_and(|at| at.elapsed() < TWICE) {
-                    return end(128 + 2, "SIGINT");
+                    return Signalled::End(End::interrupted());
                 }
                 Signalled::ForHead(rustix::process::Signal::INT)
             }

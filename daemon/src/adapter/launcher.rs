@@ -13,12 +13,68 @@ use dragon_protocol::launch::LaunchSpec;
 use dragon_protocol::{NodeIndex, frame};
 
 use super::{Job, Manager};
+use crate::cli::RUNTIME_FAILED;
 use crate::config::{Config, keys};
 
 /// The source that stands for standard input.
 pub const STDIN: &str = "-";
 /// How long the nodes may take to find each other where nobody says.
 pub(super) const BRING_UP: Duration = Duration::from_secs(30);
+
+/// Exit code of a daemon, other than the first, that did not come up. Only the launcher sees it.
+pub const NOT_UP: u8 = 121;
+
+/// What the launcher says by an argument, so that daemons of any release understand it: its own release and protocol, and
+/// the rank of the daemon.
+const FROM: &str = "--from=";
+
+/// The argument that names the launcher's release, and the daemon's rank.
+#[must_use]
+pub fn from(rank: u32) -> String {
+    let (release, protocol) = (dragon_protocol::RELEASE, dragon_protocol::PROTOCOL_VERSION);
+    format!("{FROM}{release}/{protocol}/{rank}")
+}
+
+/// The exit code of a daemon that did not come up.
+#[must_use]
+pub fn not_up(arguments: &[OsString]) -> u8 {
+    match parts(arguments) {
+        Some((_, _, rank)) if rank != "0" => NOT_UP,
+        _ => RUNTIME_FAILED,
+    }
+}
+
+/// The rank of the daemon with these arguments, for messages.
+#[must_use]
+pub fn rank(arguments: &[OsString]) -> &str {
+    parts(arguments).map_or("?", |(_, _, rank)| rank)
+}
+
+/// Refuses a launcher of another release: what it says cannot be read.
+///
+/// # Errors
+/// A sentence with both releases.
+pub fn check_release(arguments: &[OsString]) -> Result<()> {
+    let Some((release, protocol, rank)) = parts(arguments) else {
+        return Ok(());
+    };
+    let own = dragon_protocol::PROTOCOL_VERSION;
+    ensure!(
+        protocol.parse() == Ok(own),
+        "the dragond of node {rank} ({}) is of release {} (protocol {own}), the dragon command that started it of release {release} (protocol {protocol}); use one release on all nodes",
+        std::env::current_exe().unwrap_or_default().display(),
+        dragon_protocol::RELEASE
+    );
+    Ok(())
+}
+
+fn parts(arguments: &[OsString]) -> Option<(&str, &str, &str)> {
+    let mut words = arguments.iter().filter_map(|word| word.to_str());
+    let mut parts = words
+        .find_map(|word| word.strip_prefix(FROM))?
+        .splitn(3, '/');
+    Some((parts.next()?, parts.next()?, parts.next()?))
+}
 
 /// Reads the launcher's message.
 ///

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
+use dragon_daemon::adapter::launcher::STDIN;
 use dragon_daemon::adapter::{self, Role, client};
-use dragon_daemon::cli::RUNTIME_FAILED;
 use dragon_daemon::config::keys;
+use dragon_daemon::supervisor::{self, SUPERVISED};
 use dragon_daemon::{journal, services, sibling};
 use dragon_protocol::env;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -21,7 +22,8 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             journal::say(&format!("{error:#}"));
-            ExitCode::from(RUNTIME_FAILED)
+            let arguments: Vec<_> = std::env::args_os().collect();
+            ExitCode::from(adapter::launcher::not_up(&arguments))
         }
     }
 }
@@ -40,6 +42,10 @@ fn run() -> Result<u8> {
     } else if arguments.first().is_some_and(|first| first == "--version") {
         println!("dragond {}", dragon_protocol::RELEASE);
         return Ok(0);
+    }
+    let behind_a_shell = arguments.iter().any(|word| word == STDIN);
+    if !under_slurm && behind_a_shell && !arguments.iter().any(|word| word == SUPERVISED) {
+        return supervisor::run(&arguments);
     }
     let launch = (!under_slurm
         && arguments.first().is_some_and(|first| first == "--launch")

@@ -18,11 +18,12 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Resource, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
 use super::hosts::{Place, place};
 use super::outputs::Outputs;
 use super::{Arguments, RUNTIME_FAILED};
-use crate::adapter::launcher::STDIN;
+use crate::adapter::launcher::{self, NOT_UP, STDIN};
 use crate::config::{Config, keys};
 use crate::parent_death::die_with_parent;
 use crate::program;
@@ -31,8 +32,23 @@ use crate::sweep;
 
 /// Children of a node in the tree of daemons.
 const FANOUT: u32 = 16;
-/// How long the other daemons may take to end after the first one has.
+/// How long daemons may take to end after SIGTERM.
 const LAST_WAIT: Duration = Duration::from_secs(10);
+
+/// How long the first daemon may take to say why the job does not come up.
+const FIRST_WAIT: Duration = Duration::from_secs(2);
+/// How long an orderly end may take, that of a job with a slow reader of its output included.
+const END_LIMIT: Duration = Duration::from_secs(90);
+/// The same after a second interrupt: whoever types it is in a hurry.
+const END_SOON: Duration = Duration::from_secs(10);
+/// Interrupts that follow each other within this time belong together.
+const TWICE: Duration = Duration::from_secs(1);
+/// How long the other daemons may take to end when they are told that the first one has.
+const HINT_WAIT: Duration = Duration::from_secs(1);
+/// Bytes that fit into a new pipe in any case.
+const ROOM_IN_PIPE: usize = 16 << 10;
+/// Exit code of ssh for its own errors.
+const SHELL_FAILED: u8 = 255;
 
 /// Why nothing was run, and the exit code for that.
 #[derive(Debug)]
@@ -115,12 +131,20 @@ async fn run(start: &Start<'_>) -> Result<u8> {
     // Of those who ended by themselves, whom the job was left to.
     let mut others_code = 0;
     let goes_on = start.config.text(&keys::ON_NODE_FAILURE) == "continue";
-    // Ends when the first daemon has ended and the others have, or have had their time.
-    let mut last_wait = None;
+    let mut interrupts = Interrupts::default();
+    // The last signal that may end the job.
+    let mut asked = None;
+    // The first daemon was ended from here: its exit code is none of its own.
+    let mut terminated = false;
+    // What is done, and when, with daemons that do not end by themselves.
+    let mut next: Option<(Instant, Last)> = None;
     while !daemons.is_empty() {
         let time_is_up = async {
-            match last_wait {
-                Some(at) => tokio::time::sleep_until(at).await,
+            match next {
+                Some((at, last)) => {
+                    tokio::time::sleep_until(at).await;
+                    last
+                }
                 None => std::future::pending().await,
             }
         };
@@ -132,39 +156,119 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                 if status.code().is_some() {
                     others_code = exit_code(status).max(others_code);
                 }
-                // A first node that is lost leaves the job to the others, and the first of them has its exit code.
-                let lost = status.code().is_none_or(|code| code == i32::from(RUNTIME_FAILED));
-                if goes_on && (lost || rank != 0) {
+                if code.is_none() && asked.is_none() && !terminated {
+                    complain(rank, &daemon.host, status);
+                }
+                if goes_on && !terminated && goes_on_without(rank, status) {
                     // Daemons that are told to end succeed: now those that do not hear anything have their time.
                     if status.success() {
-                        last_wait.get_or_insert(tokio::time::Instant::now() + LAST_WAIT);
-                    } else {
-                        eprintln!("dragon: the daemon of node {rank} ({}) ended: {status}", daemon.host);
+                        next = Some(at_latest(next, LAST_WAIT));
                     }
                 } else if rank == 0 {
-                    code = Some(exit_code(status));
-                    last_wait = Some(tokio::time::Instant::now() + LAST_WAIT);
-                } else if code.is_none() && !status.success() {
-                    eprintln!("dragon: the daemon of node {rank} ({}) ended: {status}", daemon.host);
+                    let by_signal = asked.map_or(RUNTIME_FAILED, code_of_signal);
+                    code = Some(if terminated { by_signal } else { exit_code(status) });
+                    // Whoever still looks for the others learns it by this alone.
+                    daemons.values().for_each(|other| other.signal(Signal::TERM));
+                    next = Some((Instant::now() + HINT_WAIT, Last::Terminate));
+                } else if code.is_none() && never_up(status) {
+                    // The first one has heard of it by now and says why, unless it is not up itself.
+                    next = Some(at_latest(next, FIRST_WAIT));
                 }
             }
             signal = signals.next() => {
-                // The first daemon ends the others; it is the one that lives longest.
-                if let Some(first) = daemons.values().next() {
-                    first.signal(signal);
+                let limit = match signal {
+                    Signal::INT => interrupts.limit(),
+                    Signal::TERM | Signal::HUP => Some(END_LIMIT),
+                    _ => None,
+                };
+                if !is_for_head(signal) {
+                    asked = Some(signal);
                 }
+                if let Some(limit) = limit {
+                    next = Some(at_latest(next, limit));
+                }
+                pass_on(signal, &daemons);
             }
-            () = time_is_up => {
-                for (rank, daemon) in &daemons {
-                    eprintln!("dragon: the daemon of node {rank} ({}) did not end within {LAST_WAIT:?} and is killed", daemon.host);
-                    let _ = rustix::process::pidfd_send_signal(&daemon.pidfd, Signal::KILL);
+            last = time_is_up => next = match last {
+                Last::Terminate => {
+                    terminated = code.is_none();
+                    terminate(&daemons);
+                    Some((Instant::now() + LAST_WAIT, Last::Kill))
                 }
-                last_wait = None;
+                Last::Kill => {
+                    for (rank, daemon) in &daemons {
+                        eprintln!("dragon: the daemon of node {rank} ({}) did not end in time and is killed", daemon.host);
+                        daemon.send(Signal::KILL);
+                    }
+                    None
+                }
             }
         }
     }
     let others_code = Some(others_code).filter(|code| *code != 0);
     Ok(code.or(others_code).unwrap_or(RUNTIME_FAILED))
+}
+
+/// Passes a signal on. The first daemon ends the others; it is the one that lives longest. Where its remote shell hangs the
+/// others end by themselves.
+fn pass_on(signal: Signal, daemons: &BTreeMap<u32, Daemon>) {
+    let mut in_order = daemons.values();
+    if let Some(first) = in_order.next() {
+        first.signal(signal);
+    }
+    if !is_for_head(signal) {
+        let remote = in_order.filter(|daemon| daemon.line.is_some());
+        remote.for_each(|daemon| daemon.signal(signal));
+    }
+}
+
+/// What is done next, at the latest after a time.
+fn at_latest(next: Option<(Instant, Last)>, limit: Duration) -> (Instant, Last) {
+    let at = Instant::now() + limit;
+    next.map_or((at, Last::Terminate), |(other, last)| (other.min(at), last))
+}
+
+/// Whether a signal means nothing to the runtime.
+fn is_for_head(signal: Signal) -> bool {
+    matches!(signal, Signal::USR1 | Signal::USR2)
+}
+
+/// What is done with daemons that are left.
+#[derive(Clone, Copy)]
+enum Last {
+    Terminate,
+    Kill,
+}
+
+/// Ends daemons, and remote shells that may hang: what runs behind one ends when the shell does.
+fn terminate(daemons: &BTreeMap<u32, Daemon>) {
+    for daemon in daemons.values() {
+        daemon.send(Signal::TERM);
+    }
+}
+
+/// Interrupts from the terminal, as far as they follow each other within a second.
+#[derive(Default)]
+struct Interrupts {
+    count: u32,
+    last: Option<Instant>,
+}
+
+impl Interrupts {
+    /// One more; returns how long the job may take to end now. The first is the head's, and ends a job that comes up; the
+    /// second ends the job; more are for remote shells that hang.
+    fn limit(&mut self) -> Option<Duration> {
+        let last = self.last.replace(Instant::now());
+        if last.is_some_and(|last| last.elapsed() > TWICE) {
+            self.count = 0;
+        }
+        self.count += 1;
+        match self.count {
+            1 => None,
+            2 => Some(END_SOON),
+            _ => Some(Duration::ZERO),
+        }
+    }
 }
 
 /// A daemon, or the remote shell that runs it.
@@ -259,7 +363,10 @@ fn start_here(mut command: Command, spec: &LaunchSpec) -> Result<Daemon> {
     // Larger than what a pipe holds: written by a thread, which ends with the daemon's end of the pipe.
     std::thread::spawn(move || writer.write_all(&message));
     let source = format!("/proc/{}/fd/{}", std::process::id(), reader.as_raw_fd());
-    command.arg("--launch").arg(source);
+    command
+        .arg("--launch")
+        .arg(source)
+        .arg(launcher::from(spec.rank));
     if spec.rank != 0 {
         command.stdin(Stdio::null());
     }
@@ -284,17 +391,30 @@ fn remote_shell(rsh: &str, host: &str, dragond: &PathBuf) -> Result<Command> {
 }
 
 fn start_on_host(mut command: Command, host: &str, spec: &LaunchSpec) -> Result<Daemon> {
+    command.arg(launcher::from(spec.rank));
     // When this process is killed the remote shell ends, and what it runs learns of it as of any lost connection.
     let files = rustix::process::getrlimit(Resource::Nofile);
     die_with_parent(&mut command, Signal::TERM, files);
     let mut child = command.spawn()?;
     let stdin = child.stdin.take().context("no pipe to the remote shell")?;
     let line = Line(Arc::new(Mutex::new(stdin)));
-    line.write(&encode(spec)?)?;
-    if spec.rank == 0 {
-        let line = line.clone();
-        // What this process reads is the head's.
-        std::thread::spawn(move || line.pass_on_input());
+    let (message, first) = (encode(spec)?, spec.rank == 0);
+    let (writer, input) = (line.clone(), line.clone());
+    let message_fits = message.len() <= ROOM_IN_PIPE;
+    // One that ended at once says why itself.
+    let write = move || writer.write(&message).is_ok();
+    if message_fits && write() {
+        if first {
+            // What this process reads is the head's.
+            std::thread::spawn(move || input.pass_on_input());
+        }
+    } else if !message_fits {
+        // More than a pipe holds waits for a shell that may hang.
+        std::thread::spawn(move || {
+            if write() && first {
+                input.pass_on_input();
+            }
+        });
     }
     watch(child, host.to_owned(), Some(line), None)
 }
@@ -423,6 +543,46 @@ pub(super) fn dragond() -> Result<PathBuf> {
         .unwrap_or_default())
 }
 
+/// Says that a daemon ended, where no daemon says so.
+fn complain(rank: u32, host: &str, status: std::process::ExitStatus) {
+    let name = format!("the daemon of node {rank} ({host})");
+    match (status.code(), status.signal()) {
+        (_, Some(signal)) => eprintln!("dragon: {name} was ended by signal {signal}"),
+        // The first one ends with the exit code of the head.
+        (Some(code), _) if rank != 0 => match code.try_into() {
+            Ok(0 | NOT_UP | RUNTIME_FAILED) => {}
+            Ok(program::NOT_FOUND | program::NOT_EXECUTABLE) => eprintln!(
+                "dragon: {name} cannot be started there (exit code {code}); Dragon must be installed in the same place on all hosts"
+            ),
+            Ok(SHELL_FAILED) => eprintln!(
+                "dragon: {name} cannot be reached any more, or never could (exit code {code} of the remote shell)"
+            ),
+            // Where a signal ended it, its supervisor said so.
+            Ok(129..) => {}
+            _ => eprintln!("dragon: {name} ended with exit code {code}"),
+        },
+        _ => {}
+    }
+}
+
+/// Whether a daemon other than the first has ended without having come up, so that the others wait for it in vain.
+/// Whether a job that outlives its nodes is left to the others. A first node that is lost leaves it to them, and the first
+/// of them has its exit code.
+fn goes_on_without(rank: u32, status: std::process::ExitStatus) -> bool {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    let lost = matches!(code, None | Some(RUNTIME_FAILED | SHELL_FAILED));
+    lost || rank != 0 && !never_up(status)
+}
+
+fn never_up(status: std::process::ExitStatus) -> bool {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    // A remote shell that loses its connection later on loses the node too.
+    matches!(
+        code,
+        Some(NOT_UP | program::NOT_FOUND | program::NOT_EXECUTABLE | SHELL_FAILED)
+    )
+}
+
 async fn next_end(daemons: &BTreeMap<u32, Daemon>) -> Result<u32> {
     let waits: Vec<_> = daemons
         .iter()
@@ -441,6 +601,10 @@ async fn first_of<F: Future + Unpin>(mut futures: Vec<F>) -> F::Output {
             .unwrap_or(std::task::Poll::Pending)
     })
     .await
+}
+
+fn code_of_signal(signal: Signal) -> u8 {
+    u8::try_from(128 + signal.as_raw()).unwrap_or(RUNTIME_FAILED)
 }
 
 fn exit_code(status: std::process::ExitStatus) -> u8 {

@@ -20,6 +20,7 @@ use super::{Daemon, End, Event, Signals};
 use crate::adapter::Manager;
 use crate::journal;
 use crate::link::Link;
+use crate::state::{State, enter};
 use crate::sweep;
 
 const GRACE: Duration = Duration::from_secs(2);
@@ -41,6 +42,7 @@ impl Daemon {
         signals: &mut Signals,
     ) -> u8 {
         tracing::info!("ending: {}", end.why);
+        enter(self.job.node, State::Ending);
         let started = Instant::now();
         self.cluster.stop();
         if self.parent.is_none() {
@@ -87,6 +89,7 @@ impl Daemon {
             self.wait_for_close(events, &parent).await;
         }
         self.node.shutdown(AGENT);
+        enter(self.job.node, State::Gone);
         end.code
     }
 

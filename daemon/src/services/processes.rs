@@ -214,6 +214,13 @@ impl Daemon {
         }
     }
 
+    /// Whether this node is the one of the head, and it does not run yet: then it has not got what was meant for it.
+    pub(super) fn head_is_awaited(&self) -> bool {
+        let has_head = !matches!(self.job.manager, Manager::Client { .. });
+        let has_head = has_head && self.job.node == NodeIndex::FIRST;
+        has_head && !self.processes.live.values().any(|process| process.head)
+    }
+
     /// Reads the statuses of all children that have ended.
     pub(super) fn reap(&mut self) -> Option<End> {
         let mut end = None;
