@@ -3,8 +3,12 @@
 //! `tests/local_*.rs` need nothing but this machine; `tests/nodes_*.rs` need root for namespaces; `tests/slurm_*.rs` need a
 //! Slurm besides. The last two share one cluster per file and therefore bring their own list of cases ([`suite`]).
 
+pub mod chaos;
 pub mod cluster;
+pub mod hosts;
+pub mod job;
 pub mod local;
+pub mod netns;
 pub mod nodes;
 pub mod site;
 pub mod suite;

@@ -17,7 +17,10 @@ pub const WATCHDOG: Duration = Duration::from_secs(60);
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
-    let folder = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+    // target/PROFILE/deps/TEST, or target/PROFILE/PROGRAM.
+    let mut folders = test.ancestors().skip(1);
+    let folder = folders.find(|folder| !folder.ends_with("deps"));
+    let folder = folder.expect("it lies in a folder");
     let path = folder.join(name);
     assert!(
         path.exists(),

@@ -4,10 +4,10 @@
 //! does so less. A missed goal is printed, never an error.
 
 mod core;
-mod processes;
 mod python;
 mod row;
 mod sample;
+mod services;
 mod slurm;
 mod start;
 mod transport;
@@ -39,7 +39,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
-    /// How long a runtime takes to come up and go
+    /// How long a first Python program takes, start to end
     Start,
     /// What the runtime adds to a plain srun over three nodes of a Slurm on this machine
     Slurm,
@@ -47,7 +47,7 @@ enum Group {
     Python,
     /// Pools and channels between processes, beside bare programs and peers
     Core,
-    /// Processes of a runtime, beside bare system calls
+    /// Bring-up, tear-down and idling of runtimes of one and of many nodes; processes, beside bare system calls
     Services,
     /// Two nodes in network namespaces, beside bare programs and Open MPI (as root)
     Transport,
@@ -91,9 +91,9 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
             Group::Python => python::measure(repo, upstream, &mut print),
             Group::Core => core::measure(repo, &mut print),
             Group::Services if args.only == Some(Only::Scale) => {
-                processes::scale(repo, &mut print);
+                services::scale(repo, &mut print);
             }
-            Group::Services => processes::rates(repo, &mut print),
+            Group::Services => services::measure(repo, upstream, &mut print),
             Group::Transport => transport::measure(repo, &mut print),
         }
     }
@@ -110,6 +110,7 @@ fn build(repo: &Repo, groups: &[Group]) -> Result<()> {
             "dragon-channels",
             "dragon-bench",
             "dragon-process-bench",
+            "dragon-tests",
         ]);
     }
     let programs = programs.into_iter().flat_map(|program| ["-p", program]);

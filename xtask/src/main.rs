@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask build | run | test | bench | torture | setup`.
+//! Developer commands: `cargo xtask build | run | test | bench | torture | chaos | setup`.
 //!
 //! Each command does its own set-up, so that it can be the first thing typed in a fresh clone.
 
 mod bench;
 mod build_cmd;
+mod chaos;
 mod checkers;
 mod children;
 mod python;
@@ -63,6 +64,17 @@ enum Task {
         )]
         args: Vec<OsString>,
     },
+    /// Run jobs, kill or stop something of each in a named state, and look at how it ends and what it leaves
+    #[command(disable_help_flag = true)]
+    Chaos {
+        /// What to give to the program: --runs N, --seed S, --first N, --all
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<OsString>,
+    },
     /// Feed decoders, and operations on scribbled memory, with the fuzzer's inputs (nightly toolchain)
     Fuzz(checkers::Fuzz),
     /// Unit tests of protocol, shmem and channels under AddressSanitizer (nightly toolchain)
@@ -106,11 +118,14 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test { groups } => return test::test(&repo, &groups),
         Task::Bench(args) => bench::bench(&repo, &args)?,
         Task::Torture { args } => return torture::torture(&repo, &args),
+        Task::Chaos { args } => return chaos::chaos(&repo, &args),
         Task::Fuzz(args) => checkers::fuzz(&repo, &args)?,
         Task::Sanitize => checkers::sanitize(&repo)?,
         Task::Miri => checkers::miri(&repo)?,
         Task::Simulate { seeds, first } => checkers::simulate(&repo, seeds, first)?,
-        Task::Setup => setup::install(&setup::DEBIAN_PACKAGES)?,
+        Task::Setup => {
+            setup::install(&[&setup::DEBIAN_PACKAGES[..], &setup::SSH_PACKAGES].concat())?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -22,6 +22,9 @@ pub(crate) const DEBIAN_PACKAGES: [&str; 8] = [
     "procps",
 ];
 
+/// What the tests of nodes behind ssh need besides.
+pub(crate) const SSH_PACKAGES: [&str; 2] = ["openssh-client", "openssh-server"];
+
 /// Installs those of `packages` that are missing.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let missing = missing(packages);

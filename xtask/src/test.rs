@@ -36,7 +36,13 @@ impl Group {
         match self {
             Self::Rust => &["libslurm-dev"],
             Self::Python => &[],
-            Self::Nodes => &["iproute2", "util-linux", "procps"],
+            Self::Nodes => &[
+                "iproute2",
+                "util-linux",
+                "procps",
+                "openssh-client",
+                "openssh-server",
+            ],
             Self::Slurm => &setup::DEBIAN_PACKAGES,
         }
     }

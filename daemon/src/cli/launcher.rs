@@ -565,7 +565,6 @@ fn complain(rank: u32, host: &str, status: std::process::ExitStatus) {
     }
 }
 
-/// Whether a daemon other than the first has ended without having come up, so that the others wait for it in vain.
 /// Whether a job that outlives its nodes is left to the others. A first node that is lost leaves it to them, and the first
 /// of them has its exit code.
 fn goes_on_without(rank: u32, status: std::process::ExitStatus) -> bool {
@@ -574,6 +573,7 @@ fn goes_on_without(rank: u32, status: std::process::ExitStatus) -> bool {
     lost || rank != 0 && !never_up(status)
 }
 
+/// Whether a daemon other than the first has ended without having come up, so that the others wait for it in vain.
 fn never_up(status: std::process::ExitStatus) -> bool {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     // A remote shell that loses its connection later on loses the node too.

@@ -136,7 +136,7 @@ fn beside_open_mpi(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
         name,
         "us",
         ours,
-        Some((upstream::ACROSS_NODES, theirs)),
+        Some((upstream::KEPT, theirs)),
         Goal::Ratio(0.01),
     ));
 }

@@ -4,7 +4,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::bench::row::{Goal, Row};
-use crate::bench::sample::{Measured, reported, reported_beside};
+use crate::bench::sample::{reported, reported_beside};
+use crate::bench::services::row;
 use crate::repo::Repo;
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -49,23 +50,4 @@ fn program(repo: &Repo, mode: &[&str]) -> Command {
     let mut command = Command::new(repo.release("dragon"));
     command.arg(repo.release("process-bench")).args(mode);
     command
-}
-
-fn row(
-    name: &str,
-    unit: &'static str,
-    ours: Measured,
-    peer_name: &str,
-    peer: Option<Measured>,
-    goal: Goal,
-) -> Row {
-    Row {
-        group: "services",
-        name: name.to_owned(),
-        unit,
-        ours,
-        peer_name: peer_name.to_owned(),
-        peer,
-        goal,
-    }
 }
