@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::listener::NOWHERE;
 use crate::output::Sink;
 use crate::services::Event;
 
@@ -102,7 +103,8 @@ fn cost(bytes: usize) -> u32 {
     u32::try_from(bytes.min(WINDOW)).unwrap_or(u32::MAX)
 }
 
-/// Messages that this process has sent and received over control connections. Only counted, never decided upon.
+/// Messages that this process has sent and received over control connections, but for heartbeats and what else the members
+/// say to each other whatever happens. Only counted, never decided upon.
 static SENT: AtomicU64 = AtomicU64::new(0);
 static RECEIVED: AtomicU64 = AtomicU64::new(0);
 
@@ -115,13 +117,19 @@ pub fn counted() -> (u64, u64) {
     )
 }
 
+fn count(message: &PeerMessage, counter: &AtomicU64) {
+    if !matches!(message, PeerMessage::Member(_)) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Adds a message to `bytes`, from where it is sent.
 ///
 /// # Errors
 /// When it is longer than a frame.
 pub fn encode(message: &PeerMessage, bytes: &mut Vec<u8>) -> Result<(), FrameError> {
     frame::encode(message, bytes)?;
-    SENT.fetch_add(1, Ordering::Relaxed);
+    count(message, &SENT);
     Ok(())
 }
 
@@ -187,17 +195,20 @@ pub async fn accept(key: &JobKey, me: NodeIndex, stream: &mut TcpStream) -> Resu
 
 /// Starts the tasks of a connection: what arrives goes to `events`, and so does its end. Output goes straight to `sink`;
 /// what that has no room for waits here, up to a bound, then at the other end, and the writing processes wait in the end.
-///
-/// # Errors
-/// When the socket is already gone.
+/// One that is gone already ends like any other.
 pub fn run(
     node: NodeIndex,
     stream: TcpStream,
     sink: Option<Sink>,
     events: &mpsc::Sender<Event>,
-) -> Result<Link> {
-    let addresses = (stream.local_addr()?, stream.peer_addr()?);
-    notice_dead_hosts(&stream)?;
+) -> Link {
+    let addresses = (
+        stream.local_addr().unwrap_or(NOWHERE),
+        stream.peer_addr().unwrap_or(NOWHERE),
+    );
+    if let Err(error) = notice_dead_hosts(&stream) {
+        tracing::debug!(%node, "a control connection without keepalive: {error:#}");
+    }
     let (read, write) = stream.into_split();
     let (control, messages) = mpsc::unbounded_channel();
     let (output, outputs) = mpsc::channel(OUTPUTS);
@@ -220,7 +231,7 @@ pub fn run(
         room.close();
         let _ = events.send(Event::LinkLost(node, addresses)).await;
     });
-    Ok(link)
+    link
 }
 
 /// A host that is gone sends nothing, not even a reset: the kernel asks, without waking anybody here.
@@ -303,7 +314,7 @@ async fn read_frames(
 /// At end of file, or when the bytes are no message.
 pub async fn read_message(stream: &mut (impl AsyncReadExt + Unpin)) -> Result<PeerMessage> {
     let message = read_frame(stream).await?;
-    RECEIVED.fetch_add(1, Ordering::Relaxed);
+    count(&message, &RECEIVED);
     Ok(message)
 }
 

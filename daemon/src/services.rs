@@ -257,8 +257,7 @@ pub async fn run(job: Job) -> Result<u8> {
 
     let parent = tree
         .parent
-        .map(|(node, stream)| link::run(node, stream, None, &sender))
-        .transpose()?;
+        .map(|(node, stream)| link::run(node, stream, None, &sender));
     let (up, sink) = match &parent {
         Some(parent) if job.forward_output => Upward::by(parent),
         _ => (Upward::none(), Sink::own()?),
@@ -266,7 +265,7 @@ pub async fn run(job: Job) -> Result<u8> {
     let below = tree.children.into_iter();
     let children = below
         .map(|(node, stream)| link::run(node, stream, Some(sink.clone()), &sender))
-        .collect::<Result<_>>()?;
+        .collect();
     let mut daemon = Daemon {
         turns: Turns::beginning_at(job.node.get() as usize),
         ledger: Ledger::new(granted_cpus, gpus.names),

@@ -166,7 +166,13 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                     }
                 } else if rank == 0 {
                     let by_signal = asked.map_or(RUNTIME_FAILED, code_of_signal);
-                    code = Some(if terminated { by_signal } else { exit_code(status) });
+                    // Its peers may have ended before it had heard the signal itself.
+                    let told = matches!(asked, Some(Signal::TERM | Signal::HUP));
+                    code = Some(match exit_code(status) {
+                        RUNTIME_FAILED if told => by_signal,
+                        _ if terminated => by_signal,
+                        code => code,
+                    });
                     // Whoever still looks for the others learns it by this alone.
                     daemons.values().for_each(|other| other.signal(Signal::TERM));
                     next = Some((Instant::now() + HINT_WAIT, Last::Terminate));

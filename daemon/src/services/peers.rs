@@ -54,10 +54,7 @@ impl Daemon {
     pub(super) fn connected(&mut self, node: NodeIndex, stream: TcpStream) {
         // Only those with higher ranks may come to be below this one, and send output.
         let sink = (node > self.job.node).then(|| self.sink.clone());
-        let link = match link::run(node, stream, sink, &self.sender) {
-            Ok(link) => link,
-            Err(error) => return tracing::warn!(%node, "a connection was lost at once: {error}"),
-        };
+        let link = link::run(node, stream, sink, &self.sender);
         match self.others.get_mut(&node) {
             // A connection that stands is never dropped: answers may be on their way over it.
             Some(Other::Up(links)) => links.push(link),
