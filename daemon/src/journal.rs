@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -80,7 +81,9 @@ fn is_kept(metadata: &tracing::Metadata<'_>) -> bool {
 
 /// Says something on standard error, whatever the filter says, and keeps it: how a daemon tells its user what went wrong.
 pub fn say(text: &str) {
-    eprintln!("dragon: {text}");
+    // In one piece: other processes write to the same terminal or pipe.
+    let line = format!("dragon: {text}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
     add(LogLevel::Error, "dragon", text.to_owned());
 }
 

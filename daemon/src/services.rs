@@ -104,6 +104,8 @@ pub enum Event {
     Sibling(Vec<u8>),
     /// The process with this number was started; its pid, or why not.
     Started(u64, Result<u32, String>),
+    /// The head runs, and an interrupt of the terminal from before its start has been seen.
+    HeadHears,
     /// The start with this number has waited for CPUs or GPUs as long as it may.
     WaitedLongEnough(u64),
     /// A time that a group waits for has come.
@@ -413,14 +415,16 @@ impl Daemon {
                 }
             };
             end = tokio::select! {
-                Some(event) = events.recv() => self.handle(event),
-                () = time => self.member_event(Input::Time),
+                // Signals first: [`Event::HeadHears`] is told after them.
+                biased;
                 signalled = signals.next() => match signalled {
                     Signalled::Child => self.reap(),
                     Signalled::End(end) => Some(end),
                     Signalled::ForHead(rustix::process::Signal::INT) if self.head_is_awaited() => Some(End::interrupted()),
                     Signalled::ForHead(signal) => { self.pass_to_head(signal); None }
                 },
+                () = time => self.member_event(Input::Time),
+                Some(event) = events.recv() => self.handle(event),
             };
         }
     }
@@ -452,6 +456,7 @@ impl Daemon {
                 reply,
             } => self.client_asks(slot, request, reply),
             Event::Started(number, result) => return self.started(number, result),
+            Event::HeadHears => self.processes.head_hears = true,
             Event::WaitedLongEnough(number) => self.give_up(number, Code::Timeout),
             Event::GroupDue(due) => {
                 let actions = self.groups.due(due);

@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::adapter::launcher;
 use crate::cli::RUNTIME_FAILED;
+use crate::journal::say;
 use crate::readable::end_of;
 use crate::sweep;
 
@@ -85,7 +86,9 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
     let status = child.wait()?;
     if let Some(signal) = status.signal() {
         let rank = launcher::rank(arguments);
-        eprintln!("dragon: the daemon of node {rank} was ended by signal {signal}");
+        say(&format!(
+            "the daemon of node {rank} was ended by signal {signal}"
+        ));
         return Ok(u8::try_from(128 + signal).unwrap_or(RUNTIME_FAILED));
     }
     let code = status.code().and_then(|code| u8::try_from(code).ok());

@@ -25,6 +25,7 @@ use super::outputs::Outputs;
 use super::{Arguments, RUNTIME_FAILED};
 use crate::adapter::launcher::{self, NOT_UP, STDIN};
 use crate::config::{Config, keys};
+use crate::journal::say;
 use crate::parent_death::die_with_parent;
 use crate::program;
 use crate::readable::end_of;
@@ -176,8 +177,8 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                     // Whoever still looks for the others learns it by this alone.
                     daemons.values().for_each(|other| other.signal(Signal::TERM));
                     next = Some((Instant::now() + HINT_WAIT, Last::Terminate));
-                } else if code.is_none() && never_up(status) {
-                    // The first one has heard of it by now and says why, unless it is not up itself.
+                } else if code.is_none() && (never_up(status) || was_killed(status)) {
+                    // The first one has heard of it by now, says why and ends, unless it is not up itself.
                     next = Some(at_latest(next, FIRST_WAIT));
                 }
             }
@@ -203,7 +204,7 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                 }
                 Last::Kill => {
                     for (rank, daemon) in &daemons {
-                        eprintln!("dragon: the daemon of node {rank} ({}) did not end in time and is killed", daemon.host);
+                        say(&format!("the daemon of node {rank} ({}) did not end in time and is killed", daemon.host));
                         daemon.send(Signal::KILL);
                     }
                     None
@@ -551,24 +552,24 @@ pub(super) fn dragond() -> Result<PathBuf> {
 
 /// Says that a daemon ended, where no daemon says so.
 fn complain(rank: u32, host: &str, status: std::process::ExitStatus) {
-    let name = format!("the daemon of node {rank} ({host})");
-    match (status.code(), status.signal()) {
-        (_, Some(signal)) => eprintln!("dragon: {name} was ended by signal {signal}"),
+    let what = match (status.code(), status.signal()) {
+        (_, Some(signal)) => format!("was ended by signal {signal}"),
         // The first one ends with the exit code of the head.
         (Some(code), _) if rank != 0 => match code.try_into() {
-            Ok(0 | NOT_UP | RUNTIME_FAILED) => {}
-            Ok(program::NOT_FOUND | program::NOT_EXECUTABLE) => eprintln!(
-                "dragon: {name} cannot be started there (exit code {code}); Dragon must be installed in the same place on all hosts"
+            Ok(0 | NOT_UP | RUNTIME_FAILED) => return,
+            Ok(program::NOT_FOUND | program::NOT_EXECUTABLE) => format!(
+                "cannot be started there (exit code {code}); Dragon must be installed in the same place on all hosts"
             ),
-            Ok(SHELL_FAILED) => eprintln!(
-                "dragon: {name} cannot be reached any more, or never could (exit code {code} of the remote shell)"
+            Ok(SHELL_FAILED) => format!(
+                "cannot be reached any more, or never could (exit code {code} of the remote shell)"
             ),
             // Where a signal ended it, its supervisor said so.
-            Ok(129..) => {}
-            _ => eprintln!("dragon: {name} ended with exit code {code}"),
+            Ok(129..) => return,
+            _ => format!("ended with exit code {code}"),
         },
-        _ => {}
-    }
+        _ => return,
+    };
+    say(&format!("the daemon of node {rank} ({host}) {what}"));
 }
 
 /// Whether a job that outlives its nodes is left to the others. A first node that is lost leaves it to them, and the first
@@ -587,6 +588,11 @@ fn never_up(status: std::process::ExitStatus) -> bool {
         code,
         Some(NOT_UP | program::NOT_FOUND | program::NOT_EXECUTABLE | SHELL_FAILED)
     )
+}
+
+/// Whether a signal ended the daemon, here or behind a remote shell.
+fn was_killed(status: std::process::ExitStatus) -> bool {
+    status.code().is_none_or(|code| code > 128)
 }
 
 async fn next_end(daemons: &BTreeMap<u32, Daemon>) -> Result<u32> {

@@ -30,6 +30,8 @@ pub(super) struct Processes {
     pub(super) pending: BTreeMap<u64, Pending>,
     /// Starts that wait for CPUs or GPUs, by number.
     pub(super) queued: HashMap<u64, Queued>,
+    /// The head has got every interrupt that this daemon sees from now on.
+    pub(super) head_hears: bool,
     /// Number of the last start.
     last: u64,
     /// The slots of the processes that are attached.
@@ -214,11 +216,11 @@ impl Daemon {
         }
     }
 
-    /// Whether this node is the one of the head, and it does not run yet: then it has not got what was meant for it.
+    /// Whether this node is the one of the head, and it does not run yet: then it may not have got what was meant for it.
     pub(super) fn head_is_awaited(&self) -> bool {
         let has_head = !matches!(self.job.manager, Manager::Client { .. });
         let has_head = has_head && self.job.node == NodeIndex::FIRST;
-        has_head && !self.processes.live.values().any(|process| process.head)
+        has_head && !self.processes.head_hears
     }
 
     /// Reads the statuses of all children that have ended.

@@ -527,6 +527,9 @@ impl Daemon {
         if let Some(tag) = tag {
             tag.send_replace(pid);
         }
+        if process.head {
+            self.head_hears_soon();
+        }
         let ended = self.processes.runs(pid, process);
         if doomed && ended.is_none() {
             self.kill_doomed(pid);
@@ -537,6 +540,16 @@ impl Daemon {
         };
         self.told(told, Ok(spawned));
         ended.and_then(|status| self.ended(pid, status))
+    }
+
+    /// An interrupt from before the fork may be on its way from the kernel to the loop, and the head has not got it. This
+    /// thread has taken the signal when it runs next, and the timer and the signals are looked at together.
+    fn head_hears_soon(&self) {
+        let events = self.sender.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let _ = events.send(Event::HeadHears).await;
+        });
     }
 }
 
