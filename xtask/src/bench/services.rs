@@ -20,6 +20,7 @@ pub(super) fn measure(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl
     one_node(repo, upstream, print);
     many_nodes(repo, print);
     processes::rates(repo, print);
+    output(repo, print);
     idle(repo, print);
 }
 
@@ -136,6 +137,18 @@ fn many_nodes(repo: &Repo, print: &mut impl FnMut(Row)) {
     let measured = reported(&mut program(repo, &["requests", "8"]), LIMIT);
     let name = "first node's requests per process, 8 nodes";
     print(row(name, "", measured, "-", None, Goal::Value(0.0)));
+}
+
+/// Lines of a process on another node, read from the launcher.
+fn output(repo: &Repo, print: &mut impl FnMut(Row)) {
+    let gigabyte = (1 << 30).to_string();
+    let mut command = program(repo, &["output", &gigabyte, "5"]);
+    let [ours, bare, growth] = reported_beside(&mut command, LIMIT);
+    let name = "1 GiB of output of another node";
+    let half = Goal::RatioAtLeast(0.5);
+    print(row(name, "MB/s", ours, "cat", Some(bare), half));
+    let name = "the same, growth of a daemon";
+    print(row(name, "MiB", growth, "-", None, Goal::Value(4.0)));
 }
 
 fn idle(repo: &Repo, print: &mut impl FnMut(Row)) {

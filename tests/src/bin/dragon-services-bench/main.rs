@@ -1,5 +1,7 @@
 //! What bring-up, tear-down and idling of a runtime cost (`cargo xtask bench services`). Prints one JSON object.
 
+mod output;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,8 @@ fn main() -> ExitCode {
         ["wake-ups"] => wake_ups(),
         ["requests", nodes] => requests(nodes),
         ["head-requests"] => head_requests(),
+        ["output", bytes, runs] => output::through_the_tree(bytes, runs),
+        ["writer", script] => output::writer(script),
         ["starter", ready, go] => starter(ready, go),
         _ => Err(anyhow::anyhow!("what is to be measured?")),
     };
