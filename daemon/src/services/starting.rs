@@ -542,12 +542,12 @@ impl Daemon {
         ended.and_then(|status| self.ended(pid, status))
     }
 
-    /// An interrupt from before the fork may be on its way from the kernel to the loop, and the head has not got it. This
-    /// thread has taken the signal when it runs next, and the timer and the signals are looked at together.
+    /// An interrupt from before the fork may be on its way from the kernel to the loop, and the head has not got it. Its
+    /// handler has run by now, on this thread; the loop sees it when the runtime has looked at its descriptors once more.
     fn head_hears_soon(&self) {
         let events = self.sender.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::task::yield_now().await;
             let _ = events.send(Event::HeadHears).await;
         });
     }
