@@ -420,7 +420,6 @@ impl Daemon {
                 signalled = signals.next() => match signalled {
                     Signalled::Child => self.reap(),
                     Signalled::End(end) => Some(end),
-                    Signalled::ForHead(rustix::process::Signal::INT) if self.head_is_awaited() => Some(End::interrupted()),
                     Signalled::ForHead(signal) => { self.pass_to_head(signal); None }
                 },
                 () = time => self.member_event(Input::Time),

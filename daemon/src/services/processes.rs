@@ -9,7 +9,7 @@ use rustix::process::{Signal, WaitOptions};
 use tokio::task::JoinHandle;
 
 use super::starting::{Pending, Queued, StartedFor};
-use super::{Daemon, End};
+use super::{Daemon, End, Event};
 use crate::adapter::Manager;
 use crate::groups::MemberKey;
 use crate::resources;
@@ -30,8 +30,10 @@ pub(super) struct Processes {
     pub(super) pending: BTreeMap<u64, Pending>,
     /// Starts that wait for CPUs or GPUs, by number.
     pub(super) queued: HashMap<u64, Queued>,
-    /// The head has got every interrupt that this daemon sees from now on.
+    /// The head has got every interrupt from the terminal that this daemon sees from now on.
     pub(super) head_hears: bool,
+    /// What came for the head before it ran.
+    for_head: Vec<Signal>,
     /// Number of the last start.
     last: u64,
     /// The slots of the processes that are attached.
@@ -200,27 +202,40 @@ impl Processes {
 impl Daemon {
     /// Passes a signal on that is meant for the head. Most senders reach every process of the job themselves (the terminal,
     /// Slurm without control groups); Slurm with control groups sends only to the tasks of a step, and that is the daemon.
-    pub(super) fn pass_to_head(&self, signal: Signal) {
+    pub(super) fn pass_to_head(&mut self, signal: Signal) {
         let wanted = match self.job.manager {
             Manager::Slurm { .. } => resources::in_step_group(),
-            // The launcher was meant; only the terminal's interrupt has reached the head too.
-            Manager::Launcher => signal != Signal::INT,
+            // The launcher was meant; only the terminal's interrupt has reached the head too, unless it came too early.
+            Manager::Launcher => signal != Signal::INT || !self.processes.head_hears,
             Manager::RemoteLauncher | Manager::Client { .. } => true,
         };
         if !wanted {
             return;
         }
-        let heads = self.processes.live.iter();
-        for (pid, _) in heads.filter(|(_, process)| process.head) {
-            tree::signal(*pid, false, signal);
+        let mut heads = self.processes.live.iter();
+        match heads.find(|(_, process)| process.head) {
+            Some((pid, _)) => tree::signal(*pid, false, signal),
+            None if self.job.node == NodeIndex::FIRST => self.processes.for_head.push(signal),
+            None => {}
         }
     }
 
-    /// Whether this node is the one of the head, and it does not run yet: then it may not have got what was meant for it.
-    pub(super) fn head_is_awaited(&self) -> bool {
-        let has_head = !matches!(self.job.manager, Manager::Client { .. });
-        let has_head = has_head && self.job.node == NodeIndex::FIRST;
-        has_head && !self.processes.head_hears
+    /// The head runs: it gets what came for it before.
+    pub(super) fn head_runs(&mut self, pid: u32) {
+        for signal in std::mem::take(&mut self.processes.for_head) {
+            tree::signal(pid, false, signal);
+        }
+        self.head_hears_soon();
+    }
+
+    /// An interrupt from before the fork may be on its way from the kernel to the loop, and the head has not got it. Its
+    /// handler has run by now, on this thread; the loop sees it when the runtime has looked at its descriptors once more.
+    fn head_hears_soon(&self) {
+        let events = self.sender.clone();
+        tokio::spawn(async move {
+            tokio::task::yield_now().await;
+            let _ = events.send(Event::HeadHears).await;
+        });
     }
 
     /// Reads the statuses of all children that have ended.

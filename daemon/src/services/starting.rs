@@ -528,7 +528,7 @@ impl Daemon {
             tag.send_replace(pid);
         }
         if process.head {
-            self.head_hears_soon();
+            self.head_runs(pid);
         }
         let ended = self.processes.runs(pid, process);
         if doomed && ended.is_none() {
@@ -540,16 +540,6 @@ impl Daemon {
         };
         self.told(told, Ok(spawned));
         ended.and_then(|status| self.ended(pid, status))
-    }
-
-    /// An interrupt from before the fork may be on its way from the kernel to the loop, and the head has not got it. Its
-    /// handler has run by now, on this thread; the loop sees it when the runtime has looked at its descriptors once more.
-    fn head_hears_soon(&self) {
-        let events = self.sender.clone();
-        tokio::spawn(async move {
-            tokio::task::yield_now().await;
-            let _ = events.send(Event::HeadHears).await;
-        });
     }
 }
 
