@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::local::pause;
+use crate::local::{WATCHDOG, pause};
 
 const MARK: &str = "DRAGON_TEST_MARK";
 /// How long processes that were killed may take to vanish, and the kernel to close what they had.
@@ -252,6 +252,18 @@ impl Job {
             err: said.err.clone(),
             took,
         }
+    }
+
+    /// It ends by itself, and leaves nothing.
+    ///
+    /// # Panics
+    /// When it hangs, or leaves something.
+    pub fn ends(&mut self) -> Ended {
+        let ended = self.end(WATCHDOG);
+        assert!(ended.code.is_some(), "it hangs: {ended:?}");
+        let left = self.left();
+        assert!(left.is_empty(), "left behind: {left:#?}\n{ended:?}");
+        ended
     }
 
     /// Kills what the job has started.

@@ -4,6 +4,7 @@
 //! Slurm besides. The last two share one cluster per file and therefore bring their own list of cases ([`suite`]).
 
 pub mod chaos;
+pub mod child;
 pub mod cluster;
 pub mod hosts;
 pub mod job;

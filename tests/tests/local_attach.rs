@@ -19,17 +19,15 @@ use dragon::{Channel, ChannelOptions, Code, Deadline, Descriptor, Lock, Session}
 use dragon_protocol::attach::{HELLO_MAGIC, ROLE_CLIENT, ROLE_INSPECT};
 use dragon_protocol::control::ClientReply;
 use dragon_protocol::{PROTOCOL_VERSION, frame};
-use dragon_tests::local::{dragon, finish, pause};
+use dragon_tests::child;
+use dragon_tests::local::{finish, pause};
 
 const ROLE: &str = "DRAGON_TEST_ATTACH";
 const WHAT: &str = "DRAGON_TEST_WHAT";
-const CHILD: [&str; 4] = ["--exact", "child", "--nocapture", "--quiet"];
 
 /// Runs this test as the head of a runtime; returns what came on standard error.
 fn head(role: &str) -> String {
-    let test = std::env::current_exe().unwrap();
-    let words = [&[test.to_str().unwrap()], &CHILD[..]].concat();
-    let done = finish(dragon(words).env(ROLE, role).spawn().unwrap());
+    let done = finish(child::head(&[]).env(ROLE, role).spawn().unwrap());
     assert_eq!(done.code, Some(0), "{done:?}");
     done.err
 }
@@ -74,8 +72,7 @@ fn child() {
 /// Another process of the node with a role; returns when it has the lock.
 fn start(role: &str, what: &[Descriptor]) -> Child {
     let words: Vec<String> = what.iter().map(ToString::to_string).collect();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(CHILD)
+    let mut child = child::command()
         .env(ROLE, role)
         .env(WHAT, words.join(" "))
         .stdout(Stdio::piped())

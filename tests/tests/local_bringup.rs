@@ -23,19 +23,10 @@ fn start(command: &mut Command) -> Job {
     Job::start(command.process_group(0)).unwrap()
 }
 
-/// The job ends by itself, and leaves nothing.
-fn ends(job: &mut Job) -> Ended {
-    let ended = job.end(WATCHDOG);
-    assert!(ended.code.is_some(), "it hangs: {ended:?}");
-    let left = job.left();
-    assert!(left.is_empty(), "left behind: {left:#?}\n{ended:?}");
-    ended
-}
-
 /// The bring-up fails: with this limit, and these words said.
 fn fails(hosts: &Hosts, limit: &str, said: &[&str]) -> Ended {
     let mut job = start(&mut hosts.dragon(&[&["--bring-up-limit", limit], HEAD].concat()));
-    let ended = ends(&mut job);
+    let ended = job.ends();
     assert_eq!(ended.code, Some(125), "{ended:?}");
     assert!(!ended.out.contains("up"), "the head ran: {ended:?}");
     for words in said {
@@ -74,7 +65,7 @@ fn a_host_that_comes_late_is_waited_for() {
     let hosts = Hosts::new(3).with(2, "sleep 0.5").with(0, "sleep 0.2");
     let mut job = start(&mut hosts.dragon(HEAD));
     job.tell("go\n");
-    assert_eq!(ends(&mut job).code, Some(3));
+    assert_eq!(job.ends().code, Some(3));
 }
 
 #[test]
@@ -87,7 +78,7 @@ fn a_host_without_the_daemon_ends_the_bring_up_at_once() {
     );
     let hosts = Hosts::new(2).with(0, missing);
     let mut job = start(&mut hosts.dragon(HEAD));
-    let ended = ends(&mut job);
+    let ended = job.ends();
     assert_eq!(ended.code, Some(127), "{ended:?}");
 }
 
@@ -148,7 +139,7 @@ fn a_range_without_a_free_port_is_named_at_once() {
     let ports = ["--ports", "31997-31998", "--bring-up-limit", NEVER];
     let nodes = ["-N", "6", "--local-nodes"];
     let mut job = start(&mut dragon(nodes.iter().chain(&ports).chain(HEAD)));
-    let ended = ends(&mut job);
+    let ended = job.ends();
     assert_eq!(ended.code, Some(125), "{ended:?}");
     let said = "no free port for the bring-up between 31997 and 31998";
     assert!(ended.err.contains(said), "{ended:?}");
@@ -316,7 +307,7 @@ fn a_stopped_daemon_does_not_keep_the_others() {
     let pid = job.in_state(2, "RUNNING", WATCHDOG).unwrap();
     assert!(send(pid, Signal::STOP));
     assert!(send(job.launcher(), Signal::TERM));
-    let ended = ends(&mut job);
+    let ended = job.ends();
     assert_eq!(ended.code, Some(143), "{ended:?}");
     assert!(ended.err.contains("node 2"), "{ended:?}");
 }
@@ -333,7 +324,7 @@ fn messages_of_a_node_do_not_grow_with_the_number_of_nodes() {
             "4M",
             "true",
         ]));
-        let ended = ends(&mut job);
+        let ended = job.ends();
         assert_eq!(ended.code, Some(0), "{ended:?}");
         assert_eq!(ended.err, "", "{ended:?}");
         let daemons = job.daemons();
@@ -371,5 +362,5 @@ fn an_idle_daemon_does_not_wake_up() {
     dragon_tests::local::pause(Duration::from_secs(2));
     assert_eq!(voluntary_switches(pid), before);
     job.stdin = None;
-    ends(&mut job);
+    job.ends();
 }

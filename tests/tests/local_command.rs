@@ -13,21 +13,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use dragon::{Deadline, Session, Spawn};
+use dragon_tests::child;
 use dragon_tests::local::{Finished, Traces, dragon, finish, pause, run};
 
 const SCRIPT: &str = "DRAGON_TEST_SCRIPT";
 
 /// Options with which a job starts whose head runs `script` in a shell on every node.
 fn everywhere(options: &[&str], script: &str) -> Command {
-    let test = std::env::current_exe().unwrap();
-    let head = [
-        test.to_str().unwrap(),
-        "--exact",
-        "child",
-        "--nocapture",
-        "--quiet",
-    ];
-    let mut command = dragon([options, &head].concat());
+    let mut command = child::head(options);
     command.env(SCRIPT, script);
     command
 }

@@ -15,26 +15,20 @@ use dragon::{
     Code, Deadline, Descriptor, Group, Lives, MemberInfo, MemberState, NodeIndex, Policy,
     RestartWhen, Session, Spawn, Stdio,
 };
+use dragon_tests::child;
 use dragon_tests::local::{Traces, dragon, eventually_empty, finish, run};
 use serde_json::Value;
 
 const ROLE: &str = "DRAGON_TEST_GROUPS";
 const WHAT: &str = "DRAGON_TEST_WHAT";
-const CHILD: [&str; 4] = ["--exact", "child", "--nocapture", "--quiet"];
 const NODES: u32 = 3;
 const KILL: i32 = 9;
 const TERM: i32 = 15;
 
 /// Runs this test as the head of a runtime of three nodes.
 fn head(role: &str) {
-    let test = std::env::current_exe().unwrap();
-    let nodes = NODES.to_string();
-    let words = [
-        &["-N", &nodes, "--local-nodes", test.to_str().unwrap()],
-        &CHILD[..],
-    ]
-    .concat();
-    let child = dragon(words).env(ROLE, role).spawn().unwrap();
+    let options = ["-N", &NODES.to_string(), "--local-nodes"];
+    let child = child::head(&options).env(ROLE, role).spawn().unwrap();
     let launcher = child.id();
     let done = finish(child);
     let expected = if role == "daemon killed" {
@@ -114,9 +108,7 @@ fn sh(script: &str) -> Spawn {
 
 /// This test in another role, on a node.
 fn other(role: &str, what: &str, node: u32) -> Spawn {
-    let test = std::env::current_exe().unwrap();
-    let other = Spawn::program(test).env(ROLE, role).env(WHAT, what);
-    let other = CHILD.iter().fold(other, Spawn::arg);
+    let other = child::spawn().env(ROLE, role).env(WHAT, what);
     other.node(NodeIndex::new(node).unwrap())
 }
 
@@ -313,23 +305,9 @@ fn creator_killed() {
         .stdout(Stdio::Piped)
         .start()
         .unwrap();
-    let mut text = String::new();
-    while !text.contains("ready") {
-        let piece = creator
-            .stdout
-            .as_mut()
-            .unwrap()
-            .receive(Deadline::Never)
-            .unwrap();
-        text.push_str(&String::from_utf8(piece.expect("it lives").to_vec()).unwrap());
-    }
-    let line = text.lines().find(|line| line.contains("ready")).unwrap();
-    let pids: Vec<u32> = line
-        .split(' ')
-        .filter_map(|word| word.parse().ok())
-        .collect();
+    let pids = child::ready(&mut creator);
     let (bound, free) = pids.split_at(3);
-    assert!(pids.iter().all(|pid| is_running(*pid)), "{text}");
+    assert!(pids.iter().all(|pid| is_running(*pid)), "{pids:?}");
     creator.process.signal(KILL).unwrap();
     assert_eq!(creator.process.wait(Deadline::Never).unwrap(), KILL);
     gone(bound);

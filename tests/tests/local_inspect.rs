@@ -12,19 +12,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use dragon::{Channel, ChannelOptions, Deadline, NodeIndex, Pool, PoolOptions, Session, Spawn};
+use dragon::{Channel, ChannelOptions, Deadline, NodeIndex, Pool, PoolOptions, Session};
+use dragon_tests::child;
 use dragon_tests::local::{Finished, Traces, WATCHDOG, binary, dragon, finish, pause, run};
 use serde_json::Value;
 
 const ROLE: &str = "DRAGON_TEST_INSPECT";
-const CHILD: [&str; 4] = ["--exact", "child", "--nocapture", "--quiet"];
-
-/// The command line of this test in a role.
-fn own(options: &[&str]) -> Vec<String> {
-    let test = std::env::current_exe().unwrap();
-    let words = [options, &[test.to_str().unwrap()], &CHILD].concat();
-    words.into_iter().map(str::to_owned).collect()
-}
 
 /// A runtime whose head waits for the end of its input.
 struct Runtime {
@@ -50,7 +43,7 @@ impl Runtime {
 
     /// With a head in this role.
     fn playing(role: &str, options: &[&str]) -> Self {
-        let mut command = dragon(own(options));
+        let mut command = child::head(options);
         command.env(ROLE, role).env_remove("DRAGON_RUNTIME");
         let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.as_mut().unwrap());
@@ -150,8 +143,7 @@ fn sleeps() {
 /// A head that starts a process on node 1, which stays when the head is gone.
 fn holds() {
     let node = NodeIndex::new(1).unwrap();
-    let spawn = Spawn::program(std::env::current_exe().unwrap()).env(ROLE, "sleeps");
-    let spawn = CHILD.iter().fold(spawn, Spawn::arg);
+    let spawn = child::spawn().env(ROLE, "sleeps");
     let _process = spawn.node(node).start().unwrap();
     waits();
 }
@@ -176,9 +168,8 @@ fn uses() {
     })
     .unwrap();
     let _block = pool.alloc(1 << 20).unwrap();
-    let mut sleeper = Command::new(std::env::current_exe().unwrap());
+    let mut sleeper = child::command();
     let mut sleeper = sleeper
-        .args(CHILD)
         .env(ROLE, "sleeps")
         .stdout(Stdio::piped())
         .spawn()
@@ -268,7 +259,7 @@ fn uses() {
 
 #[test]
 fn what_there_is_is_told_though_its_process_is_stopped() {
-    let done = finish(dragon(own(&[])).env(ROLE, "uses").spawn().unwrap());
+    let done = finish(child::head(&[]).env(ROLE, "uses").spawn().unwrap());
     assert_eq!(done.code, Some(0), "{done:?}");
 }
 
@@ -391,16 +382,9 @@ fn an_attached_program_is_a_program_like_any_other() {
     assert_eq!(said.code, Some(3), "{said:?}");
     assert!(said.out.contains(&format!("/{job}/0/")), "{said:?}");
     // It can use the runtime as if that had started it.
-    let mut user = Command::new(binary("dragon"));
-    let words = [
-        vec!["attach".to_owned(), "--job".to_owned(), job.clone()],
-        own(&[]),
-    ]
-    .concat();
-    user.args(words)
-        .env(ROLE, "sleeps")
-        .env_remove("DRAGON_RUNTIME");
-    let mut user = user.stdout(Stdio::piped()).spawn().unwrap();
+    let mut user = child::head(&["attach", "--job", &job]);
+    user.env(ROLE, "sleeps").env_remove("DRAGON_RUNTIME");
+    let mut user = user.spawn().unwrap();
     let out = BufReader::new(user.stdout.as_mut().unwrap());
     assert!(out.lines().any(|line| line.unwrap() == "ready"));
     let processes = rows(&runtime.ask(&["ps", "--json"]), "processes");

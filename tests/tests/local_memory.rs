@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use dragon::{Channel, ChannelOptions, Code, Deadline, Pool, PoolOptions, Session};
+use dragon_tests::child::ALONE;
 use dragon_tests::local::{Finished, binary, finish};
 
 const ROLE: &str = "DRAGON_TEST_MEMORY";
@@ -100,8 +101,7 @@ impl Group {
     /// Runs this test as a program in a runtime in the group.
     fn run(&self, role: &str, arguments: &[&str]) -> Finished {
         let test = std::env::current_exe().unwrap();
-        let child = ["--exact", "child", "--nocapture", "--quiet"];
-        let words = [arguments, &[test.to_str().unwrap()], &child].concat();
+        let words = [arguments, &[test.to_str().unwrap()], &ALONE].concat();
         let mut command = self.command(&binary("dragon"), &words);
         finish(command.env(ROLE, role).spawn().unwrap())
     }
@@ -202,12 +202,11 @@ fn a_group_can_be_filled_to_its_limit_and_emptied() {
 fn somebody_else_in_the_group_may_cost_a_kill_but_not_the_daemon() {
     for group in Group::all("eater") {
         let test = std::env::current_exe().unwrap();
-        let words = ["--exact", "child", "--nocapture", "--quiet"];
         for role in ["own", "fill to the limit"] {
             let (mut errors, mut killed, mut lost) = (0, 0, 0);
             for _ in 0..10 {
                 let before = group.kills();
-                let mut eater = group.command(&test, &words);
+                let mut eater = group.command(&test, &ALONE);
                 let eater = eater.env(ROLE, "eat").spawn().unwrap();
                 let done = group.run(role, &[]);
                 stop(eater);

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use dragon::{Deadline, Session, Spawn};
 use dragon_protocol::NodeIndex;
-use dragon_tests::local::{Traces, WATCHDOG, dragon, finish, pause};
+use dragon_tests::child;
+use dragon_tests::local::{Traces, WATCHDOG, finish, pause};
 
 const ROLE: &str = "DRAGON_TEST_OUTPUT";
 const FOLDER: &str = "DRAGON_TEST_FOLDER";
@@ -22,15 +23,7 @@ const FOLDER: &str = "DRAGON_TEST_FOLDER";
 const LINES: u64 = 200_000;
 
 fn job(role: &str, folder: &Path) -> Command {
-    let test = std::env::current_exe().unwrap();
-    let head = [
-        test.to_str().unwrap(),
-        "--exact",
-        "child",
-        "--nocapture",
-        "--quiet",
-    ];
-    let mut command = dragon([&["-N", "3", "--local-nodes"], &head[..]].concat());
+    let mut command = child::head(&["-N", "3", "--local-nodes"]);
     command.env(ROLE, role).env(FOLDER, folder);
     command
 }

@@ -5,22 +5,20 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use dragon::{
     Channel, ChannelOptions, Code, Deadline, Descriptor, Pool, PoolBlock, PoolOptions, Session,
 };
-use dragon_tests::local::{dragon, finish};
+use dragon_tests::child;
+use dragon_tests::local::finish;
 
 const ROLE: &str = "DRAGON_TEST_POOLS";
 const WHAT: &str = "DRAGON_TEST_WHAT";
 
 /// Runs this test as the head of a runtime; returns what it printed.
 fn head(role: &str) -> String {
-    let test = std::env::current_exe().unwrap();
-    let child = ["--exact", "child", "--nocapture", "--quiet"];
-    let words = [&[test.to_str().unwrap()], &child[..]].concat();
-    let done = finish(dragon(words).env(ROLE, role).spawn().unwrap());
+    let done = finish(child::head(&[]).env(ROLE, role).spawn().unwrap());
     assert_eq!(done.code, Some(0), "{done:?}");
     done.out
 }
@@ -71,8 +69,7 @@ fn start(
     what: &[Descriptor],
 ) -> (std::process::Child, BufReader<std::process::ChildStdout>) {
     let words: Vec<String> = what.iter().map(ToString::to_string).collect();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture", "--quiet"])
+    let mut child = child::command()
         .env(ROLE, role)
         .env(WHAT, words.join(" "))
         .stdout(Stdio::piped())

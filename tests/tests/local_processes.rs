@@ -13,18 +13,16 @@ use std::time::Duration;
 use dragon::{
     Child, Code, Deadline, LimitKind, Lives, Policy, Session, Spawn, Stdio, wait_all, wait_any,
 };
+use dragon_tests::child;
 use dragon_tests::local::{Finished, Traces, binary, dragon, eventually_empty, finish, repository};
 
 const ROLE: &str = "DRAGON_TEST_PROCESSES";
-const CHILD: [&str; 4] = ["--exact", "child", "--nocapture", "--quiet"];
 const KILL: i32 = 9;
 const TERM: i32 = 15;
 
 /// Runs this test as the head of a runtime, with more variables.
 fn head_with(role: &str, variables: &[(&str, &str)]) -> Finished {
-    let test = std::env::current_exe().unwrap();
-    let words = [&[test.to_str().unwrap()], &CHILD[..]].concat();
-    let mut command = dragon(words);
+    let mut command = child::head(&[]);
     command.env(ROLE, role).envs(variables.iter().copied());
     let child = command.spawn().unwrap();
     let launcher = child.id();
@@ -40,9 +38,7 @@ fn head(role: &str) -> Finished {
 
 #[test]
 fn a_killed_daemon_takes_all_processes_with_it() {
-    let test = std::env::current_exe().unwrap();
-    let words = [&[test.to_str().unwrap()], &CHILD[..]].concat();
-    let child = dragon(words).env(ROLE, "daemon killed").spawn().unwrap();
+    let child = child::head(&[]).env(ROLE, "daemon killed").spawn().unwrap();
     let launcher = child.id();
     assert_ne!(finish(child).code, Some(0));
     Traces::assert_none(launcher);
@@ -566,31 +562,11 @@ fn reserves() {
 }
 
 fn creator_killed() {
-    let test = std::env::current_exe().unwrap();
-    let mut creator = Spawn::program(test)
-        .env(ROLE, "creator")
-        .stdout(Stdio::Piped);
-    for word in CHILD {
-        creator = creator.arg(word);
-    }
+    let creator = child::spawn().env(ROLE, "creator").stdout(Stdio::Piped);
     let mut creator = creator.start().unwrap();
-    let mut text = String::new();
-    while !text.contains("ready") {
-        let piece = creator
-            .stdout
-            .as_mut()
-            .unwrap()
-            .receive(Deadline::Never)
-            .unwrap();
-        text.push_str(&String::from_utf8(piece.expect("it lives").to_vec()).unwrap());
-    }
-    let words = text.lines().find(|line| line.contains("ready")).unwrap();
-    let pids: Vec<u32> = words
-        .split(' ')
-        .filter_map(|word| word.parse().ok())
-        .collect();
+    let pids = child::ready(&mut creator);
     let [bound, free, piped, waiting] = pids[..] else {
-        panic!("{text}")
+        panic!("{pids:?}")
     };
     assert!(is_running(bound) && is_running(free) && is_running(piped));
     assert_eq!(waiting, 0);

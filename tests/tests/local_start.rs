@@ -12,16 +12,15 @@ use std::thread;
 
 use dragon::{Channel, ChannelOptions, Deadline, Error, Session, Spawn};
 use dragon_protocol::Code;
+use dragon_tests::child;
 use dragon_tests::local::{Finished, Traces, WATCHDOG, binary, finish};
 
 const ROLE: &str = "DRAGON_TEST_START";
-const CHILD: [&str; 4] = ["--exact", "child", "--nocapture", "--quiet"];
 
 /// This test as a program without a launcher.
 fn program(role: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    let mut command = child::command();
     command
-        .args(CHILD)
         .env(ROLE, role)
         .env("DRAGON_DAEMON", binary("dragond"))
         .env_remove("DRAGON_RUNTIME")

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use dragon_tests::job::{Ended, Job, send};
+use dragon_tests::job::{Job, send};
 use dragon_tests::local::{WATCHDOG, binary, pause, run};
 use dragon_tests::netns::{Netns, address};
 use dragon_tests::suite;
@@ -169,14 +169,6 @@ impl Drop for Site {
     }
 }
 
-fn ends(job: &mut Job) -> Ended {
-    let ended = job.end(WATCHDOG);
-    assert!(ended.code.is_some(), "it hangs: {ended:?}");
-    let left = job.left();
-    assert!(left.is_empty(), "left behind: {left:#?}\n{ended:?}");
-    ended
-}
-
 fn host_lists_and_host_files(site: &Site) {
     let file = site.folder.path().join("hosts");
     fs::write(
@@ -191,7 +183,7 @@ fn host_lists_and_host_files(site: &Site) {
         let mut job = site.dragon(&options, &["sh", "-c", "echo up; cat; exit 3"]);
         job.tell("what the head reads\n");
         job.stdin = None;
-        let ended = ends(&mut job);
+        let ended = job.ends();
         let expected = (Some(3), "up\nwhat the head reads\n");
         assert_eq!(
             (ended.code, &*ended.out),
@@ -207,7 +199,7 @@ fn a_host_without_a_server_is_named(site: &Site) {
     let nobody = address(200);
     let hosts = [address(0), address(1), nobody.clone()].join(",");
     let options = ["--bring-up-limit", "3600", "--hostlist", &hosts];
-    let ended = ends(&mut site.dragon(&options, &HEAD));
+    let ended = site.dragon(&options, &HEAD).ends();
     assert_eq!(ended.code, Some(125), "{ended:?}");
     assert!(
         ended
@@ -222,7 +214,7 @@ fn killed_daemons_leave_nothing(site: &Site) {
         let mut job = site.at_work();
         let pid = job.in_state(node, "RUNNING", WATCHDOG).unwrap();
         assert!(send(pid, Signal::KILL));
-        let ended = ends(&mut job);
+        let ended = job.ends();
         let code = if node == 0 { 137 } else { 125 };
         assert_eq!(ended.code, Some(code), "node {node}: {ended:?}");
         assert!(
@@ -242,7 +234,7 @@ fn killed_supervisors_leave_nothing(site: &Site) {
         let name = fs::read_to_string(format!("/proc/{supervisor}/comm")).unwrap();
         assert_eq!(name, "dragond\n");
         assert!(send(supervisor, Signal::KILL));
-        let ended = ends(&mut job);
+        let ended = job.ends();
         assert_ne!(ended.code, Some(0), "node {node}: {ended:?}");
     }
 }
@@ -266,7 +258,7 @@ fn killed_clients_leave_nothing(site: &Site) {
             .find(|process| process.words[0] == "ssh" && process.words.contains(&host))
             .unwrap_or_else(|| panic!("no ssh to {host} among {processes:?}"));
         assert!(send(client.pid, Signal::KILL));
-        let ended = ends(&mut job);
+        let ended = job.ends();
         assert_ne!(ended.code, Some(0), "node {node}: {ended:?}");
     }
 }
@@ -274,11 +266,11 @@ fn killed_clients_leave_nothing(site: &Site) {
 fn a_killed_launcher_leaves_nothing(site: &Site) {
     let mut job = site.at_work();
     assert!(send(job.launcher(), Signal::KILL));
-    assert_eq!(ends(&mut job).code, Some(137));
+    assert_eq!(job.ends().code, Some(137));
 }
 
 fn an_interrupt_reaches_the_head(site: &Site) {
     let mut job = site.at_work();
     assert!(send(job.launcher(), Signal::INT));
-    assert_eq!(ends(&mut job).code, Some(130));
+    assert_eq!(job.ends().code, Some(130));
 }
