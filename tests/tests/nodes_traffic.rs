@@ -359,7 +359,9 @@ impl<'a> Traffic<'a> {
     /// The daemon of a node, by its number there.
     fn daemon(&self, node: u32) -> String {
         let name = format!("n{}", node + 1);
-        let found = run(&mut self.cluster.on(&name, ["pgrep", "-o", "-x", "dragond"]));
+        // Not the supervisor in front of it, which is the older one.
+        let pgrep = ["pgrep", "-o", "-f", "--", "--supervised"];
+        let found = run(&mut self.cluster.on(&name, pgrep));
         assert_eq!(found.code, Some(0), "{found:?}");
         found.out.trim().to_owned()
     }

@@ -174,9 +174,15 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                         _ if terminated => by_signal,
                         code => code,
                     });
-                    // Whoever still looks for the others learns it by this alone.
-                    daemons.values().for_each(|other| other.signal(Signal::TERM));
-                    next = Some((Instant::now() + HINT_WAIT, Last::Terminate));
+                    let wait = if goes_on {
+                        // Who was left behind finds out, and says so.
+                        LAST_WAIT
+                    } else {
+                        // Whoever still looks for the others learns it by this alone.
+                        daemons.values().for_each(|other| other.signal(Signal::TERM));
+                        HINT_WAIT
+                    };
+                    next = Some((Instant::now() + wait, Last::Terminate));
                 } else if code.is_none() && (never_up(status) || was_killed(status)) {
                     // The first one has heard of it by now, says why and ends, unless it is not up itself.
                     next = Some(at_latest(next, FIRST_WAIT));
