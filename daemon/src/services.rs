@@ -1,8 +1,8 @@
 //! The services of a node: one loop that owns all state and handles one event after the other.
 //!
 //! No lock, no shared mutable state: connections, pipes and threads send [`Event`]s. The loop itself never waits for a
-//! peer, a client or a process. Global services are the part that only the first node does; so far that is the bring-up
-//! table and the end of the job.
+//! peer, a client or a process. Global services are what only the first node of the view does: who is a member, the names, and
+//! the end of the job.
 
 mod clients;
 mod ending;

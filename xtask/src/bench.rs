@@ -75,16 +75,17 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
     if !args.json {
         println!("{}", row::HEADER.trim_end());
     }
-    // Each row is printed as soon as it is known: a whole run takes minutes.
-    let mut print = |row: Row| {
-        if args.json {
-            println!("{}", row.json());
-        } else {
-            println!("{}", row.text().trim_end());
-        }
-    };
     for group in groups {
         eprintln!("measuring {group:?}");
+        let name = format!("{group:?}").to_lowercase();
+        // Each row is printed as soon as it is known: a whole run takes minutes.
+        let mut print = |row: Row| {
+            if args.json {
+                println!("{}", row.json(&name));
+            } else {
+                println!("{}", row.text(&name).trim_end());
+            }
+        };
         match group {
             Group::Start => start::measure(repo, upstream, &mut print),
             Group::Slurm => slurm::measure(repo, &mut print),

@@ -285,7 +285,6 @@ fn row(
     goal: Goal,
 ) -> Row {
     Row {
-        group: "core",
         name: name.to_owned(),
         unit,
         ours,

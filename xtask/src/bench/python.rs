@@ -101,7 +101,6 @@ pub(super) fn measure(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl
 
 fn row(case: &Case, ours: Measured, peer_name: &str, peer: Measured, goal: Goal) -> Row {
     Row {
-        group: "python",
         name: case.name.to_owned(),
         unit: case.unit,
         ours,

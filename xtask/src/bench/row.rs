@@ -23,7 +23,6 @@ pub(super) enum Goal {
 
 #[derive(Debug, Clone)]
 pub(super) struct Row {
-    pub(super) group: &'static str,
     pub(super) name: String,
     pub(super) unit: &'static str,
     pub(super) ours: Measured,
@@ -35,6 +34,25 @@ pub(super) struct Row {
 
 pub(super) const HEADER: &str = "\
 what                                     ours [quartiles]           unit  peer                      its value [quartiles]      ratio  goal       met  runs      CPU s: ours, peer  note";
+
+/// A row with what it consists of.
+pub(super) fn row(
+    name: &str,
+    unit: &'static str,
+    ours: Measured,
+    peer_name: &str,
+    peer: Option<Measured>,
+    goal: Goal,
+) -> Row {
+    Row {
+        name: name.to_owned(),
+        unit,
+        ours,
+        peer_name: peer_name.to_owned(),
+        peer,
+        goal,
+    }
+}
 
 impl Row {
     fn ratio(&self) -> Option<f64> {
@@ -82,11 +100,11 @@ impl Row {
         note
     }
 
-    pub(super) fn text(&self) -> String {
+    pub(super) fn text(&self, group: &str) -> String {
         let peer = self.peer.as_ref();
         format!(
             "{} {} {} {} {} {} {} {} {} {} {}",
-            padded(&format!("{}: {}", self.group, self.name), 40),
+            padded(&format!("{group}: {}", self.name), 40),
             padded(&spread(Some(&self.ours)), 26),
             padded(self.unit, 5),
             padded(&self.peer_name, 25),
@@ -106,10 +124,10 @@ impl Row {
         )
     }
 
-    pub(super) fn json(&self) -> Value {
+    pub(super) fn json(&self, group: &str) -> Value {
         let peer = self.peer.as_ref();
         json!({
-            "group": self.group,
+            "group": group,
             "name": self.name,
             "unit": self.unit,
             "ours": median(Some(&self.ours)),
@@ -204,7 +222,6 @@ mod tests {
 
     fn row(ours: Measured, peer: Measured, goal: Goal) -> Row {
         Row {
-            group: "start",
             name: "x".into(),
             unit: "ms",
             ours,
@@ -250,7 +267,7 @@ mod tests {
         let row = row(Err("not built".into()), sample(&[4.0]), Goal::Value(20.0));
         assert_eq!((row.ratio(), row.met()), (None, None));
         assert_eq!(row.note(), "ours: not built");
-        assert_eq!(row.json()["ours"], Value::Null);
+        assert_eq!(row.json("start")["ours"], Value::Null);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::bench::row::{Goal, Row};
+use crate::bench::row::{Goal, Row, row};
 use crate::bench::sample::{Measured, Sample, captured, reported, reported_beside, wall_times};
 use crate::bench::upstream::{self, Upstream};
 use crate::repo::Repo;
@@ -191,23 +191,4 @@ fn dragon(repo: &Repo, words: &[&str]) -> Command {
     let mut command = repo.in_venv(repo.release("dragon"));
     command.args(words);
     command
-}
-
-fn row(
-    name: &str,
-    unit: &'static str,
-    ours: Measured,
-    peer_name: &str,
-    peer: Option<Measured>,
-    goal: Goal,
-) -> Row {
-    Row {
-        group: "services",
-        name: name.to_owned(),
-        unit,
-        ours,
-        peer_name: peer_name.to_owned(),
-        peer,
-        goal,
-    }
 }

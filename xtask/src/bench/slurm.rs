@@ -116,7 +116,6 @@ impl Drop for Cluster<'_> {
 
 fn row(name: &str, ours: Measured, peer_name: &str, peer: Option<Measured>, goal: Goal) -> Row {
     Row {
-        group: "slurm",
         name: name.to_owned(),
         unit: "ms",
         ours,

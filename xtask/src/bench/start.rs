@@ -3,8 +3,8 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::bench::row::{Goal, Row};
-use crate::bench::sample::{Measured, wall_times};
+use crate::bench::row::{Goal, Row, row};
+use crate::bench::sample::wall_times;
 use crate::bench::upstream::{self, Upstream};
 use crate::repo::Repo;
 
@@ -67,23 +67,4 @@ fn dragon(repo: &Repo, words: &[&str]) -> Command {
     let mut command = repo.in_venv(repo.venv_bin("dragon"));
     command.args(words);
     command
-}
-
-fn row(
-    name: &str,
-    unit: &'static str,
-    ours: Measured,
-    peer_name: &str,
-    peer: Option<Measured>,
-    goal: Goal,
-) -> Row {
-    Row {
-        group: "start",
-        name: name.to_owned(),
-        unit,
-        ours,
-        peer_name: peer_name.to_owned(),
-        peer,
-        goal,
-    }
 }

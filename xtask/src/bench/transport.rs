@@ -271,7 +271,6 @@ fn row(
 ) -> Row {
     let (peer_name, peer) = peer.unzip();
     Row {
-        group: "transport",
         name: name.to_owned(),
         unit,
         ours,

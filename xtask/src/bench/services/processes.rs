@@ -3,9 +3,8 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::bench::row::{Goal, Row};
+use crate::bench::row::{Goal, Row, row};
 use crate::bench::sample::{reported, reported_beside};
-use crate::bench::services::row;
 use crate::repo::Repo;
 
 const LIMIT: Duration = Duration::from_secs(300);
