@@ -193,6 +193,7 @@ fn head(folder: &str, ways: &[&str]) {
             Err(error) => {
                 eprintln!("{error}");
                 pause(WATCHDOG);
+                panic!("nobody ended the job");
             }
         }
     }
