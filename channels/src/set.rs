@@ -234,7 +234,7 @@ impl Set {
     }
 
     /// Adds an object of any node. `token` comes back when it is ready for one of the interests. One object may be in many
-    /// sets, and several times in one.
+    /// sets, and several times in one. [`Interest::LOST`] alone, for an object of another node: nothing but its loss is told.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for an object of a kind that has no such state; [`Error::SetFull`]; when object or set are gone,
@@ -365,7 +365,9 @@ impl<'a> Local<'a> {
 
     fn add(&self, object: ObjectId, interest: Interest, token: u64) -> Result<SetMember> {
         alive(self.entry, self.id)?;
-        check(object, interest)?;
+        if interest != Interest::LOST || is_local(self.member, object) {
+            check(object, interest)?;
+        }
         let entry = if is_local(self.member, object) {
             let entry = self.control().entry(object)?;
             alive(entry, object)?;

@@ -327,7 +327,8 @@ typedef struct dragon_limit {
 /* With what a process starts, beside its request. Set size to sizeof(dragon_process_options), umask and numa_node to -1, and
  * all that is not needed to 0. CPUs and GPUs are reserved from what the job was granted on the process's node, until it ends:
  * it is bound to the CPUs, and its environment names the GPUs. When they are not free the start is refused with DRAGON_FULL,
- * or waits for resource_timeout and is refused with DRAGON_TIMEOUT. */
+ * or waits for resource_timeout and is refused with DRAGON_TIMEOUT. Other threads go on while it waits; a signal ends the wait
+ * with DRAGON_INTERRUPTED. */
 typedef struct dragon_process_options {
     size_t size;
     int32_t policy;            /* DRAGON_POLICY_... */

@@ -117,12 +117,11 @@ fn greet(socket: &UnixStream) -> Result<()> {
 
 /// What the daemon called `name` answers to the hello.
 pub(crate) fn admission(socket: BorrowedFd<'_>, name: &OsStr) -> Result<Admission> {
-    // The whole attach is tried again by the caller, who may have a signal handler to run first.
-    let interrupted = || Err(Error::Interrupted);
+    // After a signal the whole attach is tried again by the caller, who may have a signal handler to run first.
     let mut first = [0; FIRST_READ];
     let mut descriptors = Vec::new();
     let least = size_of::<AttachReply>();
-    let came = receive(socket, &mut first, least, &mut descriptors, interrupted)?;
+    let came = receive(socket, &mut first, least, &mut descriptors)?;
     let (reply, begun) = AttachReply::read_from_prefix(&first[..came])
         .map_err(|_| Error::Defect("the size of an attach reply".to_owned()))?;
     if reply.magic != REPLY_MAGIC {
@@ -155,7 +154,7 @@ pub(crate) fn admission(socket: BorrowedFd<'_>, name: &OsStr) -> Result<Admissio
     body.resize(length, 0);
     let rest = &mut body[begun.len()..];
     let least = rest.len();
-    receive(socket, rest, least, &mut descriptors, interrupted)?;
+    receive(socket, rest, least, &mut descriptors)?;
     if status != Code::Ok {
         return Err(Error::Daemon {
             code: status,
@@ -198,49 +197,45 @@ fn receive(
     buffer: &mut [u8],
     least: usize,
     descriptors: &mut Vec<OwnedFd>,
-    interrupted: impl Fn() -> Result<()>,
 ) -> Result<usize> {
     let mut filled = 0;
     while filled < least {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let parts = &mut [IoSliceMut::new(&mut buffer[filled..])];
-        let received =
-            match rustix::net::recvmsg(socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-                Ok(received) => received,
-                Err(rustix::io::Errno::INTR) => {
-                    interrupted()?;
-                    continue;
-                }
-                Err(error) => return Err(ended(error)),
-            };
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(fds) = message {
-                descriptors.extend(fds);
-            }
-        }
-        if received.bytes == 0 {
-            return Err(Error::RuntimeGone("end of file".to_owned()));
-        }
-        if received.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(Error::BadReply(format!(
-                "only {} of the regions' descriptors could be taken over; raise the limit of open files (ulimit -n)",
-                descriptors.len()
-            )));
-        }
-        filled += received.bytes;
+        filled += receive_some(socket, &mut buffer[filled..], descriptors)?;
     }
     Ok(filled)
 }
 
-/// Reads exactly `buffer.len()` bytes, signals or not; descriptors that come along are appended.
-pub(crate) fn receive_exact(
+/// Waits for bytes, and reads what is there, at least one byte; returns how many. Descriptors as in [`receive`]. After a
+/// signal it is [`Error::Interrupted`], and nothing was read.
+pub(crate) fn receive_some(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
-) -> Result<()> {
-    let all = buffer.len();
-    receive(socket, buffer, all, descriptors, || Ok(())).map(drop)
+) -> Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let parts = &mut [IoSliceMut::new(buffer)];
+    let received = match rustix::net::recvmsg(socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC)
+    {
+        Ok(received) => received,
+        Err(rustix::io::Errno::INTR) => return Err(Error::Interrupted),
+        Err(error) => return Err(ended(error)),
+    };
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            descriptors.extend(fds);
+        }
+    }
+    if received.bytes == 0 {
+        return Err(Error::RuntimeGone("end of file".to_owned()));
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(Error::BadReply(format!(
+            "only {} of the regions' descriptors could be taken over; raise the limit of open files (ulimit -n)",
+            descriptors.len()
+        )));
+    }
+    Ok(received.bytes)
 }
 
 /// The peer of a unix socket is gone in several ways that are all the same to the caller.

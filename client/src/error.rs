@@ -124,7 +124,7 @@ impl Error {
             Self::Daemon { code, .. } => *code,
             Self::Defect(_) => Code::Internal,
             Self::BadReply(_) => Code::Corrupt,
-            Self::Frame(FrameError::TooLong(_)) => Code::TooLarge,
+            Self::Frame(FrameError::TooLong { .. }) => Code::TooLarge,
             Self::Frame(_) => Code::Corrupt,
             Self::InvalidArgument(_) | Self::HandlesOpen(_) => Code::InvalidArgument,
             Self::Interrupted => Code::Interrupted,

@@ -5,6 +5,8 @@
 //! and one back. A name keeps no object alive: publish what [`Channel::export`] and its like return to have it live on
 //! without its publisher.
 //!
+//! All names of a runtime together, with the bytes that they stand for and 64 bytes for each, take at most 30 MiB.
+//!
 //! The store is the node's own: no other node is asked, and none sees it.
 //!
 //! ```no_run
@@ -43,7 +45,8 @@ pub enum Value {
 /// Lets a name stand for something: for all processes of the runtime, from when this returns.
 ///
 /// # Errors
-/// [`Code::NameTaken`] when it stands for something already; [`Code::TooLarge`] for bytes beyond the limit.
+/// [`Code::NameTaken`] when it stands for something already; [`Code::TooLarge`] for bytes beyond the limit;
+/// [`Code::TableFull`] when there is no room for the name.
 pub fn publish(name: &str, value: Value, lasts: Lasts) -> Result<()> {
     let session = Session::attach_or_start()?;
     let value = match value {
@@ -248,10 +251,12 @@ fn wait<T>(
     let channel: objects::Channel = Channel::create(&options)?;
     let id = channel.descriptor().object;
     loop {
-        if let Some(value) = found(Some(id))? {
-            return Ok(value);
-        }
-        if let Err(error) = channel.receive(deadline) {
+        let waited = match found(Some(id)) {
+            Ok(Some(value)) => return Ok(value),
+            Ok(None) => channel.receive(deadline).map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = waited {
             // It goes with the channel otherwise.
             let _ = Session::attach()?.request(&forget(id));
             return Err(error);

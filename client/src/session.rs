@@ -174,6 +174,14 @@ impl Session {
         self.connection.request(request)
     }
 
+    /// As [`Session::request`], for starts that may wait for CPUs and GPUs: a signal ends that wait, and the answer says so.
+    pub(crate) fn request_until_signal(&self, request: &ClientRequest) -> Result<ClientReply> {
+        if self.is_forked() {
+            return Self::attach()?.request_until_signal(request);
+        }
+        self.connection.request_until_signal(request)
+    }
+
     /// What the layers below know of this process: between [`Session::enter`] and [`Session::leave`].
     pub(crate) fn member(&self) -> Result<Arc<Member>> {
         if self.is_forked() {

@@ -149,7 +149,7 @@ impl Spawn {
     }
 
     /// How long the start may wait until the CPUs and GPUs that it reserves are free. Without it, it is refused when they are
-    /// not.
+    /// not. Other threads go on all the while; a signal ends the wait with [`Code::Interrupted`](crate::Code::Interrupted).
     #[must_use]
     pub fn wait_for_resources(mut self, limit: Duration) -> Self {
         let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
@@ -287,7 +287,8 @@ impl Spawn {
             requests.push(request);
             pipes.push(channels);
         }
-        let results = match session.request(&ClientRequest::Spawn(requests))? {
+        // Without a wait it is soon told, and an answer for some of them would be no help.
+        let results = match session.request_until_signal(&ClientRequest::Spawn(requests))? {
             ClientReply::Spawned(results) if results.len() == asked => results,
             other => return Err(unexpected(&format!("{asked} processes"), &other)),
         };

@@ -14,10 +14,11 @@
 
 use std::env;
 use std::ffi::{CStr, OsStr, OsString};
+use std::fmt::Write as _;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -35,8 +36,6 @@ use crate::session::Session;
 const DAEMON: &str = "dragond";
 /// The longest answer: a name, or a sentence.
 const ANSWER: usize = 4096;
-/// As many folders above the library's are searched: `lib/python3.11/site-packages/dragon` lies four below that of `bin`.
-const ABOVE: usize = 5;
 
 /// What this process, or one that it was forked from, has started. Never freed: there is one in a process, rarely two.
 static STARTED: AtomicPtr<Started> = AtomicPtr::new(ptr::null_mut());
@@ -84,30 +83,112 @@ fn started() -> Option<&'static Started> {
     unsafe { STARTED.load(Ordering::Acquire).as_ref() }
 }
 
-/// Starts a runtime; returns the name of its attach socket. The caller holds the lock under which processes attach.
-fn one_node_runtime() -> Result<OsString> {
-    let daemon = find()?;
-    let (ours, theirs) = UnixStream::pair().map_err(|error| Error::system("socketpair", error))?;
-    let mut command = Command::new(&daemon);
-    command
-        .arg("--for-client")
-        .env_remove(dragon_protocol::env::RUNTIME)
-        .stdin(OwnedFd::from(theirs))
-        // An interrupt from the terminal is for the program.
-        .process_group(0);
-    let not_started = |why: String| Error::NotStarted {
+/// A daemon that was started and has not answered yet: a signal ended the wait, and the next attempt goes on with it.
+struct Starting {
+    /// The process that started it.
+    pid: i32,
+    /// Its program.
+    daemon: PathBuf,
+    socket: UnixStream,
+    identity: Option<(u64, u64)>,
+    /// What it has answered so far.
+    answer: Vec<u8>,
+}
+
+/// What this process has begun to start; null: nothing. Used under the lock under which processes attach.
+static STARTING: AtomicPtr<Starting> = AtomicPtr::new(ptr::null_mut());
+
+impl Starting {
+    /// What the last attempt has left.
+    fn left() -> Option<Self> {
+        let left = STARTING.swap(ptr::null_mut(), Ordering::AcqRel);
+        // SAFETY: the pointer is null or came from a box in `keep`, and the swap made this the only place that knows it.
+        let starting = (!left.is_null()).then(|| unsafe { Box::from_raw(left) })?;
+        if identity(starting.socket.as_fd()) != starting.identity {
+            // The program has closed its descriptors, and may have another file under the number.
+            let _ = starting.socket.into_raw_fd();
+            return None;
+        }
+        // A forked child starts one of its own.
+        (starting.pid == own_pid()).then_some(*starting)
+    }
+
+    fn keep(self) {
+        STARTING.store(Box::into_raw(Box::new(self)), Ordering::Release);
+    }
+
+    fn begin() -> Result<Self> {
+        let daemon = find()?;
+        let (ours, theirs) =
+            UnixStream::pair().map_err(|error| Error::system("socketpair", error))?;
+        let mut command = Command::new(&daemon);
+        command
+            .arg("--for-client")
+            .env_remove(dragon_protocol::env::RUNTIME)
+            .stdin(OwnedFd::from(theirs))
+            // An interrupt from the terminal is for the program.
+            .process_group(0);
+        let mut first = command
+            .spawn()
+            .map_err(|error| not_started(&daemon, error.to_string()))?;
+        // Its end of the pair.
+        drop(command);
+        // It ends at once. A program that ignores its children has it reaped by the kernel.
+        let _ = first.wait();
+        Ok(Self {
+            pid: own_pid(),
+            daemon,
+            identity: identity(ours.as_fd()),
+            socket: ours,
+            answer: Vec::new(),
+        })
+    }
+
+    /// Waits for the answer, one line. A signal ends the wait.
+    fn answered(&mut self) -> Result<()> {
+        let mut byte = [0];
+        while self.answer.len() < ANSWER {
+            match self.socket.read(&mut byte) {
+                Ok(0) => {
+                    self.answer.clear();
+                    break;
+                }
+                Ok(_) if byte[0] == b'\n' => break,
+                Ok(_) => self.answer.push(byte[0]),
+                Err(error) => return Err(Error::system("the answer of dragond", error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
+}
+
+fn not_started(daemon: &Path, why: String) -> Error {
+    Error::NotStarted {
         daemon: daemon.display().to_string(),
         why,
+    }
+}
+
+/// Starts a runtime; returns the name of its attach socket. The caller holds the lock under which processes attach, and tries
+/// again after a signal.
+fn one_node_runtime() -> Result<OsString> {
+    let mut starting = match Starting::left() {
+        Some(starting) => starting,
+        None => Starting::begin()?,
     };
-    let mut first = command
-        .spawn()
-        .map_err(|error| not_started(error.to_string()))?;
-    // Its end of the pair.
-    drop(command);
-    // It ends at once. A program that ignores its children has it reaped by the kernel.
-    let _ = first.wait();
-    let answer = read_answer(&ours)?;
-    let name = match answer.split_first() {
+    match starting.answered() {
+        Err(Error::Interrupted) => {
+            starting.keep();
+            return Err(Error::Interrupted);
+        }
+        answered => answered?,
+    }
+    let not_started = |why| not_started(&starting.daemon, why);
+    let name = match starting.answer.split_first() {
         Some((b'+', name)) => OsString::from_vec(name.to_vec()),
         Some((b'-', why)) => return Err(not_started(String::from_utf8_lossy(why).into_owned())),
         _ => {
@@ -116,33 +197,17 @@ fn one_node_runtime() -> Result<OsString> {
             ));
         }
     };
-    let socket = OwnedFd::from(ours);
     let started = Started {
-        pid: rustix::process::getpid().as_raw_nonzero().get(),
+        pid: starting.pid,
         name: name.clone(),
-        identity: identity(socket.as_fd()),
-        socket,
+        identity: starting.identity,
+        socket: starting.socket.into(),
     };
     STARTED.store(Box::into_raw(Box::new(started)), Ordering::Release);
     Ok(name)
 }
 
-/// One line. A signal ends the wait, and with it the daemon, which finds the socket closed.
-fn read_answer(mut socket: &UnixStream) -> Result<Vec<u8>> {
-    let mut answer = Vec::new();
-    let mut byte = [0];
-    while answer.len() < ANSWER {
-        match socket.read(&mut byte) {
-            Ok(0) => return Ok(Vec::new()),
-            Ok(_) if byte[0] == b'\n' => break,
-            Ok(_) => answer.push(byte[0]),
-            Err(error) => return Err(Error::system("the answer of dragond", error)),
-        }
-    }
-    Ok(answer)
-}
-
-/// The daemon: the one that DRAGON_DAEMON names, the one that belongs to this library, or the one on PATH.
+/// The daemon: the one that DRAGON_DAEMON names, the one that was installed with this library, or the one on PATH.
 fn find() -> Result<PathBuf> {
     if let Some(named) = env::var_os(dragon_protocol::env::DAEMON).filter(|path| !path.is_empty()) {
         let path = PathBuf::from(named);
@@ -155,23 +220,92 @@ fn find() -> Result<PathBuf> {
             )))
         };
     }
-    let library = library();
-    let folders = library
-        .iter()
-        .flat_map(|library| library.ancestors().skip(1));
-    let beside = folders
-        .take(ABOVE)
-        .flat_map(|folder| [folder.join(DAEMON), folder.join("bin").join(DAEMON)]);
+    let library = library().unwrap_or_default();
+    let trust = Trust::of(&library);
+    let mut passed_over = String::new();
+    for path in installed(&library).filter(|path| is_executable(path)) {
+        match trust.objection(&path) {
+            None => return Ok(path),
+            Some(why) => {
+                // Writing to a String does not fail.
+                let _ = write!(passed_over, " ({} is passed over: {why})", path.display());
+            }
+        }
+    }
     let path = env::var_os("PATH").unwrap_or_default();
     let on_path = env::split_paths(&path).map(|folder| folder.join(DAEMON));
-    let found = beside.chain(on_path).find(|path| is_executable(path));
-    found.ok_or_else(|| {
-        let library = library.unwrap_or_default();
-        Error::NoDaemon(format!(
-            "dragond is neither beside {} nor on PATH",
-            library.display()
-        ))
-    })
+    on_path
+        .into_iter()
+        .find(|path| is_executable(path))
+        .ok_or_else(|| {
+            Error::NoDaemon(format!(
+                "dragond is neither where it is installed with {}{passed_over} nor on PATH",
+                library.display()
+            ))
+        })
+}
+
+/// Where the daemon lies that was installed or built with a library.
+fn installed(library: &Path) -> impl Iterator<Item = PathBuf> {
+    let folder = library.parent().unwrap_or(Path::new(""));
+    let name = |above| folder.ancestors().nth(above)?.file_name()?.to_str();
+    let is_lib = |above| matches!(name(above), Some("lib" | "lib64"));
+    let above = |count| folder.ancestors().nth(count);
+    let is_package = matches!(name(1), Some("site-packages" | "dist-packages"));
+    // In the order: lib; lib/python3.11/site-packages/dragon; pip install --target; lib/x86_64-linux-gnu.
+    let prefix = if is_lib(0) {
+        above(1)
+    } else if is_package && is_lib(3) {
+        above(4)
+    } else if name(0) == Some("dragon") {
+        above(1)
+    } else if is_lib(1) {
+        above(2)
+    } else {
+        None
+    };
+    // A program of a build of this repository, which has the library in it.
+    let build = above(1).filter(|_| matches!(name(0), Some("deps" | "examples")));
+    let beside = [Some(folder.to_owned()), build.map(Path::to_owned)];
+    let bin = prefix.map(|prefix| prefix.join("bin"));
+    let folders = beside.into_iter().chain([bin]).flatten();
+    folders.map(|folder| folder.join(DAEMON))
+}
+
+/// Whose files are as good as this library, whose code runs in this process anyway.
+struct Trust {
+    users: [u32; 3],
+    groups: [u32; 2],
+}
+
+impl Trust {
+    fn of(library: &Path) -> Self {
+        let own = rustix::process::geteuid().as_raw();
+        let owner = std::fs::metadata(library).map_or(own, |meta| meta.uid());
+        Self {
+            users: [0, own, owner],
+            groups: [0, rustix::process::getegid().as_raw()],
+        }
+    }
+
+    /// Why a program may be another user's.
+    fn objection(&self, program: &Path) -> Option<String> {
+        let folder = program.parent()?;
+        [program, folder].into_iter().find_map(|path| {
+            let meta = match std::fs::metadata(path) {
+                Ok(meta) => meta,
+                Err(error) => return Some(error.to_string()),
+            };
+            let path = path.display();
+            let (user, group, mode) = (meta.uid(), meta.gid(), meta.mode() & 0o7777);
+            if !self.users.contains(&user) {
+                return Some(format!("{path} belongs to user {user}"));
+            }
+            let by_group = mode & 0o020 != 0 && !self.groups.contains(&group);
+            (mode & 0o002 != 0 || by_group)
+                .then(|| format!("others can write to {path} (mode {mode:o})"))
+        })
+    }
 }
 
 fn is_executable(path: &Path) -> bool {
@@ -202,7 +336,7 @@ static AT_END: extern "C" fn() = at_end;
 
 /// Tells the daemon that the process which started it is at its end, and waits until it is gone too. A signal ends the wait.
 extern "C" fn at_end() {
-    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let own = own_pid();
     let Some(started) = started().filter(|started| started.pid == own) else {
         return;
     };
@@ -246,7 +380,85 @@ mod tests {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             theirs.write_all(said.as_bytes()).unwrap();
             drop(theirs);
-            assert_eq!(read_answer(&ours).unwrap(), expected.as_bytes());
+            let mut starting = Starting {
+                pid: own_pid(),
+                daemon: PathBuf::new(),
+                identity: identity(ours.as_fd()),
+                socket: ours,
+                answer: Vec::new(),
+            };
+            starting.answered().unwrap();
+            assert_eq!(starting.answer, expected.as_bytes());
         }
+    }
+
+    #[test]
+    fn the_daemon_is_looked_for_where_it_is_installed_and_nowhere_else() {
+        let of = |library: &str| -> Vec<String> {
+            let found = installed(Path::new(library));
+            found.map(|path| path.display().to_string()).collect()
+        };
+        let cases: [(&str, &[&str]); 7] = [
+            (
+                "/opt/dragon/lib/libdragon.so.1",
+                &["/opt/dragon/lib/dragond", "/opt/dragon/bin/dragond"],
+            ),
+            (
+                "/usr/lib/x86_64-linux-gnu/libdragon.so.1",
+                &["/usr/lib/x86_64-linux-gnu/dragond", "/usr/bin/dragond"],
+            ),
+            (
+                "/v/lib/python3.11/site-packages/dragon/_native.so",
+                &[
+                    "/v/lib/python3.11/site-packages/dragon/dragond",
+                    "/v/bin/dragond",
+                ],
+            ),
+            (
+                "/t/dragon/_native.so",
+                &["/t/dragon/dragond", "/t/bin/dragond"],
+            ),
+            (
+                "/r/target/release/deps/test-1",
+                &[
+                    "/r/target/release/deps/dragond",
+                    "/r/target/release/dragond",
+                ],
+            ),
+            ("/scratch/me/a.out", &["/scratch/me/dragond"]),
+            ("/scratch/me/x/y/a.out", &["/scratch/me/x/y/dragond"]),
+        ];
+        for (library, expected) in cases {
+            assert_eq!(of(library), expected, "{library}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_others_can_replace_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join(DAEMON);
+        std::fs::write(&program, "").unwrap();
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let owner = std::fs::metadata(&program).unwrap();
+        let (user, group) = (owner.uid(), owner.gid());
+        let trust = |user, group| Trust {
+            users: [user; 3],
+            groups: [group; 2],
+        };
+        mode(folder.path(), 0o770);
+        mode(&program, 0o775);
+        assert_eq!(trust(user, group).objection(&program), None);
+        let why = trust(user + 1, group).objection(&program).unwrap();
+        assert!(why.contains(&format!("belongs to user {user}")), "{why}");
+        let why = trust(user, group + 1).objection(&program).unwrap();
+        assert!(why.contains("(mode 775)"), "{why}");
+        mode(&program, 0o755);
+        let why = trust(user, group + 1).objection(&program).unwrap();
+        assert!(why.contains("(mode 770)"), "{why}");
+        mode(folder.path(), 0o1777);
+        let why = trust(user, group).objection(&program).unwrap();
+        assert!(why.contains("(mode 1777)"), "{why}");
     }
 }

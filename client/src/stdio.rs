@@ -72,24 +72,41 @@ pub(crate) fn channel() -> Result<Channel> {
 #[derive(Debug)]
 pub struct ChildOutput {
     channel: Channel,
-    /// For a process of another node: the channel and the process, so that the loss of the node is noticed.
-    both: Option<Set>,
+    /// For a process of another node: its output, so that the loss of the node is noticed.
+    far: Option<Far>,
     /// What was received and not yet read, and how much of it was.
     piece: Option<(Message, usize)>,
     ended: bool,
 }
 
+/// What is watched of a process of another node.
+#[derive(Debug)]
+struct Far {
+    /// The channel, and the process.
+    both: Set,
+    /// The set does not keep it, and whoever started it may have dropped its own handle.
+    _process: Process,
+}
+
+impl Far {
+    /// That the process ends says nothing: its last output may be on its way, or a process that it has started goes on writing.
+    fn watch(channel: &Channel, process: &Process) -> Result<Self> {
+        let both = Set::create(2, 0)?;
+        both.add(&channel.descriptor(), Interest::READABLE, OUTPUT)?;
+        both.add(&process.descriptor(), Interest::LOST, PROCESS)?;
+        Ok(Self {
+            both,
+            _process: Process::attach(process.descriptor(), false)?,
+        })
+    }
+}
+
 impl ChildOutput {
     pub(crate) fn new(channel: Channel, process: &Process, node: NodeIndex) -> Result<Self> {
         let far = process.descriptor().object.node != node;
-        let watch = || {
-            let both = Set::create(2, 0)?;
-            both.add(&channel.descriptor(), Interest::READABLE, OUTPUT)?;
-            both.add(&process.descriptor(), Interest::READABLE, PROCESS)?;
-            Ok::<_, Error>(both)
-        };
+        let watch = || Far::watch(&channel, process);
         Ok(Self {
-            both: far.then(watch).transpose()?,
+            far: far.then(watch).transpose()?,
             channel,
             piece: None,
             ended: false,
@@ -104,23 +121,16 @@ impl ChildOutput {
         if self.ended {
             return Ok(None);
         }
-        while let Some(both) = &self.both {
-            let ready = both.wait(deadline)?;
-            if ready.iter().any(|ready| ready.token == OUTPUT) {
-                break;
-            }
-            let process = ready.iter().find(|ready| ready.token == PROCESS);
-            if let Some(process) = process {
-                if process.ready.contains(Interest::LOST) {
-                    self.ended = true;
-                    let text = "the node of the process is lost, and what it printed last with it";
-                    return Err(Error::Daemon {
-                        code: Code::NodeDown,
-                        text: text.to_owned(),
-                    });
-                }
-                // It has ended: what it printed is on its way.
-                self.both = None;
+        if let Some(far) = &self.far {
+            let ready = far.both.wait(deadline)?;
+            // What has come is read first.
+            if ready.iter().all(|ready| ready.token == PROCESS) {
+                self.ended = true;
+                let text = "the node of the process is lost, and what it printed last with it";
+                return Err(Error::Daemon {
+                    code: Code::NodeDown,
+                    text: text.to_owned(),
+                });
             }
         }
         let message = self.channel.receive(deadline)?;

@@ -62,7 +62,7 @@ fn watch(connection: &Connection) {
     }
     match connection.ended() {
         Ended::Refused => {}
-        Ended::Left => connection.close(),
+        Ended::Left => connection.close_unused(),
         Ended::Unexpectedly => {
             say_last_words();
             // It cannot fail: the process is this one.

@@ -1,7 +1,10 @@
 //! Who started this daemon, and what that tells it: the only place that knows one workload manager from another.
 
 pub mod client;
+pub mod declared;
+pub mod join;
 pub mod launcher;
+pub mod pbs;
 pub mod remote;
 pub mod slurm;
 
@@ -15,7 +18,7 @@ use dragon_protocol::key::JobKey;
 use dragon_protocol::launch::Network;
 use dragon_protocol::{NodeIndex, env};
 
-use crate::config::Config;
+use crate::config::{Config, keys};
 use crate::network;
 
 /// What a daemon knows when it starts.
@@ -105,6 +108,17 @@ pub fn detect(launch: Option<&OsStr>, arguments: &[OsString]) -> Result<Role> {
     bail!("dragond is started by a workload manager or by the dragon command; type dragon --help");
 }
 
+fn node_limit(config: &Config) -> Duration {
+    let limit = config.number(&keys::NODE_LIMIT);
+    Duration::from_secs(limit.unwrap_or(10))
+}
+
+/// After what silence of a host the connections to it end: soon enough that the end of a host is told from that of a daemon.
+#[must_use]
+pub fn host_limit(config: &Config) -> Duration {
+    node_limit(config) * 4 / 5
+}
+
 impl Job {
     /// Name of the attach socket of this node, without the leading NUL.
     #[must_use]
@@ -146,7 +160,12 @@ impl Job {
     #[must_use]
     pub fn hides(&self, name: &OsStr) -> bool {
         let name = name.to_string_lossy();
-        let ours = [env::STEP_KEY, env::STEP_PROGRAM, env::STEP_MODE];
+        let ours = [
+            env::STEP_KEY,
+            env::STEP_PROGRAM,
+            env::STEP_MODE,
+            env::JOIN_KEY,
+        ];
         ours.contains(&name.as_ref())
             || matches!(self.manager, Manager::Slurm { .. }) && slurm::is_task_variable(&name)
     }
@@ -162,6 +181,18 @@ impl Job {
             .chain(own)
             .chain(self.environment.clone())
             .collect()
+    }
+
+    /// After what silence a node is lost.
+    #[must_use]
+    pub fn node_limit(&self) -> Duration {
+        node_limit(&self.config)
+    }
+
+    /// After what silence of another host the connections to it end.
+    #[must_use]
+    pub fn host_limit(&self) -> Duration {
+        host_limit(&self.config)
     }
 
     /// Whether all nodes are on this machine.

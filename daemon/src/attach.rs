@@ -3,6 +3,8 @@
 //! An abstract socket, so nothing lies in the file system; its name holds a part derived from the key, so nobody can take
 //! it first. Who connects is known by the kernel (`SO_PEERCRED`): other users are closed at once and counted.
 
+mod conversation;
+
 use std::fs;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -17,23 +19,18 @@ use dragon_protocol::attach::{
     self, AttachHello, AttachReply, Attached, HELLO_MAGIC, REPLY_MAGIC, ROLE_CLIENT, ROLE_INSPECT,
     ROLE_SIBLING, Region, RegionKind,
 };
-use dragon_protocol::control::{ClientReply, ClientRequest};
-use dragon_protocol::frame::FrameError;
-use dragon_protocol::inspect::{LogFilter, Scope};
 use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, RuntimeId, SlotId, frame};
 use dragon_transport::descriptors::Frees;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::link::read_frame;
 use crate::listener::Listener;
 use crate::memory::Memory;
 use crate::readable::end_of;
-use crate::services::{Event, Followed};
+use crate::services::Event;
 
 /// How long a process may take to say what it wants.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
@@ -275,7 +272,15 @@ async fn serve_while_it_lives(
     // A killed process is noticed by the pidfd, even while a child of it holds the socket; one that execs another program
     // by the end of file, since it keeps its pid.
     let death = end_of(pid)?;
-    let served = serve_client(&mut stream, &death, slot, shared, events).await;
+    let given = match slot {
+        Some(_) => &shared.regions[..],
+        None => &[],
+    };
+    let served = async {
+        send_regions(&mut stream, slot, shared, given).await?;
+        conversation::serve(&mut stream, &death, slot, &shared.memory, events).await
+    };
+    let served = served.await;
     let Err(error) = &served else {
         return served;
     };
@@ -340,118 +345,6 @@ fn mapped(maps: &str, device: &str, inode: &str) -> Mapped {
     } else {
         Mapped::No
     }
-}
-
-async fn serve_client(
-    stream: &mut UnixStream,
-    death: &AsyncFd<OwnedFd>,
-    slot: Option<SlotId>,
-    shared: &Shared,
-    events: &mpsc::Sender<Event>,
-) -> Result<()> {
-    let given = if slot.is_some() {
-        &shared.regions[..]
-    } else {
-        &[]
-    };
-    send_regions(stream, slot, shared, given).await?;
-    loop {
-        let request = tokio::select! {
-            request = read_frame(stream) => request,
-            died = death.readable() => return died.map(drop).map_err(Into::into),
-        };
-        let request: ClientRequest = match request {
-            Ok(request) => request,
-            Err(error) => {
-                // Where the next request would begin is not known. Who is gone hears nothing.
-                if let Some(error) = error.downcast_ref::<FrameError>() {
-                    let text = format!("{error}: it is no request; the connection ends here");
-                    let answer = ClientReply::Failed(Code::InvalidArgument, text);
-                    reply_to(stream, &answer, &[]).await?;
-                }
-                return Err(error);
-            }
-        };
-        if request == ClientRequest::Leave {
-            return Ok(());
-        }
-        if let ClientRequest::FollowLogs(filter, scope) = request {
-            return follow_logs(stream, death, filter, scope, events).await;
-        }
-        let request = match shared.memory.answer(slot, request).await {
-            Ok((answer, descriptors)) => {
-                reply_to(stream, &answer, &descriptors).await?;
-                continue;
-            }
-            Err(request) => request,
-        };
-        let (reply, answer) = oneshot::channel();
-        events
-            .send(Event::Client {
-                slot,
-                request,
-                reply,
-            })
-            .await?;
-        let ending = || ClientReply::Failed(Code::RuntimeGone, "the runtime is ending".to_owned());
-        let answer = tokio::select! {
-            answer = answer => answer.unwrap_or_else(|_| ending()),
-            // It waits for nothing any more: what it held must not wait for the answer.
-            died = death.readable() => return died.map(drop).map_err(Into::into),
-        };
-        reply_to(stream, &answer, &[]).await?;
-    }
-}
-
-/// Pushes lines of logs to a client until it closes the connection.
-async fn follow_logs(
-    stream: &mut UnixStream,
-    death: &AsyncFd<OwnedFd>,
-    filter: LogFilter,
-    scope: Scope,
-    events: &mpsc::Sender<Event>,
-) -> Result<()> {
-    let (client, mut batches) = mpsc::channel(1);
-    let (number, begun) = oneshot::channel();
-    let begin = Followed::Begin {
-        filter,
-        scope,
-        client,
-        number,
-    };
-    events.send(Event::Followed(begin)).await?;
-    let number = begun.await?;
-    let pushed = async {
-        let mut said = [0; 1];
-        loop {
-            tokio::select! {
-                batch = batches.recv() => {
-                    let Some(batch) = batch else { return Ok(()) };
-                    reply_to(stream, &batch, &[]).await?;
-                    events.send(Event::Followed(Followed::Taken(number))).await?;
-                }
-                // Whoever follows says nothing more: this is the end.
-                read = stream.read(&mut said) => return read.map(drop).map_err(Into::into),
-                died = death.readable() => return died.map(drop).map_err(Into::into),
-            }
-        }
-    };
-    let ended = pushed.await;
-    let _ = events.send(Event::Followed(Followed::Gone(number))).await;
-    ended
-}
-
-async fn reply_to(
-    stream: &mut UnixStream,
-    answer: &ClientReply,
-    descriptors: &[OwnedFd],
-) -> Result<()> {
-    let mut bytes = Vec::new();
-    frame::encode(answer, &mut bytes)?;
-    let fds: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-    let sent = send_with_fds(stream, &bytes, &fds).await?;
-    stream.write_all(&bytes[sent..]).await?;
-    Ok(())
 }
 
 async fn send_regions(

@@ -15,11 +15,10 @@ use dragon_protocol::control::{Membership, PeerMessage};
 use dragon_protocol::key::{JobKey, PORT_TRIES};
 use dragon_protocol::launch::NodeInfo;
 use dragon_transport::descriptors::Frees;
-use dragon_transport::strangers::{HALF_OPEN, HalfOpen, Refusals};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::adapter::Job;
@@ -27,6 +26,7 @@ use crate::link;
 use crate::listener::{Listener, NOWHERE};
 use crate::services::Event;
 use crate::state::{State, enter};
+use crate::strangers::Strangers;
 
 /// Where a daemon stands when everyone is up.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub async fn accept(
     mut listener: Listener,
     events: mpsc::Sender<Event>,
 ) {
-    let mut strangers = Strangers::default();
+    let mut strangers = Strangers::new("control connection");
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -78,9 +78,9 @@ pub async fn accept(
                 }
                 Err(error) => strangers.refuse(NOWHERE, &anyhow!("not accepted: {error}")),
             },
-            Some(shaken) = strangers.handshakes.join_next_with_id() => strangers.leave(shaken),
+            Some(shaken) = strangers.shaken() => strangers.leave(shaken),
         }
-        for (peer, stream) in strangers.proved.drain(..) {
+        for (peer, stream) in strangers.proved() {
             // The control loop may have other things to do than to take it at once.
             let events = events.clone();
             tokio::spawn(async move { events.send(Event::Accepted(peer, stream)).await });
@@ -94,75 +94,6 @@ async fn prove(key: &JobKey, node: NodeIndex, stream: OwnedFd) -> Result<(NodeIn
     let mut stream = TcpStream::from_std(stream.into())?;
     let peer = link::accept(key, node, &mut stream).await?;
     Ok((peer, stream))
-}
-
-/// Control connections in their handshake.
-#[derive(Debug)]
-struct Strangers {
-    handshakes: JoinSet<Result<(NodeIndex, TcpStream)>>,
-    half_open: HalfOpen<AbortHandle>,
-    /// Who is none any more.
-    proved: Vec<(NodeIndex, TcpStream)>,
-    refusals: Refusals,
-}
-
-impl Default for Strangers {
-    fn default() -> Self {
-        Self {
-            handshakes: JoinSet::new(),
-            half_open: HalfOpen::new(HALF_OPEN),
-            proved: Vec::new(),
-            refusals: Refusals::default(),
-        }
-    }
-}
-
-/// How a handshake ended.
-type Shaken = Result<(Id, Result<(NodeIndex, TcpStream)>), JoinError>;
-
-impl Strangers {
-    /// A connection came. The proof has a deadline of its own.
-    async fn enter(
-        &mut self,
-        proof: impl Future<Output = Result<(NodeIndex, TcpStream)>> + Send + 'static,
-        from: SocketAddr,
-    ) {
-        let task = self.handshakes.spawn(proof);
-        self.half_open.enter(task, from, u64::MAX);
-        if self.half_open.len() > self.half_open.share() {
-            // Whose proof has arrived already is not among those who may have to go.
-            tokio::task::yield_now().await;
-            while let Some(shaken) = self.handshakes.try_join_next_with_id() {
-                self.leave(shaken);
-            }
-        }
-        while let Some(stranger) = self.half_open.surplus() {
-            stranger.connection.abort();
-            let why = anyhow!("too many connections are in their handshake at once");
-            self.refuse(stranger.from, &why);
-        }
-    }
-
-    /// A handshake has ended.
-    fn leave(&mut self, shaken: Shaken) {
-        let id = match &shaken {
-            Ok((id, _)) => *id,
-            Err(aborted) => aborted.id(),
-        };
-        let stranger = self.half_open.leave(|task| task.id() == id);
-        match (shaken, stranger) {
-            (Ok((_, Ok(proved))), _) => self.proved.push(proved),
-            (Ok((_, Err(error))), Some(stranger)) => self.refuse(stranger.from, &error),
-            // It had to go, and was refused then.
-            _ => {}
-        }
-    }
-
-    fn refuse(&mut self, from: SocketAddr, why: &anyhow::Error) {
-        if let Some(untold) = self.refusals.tell(from, link::now()) {
-            tracing::warn!(%from, untold, "refused a control connection: {why:#}");
-        }
-    }
 }
 
 /// Why a daemon did not come up.
@@ -203,7 +134,9 @@ pub async fn run(
             Some((above, connected.map_err(Failure::own)?))
         }
     };
-    if let Some((_, stream)) = &parent {
+    if let Some((_, stream)) = &parent
+        && me.address.is_empty()
+    {
         me.address = own_address(stream).map_err(Failure::own)?;
     }
     enter(job.node, State::Gathering);
@@ -271,7 +204,8 @@ fn gathering(job: &Job) -> Duration {
     job.bring_up * (20 - depth.min(10)) / 20
 }
 
-/// Says that this node and all below are ready, and waits for the word that all nodes are.
+/// Says that this node and all below are ready, and waits for the word that all nodes are. Where the node above wants to be
+/// met at another of its addresses, the connection is made anew.
 async fn ready(
     job: &Job,
     above: NodeIndex,
@@ -283,10 +217,22 @@ async fn ready(
     let lost = |error: anyhow::Error| {
         Failure::of_others(error.context(format!("lost node {above} ({host}) while coming up")))
     };
-    send(stream, &PeerMessage::Ready(nodes))
-        .await
-        .map_err(lost)?;
-    match timeout_at(deadline, link::read_message(stream)).await {
+    let ready = PeerMessage::Ready(nodes);
+    send(stream, &ready).await.map_err(lost)?;
+    let mut said = timeout_at(deadline, link::read_message(stream)).await;
+    if let Ok(Ok(PeerMessage::Elsewhere(addresses))) = said {
+        match connect_there(job, above, &addresses).await {
+            Ok(there) => *stream = there,
+            Err(why) => {
+                let told = send(stream, &PeerMessage::Failed(format!("{why:#}"))).await;
+                let told = told.is_ok();
+                return Err(Failure { why, told });
+            }
+        }
+        send(stream, &ready).await.map_err(lost)?;
+        said = timeout_at(deadline, link::read_message(stream)).await;
+    }
+    match said {
         Ok(Ok(PeerMessage::Up(membership))) => Ok(membership),
         Ok(Ok(PeerMessage::Failed(why))) => Err(Failure::of_others(anyhow!("{why}"))),
         Ok(Ok(other)) => Err(Failure::own(anyhow!(
@@ -337,6 +283,37 @@ async fn connect_to_parent(job: &Job, above: NodeIndex, deadline: Instant) -> Re
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
     }
+}
+
+/// Connects to the node above by the interfaces that the job is to use. It listens already, so each address is tried once.
+async fn connect_there(job: &Job, above: NodeIndex, addresses: &[SocketAddr]) -> Result<TcpStream> {
+    let mut why = anyhow!("it named no address");
+    for address in addresses {
+        let host = address.ip().to_string();
+        match link::connect(&job.key, job.node, above, &host, address.port()).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => why = error.context(format!("{address}")),
+        }
+    }
+    Err(why.context(format!(
+        "node {} ({}) does not reach node {above} ({}) by the interfaces of --interface {}",
+        job.node,
+        job.host(job.node),
+        job.host(above),
+        job.network.interface
+    )))
+}
+
+/// Where a node below is to come, when it has not come by an interface that the job is to use.
+fn elsewhere(job: &Job, me: &NodeInfo, stream: &TcpStream) -> Result<Vec<SocketAddr>> {
+    let came_by = stream.local_addr()?.ip().to_canonical();
+    // Without a choice of the user's every address will do; on one machine nothing leaves it.
+    let any = me.data_port != 0 || job.all_here();
+    if any || me.data.iter().any(|at| at.ip() == came_by) {
+        return Ok(Vec::new());
+    }
+    let at = |at: &SocketAddr| SocketAddr::new(at.ip(), me.control_port);
+    Ok(me.data.iter().map(at).collect())
 }
 
 /// A node below, and what it said first.
@@ -393,7 +370,8 @@ async fn gather_reports(
                 if me.address.is_empty() {
                     me.address = own_address(&stream)?;
                 }
-                reports.spawn(report(node, stream, failure.clone()));
+                let elsewhere = elsewhere(job, &me, &stream)?;
+                reports.spawn(report(node, stream, elsewhere, failure.clone()));
             },
             Some(report) = reports.join_next() => match report {
                 Ok(Some((node, stream, Ok(PeerMessage::Ready(infos))))) => {
@@ -429,18 +407,35 @@ async fn gather_reports(
     Ok(nodes)
 }
 
-/// What a node below says first; `None` when it was told that the bring-up failed before it said anything.
+/// What a node below says first; `None` when it was told that the bring-up failed before it said anything, or when it is to
+/// come by another address, and goes.
 async fn report(
     node: NodeIndex,
     mut stream: TcpStream,
+    elsewhere: Vec<SocketAddr>,
     mut failure: watch::Receiver<Option<String>>,
 ) -> Option<Report> {
-    let why = tokio::select! {
-        said = link::read_message(&mut stream) => return Some((node, stream, said)),
-        why = failure.wait_for(Option::is_some) => why.ok()?.clone()?,
-    };
-    let _ = send(&mut stream, &PeerMessage::Failed(why)).await;
-    None
+    let goes = !elsewhere.is_empty();
+    if goes {
+        let message = PeerMessage::Elsewhere(elsewhere);
+        send(&mut stream, &message).await.ok()?;
+    }
+    loop {
+        let said = tokio::select! {
+            said = link::read_message(&mut stream) => Ok(said),
+            why = failure.wait_for(Option::is_some) => Err(why.ok()?.clone()?),
+        };
+        match said {
+            Err(why) => {
+                let _ = send(&mut stream, &PeerMessage::Failed(why)).await;
+                return None;
+            }
+            // Said before it was told to go; it says so again where it comes.
+            Ok(Ok(PeerMessage::Ready(_))) if goes => {}
+            Ok(Err(_)) if goes => return None,
+            Ok(said) => return Some((node, stream, said)),
+        }
+    }
 }
 
 /// This node's address as the connection has it. A listener of both families shows IPv4 addresses in their IPv6 form.

@@ -18,13 +18,16 @@ pub mod top;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use self::habits::Habits;
 use self::settings::Settings;
+use crate::adapter::pbs::tm;
 use crate::config::Config;
 use crate::config::keys;
+use crate::{journal, sweep};
 
 /// Exit code when the runtime itself failed: nothing is said about the program.
 pub const RUNTIME_FAILED: u8 = 125;
@@ -38,11 +41,12 @@ pub const TIME_IS_UP: u8 = 124;
 #[derive(Debug, Parser)]
 #[command(name = "dragon", version, override_usage = USAGE)]
 pub struct Arguments {
-    /// Run on this machine alone, which is the default.
+    /// Run on this machine alone, which is the default outside of a job of PBS.
     #[arg(short = 's', long = "single-node-override", conflicts_with_all = ["nodes", "local_nodes", "hostlist", "hostfile"])]
     pub single: bool,
 
-    /// Number of nodes: of the host list's first hosts (0: all, the default), or of daemons with --local-nodes.
+    /// Number of nodes: of the first hosts of the host list or of the job of PBS (0: all, the default), or of daemons with
+    /// --local-nodes.
     #[arg(short = 'N', long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=4096))]
     pub nodes: Option<u32>,
 
@@ -101,16 +105,28 @@ Examples:
   dragon attach                        a shell in the runtime that is running
   dragon ps --all-nodes                the processes of all its nodes
 Under Slurm: srun -N4 --dragon prog.py
+Under PBS: dragon prog.py in the script that qsub gets, over all hosts of the job
 
 Ctrl-C goes to the program; twice within a second it ends the job.
 
 Exit codes: the program's; 128 + n when signal n ended it; 124 when the time limit was over; 125 when the
 runtime failed; 126 when the program cannot be executed; 127 when it does not exist; 2 for a bad command line.";
 
+/// How long the end waits for whoever reads what was said.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Runs the command.
 #[must_use]
 pub fn main() -> ExitCode {
+    sweep::hear_of_children();
     let first = std::env::args_os().nth(1);
+    if first.as_ref().is_some_and(|word| word == enter::PBS_WORD) {
+        return ExitCode::from(enter::arrive(std::env::args_os().skip(2)));
+    }
+    if first.as_ref().is_some_and(|word| word == tm::WORD) {
+        let arguments: Vec<_> = std::env::args_os().skip(2).collect();
+        return tm::main(&arguments);
+    }
     if first.is_some_and(|word| word.to_str().is_some_and(commands::is_command)) {
         let line = commands::CommandLine::parse();
         if let commands::Command::Tool(tool) = &line.command {
@@ -126,13 +142,12 @@ pub fn main() -> ExitCode {
     }
     let matches = Arguments::described().get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    match launcher::launch(&arguments) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            eprintln!("dragon: {:#}", failure.error);
-            ExitCode::from(failure.code)
-        }
-    }
+    let code = launcher::launch(&arguments).unwrap_or_else(|failure| {
+        journal::say(&format!("{:#}", failure.error));
+        failure.code
+    });
+    journal::flush(LAST_WORDS);
+    ExitCode::from(code)
 }
 
 impl Arguments {

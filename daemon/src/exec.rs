@@ -272,7 +272,8 @@ fn has_handler(signal: c_int) -> bool {
     known && ![libc::SIG_DFL, libc::SIG_IGN].contains(&action.sa_sigaction)
 }
 
-fn set_default(signal: c_int) {
+/// Has a signal do what it does by default.
+pub(crate) fn set_default(signal: c_int) {
     // SAFETY: an action consists of numbers and a set, for which all zeros is a value: SIG_DFL, no flags, an empty set.
     let action: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: the child's own table of actions, since CLONE_SIGHAND was not asked for.

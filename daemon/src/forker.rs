@@ -225,6 +225,18 @@ fn start(starter: &mut Starter, fork: &Fork, files: Rlimit, null: &OwnedFd) -> R
         .map_err(|failed| sentence(&name, fork, &failed))
 }
 
+/// Why something that needs descriptors was not made.
+#[must_use]
+pub fn not_made(what: &str, error: &io::Error) -> String {
+    let none_left = error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error());
+    match rustix::process::getrlimit(Resource::Nofile).current {
+        Some(limit) if none_left => format!(
+            "{what}: the daemon of this node has all the {limit} files open that it may; start fewer processes, give them files or nothing for output and errors, or raise the hard limit (ulimit -Hn; dragon doctor says where)"
+        ),
+        _ => format!("{what}: {error}"),
+    }
+}
+
 /// Why a process was not started.
 fn sentence(name: &str, fork: &Fork, failed: &Failed) -> String {
     let error = &failed.error;

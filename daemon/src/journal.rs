@@ -5,10 +5,11 @@
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use dragon_protocol::inspect::{LogBatch, LogFilter, LogLevel, LogLine};
 use tokio::sync::Notify;
@@ -81,10 +82,110 @@ fn is_kept(metadata: &tracing::Metadata<'_>) -> bool {
 
 /// Says something on standard error, whatever the filter says, and keeps it: how a daemon tells its user what went wrong.
 pub fn say(text: &str) {
-    // In one piece: other processes write to the same terminal or pipe.
-    let line = format!("dragon: {text}\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    // In one piece: other processes write to the same terminal or pipe. Nobody may be there to read it.
+    let _ = Aloud.write_all(format!("dragon: {text}\n").as_bytes());
     add(LogLevel::Error, "dragon", text.to_owned());
+}
+
+/// Lines that may wait for whoever reads standard error; more are dropped.
+const ALOUD: usize = 4096;
+
+static WAITING: Mutex<Waiting> = Mutex::new(Waiting {
+    lines: VecDeque::new(),
+    threaded: false,
+    writing: false,
+    dropped: 0,
+});
+/// There are lines to be written, or all have been.
+static WRITTEN: Condvar = Condvar::new();
+
+/// What waits to be written to standard error.
+struct Waiting {
+    lines: VecDeque<Vec<u8>>,
+    /// A thread writes it.
+    threaded: bool,
+    /// It is at it.
+    writing: bool,
+    dropped: u64,
+}
+
+/// Standard error, for whoever must not wait: a terminal or a pipe takes what is written when its reader does.
+#[derive(Clone, Copy, Debug)]
+pub struct Aloud;
+
+impl Write for Aloud {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut waiting = waiting();
+        if !waiting.threaded {
+            drop(waiting);
+            return io::stderr().write_all(line).map(|()| line.len());
+        }
+        if waiting.lines.len() < ALOUD {
+            waiting.lines.push_back(line.to_vec());
+            WRITTEN.notify_all();
+        } else {
+            waiting.dropped += 1;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// From now on a thread writes to standard error what is said, so that nobody else waits for its reader.
+///
+/// # Errors
+/// When there can be no thread.
+pub fn write_by_thread() -> io::Result<()> {
+    thread::Builder::new()
+        .name("journal".to_owned())
+        .stack_size(64 << 10)
+        .spawn(|| {
+            loop {
+                let line = next_aloud();
+                // Without a reader there is nobody to tell.
+                let _ = io::stderr().write_all(&line);
+            }
+        })?;
+    waiting().threaded = true;
+    Ok(())
+}
+
+/// The next line for standard error; says that the one before is written.
+fn next_aloud() -> Vec<u8> {
+    let mut waiting = waiting();
+    waiting.writing = false;
+    WRITTEN.notify_all();
+    loop {
+        let dropped = std::mem::take(&mut waiting.dropped);
+        if dropped > 0 {
+            let line = format!("dragon: {dropped} lines were dropped, since nobody read them\n");
+            waiting.lines.push_back(line.into_bytes());
+        }
+        if let Some(line) = waiting.lines.pop_front() {
+            waiting.writing = true;
+            return line;
+        }
+        waiting = match WRITTEN.wait(waiting) {
+            Ok(waiting) => waiting,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+    }
+}
+
+/// Waits until everything that was said is written, but no longer than `limit`.
+pub fn flush(limit: Duration) {
+    let waiting = waiting();
+    // Poisoned or late: there is nothing to be done about it.
+    drop(WRITTEN.wait_timeout_while(waiting, limit, |waiting| {
+        waiting.threaded && (waiting.writing || !waiting.lines.is_empty())
+    }));
+}
+
+fn waiting() -> MutexGuard<'static, Waiting> {
+    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The lines from `cursor` on that pass the filter, as many as fit into a batch; moves the cursor.
@@ -124,6 +225,13 @@ pub fn since(cursor: &mut u64, filter: &LogFilter, node: u32) -> LogBatch {
 pub fn is_behind(cursor: u64) -> bool {
     let ring = ring();
     cursor < ring.first + ring.lines.len() as u64
+}
+
+/// Where the log ends: what comes from now on begins there.
+#[must_use]
+pub fn end() -> u64 {
+    let ring = ring();
+    ring.first + ring.lines.len() as u64
 }
 
 /// Whether anybody follows: only then [`grown`] ends.

@@ -5,6 +5,7 @@
 //! (crate `dragon-transport`). How a job comes up and goes down is told in `docs/bring-up.md`.
 
 pub mod adapter;
+pub mod ask;
 pub mod attach;
 pub mod bringup;
 pub mod cli;
@@ -29,8 +30,10 @@ pub mod reservations;
 pub mod resources;
 pub mod services;
 pub mod sibling;
+pub mod signal_mask;
 pub mod state;
 pub mod store;
+pub mod strangers;
 pub mod supervisor;
 pub mod survey;
 pub mod sweep;

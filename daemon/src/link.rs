@@ -1,8 +1,9 @@
 //! Control connections between two daemons: handshake, then framed [`PeerMessage`]s both ways.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -78,8 +79,12 @@ impl Link {
     /// Queues a message without waiting: the control loop never does. A peer that takes nothing for long is given up.
     pub fn post(&self, message: PeerMessage) {
         let mut frame = Vec::new();
-        if let Err(error) = encode(&message, &mut frame) {
-            // Whoever waits for an answer learns it by the end of the connection.
+        // An answer that is too long for a frame is told to be, and nothing else is harmed.
+        let encoded = encode(&message, &mut frame).or_else(|error| {
+            let instead = message.in_place_of(&error).ok_or(error)?;
+            encode(&instead, &mut frame)
+        });
+        if let Err(error) = encoded {
             tracing::error!(node = %self.node, "the control connection ends: {error}");
             return self.close();
         }
@@ -144,10 +149,25 @@ pub async fn connect(
     host: &str,
     port: u16,
 ) -> Result<TcpStream> {
+    connect_as(Role::Control, key, me, to, (host, port)).await
+}
+
+/// The same in a role; what joins is encrypted.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_as(
+    role: Role,
+    key: &JobKey,
+    me: NodeIndex,
+    to: NodeIndex,
+    address: (&str, u16),
+) -> Result<TcpStream> {
     let exchange = async {
-        let mut stream = TcpStream::connect((host, port)).await?;
+        let mut stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        let connector = Connector::new(key, Role::Control, me, to, now(), challenge()?);
+        let connector = Connector::new(key, role, me, to, now(), challenge()?);
+        let connector = connector.encrypted(role == Role::Join);
         stream.write_all(&connector.hello()).await?;
         let mut answer = [0; ANSWER];
         stream.read_exact(&mut answer[..HELLO]).await?;
@@ -169,15 +189,30 @@ pub async fn connect(
 /// # Errors
 /// When the peer does not complete the handshake in time.
 pub async fn accept(key: &JobKey, me: NodeIndex, stream: &mut TcpStream) -> Result<NodeIndex> {
+    accept_as(Role::Control, key, me, stream).await
+}
+
+/// The same in a role; what joins is encrypted.
+///
+/// # Errors
+/// As [`accept`].
+pub async fn accept_as(
+    role: Role,
+    key: &JobKey,
+    me: NodeIndex,
+    stream: &mut TcpStream,
+) -> Result<NodeIndex> {
+    let encrypt = role == Role::Join;
     let exchange = async {
         stream.set_nodelay(true)?;
         let mut hello = [0; HELLO];
         stream.read_exact(&mut hello).await?;
-        let accepted = Acceptor::new(key, Role::Control, me, &hello, now(), challenge()?);
+        let (now, challenge) = (now(), challenge()?);
+        let accepted = Acceptor::with_encryption(key, role, me, &hello, now, challenge, encrypt);
         let (acceptor, answer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                if let Some(ours) = Acceptor::refusal(Role::Control, me, &hello, now(), false) {
+                if let Some(ours) = Acceptor::refusal(role, me, &hello, now, encrypt) {
                     stream.write_all(&ours).await?;
                 }
                 return Err(error.into());
@@ -193,20 +228,30 @@ pub async fn accept(key: &JobKey, me: NodeIndex, stream: &mut TcpStream) -> Resu
         .context("the handshake was not completed in time")?
 }
 
+/// A connection that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Our address on it, and the peer's.
+    pub addresses: (SocketAddr, SocketAddr),
+    /// The other host answered no more; else the other end has closed it.
+    pub silent: bool,
+}
+
 /// Starts the tasks of a connection: what arrives goes to `events`, and so does its end. Output goes straight to `sink`;
 /// what that has no room for waits here, up to a bound, then at the other end, and the writing processes wait in the end.
-/// One that is gone already ends like any other.
+/// One that is gone already ends like any other; one to a host that is silent for longer than `patience` ends too.
 pub fn run(
     node: NodeIndex,
     stream: TcpStream,
     sink: Option<Sink>,
+    patience: Duration,
     events: &mpsc::Sender<Event>,
 ) -> Link {
     let addresses = (
         stream.local_addr().unwrap_or(NOWHERE),
         stream.peer_addr().unwrap_or(NOWHERE),
     );
-    if let Err(error) = notice_dead_hosts(&stream) {
+    if let Err(error) = notice_dead_hosts(&stream, patience) {
         tracing::debug!(%node, "a control connection without keepalive: {error:#}");
     }
     let (read, write) = stream.into_split();
@@ -220,28 +265,56 @@ pub fn run(
         output,
         room: Arc::new(Semaphore::new(WINDOW)),
     };
-    tokio::spawn(write_frames(write, messages, link.waiting.clone(), outputs));
+    let silent = Arc::new(AtomicBool::new(false));
+    let written = write_frames(write, messages, link.waiting.clone(), outputs);
+    let unheard = silent.clone();
+    tokio::spawn(async move {
+        if let Err(error) = written.await {
+            // The kernel says it once: to whoever reads or to whoever writes.
+            unheard.fetch_or(is_silence(&error), Ordering::Relaxed);
+        }
+    });
     let room = link.room.clone();
     let passed_on = sink.map(|sink| pass_on(sink, &link));
     let events = events.clone();
     tokio::spawn(async move {
         if let Err(error) = read_frames(node, read, passed_on, &room, &events).await {
             tracing::debug!(%node, "control connection ended: {error:#}");
+            let of_system = error.downcast_ref::<io::Error>();
+            silent.fetch_or(of_system.is_some_and(is_silence), Ordering::Relaxed);
         }
         room.close();
-        let _ = events.send(Event::LinkLost(node, addresses)).await;
+        let ended = Ended {
+            addresses,
+            silent: silent.load(Ordering::Relaxed),
+        };
+        let _ = events.send(Event::LinkLost(node, ended)).await;
     });
     link
 }
 
-/// A host that is gone sends nothing, not even a reset: the kernel asks, without waking anybody here.
-fn notice_dead_hosts(stream: &TcpStream) -> Result<()> {
+/// A host that is gone sends nothing, not even a reset: the kernel asks, without waking anybody here. With a timeout for
+/// what was sent it counts that time, and no probes.
+///
+/// # Errors
+/// When the kernel does not.
+pub fn notice_dead_hosts(stream: &TcpStream, patience: Duration) -> Result<()> {
+    let second = Duration::from_secs(1);
     sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, Duration::from_secs(2))?;
-    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(1))?;
-    sockopt::set_tcp_keepcnt(stream, 5)?;
-    sockopt::set_tcp_user_timeout(stream, 7000)?;
+    sockopt::set_tcp_keepidle(stream, (patience / 4).max(second))?;
+    sockopt::set_tcp_keepintvl(stream, second)?;
+    let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(stream, patience)?;
     Ok(())
+}
+
+/// Whether an error says that the other host does not answer.
+fn is_silence(error: &io::Error) -> bool {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    matches!(
+        error.kind(),
+        TimedOut | HostUnreachable | NetworkUnreachable
+    )
 }
 
 /// What came and was not passed on yet.
@@ -337,16 +410,14 @@ async fn write_frames(
     mut control: mpsc::UnboundedReceiver<Vec<u8>>,
     waiting: Arc<AtomicUsize>,
     mut outputs: mpsc::Receiver<Vec<u8>>,
-) {
+) -> io::Result<()> {
     let mut ends = false;
     while !ends {
         let mut buffer = tokio::select! {
             biased;
             frame = control.recv() => frame.unwrap_or_default(),
             Some(piece) = outputs.recv() => {
-                if stream.write_all(&piece).await.is_err() {
-                    return;
-                }
+                stream.write_all(&piece).await?;
                 continue;
             }
         };
@@ -358,12 +429,10 @@ async fn write_frames(
             taken += frame.len();
             buffer.extend_from_slice(&frame);
         }
-        if stream.write_all(&buffer).await.is_err() {
-            return;
-        }
+        stream.write_all(&buffer).await?;
         waiting.fetch_sub(taken, Ordering::Relaxed);
     }
-    let _ = stream.shutdown().await;
+    stream.shutdown().await
 }
 
 /// This node's monotonic clock in nanoseconds.
@@ -372,8 +441,8 @@ pub fn now() -> u64 {
     dragon_shmem::clock::now()
 }
 
-fn is_end(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::UnexpectedEof
+fn is_end(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof
 }
 
 fn challenge() -> Result<[u8; 32]> {

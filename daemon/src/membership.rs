@@ -8,7 +8,8 @@
 //! 1. There is one *view* for each index, and the next one is decided by the members of the one before: a candidate asks
 //!    for votes in an *epoch*, and proposes the next view when a quorum has promised. A member gives one vote per epoch. What
 //!    a member has agreed to before, it tells with its promise, and the candidate proposes that again: so there are never two
-//!    views with one index, whoever is cut off, stopped or late.
+//!    views with one index, whoever is cut off, stopped or late; but who goes on since all others are dead knows nothing of what
+//!    they decided last, and it is lost with them.
 //! 2. A quorum is more than half of the view; or half of it with the first; or all whom the workload manager has not
 //!    declared dead. (To count the dead as votes of whoever asks would let two parts of a cut network both have a majority.)
 //! 3. The first of a view runs global services. It sends a heartbeat down the tree, and answers for the time of the *lease*
@@ -16,7 +17,7 @@
 //!    than that. So nobody answers any more when another can be elected.
 //! 4. Who is silent is asked; who does not answer for long, or whose daemon is gone, is left out of the next view. A gap in
 //!    one's own time (SIGSTOP, suspend) restarts one's limits: who was stopped asks before it blames. Who was left out ends.
-//! 5. Who hears of no majority for long ends.
+//! 5. Who hears of no majority for long ends. Where a workload manager can be asked, it is, and one waits for its word first.
 
 mod election;
 mod watch;
@@ -93,7 +94,12 @@ pub enum Input {
     /// Another daemon says something.
     Message(NodeIndex, MemberMessage),
     /// The connection to a daemon ended.
-    LinkLost(NodeIndex),
+    LinkLost {
+        /// Whose.
+        node: NodeIndex,
+        /// Whether its host answered no more.
+        silent: bool,
+    },
     /// A connection to a daemon could not be made. `gone`: its host says that nobody listens there.
     Unreachable {
         /// Whose.
@@ -101,8 +107,8 @@ pub enum Input {
         /// Whether that proves that the daemon has ended.
         gone: bool,
     },
-    /// The workload manager says that a node is down.
-    Declared(NodeIndex),
+    /// The workload manager has answered, and says that these nodes are down.
+    Declared(Vec<NodeIndex>),
 }
 
 /// What a daemon is to do.
@@ -110,8 +116,10 @@ pub enum Input {
 pub enum Output {
     /// Send a message, over a connection that is made when there is none.
     Send(NodeIndex, MemberMessage),
-    /// This node has lost another. Nothing follows from it before a majority agrees.
-    Lost(NodeIndex),
+    /// This node has lost another, and by what. Nothing follows from it before a majority agrees.
+    Lost(NodeIndex, Cause),
+    /// So many are lost that the others are no quorum: the workload manager is to be asked about them.
+    Ask(Vec<NodeIndex>),
     /// There is a new view.
     Changed {
         /// The view.
@@ -121,6 +129,21 @@ pub enum Output {
     },
     /// This daemon and its processes must end.
     End(Why),
+}
+
+/// By what another node is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its daemon does not answer, but its host does.
+    Silent,
+    /// Its host does not answer.
+    HostSilent,
+    /// Its host says that the daemon has ended.
+    Ended,
+    /// It said so: whoever started it is gone.
+    Left,
+    /// The workload manager says so.
+    Declared,
 }
 
 /// Why a daemon must end.
@@ -177,6 +200,11 @@ pub struct Members {
     not_before: Time,
     /// Since when too few members are left for a quorum.
     hopeless: Option<Time>,
+    /// Where there is a workload manager that can be asked: how long one waits for its word that others are down.
+    manager: Option<Time>,
+    /// When the workload manager is asked, and when it answered last.
+    manager_asked: Time,
+    manager_heard: Time,
     /// When a majority was heard of last.
     good: Time,
     processes: u32,
@@ -215,6 +243,9 @@ impl Members {
             orphaned: None,
             not_before: 0,
             hopeless: None,
+            manager: None,
+            manager_asked: 0,
+            manager_heard: 0,
             good: now,
             processes: 0,
             total_processes: None,
@@ -228,6 +259,11 @@ impl Members {
         members
     }
 
+    /// There is a workload manager. Who sees no quorum waits for its word so long, as long as it answers at all.
+    pub fn ask_manager_for(&mut self, limit: Duration) {
+        self.manager = Some(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
+    }
+
     /// Something happened.
     pub fn handle(&mut self, now: Time, input: Input) {
         if self.over {
@@ -239,11 +275,18 @@ impl Members {
         match input {
             Input::Time => {}
             Input::Message(from, message) => self.says(now, from, message),
-            Input::LinkLost(node) => self.doubt(now, node),
-            Input::Unreachable { node, gone } => self.unreachable(now, node, gone),
-            Input::Declared(node) => {
-                self.declared.insert(node);
-                self.unreachable(now, node, true);
+            Input::LinkLost { node, silent } => {
+                self.host_is_silent(node, silent);
+                self.doubt(now, node);
+            }
+            Input::Unreachable { node, gone } => {
+                self.unreachable(now, node, gone.then_some(Cause::Ended));
+            }
+            Input::Declared(nodes) => {
+                self.manager_heard = now;
+                for node in nodes {
+                    self.declare(now, node);
+                }
                 self.advance(now);
             }
         }
@@ -297,7 +340,10 @@ impl Members {
     }
 
     fn says(&mut self, now: Time, from: NodeIndex, message: MemberMessage) {
+        // Whoever speaks lives, whatever was said about it.
+        self.declared.remove(&from);
         match message {
+            MemberMessage::Leave => self.unreachable(now, from, Some(Cause::Left)),
             MemberMessage::Commit(view) => self.adopt(now, view),
             MemberMessage::Ask { epoch, view } => self.asked(now, from, epoch, view),
             MemberMessage::Promise {
@@ -419,7 +465,7 @@ impl Members {
     /// Tells the node above, or counts, when enough below have answered.
     fn wave_answered(&mut self, number: u64) {
         let children = self.view.children(self.me, self.fanout);
-        let is_gone = |node| self.peers.get(node).is_some_and(|peer: &Peer| peer.gone);
+        let is_gone = |node: &NodeIndex| self.is_gone(*node);
         let Some(wave) = self.waves.iter().find(|wave| wave.number == number) else {
             return;
         };
@@ -498,9 +544,16 @@ impl Members {
             self.by(self.next_beat);
         }
         let mut last = self.good.saturating_add(self.limits.alone());
-        if self.peers.values().any(|peer| peer.gone) && !self.sees_quorum() {
+        if self.peers.values().any(|peer| peer.gone.is_some()) && !self.sees_quorum() {
             let since = *self.hopeless.get_or_insert(now);
-            last = last.min(since + self.limits.patience());
+            last = match self.manager {
+                None => last.min(since + self.limits.patience()),
+                Some(limit) => {
+                    self.ask_manager(now);
+                    let silent = self.manager_heard.max(since) + self.limits.alone();
+                    silent.min(since.saturating_add(limit))
+                }
+            };
         } else {
             self.hopeless = None;
         }
@@ -508,6 +561,28 @@ impl Members {
             self.end(Why::NoMajority);
         }
         self.by(last);
+    }
+
+    /// Asks the workload manager about those who are lost, once in the time of a candidacy.
+    fn ask_manager(&mut self, now: Time) {
+        let next = self.manager_asked + self.limits.candidacy();
+        if self.manager_asked != 0 && now < next {
+            return self.by(next);
+        }
+        self.manager_asked = now;
+        self.by(now + self.limits.candidacy());
+        let open = |node: &NodeIndex| !self.declared.contains(node);
+        let lost = self.view.members.iter().copied();
+        let lost = lost.filter(|node| self.is_gone(*node) && open(node));
+        let lost = lost.collect();
+        self.outputs.push(Output::Ask(lost));
+    }
+
+    /// Whether a node is lost, as far as this one can see.
+    fn is_gone(&self, node: NodeIndex) -> bool {
+        self.peers
+            .get(&node)
+            .is_some_and(|peer| peer.gone.is_some())
     }
 
     fn by(&mut self, time: Time) {

@@ -48,6 +48,17 @@ impl Memory {
         &self.pools
     }
 
+    /// Whether a request takes so long that others are to go on meanwhile.
+    #[must_use]
+    pub fn takes_long(request: &ClientRequest) -> bool {
+        match request {
+            ClientRequest::Commit { bytes, .. } => *bytes > AT_ONCE,
+            ClientRequest::CreatePool(options) => options.pre_touch,
+            ClientRequest::TrimPools => true,
+            _ => false,
+        }
+    }
+
     /// Answers what a client asks of the node's memory, with the descriptors of regions; gives other requests back.
     ///
     /// # Errors
@@ -57,20 +68,23 @@ impl Memory {
         slot: Option<SlotId>,
         request: ClientRequest,
     ) -> Result<(ClientReply, Vec<OwnedFd>), ClientRequest> {
-        let heavy = match &request {
-            ClientRequest::Commit { bytes, .. } => *bytes > AT_ONCE,
-            ClientRequest::CreatePool(options) => options.pre_touch,
-            ClientRequest::MapPool { .. } | ClientRequest::PoolReleased(_) => false,
-            ClientRequest::TrimPools => true,
-            _ => return Err(request),
-        };
+        if !matches!(
+            request,
+            ClientRequest::Commit { .. }
+                | ClientRequest::CreatePool(_)
+                | ClientRequest::MapPool { .. }
+                | ClientRequest::PoolReleased(_)
+                | ClientRequest::TrimPools
+        ) {
+            return Err(request);
+        }
         let counters = &self.control.words().counters;
         counters.control_requests.fetch_add(1, Ordering::Relaxed);
         let Some(slot) = slot else {
             let text = "only an attached process can ask for memory".to_owned();
             return Ok((ClientReply::Failed(Code::Refused, text), Vec::new()));
         };
-        let answer = if heavy {
+        let answer = if Self::takes_long(&request) {
             let this = self.clone();
             let task = tokio::task::spawn_blocking(move || this.do_it(slot, request));
             task.await.unwrap_or_else(|error| {

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dragon_protocol::membership::View;
 use dragon_protocol::names::{
-    COUNT_LIMIT, Entries, Entry, NameMessage, NameOp, Origin, Outcome, Value, Version,
+    COUNT_LIMIT, Entries, Entry, NAMES_LIMIT, NameMessage, NameOp, Origin, Outcome, Value, Version,
 };
 use dragon_protocol::{Code, NodeIndex, ObjectId};
 
@@ -61,6 +61,8 @@ pub struct Names {
     view: View,
     /// The table, on the first node of the view and on the next ranks.
     table: BTreeMap<String, Entry>,
+    /// What the table takes of [`NAMES_LIMIT`].
+    cost: usize,
     version: Version,
     /// The table is complete.
     complete: bool,
@@ -89,6 +91,7 @@ impl Names {
             version: (view.index, 0),
             view,
             table: BTreeMap::new(),
+            cost: 0,
             complete,
             copies,
             waiting: VecDeque::new(),
@@ -129,7 +132,7 @@ impl Names {
             NameMessage::Copy(version, entries) => {
                 let newer = !self.complete || version >= self.version;
                 if newer && version.0 >= self.view.index {
-                    self.table = entries.into_iter().collect();
+                    self.take_table(entries);
                     self.version = version;
                     self.complete = true;
                     self.send(from, NameMessage::Copied(version));
@@ -292,7 +295,7 @@ impl Names {
             return;
         };
         let (version, entries) = rebuild.best.unwrap_or((self.version, rebuild.published));
-        self.table = entries.into_iter().collect();
+        self.take_table(entries);
         self.version = (self.view.index, version.1);
         self.complete = true;
         for node in self.copies.keys().copied().collect::<Vec<_>>() {
@@ -384,6 +387,14 @@ impl Names {
                 );
                 return Outcome::Failed(Code::TableFull, text);
             }
+            None if self.cost + entry.cost(&name) > NAMES_LIMIT => {
+                let text = format!(
+                    "'{name}' takes {} bytes, and the {count} names of the runtime take {} of {NAMES_LIMIT}; take names back that nobody needs, and put large data into a block of a pool or a channel, and publish that",
+                    entry.cost(&name),
+                    self.cost
+                );
+                return Outcome::Failed(Code::TableFull, text);
+            }
             None => {
                 self.change(name.clone(), Some(entry));
                 for node in self.watchers.remove(&name).unwrap_or_default() {
@@ -422,10 +433,20 @@ impl Names {
     }
 
     fn apply(&mut self, name: String, entry: Option<Entry>) {
-        match entry {
-            Some(entry) => drop(self.table.insert(name, entry)),
-            None => drop(self.table.remove(&name)),
+        if let Some(before) = self.table.remove(&name) {
+            self.cost -= before.cost(&name);
         }
+        if let Some(entry) = entry {
+            self.cost += entry.cost(&name);
+            self.table.insert(name, entry);
+        }
+    }
+
+    /// In the place of the table that there was.
+    fn take_table(&mut self, entries: Entries) {
+        self.table = entries.into_iter().collect();
+        let table = self.table.iter();
+        self.cost = table.map(|(name, entry)| entry.cost(name)).sum();
     }
 
     /// Says something when the copies have the table as it is now.
@@ -465,3 +486,6 @@ fn shown(value: &Value) -> String {
         Value::Bytes(bytes) => format!("{} bytes", bytes.len()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,6 +110,12 @@ impl Node {
         self.channel(object).is_ok()
     }
 
+    /// Whether there is such a process, or group of processes, on this node: one that lives, or that somebody has a handle on.
+    #[must_use]
+    pub fn has_process(&self, object: ObjectId) -> bool {
+        ProcessObject::attach(&self.member, &self.descriptor(object), false).is_ok()
+    }
+
     /// Fails every operation on a channel of this node from now on. One that is gone stays so.
     pub fn destroy_channel(&self, object: ObjectId) {
         if let Ok(channel) = self.channel(object) {
@@ -118,12 +124,15 @@ impl Node {
     }
 
     fn channel(&self, object: ObjectId) -> dragon_channels::Result<Channel> {
-        let descriptor = Descriptor {
+        Channel::attach(&self.member, &self.descriptor(object), false)
+    }
+
+    fn descriptor(&self, object: ObjectId) -> Descriptor {
+        Descriptor {
             runtime: self.member.control().runtime(),
             object,
             user: 0,
-        };
-        Channel::attach(&self.member, &descriptor, false)
+        }
     }
 
     /// Where other agents reach this node's: the port that is open at any address, or else 0, and the listeners on the

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::process::Pid;
 use rustix::thread::CpuSet;
 
 use crate::reservations::Cpu;
@@ -27,6 +28,31 @@ pub fn own_mask() -> Vec<u8> {
         }
     }
     mask
+}
+
+/// Lets this process, and with it whatever it starts, run on the CPUs of a mask. Where it may not it stays where it is.
+pub fn run_on(mask: &[u8]) {
+    let mut set = CpuSet::new();
+    let is_in = |cpu: &usize| {
+        mask.get(cpu / 8)
+            .is_some_and(|byte| byte >> (cpu % 8) & 1 != 0)
+    };
+    (0..CpuSet::MAX_CPU)
+        .filter(is_in)
+        .for_each(|cpu| set.set(cpu));
+    let threads = fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten();
+    for thread in threads {
+        let id = thread
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if let Err(error) = rustix::thread::sched_setaffinity(id.and_then(Pid::from_raw), &set) {
+            tracing::debug!("not all granted CPUs can be used: {error}");
+        }
+    }
 }
 
 /// Adds the CPUs of another mask.

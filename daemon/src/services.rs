@@ -16,6 +16,7 @@ mod pipes;
 mod placement;
 mod processes;
 mod starting;
+mod timer;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -36,8 +37,8 @@ use crate::adapter::launcher::NOT_UP;
 use crate::adapter::{Job, Manager, client, remote};
 use crate::attach;
 use crate::bringup;
-use crate::cli::{RUNTIME_FAILED, TIME_IS_UP};
-use crate::config::{keys, value::Value};
+use crate::cli::RUNTIME_FAILED;
+use crate::config::keys;
 use crate::forker::Forker;
 use crate::groups::{Due, Groups};
 use crate::journal;
@@ -53,6 +54,7 @@ use crate::readable::end_of;
 use crate::reservations::{Cpu, Ledger};
 use crate::resources::{self, Granted};
 use crate::state::{State, enter};
+use crate::supervisor;
 use crate::survey::View;
 use clients::MadeFor;
 pub use logs::Followed;
@@ -71,8 +73,8 @@ pub enum Event {
     Accepted(NodeIndex, TcpStream),
     /// A daemon says something.
     Peer(NodeIndex, PeerMessage),
-    /// A connection to a daemon ended: the one with these addresses.
-    LinkLost(NodeIndex, (std::net::SocketAddr, std::net::SocketAddr)),
+    /// A connection to a daemon ended.
+    LinkLost(NodeIndex, link::Ended),
     /// A connection to a daemon that we asked for could not be made: why, and whether that shows that the daemon has ended.
     Unreachable(NodeIndex, String, bool),
     /// A connection to a daemon that we asked for stands.
@@ -95,11 +97,17 @@ pub enum Event {
     Client {
         /// Its slot; `None` for a tool that only inspects.
         slot: Option<SlotId>,
+        /// Its number for the request.
+        number: u64,
         /// What it asks.
         request: ClientRequest,
         /// Where the answer goes.
         reply: oneshot::Sender<ClientReply>,
     },
+    /// The starts that the process of the slot asked for with this number wait no longer.
+    Cancelled(SlotId, u64),
+    /// A client did not get this answer. `true`: a new group's.
+    Undelivered(ClientReply, bool),
     /// Another task of the step on this node reports its CPU mask.
     Sibling(Vec<u8>),
     /// The process with this number was started; its pid, or why not.
@@ -112,12 +120,16 @@ pub enum Event {
     GroupDue(Due),
     /// A message to another daemon, from a task that the loop started.
     Tell(NodeIndex, PeerMessage),
+    /// A daemon could not be told which processes are gone, and is to be told again.
+    TellSlotsGone(NodeIndex),
     /// Something happened to a question about the runtime.
     Inspected(inspect::Inspected),
     /// Something happened to those who follow logs.
     Followed(logs::Followed),
     /// The program that started this daemon for itself is at its end.
     OwnerLeft,
+    /// The workload manager has answered: these nodes are down.
+    Declared(Vec<NodeIndex>),
     /// Somebody wants to look at this node.
     View(oneshot::Sender<View>),
 }
@@ -151,6 +163,7 @@ struct Daemon {
     /// Who has which CPUs and GPUs.
     ledger: Ledger,
     groups: Groups,
+    group_timers: HashMap<Due, timer::Timer>,
     /// Variables that tell a process which GPUs are its own.
     gpu_variables: Vec<&'static str>,
     /// What goes with the processes of this node that asked for it.
@@ -195,6 +208,13 @@ impl End {
             why: "SIGINT".to_owned(),
         }
     }
+
+    fn abandoned() -> Self {
+        Self {
+            code: RUNTIME_FAILED,
+            why: "whoever started this daemon is gone".to_owned(),
+        }
+    }
 }
 
 /// Runs a daemon until its job ends; returns the exit code.
@@ -211,6 +231,9 @@ pub async fn run(job: Job) -> Result<u8> {
         Manager::Client { owner } => client::follow(owner, &sender)?,
         Manager::RemoteLauncher => {
             watch_parent(&signals.parent_gone);
+            if !supervisor::has_joined() {
+                watch_shell(&signals.parent_gone);
+            }
             head_input = remote::follow(job.node, &signals.parent_gone)?;
         }
         Manager::Launcher | Manager::Slurm { .. } => watch_parent(&signals.parent_gone),
@@ -259,19 +282,25 @@ pub async fn run(job: Job) -> Result<u8> {
 
     let parent = tree
         .parent
-        .map(|(node, stream)| link::run(node, stream, None, &sender));
+        .map(|(node, stream)| link::run(node, stream, None, job.host_limit(), &sender));
     let (up, sink) = match &parent {
         Some(parent) if job.forward_output => Upward::by(parent),
         _ => (Upward::none(), Sink::own()?),
     };
     let below = tree.children.into_iter();
+    let patience = job.host_limit();
     let children = below
-        .map(|(node, stream)| link::run(node, stream, Some(sink.clone()), &sender))
+        .map(|(node, stream)| link::run(node, stream, Some(sink.clone()), patience, &sender))
         .collect();
     let mut daemon = Daemon {
         turns: Turns::beginning_at(job.node.get() as usize),
         ledger: Ledger::new(granted_cpus, gpus.names),
-        groups: Groups::new(job.node, job.fanout),
+        groups: Groups::new(
+            job.node,
+            job.fanout,
+            membership::View::first(u32::try_from(job.hosts.len())?),
+        ),
+        group_timers: HashMap::new(),
         gpu_variables: gpus.variables,
         made_for: MadeFor::default(),
         processes: Processes::default(),
@@ -304,9 +333,7 @@ pub async fn run(job: Job) -> Result<u8> {
     if let Manager::Client { .. } = daemon.job.manager {
         client::is_up(&daemon.socket);
     }
-    if daemon.job.node == NodeIndex::FIRST {
-        signals.limit_time(daemon.job.config.time(&keys::TIME_LIMIT));
-    }
+    signals.limit_time(daemon.job.config.time(&keys::TIME_LIMIT));
     let end = match daemon.start_programs() {
         Ok(()) => daemon.serve(&mut events, &mut signals).await,
         Err(end) => end,
@@ -326,10 +353,12 @@ async fn begin(
     let node = Node::create(job, granted)?;
     let granted_cpus = resources::cpus(&mask, granted.cpus);
     let (data_port, data) = node.announces();
+    // By the interfaces that were asked for, where there are any; else the first connection tells.
+    let chosen = data.first().filter(|_| data_port == 0 && !job.all_here());
     let mut me = NodeInfo {
         node: job.node,
         host: job.host(job.node).to_owned(),
-        address: String::new(),
+        address: chosen.map(|at| at.ip().to_string()).unwrap_or_default(),
         control_port: 0,
         data_port,
         data,
@@ -418,8 +447,10 @@ impl Daemon {
                 // Signals first: [`Event::HeadHears`] is told after them.
                 biased;
                 signalled = signals.next() => match signalled {
-                    Signalled::Child => self.reap(),
+                    Signalled::Child => self.reap().or_else(|| self.ends_alone()),
                     Signalled::End(end) => Some(end),
+                    Signalled::TimeIsUp(limit) => self.time_is_up(limit),
+                    Signalled::Abandoned => Some(self.abandoned()),
                     Signalled::ForHead(signal) => { self.pass_to_head(signal); None }
                 },
                 () = time => self.member_event(Input::Time),
@@ -434,7 +465,7 @@ impl Daemon {
                 self.connected(node, stream)
             }
             Event::Peer(node, message) => return self.peer_says(node, message),
-            Event::LinkLost(node, addresses) => return self.link_lost(node, addresses),
+            Event::LinkLost(node, ended) => return self.link_lost(node, ended),
             Event::Unreachable(node, why, gone) => return self.unreachable(node, &why, gone),
             Event::Attach { pid, reply } => {
                 let slot = self.node.claim_slot(pid);
@@ -451,17 +482,22 @@ impl Daemon {
             }
             Event::Client {
                 slot,
+                number,
                 request,
                 reply,
-            } => self.client_asks(slot, request, reply),
+            } => self.client_asks(slot, number, request, reply),
+            Event::Cancelled(slot, asked) => self.client_cancels(slot, asked),
+            Event::Undelivered(reply, made_group) => self.undelivered(reply, made_group),
             Event::Started(number, result) => return self.started(number, result),
             Event::HeadHears => self.processes.head_hears = true,
-            Event::WaitedLongEnough(number) => self.give_up(number, Code::Timeout),
+            Event::WaitedLongEnough(number) => self.give_up(&[number], Code::Timeout),
             Event::GroupDue(due) => {
+                self.group_timers.remove(&due);
                 let actions = self.groups.due(due);
                 self.act(actions);
             }
             Event::Tell(node, message) => self.tell(node, message),
+            Event::TellSlotsGone(node) => self.tell_slots_gone(node),
             Event::Sibling(_) => {}
             Event::Inspected(what) => self.inspected(what),
             Event::Followed(what) => self.followed(what),
@@ -469,6 +505,7 @@ impl Daemon {
                 self.owner_left = true;
                 return self.end_without_clients();
             }
+            Event::Declared(down) => return self.declared(down),
             Event::View(reply) => drop(reply.send(self.view())),
         }
         None
@@ -523,6 +560,9 @@ async fn with_siblings(
             other => tracing::warn!("unexpected before the bring-up: {other:?}"),
         }
     }
+    if job.siblings > 0 {
+        resources::run_on(&mask);
+    }
     granted.cpus = resources::count(&mask).max(1);
     // With a mask of the whole node, Slurm's own word says how much of it belongs to the job.
     granted.cpus = job
@@ -533,10 +573,27 @@ async fn with_siblings(
 
 /// Reports the end of the process that started this one.
 fn watch_parent(gone: &Arc<Notify>) {
-    let Some(parent) = rustix::process::getppid() else {
-        return;
-    };
-    match end_of(parent.as_raw_nonzero().get().cast_unsigned()) {
+    if let Some(parent) = rustix::process::getppid() {
+        watch(parent.as_raw_nonzero().get().cast_unsigned(), gone);
+    }
+}
+
+/// Reports the end of the remote shell: it started the supervisor, which started this process. Mostly standard input ends
+/// with it, but nothing is read from there while the head leaves much of its input unread.
+fn watch_shell(gone: &Arc<Notify>) {
+    let supervisor = rustix::process::getppid();
+    let supervisor = supervisor.map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+    // Where it is gone already, standard input says so.
+    if let Some(shell) = supervisor
+        .and_then(client::parent_of)
+        .filter(|pid| *pid > 1)
+    {
+        watch(shell, gone);
+    }
+}
+
+fn watch(process: u32, gone: &Arc<Notify>) {
+    match end_of(process) {
         Ok(pidfd) => {
             let gone = gone.clone();
             tokio::spawn(async move {
@@ -555,6 +612,10 @@ enum Signalled {
     Child,
     /// The job is to end.
     End(End),
+    /// The job has run for as long as it may.
+    TimeIsUp(Duration),
+    /// Whoever started this daemon is gone.
+    Abandoned,
     /// It is meant for the head program.
     ForHead(rustix::process::Signal),
 }
@@ -617,9 +678,8 @@ impl Signals {
         };
         tokio::select! {
             limit = time_is_up => {
-                let why = format!("the time limit of {} is over", Value::Time(limit));
-                journal::say(&format!("{why}; the job ends"));
-                end(TIME_IS_UP, &why)
+                self.time_limit = None;
+                Signalled::TimeIsUp(limit)
             }
             _ = self.child.recv() => Signalled::Child,
             _ = self.terminate.recv() => end(128 + 15, "SIGTERM"),
@@ -633,15 +693,17 @@ impl Signals {
                 }
                 Signalled::ForHead(rustix::process::Signal::INT)
             }
-            () = self.parent_gone.notified() => end(RUNTIME_FAILED, "whoever started this daemon is gone"),
+            () = self.parent_gone.notified() => Signalled::Abandoned,
         }
     }
 
     /// Waits for a signal that ends the job.
     async fn ending(&mut self) -> End {
         loop {
-            if let Signalled::End(end) = self.next().await {
-                return end;
+            match self.next().await {
+                Signalled::End(end) => return end,
+                Signalled::Abandoned => return End::abandoned(),
+                _ => {}
             }
         }
     }

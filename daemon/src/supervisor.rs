@@ -1,30 +1,53 @@
 //! What stands behind a remote shell: a process that starts the daemon, waits for it, and sweeps up when it was killed, as the
 //! `dragon` command does on its own machine.
 //!
-//! It reads nothing and owns nothing. When it is killed itself, the daemon sees its parent end, and ends the job.
+//! Behind a remote shell it reads nothing and owns nothing. The daemon watches it, and the remote shell that started it: when
+//! either ends, whoever started the daemon is gone. As a task of a workload manager it joins the starter first
+//! (`adapter/join.rs`), and what the starter says becomes the daemon's standard input: there who started the task may come and
+//! go, and the line decides.
+//!
+//! PBS ends a job by killing the sessions of its tasks at once, and knows nothing of those that programs have made for
+//! themselves. So there a supervisor leaves the session once the daemon is in it ([`APART`]): it outlives that moment, and
+//! sweeps. The process that PBS has started stays, and stands for the task.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+use dragon_protocol::env;
 use rustix::process::{Pid, Signal, pidfd_send_signal, set_child_subreaper};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::adapter::launcher;
+use crate::adapter::join::{self, Joined};
+use crate::adapter::launcher::{self, NOT_UP, STDIN};
 use crate::cli::RUNTIME_FAILED;
 use crate::journal::say;
 use crate::readable::end_of;
+use crate::signal_mask;
 use crate::sweep;
 
 /// The argument of a daemon that has a supervisor.
 pub const SUPERVISED: &str = "--supervised";
+/// One more of a daemon whose supervisor has joined the starter.
+const JOINED: &str = "--joined";
+
+/// Whether this process is the daemon of a supervisor that has joined: whoever started that may come and go.
+#[must_use]
+pub fn has_joined() -> bool {
+    std::env::args_os().any(|word| word == JOINED)
+}
+
+/// The argument of a supervisor that leaves the session in which the daemon is.
+pub const APART: &str = "--apart";
 
 /// Runs the daemon with these arguments; returns its exit code.
 ///
 /// # Errors
 /// When it cannot be started.
 pub fn run(arguments: &[OsString]) -> Result<u8> {
+    signal_mask::take_all().context("cannot take signals")?;
     // What the daemon's processes leave when it is killed comes to this one.
     set_child_subreaper(Pid::from_raw(1)).context("cannot become subreaper")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -47,15 +70,30 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
     let kinds = kinds.map(|(kind, number)| signal(kind).map(|stream| (stream, number)));
     // The launcher passes on those that are meant for the daemon.
     let _interrupt = signal(SignalKind::interrupt())?;
-    let parent = rustix::process::getppid();
+    let [mut term, hang_up, user1, user2] = kinds;
+    let apart = arguments.iter().any(|word| word == APART);
+    let mut joined = match join::way(arguments) {
+        Some(way) if apart => tokio::select! {
+            joined = join::join(way, arguments) => Some(joined?),
+            () = next(&mut term) => return Ok(NOT_UP),
+        },
+        _ => None,
+    };
+    let is_task = !apart && join::way(arguments).is_some();
+    // The daemon of one that is not apart watches whoever started that itself.
+    let parent = rustix::process::getppid().filter(|_| apart);
     let parent = parent.map(|pid| end_of(pid.as_raw_nonzero().get().cast_unsigned()));
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(arguments)
-        .arg(SUPERVISED)
-        // A terminal that this host shares with the launcher's is none of the daemon's business.
-        .process_group(0)
-        .spawn()
-        .context("cannot start the daemon")?;
+    let mut command = if is_task {
+        supervisor(arguments)?
+    } else {
+        daemon(arguments, joined.is_some(), apart)?
+    };
+    let mut child = command.spawn().context("cannot start the daemon")?;
+    if apart {
+        // It leads no process group: it is the child of one that waits for it.
+        rustix::process::setsid().context("cannot make a session")?;
+    }
+    let stdin = child.stdin.take();
     let end = end_of(child.id())?;
     let daemon = end.get_ref();
     let pass_on = async |kind: std::io::Result<(tokio::signal::unix::Signal, Signal)>| {
@@ -66,7 +104,18 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
             }
         }
     };
-    let [term, hang_up, user1, user2] = kinds;
+    let is_joined = joined.is_some();
+    let terminate = async {
+        let mut number = Signal::TERM;
+        loop {
+            next(&mut term).await;
+            let _ = pidfd_send_signal(daemon, number);
+            // Whoever can end a task by signals alone has no other way to end a daemon that hangs, and what it has started.
+            if is_joined {
+                number = Signal::KILL;
+            }
+        }
+    };
     let parent_gone = async {
         if let Some(Ok(parent)) = &parent
             && parent.readable().await.is_ok()
@@ -77,11 +126,12 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
     };
     tokio::select! {
         ended = end.readable() => drop(ended?),
-        () = pass_on(term) => {}
+        () = parent_gone => {}
+        () = terminate => {}
         () = pass_on(hang_up) => {}
         () = pass_on(user1) => {}
         () = pass_on(user2) => {}
-        () = parent_gone => {}
+        () = say_to(stdin, &mut joined) => {}
     }
     let status = child.wait()?;
     if let Some(signal) = status.signal() {
@@ -93,4 +143,50 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
     }
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.unwrap_or(RUNTIME_FAILED))
+}
+
+/// The command that starts the supervisor of a task.
+fn supervisor(arguments: &[OsString]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(arguments).arg(APART);
+    Ok(command)
+}
+
+/// The command that starts the daemon.
+fn daemon(arguments: &[OsString], joined: bool, apart: bool) -> Result<Command> {
+    let mut arguments = arguments.to_vec();
+    let mut command = Command::new(std::env::current_exe()?);
+    if joined {
+        if let Some(source) = arguments.get_mut(1) {
+            *source = STDIN.into();
+        }
+        command.stdin(Stdio::piped()).env_remove(env::JOIN_KEY);
+        arguments.push(JOINED.into());
+    }
+    command.args(arguments).arg(SUPERVISED);
+    // A terminal that this host shares with the launcher's is none of the daemon's business. On the launcher's own it is.
+    if joined || !apart {
+        command.process_group(0);
+    }
+    Ok(command)
+}
+
+/// Waits for one more signal.
+async fn next(signal: &mut std::io::Result<(tokio::signal::unix::Signal, Signal)>) {
+    if let Ok((stream, _)) = signal
+        && stream.recv().await.is_some()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// Passes on to the daemon what its starter says; its input ends when the starter is gone.
+async fn say_to(stdin: Option<std::process::ChildStdin>, joined: &mut Option<Joined>) {
+    if let (Some(stdin), Some(joined)) = (stdin, joined)
+        && let Err(error) = joined.pass_on(OwnedFd::from(stdin)).await
+    {
+        tracing::debug!("the starter: {error:#}");
+    }
+    std::future::pending().await
 }

@@ -22,6 +22,7 @@ use dragon_shmem::{Control, Member, Pool};
 use dragon_transport::Agent;
 
 use crate::journal;
+use crate::link;
 use crate::memory::Memory;
 
 /// Clock ticks a second in `/proc/PID/stat`: 100 on every architecture that this is built for.
@@ -123,6 +124,7 @@ impl View {
         let totals = control.totals();
         let load = |counter: &dragon_shmem::sync::AtomicU64| counter.load(Ordering::Relaxed);
         let machine = Machine::read();
+        let (control_sent, control_received) = link::counted();
         NodeStatus {
             node: self.node(),
             host: known.host.clone(),
@@ -156,6 +158,8 @@ impl View {
             remote_requests: load(&totals.remote),
             recoveries: load(&counters.recoveries),
             control_requests: load(&counters.control_requests),
+            control_sent,
+            control_received,
             metrics: known.metrics.clone(),
             transport: self.transport(),
             peers: self.peers(),

@@ -3,6 +3,15 @@
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 
+use crate::exec::set_default;
+use crate::journal::say;
+
+/// Has the kernel report ends of children: whoever started this process may have wanted none of its own reported, and that is
+/// inherited.
+pub fn hear_of_children() {
+    set_default(libc::SIGCHLD);
+}
+
 /// The children of this process, read from the kernel: also those that came to it as subreaper.
 #[must_use]
 pub fn own_children() -> Vec<Pid> {
@@ -18,6 +27,13 @@ pub fn own_children() -> Vec<Pid> {
                 .collect::<Vec<_>>()
         })
         .collect()
+}
+
+/// Whether a process is a child of this one, ended or not.
+#[must_use]
+pub fn is_child(pid: u32) -> bool {
+    let is_it = |child: Pid| child.as_raw_nonzero().get().cast_unsigned() == pid;
+    own_children().into_iter().any(is_it)
 }
 
 /// Kills all children. Their own children come to this process when they die: call it again after reaping, until there
@@ -39,7 +55,7 @@ pub fn kill_all_but(mut spared: Vec<Pid>) {
             let _ = rustix::event::poll(&mut ends, Some(&UNKILLABLE));
         }
         if let Ok(None) | Err(_) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
-            eprintln!("dragon: process {pid} does not die; it is left behind");
+            say(&format!("process {pid} does not die; it is left behind"));
             spared.push(pid);
         }
     }

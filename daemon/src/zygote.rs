@@ -10,22 +10,25 @@
 //! ```
 //! All numbers are little-endian. End of file ends the zygote.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream as StdStream;
+use std::time::Duration;
 
 use dragon_protocol::process::Settings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::attach::send_with_fds;
 use crate::forker::{Fork, Forker, Source, limit};
+use crate::journal;
 use crate::services::Event;
 
 /// Variables that decide what an interpreter imports: workers that differ in one need another zygote.
@@ -61,6 +64,49 @@ impl Key {
     }
 }
 
+/// The warm interpreters of a node, at most `MOST`: the one that has had no order for the longest time ends for another.
+#[derive(Debug, Default)]
+pub struct Zygotes {
+    all: HashMap<Key, (Zygote, u64)>,
+    /// How often one was used.
+    uses: u64,
+}
+
+/// As many interpreters stay warm, each with some ten megabytes. Who starts workers with ever other search paths gains nothing
+/// by more.
+const MOST: usize = 8;
+
+impl Zygotes {
+    /// One that takes orders.
+    pub fn live(&mut self, key: &Key) -> Option<&Zygote> {
+        let (zygote, used) = self.all.get_mut(key)?;
+        self.uses += 1;
+        *used = self.uses;
+        zygote.is_live().then_some(&*zygote)
+    }
+
+    /// One more, or one in the place of one that has ended.
+    pub fn insert(&mut self, key: Key, zygote: Zygote) {
+        self.uses += 1;
+        self.all.insert(key, (zygote, self.uses));
+        if self.all.len() > MOST {
+            self.all.retain(|_, (zygote, _)| zygote.is_live());
+        }
+        while self.all.len() > MOST {
+            let oldest = self.all.iter().min_by_key(|(_, (_, used))| *used);
+            let Some(key) = oldest.map(|(key, _)| key.clone()) else {
+                return;
+            };
+            self.all.remove(&key);
+        }
+    }
+
+    /// Ends all.
+    pub fn clear(&mut self) {
+        self.all.clear();
+    }
+}
+
 /// A worker to be forked.
 #[derive(Debug)]
 pub struct Order {
@@ -80,7 +126,7 @@ pub struct Order {
     pub cpus: Vec<u32>,
 }
 
-/// Handle of a zygote. Dropping it ends the zygote; what is still ordered fails.
+/// Handle of a zygote. Dropping it ends the zygote when it has forked what was ordered.
 #[derive(Clone, Debug)]
 pub struct Zygote {
     orders: mpsc::UnboundedSender<Order>,
@@ -123,7 +169,8 @@ impl Zygote {
         forker.start_process(None, fork);
         let (orders, inbox) = mpsc::unbounded_channel();
         let (read, write) = UnixStream::from_std(ours)?.into_split();
-        tokio::spawn(serve(inbox, events.clone(), read, write));
+        let name = String::from_utf8_lossy(interpreter).into_owned();
+        tokio::spawn(serve(name, inbox, events.clone(), read, write));
         let events = events.clone();
         Ok(Self { orders, events })
     }
@@ -150,7 +197,11 @@ async fn report(events: &mpsc::Sender<Event>, number: u64, result: Result<u32, S
     let _ = events.send(Event::Started(number, result)).await;
 }
 
+/// An interpreter that gives no answer for so long is told of, once.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 async fn serve(
+    name: String,
     mut inbox: mpsc::UnboundedReceiver<Order>,
     events: mpsc::Sender<Event>,
     mut read: OwnedReadHalf,
@@ -160,10 +211,21 @@ async fn serve(
     let mut waiting: VecDeque<u64> = VecDeque::new();
     let mut answer = [0; 4];
     let mut filled = 0;
+    let (mut open, mut said) = (true, false);
+    // When something was heard of it, or it had nothing to say.
+    let mut since = Instant::now();
     let failure = loop {
         tokio::select! {
-            order = inbox.recv() => {
-                let Some(order) = order else { break "the runtime is ending".to_owned() };
+            order = inbox.recv(), if open => {
+                let Some(order) = order else {
+                    // It reads to the end, and answers all that it has read.
+                    open = false;
+                    let _ = write.shutdown().await;
+                    continue;
+                };
+                if waiting.is_empty() {
+                    since = Instant::now();
+                }
                 let bytes = encode(&order);
                 let fds: Vec<_> = order.stdio.iter().flatten().map(AsFd::as_fd).collect();
                 let sent = send_with_fds(write.as_ref(), &bytes, &fds).await;
@@ -179,11 +241,16 @@ async fn serve(
                 }
                 if filled == answer.len() {
                     filled = 0;
+                    since = Instant::now();
                     let number = i32::from_le_bytes(answer);
                     let result = u32::try_from(number)
                         .map_err(|_| io::Error::from_raw_os_error(number.wrapping_neg()).to_string());
                     if let Some(number) = waiting.pop_front() { report(&events, number, result).await; }
                 }
+            }
+            () = tokio::time::sleep_until(since + PATIENCE), if !waiting.is_empty() && !said => {
+                said = true;
+                journal::say(&format!("{} starts of workers have waited {} s for the warm interpreter {name}; does it hang in an import, or is its file system slow?", waiting.len(), PATIENCE.as_secs()));
             }
         }
     };
@@ -239,4 +306,95 @@ fn settings(order: &Order) -> String {
 /// A request was read from a frame of at most 64 MiB, so every length in it fits 32 bits.
 fn length(n: usize) -> [u8; 4] {
     u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u32) -> Key {
+        let path = (b"PYTHONPATH".to_vec(), n.to_string().into_bytes());
+        Key::new(b"python3", &[path])
+    }
+
+    /// A zygote without a process, and where its orders come.
+    fn zygote() -> (Zygote, mpsc::UnboundedReceiver<Order>) {
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let (events, _) = mpsc::channel(1);
+        (Zygote { orders, events }, inbox)
+    }
+
+    #[test]
+    fn the_interpreter_that_was_used_least_lately_ends() {
+        let most = u32::try_from(MOST).unwrap();
+        let mut zygotes = Zygotes::default();
+        let mut inboxes = Vec::new();
+        for n in 0..most {
+            let (one, inbox) = zygote();
+            zygotes.insert(key(n), one);
+            inboxes.push(inbox);
+        }
+        assert!(zygotes.live(&key(0)).is_some());
+        let (one, _inbox) = zygote();
+        zygotes.insert(key(most), one);
+        assert!(zygotes.live(&key(1)).is_none());
+        assert!(
+            (0..=most)
+                .filter(|n| *n != 1)
+                .all(|n| zygotes.live(&key(n)).is_some())
+        );
+        // Its inbox says that no order will come.
+        assert!(inboxes.remove(1).blocking_recv().is_none());
+        // One that has ended makes room, and is not used.
+        drop(inboxes.remove(2));
+        assert!(zygotes.live(&key(3)).is_none());
+        let (one, _inbox) = zygote();
+        zygotes.insert(key(most + 1), one);
+        assert_eq!(zygotes.all.len(), MOST);
+        assert!(zygotes.live(&key(0)).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_was_ordered_before_the_end_is_started() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (read, write) = ours.into_split();
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let (events, mut told) = mpsc::channel(8);
+        tokio::spawn(serve(
+            "python3".to_owned(),
+            inbox,
+            events.clone(),
+            read,
+            write,
+        ));
+        let zygote = Zygote { orders, events };
+        for number in 1..=2 {
+            zygote.order(Order {
+                number,
+                environment: Vec::new(),
+                directory: Vec::new(),
+                payload: Vec::new(),
+                stdio: None,
+                settings: Settings::default(),
+                cpus: Vec::new(),
+            });
+        }
+        drop(zygote);
+        let (mut read, mut write) = theirs.into_split();
+        let mut all = Vec::new();
+        read.read_to_end(&mut all).await.unwrap();
+        assert!(!all.is_empty());
+        for pid in [77_i32, 78] {
+            write.write_all(&pid.to_le_bytes()).await.unwrap();
+        }
+        drop(write);
+        for (number, pid) in [(1, 77), (2, 78)] {
+            let event = told.recv().await.unwrap();
+            assert!(
+                matches!(event, Event::Started(n, Ok(p)) if n == number && p == pid),
+                "{event:?}"
+            );
+        }
+        assert!(told.recv().await.is_none());
+    }
 }

@@ -1,7 +1,7 @@
 //! Whatever arrives as bytes or text from another process.
 
 use dragon_protocol::attach::{AttachHello, AttachReply, Attached, release_text};
-use dragon_protocol::control::{ClientReply, ClientRequest, PeerMessage};
+use dragon_protocol::control::{ClientReply, ClientRequest, Numbered, PeerMessage};
 use dragon_protocol::handshake::{ANSWER, Acceptor, Connector, HELLO, PROOF, Role};
 use dragon_protocol::key::JobKey;
 use dragon_protocol::launch::LaunchSpec;
@@ -48,8 +48,8 @@ pub(crate) fn control(data: &[u8]) {
         return;
     };
     let body = &body[..length.min(body.len())];
-    let _ = frame::decode::<ClientRequest>(body).map(|message| again(&message));
-    let _ = frame::decode::<ClientReply>(body).map(|message| again(&message));
+    let _ = frame::decode::<Numbered<ClientRequest>>(body).map(|message| again(&message));
+    let _ = frame::decode::<Numbered<ClientReply>>(body).map(|message| again(&message));
     let _ = frame::decode::<PeerMessage>(body).map(|message| format!("{message:?}"));
     let _ = frame::decode::<LaunchSpec>(body).map(|message| format!("{message:?}"));
 }

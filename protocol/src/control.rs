@@ -1,20 +1,31 @@
 //! The control plane: what clients ask their node's daemon, and what daemons tell each other.
 //!
-//! All of it is framed by [`crate::frame`]. A client has one request under way at a time; daemons answer in any order.
+//! All of it is framed by [`crate::frame`]. What a client and its daemon say to each other is [`Numbered`]: any number of
+//! requests may be under way, and daemons answer in any order.
+
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Code;
-use crate::group::{GroupMessage, GroupRequest, MemberInfo};
+use crate::frame::FrameError;
+use crate::group::{GroupLetter, GroupRequest, MemberInfo};
 use crate::ids::{NodeIndex, ObjectId, RuntimeId, SlotId};
 use crate::inspect::{Inspect, LogBatch, LogFilter, NodeAnswer, Scope};
 use crate::launch::NodeInfo;
 use crate::membership::MemberMessage;
-use crate::names::{NameMessage, NameRequest, StoreRequest, Value};
+use crate::names::{NameMessage, NameRequest, Outcome, StoreRequest, Value};
 use crate::pool::PoolOptions;
 pub use crate::process::{Program, Reach, SpawnRequest, SpawnResult, Spawned};
 
-/// What a client asks. Every request gets exactly one [`ClientReply`].
+/// What stands in a frame between a client and its daemon. A client gives each request a number that none of those under
+/// way has, from 1 on; the answer has the number of its request.
+pub type Numbered<T> = (u64, T);
+
+/// The number of what is no request, and of what answers none: with it the daemon says why it ends the connection.
+pub const NO_REQUEST: u64 = 0;
+
+/// What a client asks. Every request gets exactly one [`ClientReply`], unless it says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ClientRequest {
@@ -64,6 +75,9 @@ pub enum ClientRequest {
     /// Lines of the daemons' logs, those that are there and those to come: [`ClientReply::Logged`] again and again, until
     /// the client closes the connection.
     FollowLogs(LogFilter, Scope),
+    /// The starts that were asked for with this number wait for CPUs and GPUs no longer: those that still wait fail with
+    /// [`Code::Interrupted`], and the request is answered. There is no answer to this, and so no number.
+    Cancel(u64),
 }
 
 /// The answer to a [`ClientRequest`].
@@ -168,6 +182,8 @@ pub enum PeerMessage {
         request: u64,
         /// The process that asked.
         creator: SlotId,
+        /// That process's number for the request.
+        asked: u64,
         /// What to start.
         spawns: Vec<SpawnRequest>,
     },
@@ -211,7 +227,7 @@ pub enum PeerMessage {
     /// A process of the sender is gone that had something started here which goes with it.
     SlotGone(SlotId),
     /// Along the tree: about a group.
-    Group(Box<GroupMessage>),
+    Group(Box<GroupLetter>),
     /// To the node of a group: what a process of the sender asks, with the number of the request.
     GroupAsked(u64, Box<GroupRequest>),
     /// The answer.
@@ -240,6 +256,8 @@ pub enum PeerMessage {
         beyond: bool,
         /// Which lines.
         filter: LogFilter,
+        /// Whether only lines that come from now on: the sender has those before.
+        later: bool,
     },
     /// Lines. No more come until [`PeerMessage::LogsTaken`].
     Logged {
@@ -263,4 +281,50 @@ pub enum PeerMessage {
     /// Up the tree: the processes of the sender and of all below it have ended. Their output is on its way; [`PeerMessage::Ended`]
     /// follows it.
     Stopped,
+    /// The answer to [`PeerMessage::SlotGone`].
+    SlotForgotten(SlotId),
+    /// The starts that a process of the sender asked for with this number of its own wait no longer.
+    CancelStarts {
+        /// The process.
+        creator: SlotId,
+        /// Its number for the request.
+        asked: u64,
+    },
+    /// To the owner of processes: nobody has got them, so nobody will adopt the references that were made for it.
+    Unclaimed(Vec<ObjectId>),
+    /// Down the tree, in place of a welcome: come again, to one of these addresses of the sender. They are on the interfaces
+    /// that the job is to use, and the address by which this connection came is not.
+    Elsewhere(Vec<SocketAddr>),
+}
+
+impl PeerMessage {
+    /// What is said in the place of an answer that is too long for a frame: why there is none. `None` for what is no answer.
+    #[must_use]
+    pub fn in_place_of(&self, error: &FrameError) -> Option<Self> {
+        let code = Code::TooLarge;
+        let text = format!("the answer is too large: {error}; ask for less at once");
+        Some(match self {
+            Self::Name(NameMessage::Answer { request, .. }) => Self::Name(NameMessage::Answer {
+                request: *request,
+                outcome: Outcome::Failed(code, text),
+            }),
+            Self::Spawned { request, results } => Self::Spawned {
+                request: *request,
+                results: vec![Err((code, String::new())); results.len()],
+            },
+            Self::Answer { request, .. } => Self::Answer {
+                request: *request,
+                code,
+                text,
+            },
+            Self::GroupAnswered(number, _) => {
+                Self::GroupAnswered(*number, Box::new(ClientReply::Failed(code, text)))
+            }
+            Self::Inspected { request, .. } => Self::Inspected {
+                request: *request,
+                answers: Vec::new(),
+            },
+            _ => return None,
+        })
+    }
 }

@@ -14,6 +14,8 @@ pub const STEP_KEY: &str = "SLURM_DRAGON_STEP_KEY";
 pub const STEP_PROGRAM: &str = "SLURM_DRAGON_STEP_PROGRAM";
 /// Set by the Slurm plugin: `head` or `spmd`. Removed likewise.
 pub const STEP_MODE: &str = "SLURM_DRAGON_STEP_MODE";
+/// Set for a daemon that joins its starter: the one-time join key, 64 hexadecimal digits. Removed before the daemon starts.
+pub const JOIN_KEY: &str = "DRAGON_JOIN";
 /// Where new processes go when their creator does not say: `roundrobin` (default), `block`, `packed`, `local` or `remote`.
 pub const PLACEMENT: &str = "DRAGON_PLACEMENT";
 /// Set for a process of a group: its number in the group.

@@ -5,16 +5,23 @@ use serde::de::DeserializeOwned;
 
 /// The longest control message. Larger payloads travel through pools.
 pub const MAX_FRAME: usize = 64 << 20;
+/// The longest request of a client: what its daemon adds to pass it on to other nodes fits into a frame with it.
+pub const MAX_REQUEST: usize = MAX_FRAME - (1 << 20);
 
 /// Why a control message cannot be read or written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// Longer than [`MAX_FRAME`].
+    /// Longer than the limit: [`MAX_FRAME`] or [`MAX_REQUEST`].
     #[error(
-        "a control message of {0} bytes exceeds the limit of {MAX_FRAME} bytes; send large data through a pool"
+        "a control message of {length} bytes exceeds the limit of {limit} bytes; send large data through a pool"
     )]
-    TooLong(usize),
+    TooLong {
+        /// Its bytes.
+        length: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// Not a message of this protocol.
     #[error("a control message of {0} bytes cannot be decoded")]
     Malformed(usize),
@@ -25,19 +32,35 @@ pub enum FrameError {
 /// # Errors
 /// When the message is longer than [`MAX_FRAME`].
 pub fn encode<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), FrameError> {
+    encode_within(MAX_FRAME, message, out)
+}
+
+/// As [`encode`], for the request of a client.
+///
+/// # Errors
+/// When the message is longer than [`MAX_REQUEST`].
+pub fn encode_request<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), FrameError> {
+    encode_within(MAX_REQUEST, message, out)
+}
+
+fn encode_within<T: Serialize>(
+    limit: usize,
+    message: &T,
+    out: &mut Vec<u8>,
+) -> Result<(), FrameError> {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     let encoded = postcard::to_extend(message, core::mem::take(out));
     *out = encoded.map_err(|_| FrameError::Malformed(0))?;
-    let body = out.len() - start - 4;
-    match u32::try_from(body).ok().filter(|_| body <= MAX_FRAME) {
+    let length = out.len() - start - 4;
+    match u32::try_from(length).ok().filter(|_| length <= limit) {
         Some(length) => {
             out[start..start + 4].copy_from_slice(&length.to_le_bytes());
             Ok(())
         }
         None => {
             out.truncate(start);
-            Err(FrameError::TooLong(body))
+            Err(FrameError::TooLong { length, limit })
         }
     }
 }
@@ -47,9 +70,21 @@ pub fn encode<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), FrameE
 /// # Errors
 /// When it exceeds [`MAX_FRAME`].
 pub fn body_length(head: [u8; 4]) -> Result<usize, FrameError> {
+    length_within(MAX_FRAME, head)
+}
+
+/// As [`body_length`], for the request of a client.
+///
+/// # Errors
+/// When it exceeds [`MAX_REQUEST`].
+pub fn request_length(head: [u8; 4]) -> Result<usize, FrameError> {
+    length_within(MAX_REQUEST, head)
+}
+
+fn length_within(limit: usize, head: [u8; 4]) -> Result<usize, FrameError> {
     let length = u32::from_le_bytes(head) as usize;
-    if length > MAX_FRAME {
-        Err(FrameError::TooLong(length))
+    if length > limit {
+        Err(FrameError::TooLong { length, limit })
     } else {
         Ok(length)
     }

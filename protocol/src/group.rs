@@ -136,11 +136,26 @@ pub enum MemberState {
     Lost,
 }
 
-/// What daemons tell each other about a group, along their tree.
+/// A message about groups to a neighbour in the tree. What is sent to a neighbour arrives once and in order as long as both
+/// are members, whatever happens to the connections between them: what was not confirmed is sent again over the next one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupLetter {
+    /// Its number among those of the sender to the receiver, from 1 on.
+    pub number: u64,
+    /// The sender has got all of the receiver's up to this one.
+    pub taken: u64,
+    /// The index of the view whose tree it travels along. Whoever has an earlier view keeps it until it has this one; whoever
+    /// has a later one forgets it: the group's node begins anew when its own view changes.
+    pub view: u64,
+    /// What it says; nothing but what was taken, without a number, when it is `None`.
+    pub message: Option<GroupMessage>,
+}
+
+/// What daemons tell each other about a group, along the tree of their view.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum GroupMessage {
-    /// Away from the group's node: start members.
+    /// Away from the group's node: start members, or be their way once more. Whoever has them already starts nobody.
     Start {
         /// The group.
         group: ObjectId,
@@ -154,6 +169,8 @@ pub enum GroupMessage {
         size: u32,
         /// The ranks and local ranks of each node that this way leads to.
         parts: Vec<(NodeIndex, Vec<(u32, u32)>)>,
+        /// Ranks that were removed since: they are not started any more.
+        removed: Vec<u32>,
     },
     /// Back: all of them were started; those that were not, and why.
     Started {
@@ -164,7 +181,7 @@ pub enum GroupMessage {
         /// Rank, and why.
         failed: Vec<(u32, Code, String)>,
     },
-    /// Back: all of them have ended for good.
+    /// Back: all of them have ended for good. They are kept until the group's node has them all.
     Done {
         /// The group.
         group: ObjectId,
@@ -173,14 +190,16 @@ pub enum GroupMessage {
         /// All of them.
         members: Vec<MemberInfo>,
     },
-    /// Away: do something with the members on these nodes.
+    /// Away: do something with the members on these nodes. Whoever has done it already only answers.
     Order {
         /// The group.
         group: ObjectId,
         /// Number of the order.
         number: u64,
+        /// The lowest number that the group's node has no answer to: no lower one is sent again.
+        oldest: u64,
         /// What.
-        order: Order,
+        task: GroupTask,
         /// Nodes that this way leads to.
         nodes: Vec<NodeIndex>,
     },
@@ -193,4 +212,15 @@ pub enum GroupMessage {
         /// The members that were meant.
         members: Vec<MemberInfo>,
     },
+}
+
+/// What a group's node orders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum GroupTask {
+    /// What a client asked for, or what follows from the group's end: for members with a rank below the number, those that
+    /// there were.
+    Order(Order, u32),
+    /// The group's node knows how all members of this start have ended: nobody else needs to.
+    Forget(u32),
 }

@@ -26,6 +26,8 @@ pub enum Role {
     Control = 1,
     /// Frames between two transport agents.
     Data = 2,
+    /// What the starter of a job says to a daemon that a workload manager has started for it.
+    Join = 3,
 }
 
 /// What each side says first.

@@ -178,6 +178,10 @@ pub struct NodeStatus {
     pub recoveries: u64,
     /// Requests to the daemon.
     pub control_requests: u64,
+    /// Messages of the daemon to other daemons, but for heartbeats.
+    pub control_sent: u64,
+    /// And from them.
+    pub control_received: u64,
     /// Where the daemon tells its numbers to a monitoring system; empty: nowhere.
     pub metrics: String,
     /// What passed between this node and others.

@@ -33,6 +33,8 @@ pub struct LaunchSpec {
     pub directory_needed: bool,
     /// Whether a process's output goes up the tree to the first node rather than to the daemon's own.
     pub forward_output: bool,
+    /// CPUs that a workload manager granted on this node, where it says so.
+    pub cpus: Option<u32>,
 }
 
 /// What the launcher says to the first daemon on its standard input, behind the [`LaunchSpec`], where a remote shell lies

@@ -155,6 +155,8 @@ pub enum MemberMessage {
     },
     /// A majority has agreed to this view.
     Commit(View),
+    /// To the neighbours and the first of the view: the sender ends, since whoever started it is gone.
+    Leave,
 }
 
 impl MemberMessage {

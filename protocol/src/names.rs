@@ -17,6 +17,11 @@ pub const NAME_LIMIT: usize = 255;
 pub const VALUE_LIMIT: usize = 64 << 10;
 /// How many names a runtime has, and how many keys a node has, at most.
 pub const COUNT_LIMIT: usize = 1 << 20;
+/// How many bytes the names of a runtime and what they stand for take together, as [`Entry::cost`] counts: the longest
+/// message has them twice ([`NameMessage::Told`]), and fits into a frame.
+pub const NAMES_LIMIT: usize = 30 << 20;
+/// What a name takes beside its own bytes and those that it stands for.
+pub const ENTRY_COST: usize = 64;
 
 /// What a name stands for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -120,6 +125,18 @@ pub struct Entry {
     pub origin: Origin,
     /// The slot on that node with whose process the name ends.
     pub publisher: Option<SlotId>,
+}
+
+impl Entry {
+    /// What it takes of [`NAMES_LIMIT`] with its name: at least what it takes of a message.
+    #[must_use]
+    pub fn cost(&self, name: &str) -> usize {
+        let value = match &self.value {
+            Value::Object(..) => 0,
+            Value::Bytes(bytes) => bytes.len(),
+        };
+        ENTRY_COST + name.len() + value
+    }
 }
 
 /// How a request to global services ended.

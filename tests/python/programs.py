@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+BENCHES = Path(__file__).parents[2] / "benches/python"
 
 
 class Ended(NamedTuple):

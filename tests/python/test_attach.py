@@ -8,7 +8,7 @@ import sys
 import pytest
 from programs import run_plain
 
-OUTSIDE = {name: value for name, value in os.environ.items() if name not in ("DRAGON_RUNTIME", "SLURM_JOB_ID")}
+OUTSIDE = {name: value for name, value in os.environ.items() if name not in ("DRAGON_RUNTIME", "SLURM_JOB_ID", "PBS_JOBID")}
 
 
 @contextlib.contextmanager
@@ -70,3 +70,21 @@ def test_one_that_has_ended_is_named(attach):
     name = f"dragon/{os.getuid()}/4711/0/00ff"
     ended = attach(DRAGON_RUNTIME=name)
     assert name in ended.out and "has ended" in ended.out, ended.text()
+
+
+@pytest.mark.parametrize(
+    ("job", "belongs"),
+    [
+        ("12", True),
+        ("1", False),
+        ("12.pbs", True),
+        ("12.pbs.site.org", True),
+        ("12.other.site.org", False),
+        ("12.pbs.77", True),
+        ("12.pbs.78", False),
+    ],
+)
+def test_runtimes_belong_to_jobs(job, belongs):
+    from dragon._attach import _is_job
+
+    assert _is_job("12.pbs.77", job) is belongs

@@ -1,12 +1,13 @@
 """Whole programs: with and without a runtime, their exit codes, and what is left of them."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
-from programs import run, run_plain
+from programs import BENCHES, run, run_plain
 
 
 @pytest.fixture
@@ -277,3 +278,13 @@ def test_a_program_without_main_guard_is_told_so(dragon_command, program):
     ended = run(dragon_command, [path])
     assert ended.out == "1\n", ended.text()
     assert "if __name__ == '__main__':" in ended.err, ended.text()
+
+
+def test_150_workers_live_at_a_time_and_leave_nothing_in_the_daemon(dragon_command):
+    ended = run(dragon_command, [BENCHES / "live.py", "--count", "150"], seconds=240)
+    assert ended.code == 0, ended.text()
+    live, _start, memory, descriptors, _daemon = (column[0] for column in json.loads(ended.out)["columns"])
+    # Its connection, its pidfd, and a pipe each for output and errors.
+    assert (live, round(descriptors)) == (150, 4)
+    # They share what the warm interpreter has imported: one of its own would have three times as much.
+    assert 0 < memory < 8

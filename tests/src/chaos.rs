@@ -3,6 +3,8 @@
 //!
 //! States are seen in the daemons' log, faults are signals and links that are taken down: nothing in the product knows of them.
 
+mod plan;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,7 +14,10 @@ use rustix::process::{Pid, Signal};
 
 use crate::job::{Ended, Job, send};
 use crate::local::{dragon, pause};
-use crate::netns::Netns;
+use crate::netns::{Netns, address};
+
+pub use self::plan::Plan;
+use self::plan::{Fault, Head, Moment};
 
 /// A job that takes longer than this from the fault to its end hangs.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -32,57 +37,6 @@ pub struct Place {
     pub heads: PathBuf,
     /// A Python interpreter with the package, and a program for it.
     pub python: Option<(PathBuf, PathBuf)>,
-}
-
-/// One job and what happens to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    nodes: u32,
-    /// Nodes in namespaces, not on this machine's loopback.
-    apart: bool,
-    head: Head,
-    moment: Moment,
-    fault: Fault,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Head {
-    /// A shell that waits.
-    Shell,
-    /// One that ignores signals, with children in sessions of their own.
-    Deaf,
-    /// Starts processes on all nodes, one after the other.
-    Spawns,
-    /// Sends messages to processes of all nodes and back.
-    Messages,
-    /// A Python program with a pool of workers.
-    Python,
-}
-
-/// When it happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moment {
-    /// When a node has entered this state.
-    State(u32, &'static str),
-    /// When the head says that it is at work.
-    Working,
-    /// When the head was told to end, and this node has entered this state.
-    AtTheEnd(u32, &'static str),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    None,
-    KillDaemon(u32),
-    TerminateDaemon(u32),
-    /// Stopped for a moment: stopped is not dead.
-    PauseDaemon(u32),
-    KillLauncher,
-    TerminateLauncher,
-    /// Ctrl-C, twice.
-    Interrupt,
-    KillHead,
-    Cut(u32),
 }
 
 /// What came of one job.
@@ -164,61 +118,6 @@ fn indented(text: &str) -> String {
 }
 
 impl Plan {
-    /// The plan with this number of the sequence that the seed begins.
-    #[must_use]
-    pub fn new(seed: u64, number: u32, place: &Place) -> Self {
-        let mut dice = Dice::new(seed, number);
-        let nodes = 3 + dice.below(NODES - 2);
-        let apart = place.netns.is_some() && dice.below(2) == 0;
-        let heads = [
-            Head::Shell,
-            Head::Deaf,
-            Head::Spawns,
-            Head::Messages,
-            Head::Python,
-        ];
-        let heads = &heads[..if place.python.is_some() { 5 } else { 4 }];
-        let head = dice.of(heads);
-        let node = dice.below(nodes);
-        let below = 1 + dice.below(nodes - 1);
-        let moment = dice.of(&[
-            Moment::State(node, "ALONE"),
-            Moment::State(below, "CONNECTING"),
-            Moment::State(node, "GATHERING"),
-            Moment::State(below, "READY"),
-            Moment::State(node, "RUNNING"),
-            Moment::Working,
-            Moment::Working,
-            Moment::Working,
-            Moment::AtTheEnd(node, "ENDING"),
-            Moment::AtTheEnd(below, "GONE"),
-        ]);
-        let victim = dice.below(nodes);
-        let fault = dice.of(&[
-            Fault::None,
-            Fault::KillDaemon(victim),
-            Fault::KillDaemon(victim),
-            Fault::TerminateDaemon(victim),
-            Fault::PauseDaemon(victim),
-            Fault::KillLauncher,
-            Fault::TerminateLauncher,
-            Fault::Interrupt,
-            Fault::KillHead,
-            if apart {
-                Fault::Cut(victim)
-            } else {
-                Fault::KillDaemon(victim)
-            },
-        ]);
-        Self {
-            nodes,
-            apart,
-            head,
-            moment,
-            fault,
-        }
-    }
-
     fn command(&self, place: &Place) -> Command {
         let heads = place.heads.display().to_string();
         let python = place.python.as_ref();
@@ -228,6 +127,7 @@ impl Plan {
                 program.display().to_string(),
             ]
         });
+        let policy = if self.goes_on { "continue" } else { "abort" };
         let words: Vec<&str> = match (self.head, &python) {
             (Head::Shell, _) => vec!["sh", "-c", "echo up; read line; exit 7"],
             (Head::Deaf, _) => vec![
@@ -236,10 +136,14 @@ impl Plan {
                 "trap '' TERM INT; setsid sleep 100000 >/dev/null 2>&1 & sleep 100000 & echo up; read line; exit 7",
             ],
             (Head::Python, Some(words)) => words.iter().map(String::as_str).collect(),
-            (Head::Messages, _) => vec![&heads, "head", "messages"],
-            _ => vec![&heads, "head", "spawns"],
+            (Head::Messages, _) => vec![&heads, "head", "messages", policy],
+            _ => vec![&heads, "head", "spawns", policy],
         };
-        let mut options = vec!["--pool", "64M"];
+        let mut options = vec!["--pool", "64M", "--on-node-failure", policy];
+        if self.fault.is_silent() {
+            // Who does not come up in time is as silent as who is lost.
+            options.extend(["--node-limit", "2", "--bring-up-limit", "10"]);
+        }
         let nodes = self.nodes.to_string();
         let mut command = match &place.netns {
             Some(netns) if self.apart => {
@@ -276,8 +180,12 @@ impl Plan {
         let reached = self.wait_for_moment(&mut job);
         let struck = reached && self.strike(&job, place);
         let ended = self.end(&mut job, struck);
-        if let (Fault::Cut(node), Some(netns)) = (self.fault, &place.netns) {
-            let _ = netns.join(node);
+        if let Some(netns) = &place.netns {
+            let _ = match self.fault {
+                Fault::Cut(node) => netns.join(node),
+                Fault::CutOneWay(from, to) => netns.join_way(from, to),
+                _ => Ok(()),
+            };
         }
         let left = job.left();
         job.kill_all();
@@ -307,15 +215,32 @@ impl Plan {
             // It may not have shown itself yet.
             job.in_state(node, "ALONE", REACH)
         };
-        match self.fault {
+        let to_daemon = |node, signal| daemon(node).is_some_and(|pid| send(pid, signal));
+        let second = || {
+            let _ = self.second.map(|node| to_daemon(node, Signal::KILL));
+        };
+        let netns = place.netns.as_ref();
+        let struck = match self.fault {
             Fault::None => false,
-            Fault::KillDaemon(node) => daemon(node).is_some_and(|pid| send(pid, Signal::KILL)),
-            Fault::TerminateDaemon(node) => daemon(node).is_some_and(|pid| send(pid, Signal::TERM)),
+            Fault::KillDaemon(node) => to_daemon(node, Signal::KILL),
+            Fault::TerminateDaemon(node) => to_daemon(node, Signal::TERM),
             Fault::PauseDaemon(node) => daemon(node).is_some_and(|pid| {
                 let stopped = send(pid, Signal::STOP);
                 pause(Duration::from_millis(200));
                 stopped && send(pid, Signal::CONT)
             }),
+            Fault::StopDaemon(node) => daemon(node).is_some_and(|pid| {
+                let stopped = send(pid, Signal::STOP);
+                second();
+                // Not so where the second was the one that the others needed: then it goes on all the same.
+                let _ = job.heard(&self.sentence(node), REACH);
+                let _ = send(pid, Signal::CONT);
+                stopped
+            }),
+            Fault::KillSupervisor(node) => {
+                let supervisor = daemon(node).and_then(parent_of);
+                supervisor.is_some_and(|pid| send(pid, Signal::KILL))
+            }
             Fault::KillLauncher => send(job.launcher(), Signal::KILL),
             Fault::TerminateLauncher => send(job.launcher(), Signal::TERM),
             Fault::Interrupt => {
@@ -331,16 +256,26 @@ impl Plan {
                 first
             }
             Fault::KillHead => head_of(job).is_some_and(|pid| send(pid, Signal::KILL)),
-            Fault::Cut(node) => place
-                .netns
-                .as_ref()
-                .is_some_and(|netns| netns.cut(node).is_ok()),
+            Fault::Cut(node) => netns.is_some_and(|netns| netns.cut(node).is_ok()),
+            Fault::CutOneWay(from, to) => {
+                netns.is_some_and(|netns| netns.cut_way(from, to).is_ok())
+            }
+        };
+        if !matches!(self.fault, Fault::StopDaemon(_)) {
+            second();
         }
+        struck
     }
 
     fn end(&self, job: &mut Job, struck: bool) -> Ended {
         // Whatever does not end the job leaves it to the head to end it, once it is at work.
-        let goes_on = !struck || matches!(self.fault, Fault::PauseDaemon(_));
+        let over = matches!(self.moment, Moment::AtTheEnd(..));
+        let lost = self.lost().filter(|_| struck && self.goes_on && !over);
+        if let Some(node) = lost {
+            // That nobody is left who could go on is known to the daemons alone.
+            let _ = job.heard(&self.sentence(node), REACH);
+        }
+        let goes_on = !struck || lost.is_some() || matches!(self.fault, Fault::PauseDaemon(_));
         if goes_on && job.has_printed("up", REACH) {
             job.tell("end\n");
             job.stdin = None;
@@ -348,40 +283,37 @@ impl Plan {
         job.end(LIMIT)
     }
 
+    /// What is said when a node is lost.
+    fn sentence(&self, node: u32) -> String {
+        let host = if self.apart {
+            address(node)
+        } else {
+            "127.0.0.1".to_owned()
+        };
+        let rest = if self.goes_on { "goes on" } else { "ends" };
+        format!("node {node} ({host}) is lost; the job {rest}")
+    }
+
     /// What is wrong with the way in which it ended.
     fn wrong(&self, ended: &Ended, reached: bool, struck: bool) -> Option<String> {
         let code = ended.code?;
-        // The job may have been over before it was struck, or for another reason at the same time.
-        let over = matches!(self.moment, Moment::AtTheEnd(..));
-        let mut allowed = match self.fault {
-            _ if !struck => vec![i32::from(HEAD)],
-            Fault::None | Fault::PauseDaemon(_) => vec![i32::from(HEAD)],
-            Fault::KillDaemon(0) => vec![137],
-            Fault::KillDaemon(_) => vec![125],
-            Fault::TerminateDaemon(0) | Fault::TerminateLauncher => vec![143],
-            Fault::TerminateDaemon(_) => vec![143, 125],
-            Fault::KillLauncher => vec![137],
-            Fault::Interrupt => vec![130],
-            Fault::KillHead => vec![137],
-            Fault::Cut(_) => vec![125],
-        };
-        if over && !matches!(self.fault, Fault::KillLauncher) {
-            allowed.push(i32::from(HEAD));
-        }
-        if matches!(
-            self.fault,
-            Fault::TerminateDaemon(0) | Fault::TerminateLauncher | Fault::Interrupt
-        ) && !matches!(self.moment, Moment::State(..))
-        {
-            // The head may die of it before its daemon notes that it got it too.
-            allowed.extend([143, 130]);
-        }
-        if !reached && !over {
+        if !reached && !matches!(self.moment, Moment::AtTheEnd(..)) {
             return Some(format!("it did not come into the state; exit code {code}"));
         }
+        let allowed = if struck {
+            self.expected()
+        } else {
+            vec![i32::from(HEAD)]
+        };
         (!allowed.contains(&code))
             .then(|| format!("exit code {code} where {allowed:?} was expected"))
     }
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// The head program: the child of the first daemon that is none of the daemon's own.
@@ -405,27 +337,6 @@ fn head_of(job: &Job) -> Option<u32> {
     })
 }
 
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            nodes,
-            apart,
-            head,
-            moment,
-            fault,
-        } = self;
-        let place = if *apart {
-            "in namespaces"
-        } else {
-            "on this machine"
-        };
-        write!(
-            f,
-            "{nodes} nodes {place}, {head:?}, {fault:?} at {moment:?}"
-        )
-    }
-}
-
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.hangs {
@@ -438,33 +349,5 @@ impl fmt::Display for Outcome {
             Some(wrong) => write!(f, "WRONG ({wrong})"),
             None => write!(f, "done"),
         }
-    }
-}
-
-/// Numbers that follow from a seed (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64, number: u32) -> Self {
-        let mut dice = Self(seed ^ u64::from(number).wrapping_mul(0x2545_f491_4f6c_dd1d));
-        dice.next();
-        dice
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u32) -> u32 {
-        // Below a u32: it fits.
-        u32::try_from(self.next() % u64::from(limit.max(1))).unwrap_or(0)
-    }
-
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(u32::try_from(all.len()).unwrap_or(1)) as usize]
     }
 }

@@ -10,10 +10,20 @@ use crate::site::Site;
 #[derive(Debug)]
 pub struct Cluster {
     folder: PathBuf,
-    slurm: bool,
+    manager: Manager,
     nodes: u32,
     site: Site,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manager {
+    None,
+    Slurm,
+    Pbs,
+}
+
+/// Where OpenPBS is installed, if it is.
+const PBS: &str = "/opt/pbs";
 
 /// Where clusters keep their state: reachable by ordinary users, and hidden from none of the nodes.
 const FOLDER: &str = "/var/tmp";
@@ -24,7 +34,7 @@ impl Cluster {
     /// # Errors
     /// Why there can be none here.
     pub fn plain(nodes: u32) -> Result<Self, String> {
-        Self::up(nodes, false)
+        Self::up(nodes, Manager::None)
     }
 
     /// Nodes with a real Slurm that has the plugin.
@@ -33,20 +43,32 @@ impl Cluster {
     /// Why there can be none here.
     pub fn slurm(nodes: u32) -> Result<Self, String> {
         slurm_possible()?;
-        Self::up(nodes, true)
+        Self::up(nodes, Manager::Slurm)
+    }
+
+    /// Nodes with a real OpenPBS, each told to have 4 CPUs.
+    ///
+    /// # Errors
+    /// Why there can be none here.
+    pub fn pbs(nodes: u32) -> Result<Self, String> {
+        pbs_possible()?;
+        Self::up(nodes, Manager::Pbs)
     }
 
     /// Without the product, the tests fail; only what this machine lacks lets them be skipped.
-    fn up(nodes: u32, slurm: bool) -> Result<Self, String> {
+    fn up(nodes: u32, manager: Manager) -> Result<Self, String> {
         nodes_possible()?;
         installed("/usr/bin/python3")?;
         let folder = PathBuf::from(FOLDER).join(format!("dragon-rig-{}", std::process::id()));
         let site = Site::install(&folder.join("site")).and_then(Site::with_python);
-        let site = site.and_then(|site| if slurm { site.with_plugin() } else { Ok(site) });
+        let site = site.and_then(|site| match manager {
+            Manager::Slurm => site.with_plugin(),
+            Manager::None | Manager::Pbs => Ok(site),
+        });
         let site = site.unwrap_or_else(|error| panic!("the product cannot be installed: {error}"));
         let cluster = Self {
             folder,
-            slurm,
+            manager,
             nodes,
             site,
         };
@@ -90,11 +112,17 @@ impl Cluster {
             .env("RIG_PLUGSTACK", plugin);
         // As in a shell in which the virtual environment is active.
         command.env("RIG_PATH", self.site.venv().join("bin"));
-        if self.slurm {
-            command.env("RIG_SLURM", "1");
-            // As sites have it: what a step leaves behind is found by its control group.
-            if Path::new("/sys/fs/cgroup/freezer").exists() {
-                command.env("RIG_CGROUP", "1");
+        match self.manager {
+            Manager::None => {}
+            Manager::Slurm => {
+                command.env("RIG_SLURM", "1");
+                // As sites have it: what a step leaves behind is found by its control group.
+                if Path::new("/sys/fs/cgroup/freezer").exists() {
+                    command.env("RIG_CGROUP", "1");
+                }
+            }
+            Manager::Pbs => {
+                command.env("RIG_PBS", PBS).env("RIG_CPUS", "4");
             }
         }
         command
@@ -102,6 +130,12 @@ impl Cluster {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// The home of an ordinary user, which all nodes share.
+    #[must_use]
+    pub fn home(&self, user: &str) -> PathBuf {
+        self.folder.join("home").join(user)
     }
 
     /// A command on a node, as an ordinary user.
@@ -116,11 +150,30 @@ impl Cluster {
         run(&mut self.on("ctl", words))
     }
 
+    /// How many bytes a daemon on a node says to a user who connects to its attach socket and speaks as a client does.
+    ///
+    /// # Panics
+    /// When the node has no daemon.
+    #[must_use]
+    pub fn bytes_for(&self, node: &str, user: &str) -> usize {
+        // Head and body of an answer may come one after the other.
+        let program = "import socket\n\
+            names = [l.split()[-1] for l in open('/proc/net/unix') if '@dragon/' in l]\n\
+            s = socket.socket(socket.AF_UNIX); s.settimeout(30); s.connect('\\0' + names[0][1:])\n\
+            try: s.sendall(b'DRGNATT1' + bytes([1, 0, 1, 0] + [0] * 12))\n\
+            except OSError: pass\n\
+            try: print(len(s.recv(1000)))\n\
+            except OSError as e: print(0)\n";
+        let done = run(&mut self.on(node, ["-u", user, "/usr/bin/python3", "-c", program]));
+        let bytes = done.out.trim().parse();
+        bytes.unwrap_or_else(|_| panic!("{done:?}"))
+    }
+
     /// What a job left on a node: processes of users, shared memory, sockets, files. A process that has ended and waits for
     /// the node's PID 1 to notice is none.
     #[must_use]
     pub fn traces(&self, node: &str) -> String {
-        let look = "ps -eo user,pid,args | grep -E '^(alice|bob) ' | grep -vE 'ps -eo|grep|sh -c|<defunct>'; find /dev/shm /tmp -mindepth 1 \\( -user alice -o -user bob \\) 2>/dev/null; grep @dragon /proc/net/unix; true";
+        let look = "ps -eo user,pid,args | grep -E '^(alice|bob) ' | grep -vE 'ps -eo|grep|sh -c|<defunct>'; find /dev/shm /tmp /run -mindepth 1 \\( -user alice -o -user bob \\) 2>/dev/null; grep @dragon /proc/net/unix; true";
         run(&mut self.on(node, ["sh", "-c", look]))
             .out
             .trim()
@@ -160,6 +213,19 @@ pub fn slurm_possible() -> Result<(), String> {
     ["slurmctld", "slurmd", "munged", "srun"]
         .into_iter()
         .try_for_each(installed)?;
+    nodes_possible()
+}
+
+/// Whether nodes with an OpenPBS can be made here.
+///
+/// # Errors
+/// What is missing.
+pub fn pbs_possible() -> Result<(), String> {
+    if !Path::new(PBS).join("sbin/pbs_server").exists() {
+        return Err(format!(
+            "there is no OpenPBS in {PBS}; docs/testing.md tells how it is built"
+        ));
+    }
     nodes_possible()
 }
 

@@ -69,6 +69,8 @@ struct Said {
     out: String,
     err: String,
     daemons: BTreeMap<u32, Seen>,
+    /// Each line of both streams, and when it came.
+    lines: Vec<(Instant, String)>,
     /// Streams that have ended.
     ended: u32,
 }
@@ -104,6 +106,7 @@ impl Heard {
             let mut line = Vec::new();
             while matches!(stream.read_until(b'\n', &mut line), Ok(1..)) {
                 let text = String::from_utf8_lossy(&line).into_owned();
+                let now = Instant::now();
                 let mut said = heard.lock();
                 match (errors, state_line(&text)) {
                     (true, Some((node, pid, state))) => {
@@ -114,6 +117,7 @@ impl Heard {
                     (true, None) => said.err.push_str(&text),
                     (false, _) => said.out.push_str(&text),
                 }
+                said.lines.push((now, text));
                 heard.more.notify_all();
                 line.clear();
             }
@@ -205,6 +209,23 @@ impl Job {
         self.heard
             .wait_for(limit, |said| said.out.contains(text).then_some(()))
             .is_some()
+    }
+
+    /// Waits until the job has said a text on standard error.
+    #[must_use]
+    pub fn has_said(&self, text: &str, limit: Duration) -> bool {
+        self.heard
+            .wait_for(limit, |said| said.err.contains(text).then_some(()))
+            .is_some()
+    }
+
+    /// Waits for a line with a text, in what the job prints and in the daemons' log: the line, and when it was heard.
+    #[must_use]
+    pub fn heard(&self, text: &str, limit: Duration) -> Option<(Instant, String)> {
+        self.heard.wait_for(limit, |said| {
+            let mut lines = said.lines.iter();
+            lines.find(|(_, line)| line.contains(text)).cloned()
+        })
     }
 
     /// The daemons, by node, as far as they have shown themselves.

@@ -194,6 +194,28 @@ pub fn pause(time: Duration) {
     thread::sleep(time);
 }
 
+/// Compiles a C program of the client's tests into a folder, where it finds the library under the name that it has when it is
+/// installed.
+#[must_use]
+pub fn c_program(folder: &Path, name: &str) -> PathBuf {
+    let program = folder.join(name);
+    let library = binary("libdragon.so");
+    std::os::unix::fs::symlink(&library, folder.join("libdragon.so.1"))
+        .expect("the folder can be written");
+    let client = repository().join("client");
+    let compiled = Command::new("cc")
+        .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-I"])
+        .arg(client.join("c"))
+        .arg(client.join("tests/programs").join(name).with_extension("c"))
+        .arg(&library)
+        .arg(format!("-Wl,-rpath,{}", folder.display()))
+        .arg("-o")
+        .arg(&program)
+        .status();
+    assert!(compiled.expect("there is a C compiler").success());
+    program
+}
+
 /// The repository's root, where the examples are.
 #[must_use]
 pub fn repository() -> &'static Path {

@@ -11,6 +11,15 @@ pub type Case<T> = (&'static str, fn(&T));
 
 /// Runs the cases one after the other. `shared` is made once, when a case wants to run; its error skips them all.
 pub fn run<T>(shared: impl FnOnce() -> Result<T, String>, cases: &[Case<T>]) -> ExitCode {
+    run_with_slow(shared, cases, &[])
+}
+
+/// The same with cases that take long, each with the reason: only `--include-ignored` runs them.
+pub fn run_with_slow<T>(
+    shared: impl FnOnce() -> Result<T, String>,
+    cases: &[Case<T>],
+    slow: &[(Case<T>, &str)],
+) -> ExitCode {
     let filters: Vec<String> = std::env::args()
         .skip(1)
         .filter(|word| !word.starts_with('-'))
@@ -18,8 +27,20 @@ pub fn run<T>(shared: impl FnOnce() -> Result<T, String>, cases: &[Case<T>]) -> 
     let wanted = |name: &str| {
         filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
     };
-    let chosen: Vec<_> = cases.iter().filter(|(name, _)| wanted(name)).collect();
-    if std::env::args().any(|word| word == "--list") {
+    let given = |option: &str| std::env::args().any(|word| word == option);
+    let slow: Vec<_> = slow.iter().filter(|((name, _), _)| wanted(name)).collect();
+    let mut chosen: Vec<_> = cases.iter().filter(|(name, _)| wanted(name)).collect();
+    let others = cases.len() - chosen.len();
+    let mut ignored = 0;
+    if given("--include-ignored") {
+        chosen.extend(slow.iter().map(|(case, _)| case));
+    } else {
+        for ((name, _), reason) in &slow {
+            println!("test {name} ... ignored, {reason}");
+        }
+        ignored = slow.len();
+    }
+    if given("--list") {
         chosen.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
@@ -32,7 +53,7 @@ pub fn run<T>(shared: impl FnOnce() -> Result<T, String>, cases: &[Case<T>]) -> 
                 .iter()
                 .for_each(|(name, _)| println!("SKIPPED {name}: {reason}"));
             println!(
-                "\ntest result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; {} filtered out",
+                "\ntest result: ok. 0 passed; 0 failed; {ignored} ignored; 0 measured; {} filtered out",
                 cases.len()
             );
             return ExitCode::SUCCESS;
@@ -49,10 +70,9 @@ pub fn run<T>(shared: impl FnOnce() -> Result<T, String>, cases: &[Case<T>]) -> 
     drop(shared);
     let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
     println!(
-        "\ntest result: {verdict}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s",
+        "\ntest result: {verdict}. {} passed; {} failed; {ignored} ignored; 0 measured; {others} filtered out; finished in {:.2}s",
         chosen.len() - failed.len(),
         failed.len(),
-        cases.len() - chosen.len(),
         begin.elapsed().as_secs_f64()
     );
     if failed.is_empty() {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use dragon::{Channel, ChannelOptions, Code, Deadline, Descriptor, Lock, Session};
 use dragon_protocol::attach::{HELLO_MAGIC, ROLE_CLIENT, ROLE_INSPECT};
-use dragon_protocol::control::ClientReply;
+use dragon_protocol::control::{ClientReply, NO_REQUEST, Numbered};
 use dragon_protocol::{PROTOCOL_VERSION, frame};
 use dragon_tests::child;
 use dragon_tests::local::{finish, pause};
@@ -287,7 +287,8 @@ fn asks_nonsense() {
             stream.read_exact(&mut length).unwrap();
             let mut body = vec![0; frame::body_length(length).unwrap()];
             stream.read_exact(&mut body).unwrap();
-            let ClientReply::Failed(code, text) = frame::decode(&body).unwrap() else {
+            let said: Numbered<ClientReply> = frame::decode(&body).unwrap();
+            let (NO_REQUEST, ClientReply::Failed(code, text)) = said else {
                 panic!("it was answered");
             };
             assert!(

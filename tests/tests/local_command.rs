@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use dragon::{Deadline, Session, Spawn};
 use dragon_tests::child;
-use dragon_tests::local::{Finished, Traces, dragon, finish, pause, run};
+use dragon_tests::cluster::nodes_possible;
+use dragon_tests::local::{Finished, Traces, binary, dragon, finish, pause, run};
 
 const SCRIPT: &str = "DRAGON_TEST_SCRIPT";
 
@@ -95,6 +96,63 @@ fn what_is_in_force_is_printed_with_its_source() {
     assert!(done.out.contains(&wanted), "{}", done.out);
     let done = run(&mut command(&["config", "--sample"]));
     assert!(done.out.contains("#reconnect = 5\n"), "{}", done.out);
+}
+
+/// In a mount namespace with an /etc of the test's own.
+#[test]
+fn the_files_of_site_and_user_the_environment_and_options_override_each_other() {
+    if let Err(why) = nodes_possible() {
+        println!("SKIPPED the file of the site: {why}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let site = |text: &str| user_file(&folder.path().join("etc"), text);
+    let at_site = |words: &[&str]| {
+        let script = "mount --bind \"$0\" /etc && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", script])
+            .arg(folder.path().join("etc"))
+            .arg(binary("dragon"))
+            .args(words)
+            .env("XDG_CONFIG_HOME", folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    };
+    site("label = \"node\"\nnode_limit = 11\npool = \"16M\"\nreconnect = 1\n");
+    user_file(
+        folder.path(),
+        "node_limit = 12\npool = \"32M\"\nreconnect = 2\n",
+    );
+    let mut config = at_site(&["config", "--reconnect", "4"]);
+    let done = run(config
+        .env("DRAGON_POOL", "64M")
+        .env("DRAGON_RECONNECT", "3"));
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let lines = done.out.lines();
+    let lines = lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    let all: Vec<_> = lines.collect();
+    let user = folder.path().join("dragon/dragond.toml");
+    for line in [
+        "label node /etc/dragon/dragond.toml:1",
+        &format!("node_limit 12 {}:1", user.display()),
+        "pool 64M DRAGON_POOL in the environment",
+        "reconnect 4 --reconnect",
+        "rsh ssh default",
+    ] {
+        assert!(all.iter().any(|there| there == line), "{line}: {all:#?}");
+    }
+    // And they are in force.
+    assert_eq!(run(&mut at_site(&["echo", "here"])).out, "0: here\n");
+    let done = run(&mut at_site(&["--label", "none", "echo", "here"]));
+    assert_eq!(done.out, "here\n", "{done:?}");
+    site("\nlabbel = \"node\"\n");
+    let done = run(&mut at_site(&["true"]));
+    assert_eq!(done.code, Some(2));
+    let wanted = "/etc/dragon/dragond.toml:2: there is no setting 'labbel'; did you mean 'label'?";
+    assert!(done.err.contains(wanted), "{}", done.err);
 }
 
 #[test]
@@ -430,10 +488,13 @@ fn options_known_from_elsewhere_do_what_they_say() {
 
 #[test]
 fn options_known_from_elsewhere_that_are_not_ours_name_what_is() {
-    let refused: [(&[&str], &str); 10] = [
+    let refused: [(&[&str], &str); 13] = [
         (&["-m"], "--hostlist"),
         (&["-w", "slurm"], "srun -N4 --dragon"),
-        (&["-w", "pbs+pals"], "--hostfile"),
+        (&["-w", "pbs+pals"], "qsub"),
+        (&["-w", "pbs", "-N2", "--local-nodes"], "named already"),
+        (&["-w", "lsf"], "qsub under PBS"),
+        (&["--rsh", "/opt/pbs/bin/pbs_tmrsh"], "no standard input"),
         (&["-w", "ssh"], "--hostlist"),
         (&["-i", "1"], "--nodes"),
         (&["--resilient"], "--nodes"),

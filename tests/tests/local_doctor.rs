@@ -193,7 +193,7 @@ fn a_slurm_without_its_plugin_is_found() {
 #[test]
 fn states_of_the_machine_are_found() {
     if let Err(why) = nodes_possible() {
-        eprintln!("skipped: {why}");
+        println!("SKIPPED states of the machine: {why}");
         return;
     }
     let folder = installed();
@@ -269,7 +269,7 @@ fn states_of_the_machine_are_found() {
 #[test]
 fn namespaces_are_found() {
     if let Err(why) = nodes_possible() {
-        eprintln!("skipped: {why}");
+        println!("SKIPPED namespaces: {why}");
         return;
     }
     let folder = installed();

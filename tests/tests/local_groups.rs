@@ -76,6 +76,11 @@ fn members_are_listed_with_group_and_rank() {
 }
 
 #[test]
+fn who_waits_for_cpus_does_so_no_longer_than_the_group_lives() {
+    head("waiting");
+}
+
+#[test]
 fn the_first_node_is_not_asked_for_processes_of_others() {
     head("counts");
 }
@@ -98,6 +103,8 @@ fn child() {
         "counts" => counts(),
         "far creator" => far_creator(),
         "listed" => listed(),
+        "waiting" => waiting(),
+        "waiting creator" => waiting_creator(),
         other => panic!("{other}"),
     }
 }
@@ -363,6 +370,52 @@ fn refused() {
             .to_string()
             .contains("0 members")
     );
+}
+
+/// One that waits for a CPU of this node, and would leave a file.
+fn waits_for_a_cpu(folder: &str) -> Spawn {
+    let member = sh("echo >> started").directory(Path::new(folder)).cpus(1);
+    let member = member.policy(Policy::Local);
+    member.wait_for_resources(Duration::from_secs(3600))
+}
+
+fn waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let all = u32::try_from(stats()["cpus_granted"]).unwrap();
+    let holder = sh("sleep 1000").cpus(all).policy(Policy::Local);
+    let holder = holder.start().unwrap();
+    // The walltime is over before the first one is served.
+    let late = Group::of(waits_for_a_cpu(path)).walltime(Duration::from_millis(50));
+    let late = late.start(2).unwrap_err();
+    assert_eq!(late.code(), Code::Cancelled, "{late}");
+    let text = "member 0 of the group: sh: was called off while it waited";
+    assert!(late.to_string().contains(text), "{late}");
+
+    let creator = other("waiting creator", path, 0).start().unwrap();
+    let why_not = || {
+        let spawn = sh("true").cpus(1).policy(Policy::Local);
+        spawn.start().map(drop).unwrap_err().to_string()
+    };
+    let queued = || why_not().contains("3 others wait for CPUs");
+    eventually_empty("the way to the queue", || match queued() {
+        true => String::new(),
+        false => why_not(),
+    });
+    creator.process.signal(KILL).unwrap();
+    eventually_empty("the queue", || match why_not() {
+        text if text.contains("others wait") => text,
+        _ => String::new(),
+    });
+    holder.process.signal_tree(KILL).unwrap();
+    holder.process.wait(Deadline::Never).unwrap();
+    let next = sh("true").cpus(all).policy(Policy::Local).start().unwrap();
+    assert_eq!(next.process.wait(Deadline::Never).unwrap(), 0);
+    assert!(!folder.path().join("started").exists());
+}
+
+fn waiting_creator() {
+    Group::of(waits_for_a_cpu(&what())).start(3).unwrap();
 }
 
 fn daemon_killed() {

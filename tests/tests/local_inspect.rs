@@ -519,8 +519,23 @@ fn lost_nodes_are_told() {
     assert_eq!(first["global_services"], 0);
     let daemons = runtime.daemons();
     let mut follower = Follower::start(&runtime, "error");
+    let words = [
+        "logs", "--follow", "--node", "3", "--level", "debug", "--job",
+    ];
+    let mut alone = dragon([&words[..], &[&runtime.job()]].concat());
+    let mut alone = alone.env_remove("DRAGON_RUNTIME").spawn().unwrap();
+    let mut begun = [0; 1];
+    alone
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut begun)
+        .unwrap();
 
     kill("-KILL", daemons[3]);
+    let alone = finish(alone);
+    assert_eq!(alone.code, Some(1), "{alone:?}");
+    assert!(alone.err.contains("node 3 (127.0.0.1)"), "{alone:?}");
     follower.line(
         0,
         "node 3 (127.0.0.1) is lost; the job goes on with 3 nodes",
@@ -687,6 +702,14 @@ fn a_terminal_is_put_back_however_top_ends() {
     ] {
         assert!(once.out.contains(part), "{part}: {once:?}");
     }
+    let once = runtime.ask(&["top", "--once", "--json", "--sort", "pid"]);
+    let nodes = rows(&once, "nodes");
+    let hosts: Vec<_> = nodes.iter().map(|node| node["node"].as_u64()).collect();
+    assert_eq!(hosts, [Some(0), Some(1)], "{once:?}");
+    assert!(nodes[0]["sent_per_s"].is_u64() && nodes[0]["objects"].is_array());
+    let processes = rows(&once, "processes");
+    assert!(processes[0]["role"] == "head" && processes[0]["cpu_percent"].is_u64());
+    assert_eq!(json(&once)["missing"], Value::Array(Vec::new()));
     let piped = runtime.ask(&["top"]);
     assert!(piped.err.contains("--once"), "{piped:?}");
     // A terminal of its own; the pid of top comes first.

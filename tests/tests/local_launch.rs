@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dragon_tests::local::{
@@ -474,4 +474,43 @@ fn hosts_are_reached_by_the_given_shell() {
         3
     );
     Traces::assert_none(launcher);
+}
+
+#[test]
+fn a_starter_that_hears_of_no_children_is_no_reason_to_fail() {
+    let own = binary("dragon");
+    let mut command = Command::new("env");
+    command.arg("--ignore-signal=CHLD").arg(&own);
+    command.args([
+        "-N",
+        "2",
+        "--local-nodes",
+        "sh",
+        "-c",
+        "true & wait; exit 7",
+    ]);
+    let done = ends(
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped()),
+    );
+    assert_eq!((done.code, done.err.as_str()), (Some(7), ""));
+}
+
+/// Takes as long as the end waits for a reader: one second for each process that has something to say.
+#[test]
+fn who_does_not_read_standard_error_stops_nobody() {
+    let (reader, mut errors) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&errors, true).unwrap();
+    for size in [4096, 1] {
+        while errors.write(&vec![b'.'; size]).is_ok() {}
+    }
+    rustix::io::ioctl_fionbio(&errors, false).unwrap();
+    let words = ["-N", "2", "--local-nodes", "sh", "-c", "echo up; exit 3"];
+    let mut command = dragon(words);
+    command.env("DRAGON_LOG", "debug").stderr(errors);
+    let done = ends(&mut command);
+    assert_eq!((done.code, done.out.as_str()), (Some(3), "up\n"));
+    drop(reader);
 }

@@ -6,18 +6,22 @@
 mod members;
 
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use dragon::names::{self, Lasts, Value, store};
-use dragon::{Channel, ChannelOptions, Code, Deadline};
-use dragon_tests::local::{Finished, Traces, dragon, run};
+use dragon::{Channel, ChannelOptions, Code, Deadline, NodeIndex, Session, Spawn, Stdio};
+use dragon_tests::job::{self, send};
+use dragon_tests::local::{Finished, Traces, WATCHDOG, dragon, pause, run};
 use dragon_tests::suite;
 use members::{Job, bytes};
+use rustix::process::Signal;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["names"] => return names_of_one_process(),
+        ["reads"] => return reads_from_a_node_that_is_lost(),
         _ => {
             if let Some(code) = members::program(&words) {
                 return code;
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
                 the_first_node_is_killed(5);
             }),
             ("another_is_killed", another_is_killed),
+            ("output_of_a_lost_node_ends", output_of_a_lost_node_ends),
             (
                 "by_default_the_job_ends_with_a_stopped_node",
                 by_default_the_job_ends_with_a_stopped_node,
@@ -44,6 +49,11 @@ fn main() -> ExitCode {
                 a_stopped_first_node_is_replaced,
             ),
             ("with_two_the_first_is_needed", with_two_the_first_is_needed),
+            ("a_short_stop_loses_nobody", a_short_stop_loses_nobody),
+            (
+                "the_time_limit_outlives_the_first_node",
+                the_time_limit_outlives_the_first_node,
+            ),
         ],
     )
 }
@@ -90,14 +100,41 @@ fn names_of_one_process() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Reads what a process of the second node prints, which has ended and left another one with its output.
+fn reads_from_a_node_that_is_lost() -> ExitCode {
+    let spawn = Spawn::program("sh")
+        .arg("-c")
+        .arg("echo first; sleep 1000 &");
+    let spawn = spawn.node(NodeIndex::new(1).unwrap()).stdout(Stdio::Piped);
+    let child = spawn.start().unwrap();
+    assert_eq!(child.process.wait(Deadline::Never).unwrap(), 0);
+    drop(child.process);
+    let mut output = child.stdout.unwrap();
+    let piece = output.receive(Deadline::Never).unwrap().unwrap();
+    assert_eq!(piece.to_vec(), b"first\n");
+    let late = output.receive(Deadline::after(1_000_000)).unwrap_err();
+    assert_eq!(late.code(), Code::Timeout);
+    let daemons = Session::attach().unwrap().nodes().unwrap().nodes;
+    let daemons: Vec<_> = daemons.iter().map(|info| info.pid.to_string()).collect();
+    println!("daemons {}", daemons.join(" "));
+    let lost = output.receive(Deadline::Never).unwrap_err();
+    assert_eq!(lost.code(), Code::NodeDown);
+    println!("{lost}");
+    ExitCode::from(7)
+}
+
 // The tests. ------------------------------------------------------------------------------------------------------------
 
 /// Starts a job on nodes of this machine.
 fn start(nodes: u32, options: &[&str]) -> Job {
+    start_with("head", nodes, options)
+}
+
+fn start_with(head: &str, nodes: u32, options: &[&str]) -> Job {
     let own = std::env::current_exe().unwrap();
     let (own, count) = (own.to_str().unwrap(), nodes.to_string());
     let places = ["-N", &count, "--local-nodes", "--node-limit", "2"];
-    let program = ["--", own, "head", &count];
+    let program = ["--", own, head, &count];
     Job::start(&mut dragon([&places[..], options, &program].concat()))
 }
 
@@ -158,6 +195,8 @@ fn another_is_killed(_: &()) {
     let told = lost.iter().any(|line| done.out.contains(line));
     assert!(told, "{}\n{}", done.out, done.err);
     assert!(done.out.contains("3 nodes are left"), "{}", done.out);
+    let lost = "the daemon on 127.0.0.1 has ended: node 1 (127.0.0.1) is lost";
+    assert!(done.err.contains(lost), "{}", done.err);
     for node in [2, 3] {
         assert!(
             done.out.contains(&format!("worker {node} was told to end")),
@@ -168,13 +207,34 @@ fn another_is_killed(_: &()) {
     assert_eq!(done.code, Some(7), "{}", done.err);
 }
 
+fn output_of_a_lost_node_ends(_: &()) {
+    let own = std::env::current_exe().unwrap();
+    let places = ["-N", "3", "--local-nodes", "--node-limit", "2"];
+    let program = [
+        "--on-node-failure",
+        "continue",
+        "--",
+        own.to_str().unwrap(),
+        "reads",
+    ];
+    let job = Job::start(&mut dragon([&places[..], &program].concat()));
+    kill(&job, 1, "-9");
+    let done = ended(job);
+    assert!(
+        done.out.contains("the node of the process is lost"),
+        "{done:?}"
+    );
+    assert_eq!(done.code, Some(7), "{done:?}");
+}
+
 fn by_default_the_job_ends_with_a_stopped_node(_: &()) {
     let job = start(3, &[]);
     kill(&job, 1, "-STOP");
     let done = ended(job);
     assert_eq!(done.code, Some(125), "{}", done.err);
     assert!(
-        done.err.contains("node 1 (127.0.0.1) is lost"),
+        done.err
+            .contains("the daemon on 127.0.0.1 does not answer: node 1 (127.0.0.1) is lost"),
         "{}",
         done.err
     );
@@ -203,4 +263,43 @@ fn with_two_the_first_is_needed(_: &()) {
     let done = ended(job);
     assert_eq!(done.code, Some(125), "{}", done.err);
     assert!(done.err.contains("reaches no majority"), "{}", done.err);
+}
+
+/// Six tenths of the limit are no silence. Takes three seconds: a limit of fewer than five could pass on a busy machine.
+fn a_short_stop_loses_nobody(_: &()) {
+    let job = |policy: &str, node: u32| {
+        let places = ["-N", "3", "--local-nodes", "--node-limit", "5"];
+        let options = ["--on-node-failure", policy];
+        let program = ["--", "sh", "-c", "echo up; read line; exit 3"];
+        let mut command = dragon([&places[..], &options, &program].concat());
+        let job = job::Job::start(&mut command).unwrap();
+        assert!(job.has_printed("up", WATCHDOG));
+        let pid = job.in_state(node, "RUNNING", WATCHDOG).unwrap();
+        assert!(send(pid, Signal::STOP));
+        (job, pid)
+    };
+    let jobs = [job("abort", 1), job("continue", 0), job("continue", 2)];
+    pause(Duration::from_secs(3));
+    for (mut job, pid) in jobs {
+        assert!(send(pid, Signal::CONT));
+        job.tell("end\n");
+        let ended = job.ends();
+        assert_eq!((ended.code, ended.err.as_str()), (Some(3), ""));
+    }
+}
+
+/// Takes as long as the limit: the job must be up by then, on a busy machine too.
+fn the_time_limit_outlives_the_first_node(_: &()) {
+    let options = ["--on-node-failure", "continue", "--time-limit", "5"];
+    let job = start_with("holds", 3, &options);
+    kill(&job, 0, "-9");
+    let done = ended(job);
+    assert_eq!(done.code, Some(124), "{}", done.err);
+    let over = "the time limit of 5s is over";
+    assert!(
+        done.err.contains("the job goes on with 2 nodes"),
+        "{}",
+        done.err
+    );
+    assert!(done.err.contains(over), "{}", done.err);
 }

@@ -7,14 +7,14 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::process::Command;
+use std::process::{self, Command};
 use std::time::Duration;
 
 use dragon::{
     Child, Code, Deadline, LimitKind, Lives, Policy, Session, Spawn, Stdio, wait_all, wait_any,
 };
 use dragon_tests::child;
-use dragon_tests::local::{Finished, Traces, binary, dragon, eventually_empty, finish, repository};
+use dragon_tests::local::{Finished, Traces, c_program, dragon, eventually_empty, finish};
 
 const ROLE: &str = "DRAGON_TEST_PROCESSES";
 const KILL: i32 = 9;
@@ -94,29 +94,22 @@ fn a_process_costs_the_daemon_the_descriptors_that_are_stated() {
     head("descriptors");
 }
 
+#[test]
+fn a_daemon_without_descriptors_refuses_by_name_and_goes_on() {
+    let head = child::head(&[]);
+    let mut command = Command::new("prlimit");
+    command.arg("--nofile=160:160").arg(head.get_program());
+    command.args(head.get_args()).env(ROLE, "few descriptors");
+    command.stdout(process::Stdio::piped());
+    let done = finish(command.stderr(process::Stdio::piped()).spawn().unwrap());
+    assert_eq!(done.code, Some(0), "{done:?}");
+}
+
 /// The C interface, by a program in C.
 #[test]
 fn c_programs_start_processes_with_options() {
     let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("processes");
-    let library = binary("libdragon.so");
-    let link = Command::new("ln")
-        .arg("-s")
-        .arg(&library)
-        .arg(folder.path().join("libdragon.so.1"))
-        .status();
-    assert!(link.unwrap().success());
-    let client = repository().join("client");
-    let compiled = Command::new("cc")
-        .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-I"])
-        .arg(client.join("c"))
-        .arg(client.join("tests/programs/processes.c"))
-        .arg(&library)
-        .arg(format!("-Wl,-rpath,{}", folder.path().display()))
-        .arg("-o")
-        .arg(&program)
-        .status();
-    assert!(compiled.unwrap().success());
+    let program = c_program(folder.path(), "processes");
     let done = finish(dragon([&program, folder.path()]).spawn().unwrap());
     assert_eq!(done.code, Some(0), "{done:?}");
 }
@@ -139,6 +132,7 @@ fn child() {
         "creator" => creator(),
         "daemon killed" => daemon_killed(),
         "descriptors" => descriptors(),
+        "few descriptors" => few_descriptors(),
         other => panic!("{other}"),
     }
 }
@@ -635,6 +629,32 @@ fn descriptors() {
             now => format!("{now} descriptors, {before} before"),
         });
     }
+}
+
+fn few_descriptors() {
+    let sleep = || Spawn::program("sleep").arg("1000");
+    let mut children = Vec::new();
+    let refused = loop {
+        match sleep().start() {
+            Ok(child) => children.push(child),
+            Err(error) => break error.to_string(),
+        }
+    };
+    for words in ["160 files open", "ulimit -Hn"] {
+        assert!(refused.contains(words), "{refused}");
+    }
+    // What needs none is started still, and everything when there are some again.
+    let silent = sleep().stdout(Stdio::Null).stderr(Stdio::Null);
+    children.push(silent.start().unwrap());
+    for child in &children {
+        child.process.signal(KILL).unwrap();
+    }
+    let all: Vec<_> = children.iter().map(|child| &child.process).collect();
+    wait_all(&all, Deadline::Never).unwrap();
+    eventually_empty("the daemon", || match Spawn::program("true").start() {
+        Ok(_) => String::new(),
+        Err(error) => error.to_string(),
+    });
 }
 
 fn daemon_killed() {

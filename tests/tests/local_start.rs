@@ -8,6 +8,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::thread;
 
 use dragon::{Channel, ChannelOptions, Deadline, Error, Session, Spawn};
@@ -72,6 +74,7 @@ fn child() {
         "only attaches" => only_attaches(),
         "cannot start" => cannot_start(),
         "rejoins" => rejoins(),
+        "is interrupted" => is_interrupted(),
         other => panic!("{other}"),
     }
 }
@@ -213,17 +216,22 @@ fn a_killed_daemon_ends_the_program() {
     assert!(done.err.contains("ended unexpectedly"), "{done:?}");
 }
 
-/// The daemon that a program started: it has the program's end of output.
+/// The daemon that a program started.
 fn daemon_of(program: u32) -> u32 {
+    daemons_of(program)[0]
+}
+
+/// The daemons that a program started: they have the program's end of output.
+fn daemons_of(program: u32) -> Vec<u32> {
     let output = std::fs::read_link(format!("/proc/{program}/fd/1")).unwrap();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.find(|pid| {
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
         let folder = Path::new("/proc").join(pid.to_string());
         std::fs::read_to_string(folder.join("comm")).is_ok_and(|name| name.trim() == "dragond")
             && std::fs::read_link(folder.join("fd/1")).is_ok_and(|link| link == output)
     })
-    .unwrap()
+    .collect()
 }
 
 #[test]
@@ -289,4 +297,49 @@ fn rejoins() {
     Session::detach().unwrap();
     assert!(Session::current().is_none());
     assert_eq!(Session::attach().unwrap().runtime(), first);
+}
+
+#[test]
+fn signals_during_the_start_make_no_second_runtime() {
+    let done = ends(&mut program("is interrupted"));
+    assert_eq!(done.code, Some(0), "{done:?}");
+}
+
+/// A program whose thread gets signals, as a profiler sends them: each attempt to attach is interrupted, until the daemon is
+/// there.
+fn is_interrupted() {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: all zeros is an action without flags, so that waits are not taken up again.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(i32) as usize;
+    // SAFETY: the handler does nothing, and nobody wants the old one.
+    unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) };
+    // SAFETY: a plain number.
+    let own = unsafe { libc::pthread_self() };
+    let (interrupted, done) = (AtomicU32::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // On a busy machine no attempt might ever be quick enough.
+            while !done.load(Relaxed) && interrupted.load(Relaxed) < 20 {
+                // SAFETY: the thread waits for this one.
+                unsafe { libc::pthread_kill(own, libc::SIGUSR1) };
+                dragon_tests::local::pause(std::time::Duration::from_micros(500));
+            }
+        });
+        loop {
+            match Session::attach_or_start() {
+                Err(error) if error.code() == Code::Interrupted => {
+                    interrupted.fetch_add(1, Relaxed);
+                }
+                attached => {
+                    attached.unwrap();
+                    break done.store(true, Relaxed);
+                }
+            }
+        }
+    });
+    let interrupted = interrupted.into_inner();
+    assert!(interrupted > 0);
+    let daemons = daemons_of(std::process::id()).len();
+    assert_eq!(daemons, 1, "after {interrupted} interrupts");
 }

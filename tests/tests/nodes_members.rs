@@ -6,9 +6,12 @@
 mod members;
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
-use dragon_tests::local::{binary, dragon, eventually_empty, repository};
+use dragon::{Deadline, Spawn};
+use dragon_tests::job;
+use dragon_tests::local::{WATCHDOG, binary, eventually_empty, repository, run};
+use dragon_tests::netns::{Netns, address};
 use dragon_tests::nodes::Nodes;
 use dragon_tests::suite;
 use members::Job;
@@ -19,6 +22,9 @@ fn main() -> ExitCode {
     if let Some(code) = members::program(&words) {
         return code;
     }
+    if words == ["placed"] {
+        return placed();
+    }
     suite::run(
         || Nodes::up(3),
         &[
@@ -28,6 +34,18 @@ fn main() -> ExitCode {
             ),
             ("the_first_node_is_cut_off", the_first_node_is_cut_off),
             (
+                "connections_that_break_are_made_again",
+                connections_that_break_are_made_again,
+            ),
+            (
+                "two_of_five_are_cut_off_from_the_others",
+                two_of_five_are_cut_off_from_the_others,
+            ),
+            (
+                "processes_go_to_the_host_that_is_named",
+                processes_go_to_the_host_that_is_named,
+            ),
+            (
                 "who_attaches_to_a_node_elsewhere_is_told_where_it_is",
                 who_attaches_to_a_node_elsewhere_is_told_where_it_is,
             ),
@@ -35,8 +53,17 @@ fn main() -> ExitCode {
     )
 }
 
-/// Starts a job on the three nodes, through the rig in the place of a remote shell.
+/// Starts a job on the three nodes.
 fn start(nodes: &Nodes) -> Job {
+    start_with(nodes, &["--node-limit", "2"], &["head", "3"])
+}
+
+fn start_with(nodes: &Nodes, options: &[&str], words: &[&str]) -> Job {
+    Job::start(&mut command(nodes, options, words))
+}
+
+/// `dragon` with this program on the three nodes, through the rig in the place of a remote shell.
+fn command(nodes: &Nodes, options: &[&str], words: &[&str]) -> Command {
     let folder = nodes.folder();
     for name in ["dragon", "dragond"] {
         let place = folder.join(name);
@@ -54,30 +81,39 @@ fn start(nodes: &Nodes) -> Job {
     std::fs::write(&shell, script).unwrap();
     std::fs::set_permissions(&shell, std::fs::Permissions::from_mode(0o755)).unwrap();
     let (shell, program) = (shell.display().to_string(), nodes.program());
-    let mut command = dragon([
+    let places = [
         "--hostlist",
         "n[1-3]",
         "--rsh",
         &shell,
-        "--node-limit",
-        "2",
         "--on-node-failure",
         "continue",
         "--cwd",
         "/",
-        "--",
-        program.to_str().unwrap(),
-        "head",
-        "3",
-    ]);
-    let mut beside = std::process::Command::new(folder.join("dragon"));
-    beside.args(command.get_args());
-    beside
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped());
-    command = beside;
-    Job::start(&mut command)
+    ];
+    let mut command = Command::new(folder.join("dragon"));
+    command
+        .args(places)
+        .args(options)
+        .arg("--")
+        .arg(program)
+        .args(words);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// The head: starts a process on each host by its name.
+fn placed() -> ExitCode {
+    for host in ["n2", "n3", "n1"] {
+        let script = format!("echo {host}: $(hostname)");
+        let spawn = Spawn::program("sh").arg("-c").arg(script).host(host);
+        let status = spawn.start().unwrap().process.wait(Deadline::Never);
+        assert_eq!(status.unwrap(), 0);
+    }
+    ExitCode::SUCCESS
 }
 
 fn nothing_left(nodes: &Nodes) {
@@ -131,7 +167,7 @@ fn who_attaches_to_a_node_elsewhere_is_told_where_it_is(nodes: &Nodes) {
 fn the_first_node_is_cut_off(nodes: &Nodes) {
     let job = start(nodes);
     let wire = |what| {
-        let done = dragon_tests::local::run(&mut nodes.rig(&[what, "n1"]));
+        let done = run(&mut nodes.rig(&[what, "n1"]));
         assert_eq!(done.code, Some(0), "{}", done.err);
     };
     wire("cut");
@@ -147,5 +183,99 @@ fn the_first_node_is_cut_off(nodes: &Nodes) {
         "{story}"
     );
     assert_eq!(done.code, Some(125), "{story}");
+    nothing_left(nodes);
+}
+
+/// The connections between the first two nodes break, and the second hears nothing of it: it has two for as long as its own
+/// seems to stand. What goes by the tree finds its way then, and what was said into a broken one is said again. Takes twice
+/// eight tenths of the limit, since the kernel does.
+fn connections_that_break_are_made_again(nodes: &Nodes) {
+    let mut job = start_with(nodes, &["--node-limit", "3"], &["asks"]);
+    let creator = job.line("creator ");
+    let number = |line: &str| line.split(' ').nth(1).unwrap().parse::<u64>().unwrap();
+    let broken = break_connections(nodes, &|| ());
+    if broken == 0 {
+        println!(
+            "SKIPPED broken connections: the kernel ends no sockets for ss -K (CONFIG_INET_DIAG_DESTROY)"
+        );
+    }
+    let last = number(&job.line("tick "));
+    while number(&job.line("tick ")) < last + 150 {}
+    break_connections(nodes, &|| {
+        let pid = creator.split(' ').nth(1).unwrap();
+        let killed = nodes.on("n1", &["kill", "-9", pid]);
+        assert_eq!(killed.code, Some(0), "{killed:?}");
+    });
+    job.line("creator ended with ");
+    let look = "ps -eo args | grep 'program ticks' | grep -v grep; true";
+    eventually_empty("n2", || nodes.on("n2", &["sh", "-c", look]).out);
+    let launcher = job.launcher.id().to_string();
+    let ended = Command::new("kill").args(["-TERM", &launcher]).status();
+    assert!(ended.unwrap().success());
+    let done = job.end();
+    assert_eq!(done.code, Some(128 + 15), "{}", done.err);
+    assert!(!done.err.contains("is lost"), "{}", done.err);
+    nothing_left(nodes);
+}
+
+/// Ends the connections of the first node to the second: from then on, and for good, nothing of them reaches the second, not
+/// even their end. Returns how many there were.
+fn break_connections(nodes: &Nodes, meanwhile: &dyn Fn()) -> usize {
+    let on_first = |words: &[&str]| {
+        let done = nodes.on("n1", words);
+        assert_eq!(done.code, Some(0), "{done:?}");
+        done.out
+    };
+    let to_second = ["-H", "-t", "-n", "dst", "10.77.0.2"];
+    let all = on_first(&[&["ss"], &to_second[..]].concat());
+    let port = |address: &str| address.rsplit(':').next().unwrap().to_owned();
+    for connection in all.lines() {
+        let mut addresses = connection.split_whitespace().skip(3);
+        let (from, to) = (addresses.next().unwrap(), addresses.next().unwrap());
+        let ports = ["sport", &port(from), "dport", &port(to)];
+        on_first(
+            &[
+                &["ip", "rule", "add", "ipproto", "tcp"],
+                &ports[..],
+                &["blackhole"],
+            ]
+            .concat(),
+        );
+    }
+    meanwhile();
+    on_first(&[&["ss", "-K"], &to_second[..]].concat())
+        .lines()
+        .count()
+}
+
+/// The first node and another are alone, the other three go on. Some seconds: who is cut off with the first node hears of it
+/// until that one ends, and only then finds out that it is alone.
+fn two_of_five_are_cut_off_from_the_others(_: &Nodes) {
+    let netns = Netns::up(5).unwrap();
+    let own = std::env::current_exe().unwrap();
+    let policy = ["--node-limit", "2", "--on-node-failure", "continue"];
+    let program = ["--", own.to_str().unwrap(), "head", "5"];
+    let job = job::Job::start(&mut netns.dragon(5, &[&policy[..], &program].concat()));
+    let mut job = job.unwrap().in_namespaces(netns.holders());
+    assert!(job.has_printed("daemons ", WATCHDOG));
+    netns.split(&[0, 1]).unwrap();
+    let ended = job.ends();
+    for node in 2..5 {
+        let line = format!("worker {node} goes on with 3 nodes, node 2 first");
+        assert!(ended.out.contains(&line), "{ended:?}");
+    }
+    for node in 0..2 {
+        let line = format!("node {node} ({}) reaches no majority", address(node));
+        assert!(ended.err.contains(&line), "{ended:?}");
+    }
+    assert_eq!(ended.code, Some(125), "{ended:?}");
+}
+
+fn processes_go_to_the_host_that_is_named(nodes: &Nodes) {
+    let done = run(&mut command(nodes, &[], &["placed"]));
+    let mut lines: Vec<_> = done.out.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["n1: n1", "n2: n2", "n3: n3"], "{}", done.err);
+    assert_eq!(done.code, Some(0), "{}", done.err);
     nothing_left(nodes);
 }

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
                 killed_supervisors_leave_nothing,
             ),
             ("killed_clients_leave_nothing", killed_clients_leave_nothing),
+            ("a_job_goes_on", a_job_goes_on),
             (
                 "a_killed_launcher_leaves_nothing",
                 a_killed_launcher_leaves_nothing,
@@ -146,8 +147,14 @@ impl Site {
 
     /// A job whose head is at work.
     fn at_work(&self) -> Job {
+        self.at_work_with(&[])
+    }
+
+    fn at_work_with(&self, options: &[&str]) -> Job {
         let hosts: Vec<_> = (0..NODES).map(address).collect();
-        let job = self.dragon(&["--hostlist", &hosts.join(",")], &HEAD);
+        let hosts = hosts.join(",");
+        let options = [&["--hostlist", &hosts], options].concat();
+        let job = self.dragon(&options, &HEAD);
         assert!(job.has_printed("up", WATCHDOG), "{:?}", self.logs());
         job
     }
@@ -248,16 +255,49 @@ fn parent(pid: u32) -> u32 {
     line.trim().parse().unwrap()
 }
 
+/// Ends the remote shell of a node, at the end of the launcher.
+fn kill_client(job: &Job, node: u32) {
+    let host = address(node);
+    let processes = job.processes();
+    let client = processes
+        .iter()
+        .find(|process| process.words[0] == "ssh" && process.words.contains(&host))
+        .unwrap_or_else(|| panic!("no ssh to {host} among {processes:?}"));
+    assert!(send(client.pid, Signal::KILL));
+}
+
+/// Where the job goes on without nodes: without one whose daemon is killed, then without another whose line breaks.
+fn a_job_goes_on(site: &Site) {
+    let faults: [fn(&Job, u32); 2] = [
+        |job, node| {
+            let pid = job.in_state(node, "RUNNING", WATCHDOG).unwrap();
+            assert!(send(pid, Signal::KILL));
+        },
+        kill_client,
+    ];
+    for fault in faults {
+        let mut job = site.at_work_with(&["--on-node-failure", "continue"]);
+        fault(&job, 1);
+        let host = address(1);
+        let lost = format!("node 1 ({host}) is lost; the job goes on with 2 nodes");
+        assert!(job.has_said(&lost, WATCHDOG), "{:?}", job.end(WATCHDOG));
+        job.tell("end\n");
+        let ended = job.ends();
+        assert_eq!(ended.code, Some(3), "{ended:?}");
+    }
+    // Without the first node's line, the others find that nobody is left to go on for.
+    let mut job = site.at_work_with(&["--on-node-failure", "continue"]);
+    kill_client(&job, 0);
+    let ended = job.ends();
+    assert_eq!(ended.code, Some(125), "{ended:?}");
+    let lost = format!("node 0 ({}) was lost with the program", address(0));
+    assert!(ended.err.contains(&lost), "{ended:?}");
+}
+
 fn killed_clients_leave_nothing(site: &Site) {
     for node in 0..2 {
         let mut job = site.at_work();
-        let host = address(node);
-        let processes = job.processes();
-        let client = processes
-            .iter()
-            .find(|process| process.words[0] == "ssh" && process.words.contains(&host))
-            .unwrap_or_else(|| panic!("no ssh to {host} among {processes:?}"));
-        assert!(send(client.pid, Signal::KILL));
+        kill_client(&job, node);
         let ended = job.ends();
         assert_ne!(ended.code, Some(0), "node {node}: {ended:?}");
     }

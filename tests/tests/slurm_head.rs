@@ -2,15 +2,24 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader};
+mod members;
+
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, ExitCode};
+use std::time::Duration;
 
 use dragon_tests::cluster::Cluster;
-use dragon_tests::local::{Finished, eventually_empty, finish, run};
+use dragon_tests::cpus::allowed;
+use dragon_tests::local::{Finished, WATCHDOG, eventually_empty, finish, pause, run};
 use dragon_tests::suite;
 
 fn main() -> ExitCode {
-    suite::run(
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let Some(code) = members::program(&words) {
+        return code;
+    }
+    suite::run_with_slow(
         || Cluster::slurm(3),
         &[
             (
@@ -48,7 +57,23 @@ fn main() -> ExitCode {
                 "a_job_is_entered_from_outside_and_from_inside",
                 a_job_is_entered_from_outside_and_from_inside,
             ),
+            (
+                "granted_cpus_are_those_of_all_tasks_of_the_node",
+                granted_cpus_are_those_of_all_tasks_of_the_node,
+            ),
             ("cancelled_job_leaves_nothing", cancelled_job_leaves_nothing),
+            (
+                "a_cancelled_head_is_told_and_ends_by_itself",
+                a_cancelled_head_is_told_and_ends_by_itself,
+            ),
+            (
+                "a_cancelled_head_that_is_deaf_is_killed",
+                a_cancelled_head_that_is_deaf_is_killed,
+            ),
+            (
+                "a_step_outlives_its_srun_and_can_be_cancelled",
+                a_step_outlives_its_srun_and_can_be_cancelled,
+            ),
             (
                 "signal_for_the_program_reaches_it",
                 signal_for_the_program_reaches_it,
@@ -56,7 +81,18 @@ fn main() -> ExitCode {
             ("killed_daemon_ends_the_step", killed_daemon_ends_the_step),
             ("killed_stepd_ends_its_daemon", killed_stepd_ends_its_daemon),
             ("dead_node_ends_the_runtime", dead_node_ends_the_runtime),
+            (
+                "slurm_has_a_vote_about_dead_nodes",
+                slurm_has_a_vote_about_dead_nodes,
+            ),
         ],
+        &[(
+            (
+                "the_time_limit_ends_the_job_in_order",
+                the_time_limit_ends_the_job_in_order,
+            ),
+            "Slurm looks at its limits every 30 s",
+        )],
     )
 }
 
@@ -281,19 +317,8 @@ fn ready(cluster: &Cluster, program: &str) -> (Child, BufReader<ChildStdout>) {
 
 fn another_user_cannot_attach(cluster: &Cluster) {
     let (child, _out) = ready(cluster, "echo ready; sleep 1000");
-    let attack = "import socket, sys\n\
-        names = [l.split()[-1] for l in open('/proc/net/unix') if '@dragon/' in l]\n\
-        s = socket.socket(socket.AF_UNIX); s.settimeout(30); s.connect('\\0' + names[0][1:])\n\
-        try: s.sendall(b'DRGNATT1' + bytes([1, 0, 1, 0] + [0] * 12))\n\
-        except OSError: pass\n\
-        try: print(len(s.recv(1000)))\n\
-        except OSError as e: print('closed')\n";
-    let bob = run(&mut cluster.on("n1", ["-u", "bob", "/usr/bin/python3", "-c", attack]));
-    assert!(["0\n", "closed\n"].contains(&bob.out.as_str()), "{bob:?}");
-    // Head and body of an answer may come one after the other.
-    let alice = run(&mut cluster.on("n1", ["/usr/bin/python3", "-c", attack]));
-    let came = alice.out.trim().parse::<u32>();
-    assert!(came.is_ok_and(|bytes| bytes > 0), "{alice:?}");
+    assert_eq!(cluster.bytes_for("n1", "bob"), 0);
+    assert_ne!(cluster.bytes_for("n1", "alice"), 0);
     cluster.login(["scancel", "-u", "alice"]);
     let _ = finish(child);
     cluster.assert_nothing_left();
@@ -373,6 +398,102 @@ fn cancelled_job_leaves_nothing(cluster: &Cluster) {
     cluster.assert_nothing_left();
 }
 
+/// Tasks are bound to one CPU each: the head, and what it starts, may run on those of all of them.
+fn granted_cpus_are_those_of_all_tasks_of_the_node(cluster: &Cluster) {
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let own = allowed(&own);
+    let tasks = own.len().min(4);
+    let some: Vec<_> = own.iter().take(tasks).map(u32::to_string).collect();
+    let bind = format!("--cpu-bind=map_cpu:{}", some.join(","));
+    let tasks = format!("-n{tasks}");
+    let srun = ["srun", "-N1", &tasks, "-c1", &bind];
+    let show = ["sh", "-c", "grep Cpus_allowed_list: /proc/self/status"];
+    let plain = cluster.login([&srun[..], &show].concat());
+    let alone = plain.out.lines().all(|line| allowed(line).len() == 1);
+    assert!(alone, "the tasks are not bound: {plain:?}");
+    let head = "grep Cpus_allowed_list: /proc/self/status; dragon status --json";
+    let ours = cluster.login([&srun[..], &["--dragon", "sh", "-c", head]].concat());
+    assert_eq!(ours.code, Some(0), "{ours:?}");
+    assert_eq!(allowed(&ours.out), allowed(&plain.out), "{ours:?}");
+    let count = format!("\"cpus\": {},", some.len());
+    assert!(ours.out.contains(&count), "{ours:?}");
+}
+
+/// All that comes of a job that is to end: its output from "ready" on, and how it ended.
+fn ended(child: Child, mut out: BufReader<ChildStdout>) -> (String, Finished) {
+    let mut text = String::new();
+    out.read_to_string(&mut text).unwrap();
+    (text, finish(child))
+}
+
+const TRAPS: &str = "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+
+fn a_cancelled_head_is_told_and_ends_by_itself(cluster: &Cluster) {
+    let (child, out) = ready(cluster, TRAPS);
+    cluster.login(["scancel", "-u", "alice"]);
+    let (text, done) = ended(child, out);
+    assert_eq!(text, "told\n", "{done:?}");
+    assert_eq!(done.code, Some(128 + 15), "{done:?}");
+    cluster.assert_nothing_left();
+}
+
+/// Two seconds, since that is how long it may take.
+fn a_cancelled_head_that_is_deaf_is_killed(cluster: &Cluster) {
+    let deaf = "trap '' TERM; sleep 1000 & echo ready; sleep 1000; echo deaf";
+    let (child, out) = ready(cluster, deaf);
+    cluster.login(["scancel", "-u", "alice"]);
+    let (text, done) = ended(child, out);
+    assert_eq!(text, "", "{done:?}");
+    assert_ne!(done.code, Some(0), "{done:?}");
+    cluster.assert_nothing_left();
+}
+
+/// As with any step: what srun started goes on when the host of srun is gone.
+fn a_step_outlives_its_srun_and_can_be_cancelled(cluster: &Cluster) {
+    let beats = "echo ready; while :; do echo beat >> $HOME/beats; sleep 0.05; done";
+    let (child, _out) = ready(cluster, beats);
+    // srun has a child that would cancel the step: on a host that is gone both are. The child is the later one.
+    let gone = "kill -9 $(pgrep -x srun | sort -rn)";
+    let killed = run(&mut cluster.on("ctl", ["-u", "root", "sh", "-c", gone]));
+    assert_eq!(killed.code, Some(0), "{killed:?}");
+    let _ = finish(child);
+    let count = || cluster.login(["sh", "-c", "wc -l < $HOME/beats"]).out;
+    let beats: u32 = count().trim().parse().unwrap();
+    eventually_empty("the head", || {
+        let more = count().trim().parse::<u32>().unwrap() > beats + 5;
+        if more {
+            String::new()
+        } else {
+            "no more beats".to_owned()
+        }
+    });
+    let step = cluster.login(["squeue", "-s", "-h", "-o", "%i %N"]).out;
+    assert!(step.contains(".0 n[1-3]"), "{step}");
+    let daemons = ["-u", "root", "pgrep", "-c", "-f", "^.*bin/dragond"];
+    for node in cluster.nodes() {
+        let here = run(&mut cluster.on(&node, daemons));
+        assert_eq!(here.out, "1\n", "{node}: {here:?}");
+    }
+    cluster.login(["scancel", "-u", "alice"]);
+    cluster.assert_nothing_left();
+    cluster.login(["rm", "beats"]);
+}
+
+/// Up to 30 s and a little more: slurmctld looks at the limits no more often.
+fn the_time_limit_ends_the_job_in_order(cluster: &Cluster) {
+    let (child, out) = ready(cluster, TRAPS);
+    let job = cluster.login(["squeue", "-h", "-t", "R", "-o", "%i"]).out;
+    // A limit counts minutes; the end of the job is a time like any other, which root may set.
+    let id = format!("JobId={}", job.trim());
+    let update = ["-u", "root", "scontrol", "update", &id, "EndTime=now+1"];
+    let updated = run(&mut cluster.on("ctl", update));
+    assert_eq!(updated.code, Some(0), "{updated:?}");
+    let (text, done) = ended(child, out);
+    assert_eq!(text, "told\n", "{done:?}");
+    assert_eq!(done.code, Some(128 + 15), "{done:?}");
+    cluster.assert_nothing_left();
+}
+
 fn signal_for_the_program_reaches_it(cluster: &Cluster) {
     let (child, mut out) = ready(
         cluster,
@@ -425,4 +546,74 @@ fn dead_node_ends_the_runtime(cluster: &Cluster) {
     cluster.login(["scancel", "-s", "KILL", "-u", "alice"]);
     let _ = child.kill();
     let _ = child.wait();
+}
+
+/// A job that goes on without nodes: two of three go on without the first by themselves; the last one alone does when Slurm
+/// says that the other is down, and not before. Takes as long as nodes take to come back and to be missed.
+fn slurm_has_a_vote_about_dead_nodes(cluster: &Cluster) {
+    // Whatever the tests before this one have ended.
+    for node in cluster.nodes() {
+        if run(cluster.rig().args(["exec", &node, "true"])).code != Some(0) {
+            assert_eq!(run(cluster.rig().args(["start", &node])).code, Some(0));
+        }
+    }
+    let idle = || {
+        cluster
+            .login(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"])
+            .out
+    };
+    let begun = std::time::Instant::now();
+    while idle().lines().count() < 3 {
+        assert!(
+            begun.elapsed() < WATCHDOG,
+            "{:?}",
+            cluster.login(["sinfo", "-N", "-l"])
+        );
+        pause(Duration::from_millis(100));
+    }
+
+    let program = cluster.site().root().join("bin/members");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let program = program.to_str().unwrap();
+    let settings = [
+        "env",
+        "DRAGON_ON_NODE_FAILURE=continue",
+        "DRAGON_NODE_LIMIT=3",
+    ];
+    let srun = [
+        "srun",
+        "--no-kill",
+        "-N3",
+        "--dragon",
+        program,
+        "holds",
+        "3",
+    ];
+    let mut job = members::Job::start(&mut cluster.on("ctl", [&settings[..], &srun].concat()));
+    run(cluster.rig().args(["kill", "n1"]));
+    for _ in 0..2 {
+        let line = job.line("survivor ");
+        assert!(line.ends_with(": 2 left, node 1 first"), "{line}");
+    }
+    run(cluster.rig().args(["kill", "n2"]));
+    for node in ["n1", "n2"] {
+        let words = [
+            "-u",
+            "root",
+            "scontrol",
+            "update",
+            "State=DOWN",
+            "Reason=dead",
+        ];
+        let name = format!("NodeName={node}");
+        let done = run(&mut cluster.on("ctl", [&words[..], &[&name]].concat()));
+        assert_eq!(done.code, Some(0), "{done:?}");
+    }
+    assert_eq!(job.line("survivor "), "survivor 2: 1 left, node 2 first");
+    eventually_empty("n3", || cluster.traces("n3"));
+    cluster.login(["scancel", "-s", "KILL", "-u", "alice"]);
+    let _ = job.launcher.kill();
+    let done = job.end();
+    let lost = "the workload manager says that n2 is down: node 1 (n2) is lost; the job goes on with one node";
+    assert!(done.err.contains(lost), "{}", done.err);
 }

@@ -3,84 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::sync::Arc;
+#[path = "rig/hearing.rs"]
+mod hearing;
 
-use dragon_channels::{
-    Channel, ChannelOptions, Endpoint, EndpointOptions, Event, Lock, PriorityQueue,
-    PriorityQueueOptions, Semaphore, create_channel,
-};
 use dragon_protocol::wire::{FrameHeader, NEVER, NOW};
-use dragon_protocol::{NodeIndex, ObjectId, RuntimeId};
-use dragon_shmem::{Control, Error, Hooks, Member, Pool};
 use dragon_transport::fabric::Side;
-use dragon_transport::hostile::{self, Victim};
+use dragon_transport::hostile;
+use hearing::Hearing;
 use proptest::prelude::*;
 use zerocopy::{FromZeros, IntoBytes};
-
-struct NoMore(Pool);
-
-impl Hooks for NoMore {
-    fn commit(&self, _: u32, bytes: u64) -> Result<(), Error> {
-        self.0.commit(bytes)
-    }
-
-    fn notify(&self, _: ObjectId) {}
-}
-
-struct Objects {
-    _channel: Channel,
-    _queue: PriorityQueue,
-    _lock: Lock,
-    _event: Event,
-    _semaphore: Semaphore,
-    _endpoint: Endpoint,
-}
-
-fn node() -> (Arc<Member>, Victim, Vec<ObjectId>, Objects) {
-    let runtime = RuntimeId(3);
-    let control = Control::create(runtime, NodeIndex::FIRST, 1).unwrap();
-    let pool = Pool::create(runtime, NodeIndex::FIRST, 0, 4 << 20).unwrap();
-    let slot = control.claim_daemon_slot().unwrap();
-    let hooks = Box::new(NoMore(pool.clone()));
-    let member = Member::new(control, pool, slot, hooks).unwrap();
-    let small = ChannelOptions {
-        capacity: 2,
-        block: 64,
-        ..ChannelOptions::default()
-    };
-    let gateway = create_channel(&member, &small).unwrap();
-    let channel = create_channel(&member, &small).unwrap();
-    let levels = PriorityQueueOptions {
-        levels: 3,
-        capacity: 2,
-        block: 16,
-        user: 0,
-    };
-    let queue = PriorityQueue::create(&member, &levels).unwrap();
-    let lock = Lock::create(&member, 0).unwrap();
-    let event = Event::create(&member, 0).unwrap();
-    let semaphore = Semaphore::create(&member, 1, 2, 0).unwrap();
-    let endpoint = Endpoint::create(&member, &EndpointOptions::default()).unwrap();
-    let ids = vec![
-        channel.id(),
-        queue.id(),
-        lock.id(),
-        event.id(),
-        semaphore.id(),
-        endpoint.id(),
-        gateway.id(),
-    ];
-    let victim = Victim::new(Arc::clone(&member), gateway);
-    let objects = Objects {
-        _channel: channel,
-        _queue: queue,
-        _lock: lock,
-        _event: event,
-        _semaphore: semaphore,
-        _endpoint: endpoint,
-    };
-    (member, victim, ids, objects)
-}
 
 /// A header whose fields are most often such that something comes of it.
 fn header() -> impl Strategy<Value = (FrameHeader, usize)> {
@@ -124,7 +55,7 @@ fn header() -> impl Strategy<Value = (FrameHeader, usize)> {
 
 /// Frames, each with the number of the object that it is about and the side of the link that it comes on.
 fn frames() -> impl Strategy<Value = Vec<(FrameHeader, usize, usize, bool)>> {
-    let frame = (header(), 0_usize..8, any::<bool>());
+    let frame = (header(), 0_usize..11, any::<bool>());
     let frame = frame.prop_map(|((header, length), object, side)| (header, length, object, side));
     prop::collection::vec(frame, 1..30)
 }
@@ -134,24 +65,24 @@ proptest! {
 
     #[test]
     fn whatever_a_peer_asks_or_answers_nothing_is_kept_of_it(frames in frames()) {
-        let (member, victim, ids, _objects) = node();
+        let node = Hearing::new().unwrap();
         for (mut header, length, object, accepted) in frames {
-            if let Some(id) = ids.get(object) {
+            if let Some(id) = node.objects.get(object) {
                 header.target = (*id).into();
             }
             if header.kind == 2 {
                 // A reply may be to something.
                 let mut asked = header;
                 asked.target.node = 1.into();
-                victim.ask(asked);
+                node.victim.ask(asked);
                 header.target.node = 1.into();
             }
             let bytes = [header.as_bytes(), &vec![7; length]].concat();
             let side = if accepted { Side::Accepted } else { Side::Opened };
-            victim.hear(side, &bytes);
+            node.victim.hear(side, &bytes);
         }
-        prop_assert_eq!(victim.end(), 0);
-        prop_assert!(member.pool().stats().is_ok());
+        prop_assert_eq!(node.victim.end(), 0);
+        prop_assert!(node.member.pool().stats().is_ok());
     }
 
     #[test]

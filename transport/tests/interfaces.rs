@@ -28,7 +28,9 @@ fn inside(name: &str) {
         .args(["-Urn", "ip", "link"])
         .output();
     if !possible.is_ok_and(|done| done.status.success()) {
-        eprintln!("skipped: this machine allows no network namespace, or has no unshare and ip");
+        println!(
+            "SKIPPED {name}: this machine allows no network namespace, or has no unshare and ip"
+        );
         return;
     }
     let this = std::env::current_exe().unwrap();

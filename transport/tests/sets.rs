@@ -492,6 +492,26 @@ fn an_idle_set_sends_nothing() {
     assert_eq!(nodes[0].stats().requests_sent, before);
 }
 
+/// Does what the first node's agent is to be told of, with a gateway from which nobody takes the word.
+fn untold(nodes: &[Node], change: impl FnOnce()) {
+    let control = &nodes[0].control;
+    let gateway = control.gateway().unwrap();
+    let nobodys = channel(&nodes[0].daemon, 4);
+    control.set_gateway(nobodys.id());
+    change();
+    control.set_gateway(gateway);
+    assert_eq!(nobodys.attributes().unwrap().messages, 1);
+    assert_eq!(nodes[1].stats().parked, 1);
+}
+
+/// A process of the first node ends, and the question that is left at the second one goes.
+fn dies_with_its_question(nodes: &[Node], process: &Arc<Member>) {
+    nodes[0].dies(process.slot());
+    until("the question is taken back", || {
+        nodes[1].stats().parked == 0 && nodes[0].stats().pending == 0
+    });
+}
+
 /// The point at which it dies is behind the change of the set and before the word to the agent, which goes to a gateway here
 /// from which nobody takes.
 #[test]
@@ -512,18 +532,8 @@ fn a_question_goes_whose_process_died_before_it_told_the_agent() {
             let dying = nodes[0].client();
             let theirs = Set::attach(&dying, &set.descriptor(), false).unwrap();
             let theirs = std::mem::ManuallyDrop::new(theirs);
-            let control = &nodes[0].control;
-            let gateway = control.gateway().unwrap();
-            let nobodys = channel(&nodes[0].daemon, 4);
-            control.set_gateway(nobodys.id());
-            leave(&theirs, place);
-            control.set_gateway(gateway);
-            assert_eq!(nobodys.attributes().unwrap().messages, 1);
-            assert_eq!(nodes[1].stats().parked, 1);
-            nodes[0].dies(dying.slot());
-            until("the question is taken back", || {
-                nodes[1].stats().parked == 0 && nodes[0].stats().pending == 0
-            });
+            untold(nodes, || leave(&theirs, place));
+            dies_with_its_question(nodes, &dying);
         }
     });
 }
@@ -535,17 +545,7 @@ fn a_question_goes_whose_process_died_with_its_set_gone_and_the_agent_not_told()
         let far = nodes[1].client();
         let (owned, dying) = (channel(&far, 4), nodes[0].client());
         let set = waiting_set(nodes, &dying, &owned);
-        let control = &nodes[0].control;
-        let gateway = control.gateway().unwrap();
-        let nobodys = channel(&nodes[0].daemon, 4);
-        control.set_gateway(nobodys.id());
-        drop(set);
-        control.set_gateway(gateway);
-        assert_eq!(nobodys.attributes().unwrap().messages, 1);
-        assert_eq!(nodes[1].stats().parked, 1);
-        nodes[0].dies(dying.slot());
-        until("the question is taken back", || {
-            nodes[1].stats().parked == 0 && nodes[0].stats().pending == 0
-        });
+        untold(nodes, || drop(set));
+        dies_with_its_question(nodes, &dying);
     });
 }

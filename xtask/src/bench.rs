@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// Which group to measure (all when none is named)
     #[arg(value_enum)]
     group: Option<Group>,
-    /// Of group `services`: measure only how many processes live at a time, which no other run does
+    /// Of group `services`: measure only this; how many processes live at a time is measured by no other run
     #[arg(long, value_enum)]
     only: Option<Only>,
     /// Print one JSON object a line in place of the table
@@ -55,8 +55,10 @@ enum Group {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Only {
-    /// 10 000 processes at a time
+    /// 10 000 processes at a time; 1 000 Python workers
     Scale,
+    /// How long after each fault it is told, and nothing is left
+    Faults,
 }
 
 pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
@@ -93,6 +95,9 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
             Group::Core => core::measure(repo, &mut print),
             Group::Services if args.only == Some(Only::Scale) => {
                 services::scale(repo, &mut print);
+            }
+            Group::Services if args.only == Some(Only::Faults) => {
+                services::faults(repo, &mut print);
             }
             Group::Services => services::measure(repo, upstream, &mut print),
             Group::Transport => transport::measure(repo, &mut print),

@@ -50,6 +50,9 @@ enum Task {
         /// Which groups to run (all when none is named)
         #[arg(value_enum)]
         groups: Vec<test::Group>,
+        /// Also those that wait for what takes long: Slurm looks at its time limits every 30 s
+        #[arg(long)]
+        slow: bool,
     },
     /// Print a table of measurements beside those of peers, taken in the same run
     Bench(bench::Args),
@@ -115,7 +118,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
             let error = command.args(program).exec();
             return Err(error).with_context(|| format!("cannot start {}", dragon.display()));
         }
-        Task::Test { groups } => return test::test(&repo, &groups),
+        Task::Test { groups, slow } => return test::test(&repo, &groups, slow),
         Task::Bench(args) => bench::bench(&repo, &args)?,
         Task::Torture { args } => return torture::torture(&repo, &args),
         Task::Chaos { args } => return chaos::chaos(&repo, &args),

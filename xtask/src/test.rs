@@ -29,6 +29,8 @@ pub(crate) enum Group {
     Nodes,
     /// A real Slurm of several nodes
     Slurm,
+    /// A real OpenPBS of several nodes, where one is installed in /opt/pbs
+    Pbs,
 }
 
 impl Group {
@@ -36,7 +38,7 @@ impl Group {
         match self {
             Self::Rust => &["libslurm-dev"],
             Self::Python => &[],
-            Self::Nodes => &[
+            Self::Nodes | Self::Pbs => &[
                 "iproute2",
                 "util-linux",
                 "procps",
@@ -48,7 +50,7 @@ impl Group {
     }
 }
 
-pub(crate) fn test(repo: &Repo, groups: &[Group]) -> Result<ExitCode> {
+pub(crate) fn test(repo: &Repo, groups: &[Group], slow: bool) -> Result<ExitCode> {
     let groups = if groups.is_empty() {
         Group::value_variants()
     } else {
@@ -59,7 +61,7 @@ pub(crate) fn test(repo: &Repo, groups: &[Group]) -> Result<ExitCode> {
     for group in prepared(groups, &mut totals)? {
         eprintln!("== {group:?}");
         // A group that cannot run is a failure, but no reason to leave out the others.
-        match run_group(repo, group) {
+        match run_group(repo, group, slow) {
             Ok(counts) => totals.add(counts),
             Err(error) => {
                 eprintln!("error: {error:#}");
@@ -91,8 +93,8 @@ fn prepared(groups: &[Group], totals: &mut Counts) -> Result<Vec<Group>> {
     for &group in groups {
         let (runs, remedy) = match group {
             Group::Nodes if !setup::is_root() => (true, Some(AS_ROOT.to_owned())),
-            Group::Slurm if !setup::is_root() => (false, Some(AS_ROOT.to_owned())),
-            Group::Nodes | Group::Slurm if !missing.is_empty() => {
+            Group::Slurm | Group::Pbs if !setup::is_root() => (false, Some(AS_ROOT.to_owned())),
+            Group::Nodes | Group::Slurm | Group::Pbs if !missing.is_empty() => {
                 (false, Some(setup::how_to_install(&missing)))
             }
             _ => (true, None),
@@ -109,14 +111,18 @@ fn prepared(groups: &[Group], totals: &mut Counts) -> Result<Vec<Group>> {
     Ok(left)
 }
 
-fn run_group(repo: &Repo, group: Group) -> Result<Counts> {
+fn run_group(repo: &Repo, group: Group, slow: bool) -> Result<Counts> {
     match group {
         Group::Rust => rust(repo),
         Group::Python => pytest(repo),
-        Group::Nodes if setup::is_root() => system(repo, |name| !name.starts_with("slurm")),
+        Group::Nodes if setup::is_root() => {
+            let other = |name: &str| !name.starts_with("slurm") && !name.starts_with("pbs");
+            system(repo, other, slow)
+        }
         // Daemons side by side on one machine need no namespaces.
-        Group::Nodes => system(repo, |name| name.starts_with("local")),
-        Group::Slurm => system(repo, |name| name.starts_with("slurm")),
+        Group::Nodes => system(repo, |name| name.starts_with("local"), slow),
+        Group::Slurm => system(repo, |name| name.starts_with("slurm"), slow),
+        Group::Pbs => system(repo, |name| name.starts_with("pbs"), slow),
     }
 }
 
@@ -154,7 +160,7 @@ fn rust(repo: &Repo) -> Result<Counts> {
 }
 
 /// The tests in `tests/tests` whose name is wanted. They drive the release binaries.
-fn system(repo: &Repo, wanted: impl Fn(&str) -> bool) -> Result<Counts> {
+fn system(repo: &Repo, wanted: impl Fn(&str) -> bool, slow: bool) -> Result<Counts> {
     let targets: Vec<String> = test_targets(repo)?
         .into_iter()
         .filter(|name| wanted(name))
@@ -169,7 +175,7 @@ fn system(repo: &Repo, wanted: impl Fn(&str) -> bool) -> Result<Counts> {
     for target in &targets {
         cargo.args(["--test", target]);
     }
-    cargo_test(&mut cargo)
+    cargo_test_with(&mut cargo, if slow { &["--include-ignored"] } else { &[] })
 }
 
 fn test_targets(repo: &Repo) -> Result<Vec<String>> {
@@ -191,7 +197,13 @@ fn test_targets(repo: &Repo) -> Result<Vec<String>> {
 }
 
 fn cargo_test(cargo: &mut Command) -> Result<Counts> {
-    cargo.args(["--no-fail-fast", "--", "--show-output"]);
+    cargo_test_with(cargo, &[])
+}
+
+fn cargo_test_with(cargo: &mut Command, options: &[&str]) -> Result<Counts> {
+    cargo
+        .args(["--no-fail-fast", "--", "--show-output"])
+        .args(options);
     let mut reader = CargoTest::default();
     let ended = children::run_lines(cargo, GROUP_LIMIT, |line| {
         println!("{line}");

@@ -16,8 +16,8 @@ def attach(job: str | int | None = None) -> None:
     that ``dragon`` or ``srun --dragon`` started, and in ``dragon attach``. An interpreter that was started in another way
     calls this, before it uses the runtime.
 
-    ``job`` is the name that ``dragon status`` prints, or the number of a Slurm job. Without it, it is the runtime that the
-    environment names, else that of the Slurm job around this process, else the only one of the user on this machine.
+    ``job`` is the name that ``dragon status`` prints, or a job of Slurm or PBS. Without it, it is the runtime that the
+    environment names, else that of the job around this process, else the only one of the user on this machine.
 
     Raises :class:`NoRuntimeError` when there is none, or several and no word which, and when this interpreter is attached
     to another one.
@@ -66,12 +66,20 @@ def _listening() -> list[tuple[str, int, str]]:
     return sorted(found)
 
 
+def _is_job(name: str, wanted: str) -> bool:
+    """Whether a runtime is of a job: by its name, or as one of its steps. Those of PBS lack the domain of the server."""
+    number, _, rest = wanted.partition(".")
+    server, _, domain = rest.partition(".")
+    names = [wanted] if not domain or domain.isdigit() else [wanted, f"{number}.{server}"]
+    return any(name == job or name.startswith(job + ".") for job in names)
+
+
 def _choose(found: list[tuple[str, int, str]], job: str | None) -> str:
     def of(wanted: str | None) -> list[str]:
-        jobs = (j for j, _, _ in found if wanted is None or j == wanted or j.startswith(wanted + "."))
+        jobs = (j for j, _, _ in found if wanted is None or _is_job(j, wanted))
         return list(dict.fromkeys(jobs))
 
-    jobs = of(job or os.environ.get("SLURM_JOB_ID"))
+    jobs = of(job or os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID"))
     if not jobs and job is None:
         jobs = of(None)
     if len(jobs) == 1:

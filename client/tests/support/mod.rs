@@ -27,7 +27,7 @@ use dragon_channels::recover;
 use dragon_protocol::attach::{
     AttachHello, AttachReply, Attached, REPLY_MAGIC, Region, RegionKind, release_bytes,
 };
-use dragon_protocol::control::{ClientReply, ClientRequest, Membership, PoolGiven};
+use dragon_protocol::control::{ClientReply, ClientRequest, Membership, Numbered, PoolGiven};
 use dragon_protocol::launch::NodeInfo;
 use dragon_protocol::{Code, NodeIndex, ObjectId, PROTOCOL_VERSION, RuntimeId, SlotId, frame};
 use dragon_shmem::pool::table::{InProcess, PoolTable, Unlimited};
@@ -193,7 +193,7 @@ impl Node {
         }
         let slot = self.member.control().claim_slot(1).unwrap();
         self.admit(&client, slot);
-        while let Some(request) = read(&mut client) {
+        while let Some((number, request)) = read(&mut client) {
             let pool = self.pool_for(slot, &request);
             let answer = match &pool {
                 Some(Ok((pool, object))) => ClientReply::Pool(PoolGiven {
@@ -207,7 +207,7 @@ impl Node {
                 None => self.answer(request),
             };
             let mut bytes = Vec::new();
-            frame::encode(&answer, &mut bytes).unwrap();
+            frame::encode(&(number, answer), &mut bytes).unwrap();
             if let Some(Ok((pool, _))) = &pool {
                 let fds = [pool.meta(), pool.data()].map(|region| region.fd().unwrap());
                 send(client.as_fd(), &bytes, &fds);
@@ -301,7 +301,7 @@ impl Node {
     }
 }
 
-fn read(client: &mut UnixStream) -> Option<ClientRequest> {
+fn read(client: &mut UnixStream) -> Option<Numbered<ClientRequest>> {
     let mut head = [0; 4];
     client.read_exact(&mut head).ok()?;
     let mut body = vec![0; frame::body_length(head).ok()?];

@@ -171,7 +171,8 @@ pub fn is_descendant(pid: u32) -> bool {
     false
 }
 
-fn parent_of(pid: u32) -> Option<u32> {
+/// The process that started another one, or adopted it.
+pub(crate) fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name is in parentheses, and may hold any character.
     let rest = stat.rsplit_once(')')?.1;

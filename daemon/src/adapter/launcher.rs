@@ -19,7 +19,7 @@ use crate::config::{Config, keys};
 /// The source that stands for standard input.
 pub const STDIN: &str = "-";
 /// How long the nodes may take to find each other where nobody says.
-pub(super) const BRING_UP: Duration = Duration::from_secs(30);
+pub const BRING_UP: Duration = Duration::from_secs(30);
 
 /// Exit code of a daemon, other than the first, that did not come up. Only the launcher sees it.
 pub const NOT_UP: u8 = 121;
@@ -117,7 +117,7 @@ pub fn read(source: &OsStr) -> Result<Job> {
             .collect(),
         forward_output: spec.forward_output,
         siblings: 0,
-        cpus: None,
+        cpus: spec.cpus,
         network: config.network(),
         config,
         manager: if by_stdin {

@@ -5,27 +5,31 @@ use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dragon_daemon::adapter::launcher::STDIN;
-use dragon_daemon::adapter::{self, Role, client};
+use dragon_daemon::adapter::{self, Role, client, join};
 use dragon_daemon::config::keys;
-use dragon_daemon::supervisor::{self, SUPERVISED};
-use dragon_daemon::{journal, services, sibling};
+use dragon_daemon::supervisor::{self, APART, SUPERVISED};
+use dragon_daemon::{journal, services, sibling, sweep};
 use dragon_protocol::env;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
+/// How long the end waits for whoever reads what was said.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
-    match run() {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            journal::say(&format!("{error:#}"));
-            let arguments: Vec<_> = std::env::args_os().collect();
-            ExitCode::from(adapter::launcher::not_up(&arguments))
-        }
-    }
+    sweep::hear_of_children();
+    let code = run().unwrap_or_else(|error| {
+        journal::say(&format!("{error:#}"));
+        let arguments: Vec<_> = std::env::args_os().collect();
+        adapter::launcher::not_up(&arguments)
+    });
+    journal::flush(LAST_WORDS);
+    ExitCode::from(code)
 }
 
 fn run() -> Result<u8> {
@@ -43,7 +47,8 @@ fn run() -> Result<u8> {
         println!("dragond {}", dragon_protocol::RELEASE);
         return Ok(0);
     }
-    let behind_a_shell = arguments.iter().any(|word| word == STDIN);
+    let behind_a_shell = arguments.iter().any(|word| word == STDIN || word == APART)
+        || join::way(&arguments).is_some();
     if !under_slurm && behind_a_shell && !arguments.iter().any(|word| word == SUPERVISED) {
         return supervisor::run(&arguments);
     }
@@ -52,6 +57,7 @@ fn run() -> Result<u8> {
         && arguments.len() > 1)
         .then(|| arguments.swap_remove(1));
     let role = adapter::detect(launch.as_deref(), &arguments)?;
+    journal::write_by_thread().context("cannot start a thread")?;
     log(&role);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -71,7 +77,7 @@ fn log(role: &Role) {
     let filter = job.config.text(&keys::LOG);
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new(keys::LOG.default));
     let heard = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(|| journal::Aloud)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_filter(filter);

@@ -17,15 +17,16 @@ pub enum Command {
     ///
     /// Each layer overrides the one before: defaults, /etc/dragon/dragond.toml, dragon/dragond.toml below $XDG_CONFIG_HOME
     /// (else ~/.config), DRAGON_SETTING in the environment, options. The options of this command show what they would do.
+    #[command(after_help = CONFIG_EXAMPLES)]
     Config(ConfigArguments),
     /// Print completions for a shell.
-    ///
-    /// For example: dragon completions bash > ~/.local/share/bash-completion/completions/dragon
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
         /// bash, elvish, fish, powershell or zsh.
         shell: clap_complete::Shell,
     },
     /// Print the manual page, or write the pages of all commands into a folder.
+    #[command(after_help = MAN_EXAMPLES)]
     Man {
         /// Folder for the pages.
         #[arg(long, value_name = "FOLDER")]
@@ -35,6 +36,25 @@ pub enum Command {
     #[command(flatten)]
     Tool(Tool),
 }
+
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  dragon config                        the settings in force, and where each came from
+  dragon config --label node --json    what they would be with an option; for programs
+  dragon config --sample > ~/.config/dragon/dragond.toml
+
+Exit codes: 0; 2 when a file, a variable or an option makes no sense: the sentence says where it stands.";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  dragon completions bash > ~/.local/share/bash-completion/completions/dragon
+  dragon completions zsh > ~/.zfunc/_dragon
+  dragon completions fish > ~/.config/fish/completions/dragon.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  dragon man | man -l -
+  dragon man --folder ~/.local/share/man/man1";
 
 /// What `dragon config` takes.
 #[derive(Debug, clap::Args)]
@@ -111,7 +131,9 @@ fn config(arguments: &ConfigArguments) -> Result<()> {
 /// Everything that can be typed behind `dragon`, for completions and manual pages.
 fn whole() -> clap::Command {
     let commands = CommandLine::command();
-    super::Arguments::command().subcommands(commands.get_subcommands().cloned())
+    super::Arguments::command()
+        .after_help(super::EXAMPLES)
+        .subcommands(commands.get_subcommands().cloned())
 }
 
 /// Names of the commands and what they do, for the help.
@@ -135,5 +157,53 @@ fn say(text: &[u8]) -> Result<()> {
             Err(error).context("cannot print")
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum;
+    use clap_complete::Shell;
+
+    use super::*;
+
+    #[test]
+    fn every_command_teaches_by_examples() {
+        for command in CommandLine::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_default();
+            let example = format!("Examples:\n  dragon {}", command.get_name());
+            assert!(help.contains(&example), "{}: {help}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn completions_know_every_command_and_option() {
+        for shell in Shell::value_variants() {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut whole(), "dragon", &mut text);
+            let text = String::from_utf8(text).unwrap();
+            let commands = whole();
+            for command in commands.get_subcommands().chain([&commands]) {
+                let name = command.get_name();
+                assert!(text.contains(name), "{shell}: {name}");
+                let shown = command
+                    .get_arguments()
+                    .filter(|option| !option.is_hide_set());
+                for option in shown.filter_map(clap::Arg::get_long) {
+                    assert!(text.contains(option), "{shell}: {name} --{option}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_manual_page_has_examples_and_exit_codes() {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(whole()).render(&mut page).unwrap();
+        let page = String::from_utf8(page).unwrap();
+        for words in ["dragon attach", "Exit codes: the program", "124 when"] {
+            assert!(page.contains(words), "{words}");
+        }
     }
 }

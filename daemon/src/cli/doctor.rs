@@ -5,6 +5,7 @@
 
 mod limits;
 mod network;
+mod pbs;
 mod programs;
 mod system;
 
@@ -97,7 +98,7 @@ pub fn run(arguments: &Doctor) -> Result<u8> {
         network::libfabric(),
         programs::daemon(),
         programs::python(),
-        programs::workload_manager(),
+        workload_manager(),
     ];
     let count = |verdict| checks.iter().filter(|c| c.verdict == verdict).count();
     let (failed, warned) = (count(Verdict::Fail), count(Verdict::Warn));
@@ -112,6 +113,13 @@ pub fn run(arguments: &Doctor) -> Result<u8> {
         ))?;
     }
     Ok(u8::from(failed > 0))
+}
+
+/// The workload manager: that of the job around this command, else what this machine has.
+fn workload_manager() -> Check {
+    let slurm_first = !pbs::inside() && programs::is_slurm();
+    let other = if slurm_first { None } else { pbs::check() };
+    other.unwrap_or_else(programs::workload_manager)
 }
 
 /// The settings that a job would have.

@@ -13,7 +13,7 @@ pub struct Habits {
     #[arg(short = 'm', long = "multi-node-override", conflicts_with = "single")]
     pub multi: bool,
 
-    /// Who starts the nodes: ssh, with a host list.
+    /// Who starts the nodes: ssh, with a host list; pbs, in a job of PBS.
     #[arg(short = 'w', long = "wlm", value_name = "NAME", hide = true)]
     pub manager: Option<String>,
 
@@ -62,23 +62,43 @@ impl Habits {
     /// # Errors
     /// When one means something that is done otherwise here; the sentence says how.
     pub fn check(&self, place: &Place) -> Result<()> {
-        let several = !matches!(place, Place::Here(1));
+        let several = match place {
+            Place::Here(nodes) => *nodes > 1,
+            // What the workload manager gives is as many as it is.
+            Place::Hosts(_) | Place::Pbs(_) => true,
+        };
         if self.multi && !several {
             bail!(
-                "-m (--multi-node-override) needs to know the nodes: add --hostlist or --hostfile, or -N 2 --local-nodes for nodes on this machine; under Slurm type srun --dragon PROGRAM"
+                "-m (--multi-node-override) needs to know the nodes: add --hostlist or --hostfile, or -N 2 --local-nodes for nodes on this machine; under Slurm type srun --dragon PROGRAM, under PBS qsub a script that says dragon PROGRAM"
             );
         }
         match self.manager.as_deref() {
             None => {}
             Some("ssh") if matches!(place, Place::Hosts(_)) => {}
+            Some("ssh") if matches!(place, Place::Pbs(_)) => {
+                bail!(
+                    "--wlm ssh needs --hostlist or --hostfile; in this job of PBS dragon PROGRAM alone starts its nodes, by PBS itself"
+                )
+            }
             Some("ssh") => bail!("--wlm ssh needs --hostlist or --hostfile"),
+            Some("pbs" | "pbs+ssh" | "pbs+pals") if matches!(place, Place::Pbs(_)) => {}
+            Some(name @ ("pbs" | "pbs+ssh" | "pbs+pals")) if several => {
+                bail!(
+                    "--wlm {name}: the nodes are named already; leave out --wlm, or, for the nodes of a job of PBS, --hostlist, --hostfile and --local-nodes"
+                )
+            }
+            Some(name @ ("pbs" | "pbs+ssh" | "pbs+pals")) => {
+                bail!(
+                    "--wlm {name}: there are no nodes of a job of PBS to take; qsub a script that says dragon PROGRAM, or type it in qsub -I, without -s"
+                )
+            }
             Some("slurm") => {
                 bail!(
                     "--wlm slurm: under Slurm srun starts the nodes; type srun -N4 --dragon PROGRAM"
                 )
             }
             Some(other) => bail!(
-                "--wlm {other} is not available in this release; use srun --dragon under Slurm, or --hostlist or --hostfile for ssh"
+                "--wlm {other} is not available in this release; use srun --dragon under Slurm, qsub under PBS, or --hostlist or --hostfile for ssh"
             ),
         }
         if self.idle.is_some() || self.resilient || self.exhaust_resources {

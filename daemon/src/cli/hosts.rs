@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use dragon_protocol::hostlist;
 
 use super::Arguments;
+use crate::adapter::pbs::Allocation;
+use crate::journal::say;
 
 /// Where the nodes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub enum Place {
     Here(u32),
     /// On these hosts, by the remote shell.
     Hosts(Vec<String>),
+    /// On the hosts of the job of PBS that this process is in, by its task manager.
+    Pbs(Allocation),
 }
 
 /// Reads the host options.
@@ -38,25 +42,102 @@ pub fn place(arguments: &Arguments) -> Result<Place> {
                     "--nodes 0 --local-nodes: this machine has no number of nodes of its own; say how many, 1 to 4096"
                 )
             }
-            Some(nodes) if nodes > 1 && !arguments.local_nodes => {
-                bail!(
-                    "--nodes {nodes} needs to know where: add --local-nodes for {nodes} nodes on this machine, or --hostlist or --hostfile; under Slurm type srun -N{nodes} --dragon PROGRAM"
-                )
+            nodes if arguments.single || arguments.local_nodes => {
+                return Ok(Place::Here(nodes.unwrap_or(1).max(1)));
             }
-            nodes => return Ok(Place::Here(nodes.unwrap_or(1).max(1))),
+            nodes => return around(nodes),
         },
     };
     if hosts.is_empty() {
         bail!("the host list names no host");
     }
-    if let Some(nodes) = arguments.nodes.filter(|n| *n > 0).map(|n| n as usize) {
-        if nodes > hosts.len() {
-            bail!(
-                "--nodes {nodes}, but the host list names only {} hosts",
-                hosts.len()
-            );
+    shorten(&mut hosts, arguments.nodes, "the host list names")?;
+    Ok(Place::Hosts(hosts))
+}
+
+/// The place where nobody names one: the hosts of the workload manager's job around this command, or this machine.
+fn around(nodes: Option<u32>) -> Result<Place> {
+    if let Some(allocation) = Allocation::here() {
+        let mut allocation = allocation?;
+        let granted = format!("job {} of PBS has", allocation.id);
+        shorten(&mut allocation.hosts, nodes, &granted)?;
+        return Ok(Place::Pbs(allocation));
+    }
+    if let Some(nodes @ 2..) = nodes {
+        bail!(
+            "--nodes {nodes} needs to know where: add --local-nodes for {nodes} nodes on this machine, or --hostlist or --hostfile; under Slurm type srun -N{nodes} --dragon PROGRAM, under PBS qsub a script that says dragon PROGRAM"
+        );
+    }
+    let variable = |name: &str| std::env::var(name).ok();
+    if nodes != Some(1)
+        && let Some(sentence) = one_of_slurm(variable)
+    {
+        say(&sentence);
+    }
+    Ok(Place::Here(1))
+}
+
+/// What is said where a runtime on one node is started in an allocation of Slurm that has more.
+fn one_of_slurm(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let job = variable("SLURM_JOB_ID")?;
+    let nodes: u32 = variable("SLURM_JOB_NUM_NODES")?.parse().ok()?;
+    (nodes > 1).then(|| {
+        format!(
+            "job {job} of Slurm has {nodes} nodes, and this runtime only this one: srun --dragon PROGRAM takes them all; -s says that one is meant"
+        )
+    })
+}
+
+/// Leaves the first so many; 0 stands for all.
+fn shorten<T>(hosts: &mut Vec<T>, nodes: Option<u32>, who: &str) -> Result<()> {
+    let nodes = nodes.filter(|nodes| *nodes > 0).map(|nodes| nodes as usize);
+    if let Some(nodes) = nodes {
+        let all = hosts.len();
+        if nodes > all {
+            bail!("--nodes {nodes}, but {who} only {all} hosts");
         }
         hosts.truncate(nodes);
     }
-    Ok(Place::Hosts(hosts))
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_nodes_of_slurm_one_is_not_taken_silently() {
+        let said = |variables: &[(&str, &str)]| {
+            let of = |name: &str| variables.iter().find(|(other, _)| *other == name);
+            one_of_slurm(|name| of(name).map(|(_, value)| (*value).to_owned()))
+        };
+        let job = ("SLURM_JOB_ID", "47");
+        let sentence = said(&[job, ("SLURM_JOB_NUM_NODES", "4")]).unwrap();
+        assert!(
+            sentence.contains("job 47 of Slurm has 4 nodes"),
+            "{sentence}"
+        );
+        for one in [
+            &[][..],
+            &[job],
+            &[job, ("SLURM_JOB_NUM_NODES", "1")],
+            &[job, ("SLURM_JOB_NUM_NODES", "x")],
+            &[("SLURM_JOB_NUM_NODES", "4")],
+        ] {
+            assert_eq!(said(one), None, "{one:?}");
+        }
+    }
+
+    #[test]
+    fn no_more_hosts_than_there_are() {
+        let left = |nodes| {
+            let mut hosts = vec![1, 2, 3];
+            shorten(&mut hosts, nodes, "it has").map(|()| hosts.len())
+        };
+        assert_eq!(left(None).unwrap(), 3);
+        assert_eq!(left(Some(0)).unwrap(), 3);
+        assert_eq!(left(Some(2)).unwrap(), 2);
+        let error = left(Some(4)).unwrap_err().to_string();
+        assert_eq!(error, "--nodes 4, but it has only 3 hosts");
+    }
 }

@@ -2,33 +2,40 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use dragon_protocol::env;
 use dragon_protocol::frame::{self, FrameError};
 use dragon_protocol::launch::{FromLauncher, LaunchSpec};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Resource, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::hosts::{Place, place};
 use super::outputs::Outputs;
-use super::{Arguments, RUNTIME_FAILED};
-use crate::adapter::launcher::{self, NOT_UP, STDIN};
+use super::{Arguments, RUNTIME_FAILED, TIME_IS_UP};
+use crate::adapter::host_limit;
+use crate::adapter::join::Door;
+use crate::adapter::launcher::{self, BRING_UP, NOT_UP, STDIN};
+use crate::adapter::pbs::{Allocation, tm};
 use crate::config::{Config, keys};
-use crate::journal::say;
+use crate::journal::{self, say};
 use crate::parent_death::die_with_parent;
 use crate::program;
 use crate::readable::end_of;
+use crate::supervisor::APART;
 use crate::sweep;
 
 /// Children of a node in the tree of daemons.
@@ -50,6 +57,8 @@ const HINT_WAIT: Duration = Duration::from_secs(1);
 const ROOM_IN_PIPE: usize = 16 << 10;
 /// Exit code of ssh for its own errors.
 const SHELL_FAILED: u8 = 255;
+/// Exit code of what SIGKILL ended.
+const KILLED: u8 = 128 + 9;
 
 /// Why nothing was run, and the exit code for that.
 #[derive(Debug)]
@@ -81,7 +90,7 @@ pub fn launch(arguments: &Arguments) -> Result<u8, Failure> {
     let directory = enter(arguments.cwd.as_deref()).map_err(usage)?;
     program::use_interpreter(config.text(&keys::PYTHON));
     // On another machine the file may exist that does not exist here: there its daemon says so.
-    if let Place::Here(_) = place {
+    if let Place::Here(_) | Place::Pbs(_) = place {
         program::resolve(&arguments.program).map_err(|no| Failure {
             error: anyhow!(no.text),
             code: no.code,
@@ -108,6 +117,10 @@ pub fn launch(arguments: &Arguments) -> Result<u8, Failure> {
         directory,
         directory_needed: arguments.cwd.is_some(),
     };
+    // Whoever reads standard error may be slow; the daemons and the signals for them do not wait for that.
+    journal::write_by_thread()
+        .context("cannot start a thread")
+        .map_err(failed)?;
     let code = runtime.block_on(run(&start)).map_err(failed);
     sweep::kill_all_but(inherited);
     code
@@ -127,7 +140,12 @@ struct Start<'a> {
 
 async fn run(start: &Start<'_>) -> Result<u8> {
     let mut signals = Signals::new()?;
-    let mut daemons = start_all(start)?;
+    let (mut daemons, door) = start_all(start)?;
+    let mut door = door.map(|door| {
+        let limit = start.config.number(&keys::BRING_UP_LIMIT);
+        let limit = limit.map_or(BRING_UP, Duration::from_secs);
+        tokio::spawn(door.admit(Instant::now() + limit))
+    });
     let mut code = None;
     // Of those who ended by themselves, whom the job was left to.
     let mut others_code = 0;
@@ -188,6 +206,10 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                     next = Some(at_latest(next, FIRST_WAIT));
                 }
             }
+            refused = intruder(&mut door) => {
+                say(&format!("{refused:#}"));
+                next = Some((Instant::now(), Last::Terminate));
+            }
             signal = signals.next() => {
                 let limit = match signal {
                     Signal::INT => interrupts.limit(),
@@ -211,7 +233,7 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                 Last::Kill => {
                     for (rank, daemon) in &daemons {
                         say(&format!("the daemon of node {rank} ({}) did not end in time and is killed", daemon.host));
-                        daemon.send(Signal::KILL);
+                        daemon.kill();
                     }
                     None
                 }
@@ -220,6 +242,18 @@ async fn run(start: &Start<'_>) -> Result<u8> {
     }
     let others_code = Some(others_code).filter(|code| *code != 0);
     Ok(code.or(others_code).unwrap_or(RUNTIME_FAILED))
+}
+
+/// Waits until somebody joins the job who is none of its daemons.
+async fn intruder(door: &mut Option<JoinHandle<Result<()>>>) -> anyhow::Error {
+    if let Some(admitting) = door {
+        let admitted = admitting.await;
+        *door = None;
+        if let Ok(Err(refused)) = admitted {
+            return refused;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Passes a signal on. The first daemon ends the others; it is the one that lives longest. Where its remote shell hangs the
@@ -284,13 +318,15 @@ impl Interrupts {
     }
 }
 
-/// A daemon, or the remote shell that runs it.
+/// A daemon, or what runs it on its host: the remote shell, or a task of the workload manager.
 struct Daemon {
     child: Child,
     pidfd: AsyncFd<OwnedFd>,
     host: String,
     /// Open for as long as this process lives: through a remote shell, its end tells the daemon that the launcher is gone.
     line: Option<Line>,
+    /// Whether it is a task of the workload manager.
+    task: bool,
     /// The launch message of a local daemon, which opens it by its path below `/proc`.
     _message: Option<io::PipeReader>,
 }
@@ -309,21 +345,34 @@ impl Daemon {
         }
     }
 
+    /// Kills it. What stands for a task does that when it is told once more.
+    fn kill(&self) {
+        self.send(if self.task {
+            Signal::TERM
+        } else {
+            Signal::KILL
+        });
+    }
+
     fn send(&self, signal: Signal) -> bool {
         rustix::process::pidfd_send_signal(&self.pidfd, signal).is_ok()
     }
 }
 
-fn start_all(start: &Start<'_>) -> Result<BTreeMap<u32, Daemon>> {
+fn start_all(start: &Start<'_>) -> Result<(BTreeMap<u32, Daemon>, Option<Door>)> {
     let hosts = match &start.place {
         Place::Here(nodes) => vec!["127.0.0.1".to_owned(); *nodes as usize],
         Place::Hosts(hosts) => hosts.clone(),
+        Place::Pbs(allocation) => names_of(allocation),
     };
     let mut key = [0; 32];
     getrandom::fill(&mut key).context("no random numbers from the kernel")?;
     let mut spec = LaunchSpec {
         key,
-        job: std::process::id().to_string(),
+        job: match &start.place {
+            Place::Pbs(allocation) => allocation.name(),
+            _ => std::process::id().to_string(),
+        },
         rank: 0,
         hosts,
         fanout: FANOUT,
@@ -337,6 +386,7 @@ fn start_all(start: &Start<'_>) -> Result<BTreeMap<u32, Daemon>> {
         directory: start.directory.clone().into_os_string().into_vec(),
         directory_needed: start.directory_needed,
         forward_output: !start.outputs.one_for_each_node(),
+        cpus: None,
     };
     if let Place::Here(nodes @ 2..) = start.place
         && start.config.number(&keys::POOL).is_none()
@@ -346,23 +396,45 @@ fn start_all(start: &Start<'_>) -> Result<BTreeMap<u32, Daemon>> {
     }
     let dragond = dragond()?;
     let mut daemons = BTreeMap::new();
+    let mut door = match &start.place {
+        Place::Pbs(allocation) if allocation.hosts.len() > 1 => {
+            ensure!(
+                !start.outputs.one_for_each_node(),
+                "--output with %n: the nodes of a job of PBS have no output of their own; leave %n out"
+            );
+            Some(Door::open(spec.hosts.clone(), host_limit(&start.config))?)
+        }
+        _ => None,
+    };
     for (rank, host) in (0..).zip(spec.hosts.clone()) {
         spec.rank = rank;
-        let mut command = match start.place {
-            Place::Here(_) => Command::new(&dragond),
-            Place::Hosts(_) => remote_shell(start.config.text(&keys::RSH), &host, &dragond)?,
+        let granted = match &start.place {
+            Place::Pbs(allocation) => allocation.hosts.get(rank as usize),
+            _ => None,
+        };
+        spec.cpus = granted.and_then(|host| host.cpus);
+        let mut command = match (&start.place, granted) {
+            (Place::Hosts(_), _) => remote_shell(start.config.text(&keys::RSH), &host, &dragond)?,
+            (_, Some(host)) if rank != 0 => tm::command(host.tm_index, &dragond)?,
+            _ => Command::new(&dragond),
         };
         start.outputs.give(&mut command, rank)?;
-        let daemon = match start.place {
-            Place::Here(_) => start_here(command, &spec),
-            Place::Hosts(_) => start_on_host(command, &host, &spec),
+        let daemon = match (&start.place, &mut door) {
+            (Place::Hosts(_), _) => start_on_host(command, &host, &spec),
+            (Place::Pbs(_), Some(door)) if rank != 0 => start_by_tm(command, &host, &spec, door),
+            (place, _) => start_here(command, &spec, matches!(place, Place::Pbs(_))),
         };
         daemons.insert(
             rank,
             daemon.with_context(|| format!("cannot start the daemon of node {rank} ({host})"))?,
         );
     }
-    Ok(daemons)
+    Ok((daemons, door))
+}
+
+fn names_of(allocation: &Allocation) -> Vec<String> {
+    let hosts = allocation.hosts.iter();
+    hosts.map(|host| host.name.clone()).collect()
 }
 
 /// Daemons that share a machine share its memory.
@@ -370,7 +442,7 @@ fn local_pool(nodes: u32) -> u64 {
     (crate::resources::granted().memory / 2 / u64::from(nodes)).max(keys::LEAST_POOL)
 }
 
-fn start_here(mut command: Command, spec: &LaunchSpec) -> Result<Daemon> {
+fn start_here(mut command: Command, spec: &LaunchSpec, apart: bool) -> Result<Daemon> {
     let (reader, mut writer) = io::pipe()?;
     let message = encode(spec)?;
     // Larger than what a pipe holds: written by a thread, which ends with the daemon's end of the pipe.
@@ -380,6 +452,9 @@ fn start_here(mut command: Command, spec: &LaunchSpec) -> Result<Daemon> {
         .arg("--launch")
         .arg(source)
         .arg(launcher::from(spec.rank));
+    if apart {
+        command.arg(APART);
+    }
     if spec.rank != 0 {
         command.stdin(Stdio::null());
     }
@@ -410,33 +485,64 @@ fn start_on_host(mut command: Command, host: &str, spec: &LaunchSpec) -> Result<
     die_with_parent(&mut command, Signal::TERM, files);
     let mut child = command.spawn()?;
     let stdin = child.stdin.take().context("no pipe to the remote shell")?;
-    let line = Line(Arc::new(Mutex::new(stdin)));
-    let (message, first) = (encode(spec)?, spec.rank == 0);
-    let (writer, input) = (line.clone(), line.clone());
-    let message_fits = message.len() <= ROOM_IN_PIPE;
-    // One that ended at once says why itself.
-    let write = move || writer.write(&message).is_ok();
-    if message_fits && write() {
-        if first {
-            // What this process reads is the head's.
-            std::thread::spawn(move || input.pass_on_input());
-        }
-    } else if !message_fits {
-        // More than a pipe holds waits for a shell that may hang.
-        std::thread::spawn(move || {
-            if write() && first {
-                input.pass_on_input();
-            }
-        });
-    }
+    let line = Line::saying(OwnedFd::from(stdin), spec)?;
     watch(child, host.to_owned(), Some(line), None)
 }
 
-/// Standard input of a remote shell: what the launcher says to the daemon behind it.
+/// A task on a host of a job of PBS. The daemon there joins this process, and hears what it would hear behind a remote shell.
+fn start_by_tm(
+    mut command: Command,
+    host: &str,
+    spec: &LaunchSpec,
+    door: &mut Door,
+) -> Result<Daemon> {
+    let (says, ended) = door.expect(spec.rank)?;
+    command
+        .args(["--launch", &door.way()])
+        .arg(launcher::from(spec.rank))
+        .env(env::JOIN_KEY, door.key())
+        .stdin(ended);
+    // When this process is killed the task is ended, which learns of it by the end of its line, too.
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    die_with_parent(&mut command, Signal::TERM, files);
+    let child = command.spawn()?;
+    let line = Line::saying(OwnedFd::from(says), spec)?;
+    let daemon = watch(child, host.to_owned(), Some(line), None)?;
+    Ok(Daemon {
+        task: true,
+        ..daemon
+    })
+}
+
+/// What the launcher says to a daemon on another host: standard input of a remote shell, or a line by which it has joined.
 #[derive(Clone)]
-struct Line(Arc<Mutex<ChildStdin>>);
+struct Line(Arc<Mutex<File>>);
 
 impl Line {
+    /// Begins with the launch message. What follows for the first daemon is what this process reads: the head's.
+    fn saying(pipe: OwnedFd, spec: &LaunchSpec) -> Result<Self> {
+        let line = Self(Arc::new(Mutex::new(pipe.into())));
+        let (message, first) = (encode(spec)?, spec.rank == 0);
+        let (writer, input) = (line.clone(), line.clone());
+        let message_fits = message.len() <= ROOM_IN_PIPE;
+        // One that ended at once says why itself.
+        let write = move || writer.write(&message).is_ok();
+        if message_fits && write() {
+            if first {
+                // What this process reads is the head's.
+                std::thread::spawn(move || input.pass_on_input());
+            }
+        } else if !message_fits {
+            // More than a pipe holds waits for a shell that may hang.
+            std::thread::spawn(move || {
+                if write() && first {
+                    input.pass_on_input();
+                }
+            });
+        }
+        Ok(line)
+    }
+
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
         self.0
             .lock()
@@ -492,6 +598,7 @@ fn watch(
         pidfd: end_of(child.id())?,
         host,
         line,
+        task: false,
         _message: message,
         child,
     })
@@ -562,8 +669,8 @@ fn complain(rank: u32, host: &str, status: std::process::ExitStatus) {
         (_, Some(signal)) => format!("was ended by signal {signal}"),
         // The first one ends with the exit code of the head.
         (Some(code), _) if rank != 0 => match code.try_into() {
-            Ok(0 | NOT_UP | RUNTIME_FAILED) => return,
-            Ok(program::NOT_FOUND | program::NOT_EXECUTABLE) => format!(
+            Ok(0 | NOT_UP | RUNTIME_FAILED | TIME_IS_UP) => return,
+            Ok(program::NOT_FOUND | program::NOT_EXECUTABLE | tm::NOT_STARTED) => format!(
                 "cannot be started there (exit code {code}); Dragon must be installed in the same place on all hosts"
             ),
             Ok(SHELL_FAILED) => format!(
@@ -582,7 +689,9 @@ fn complain(rank: u32, host: &str, status: std::process::ExitStatus) {
 /// of them has its exit code.
 fn goes_on_without(rank: u32, status: std::process::ExitStatus) -> bool {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
-    let lost = matches!(code, None | Some(RUNTIME_FAILED | SHELL_FAILED));
+    // Behind a remote shell a daemon that was killed has its supervisor's exit code. It is the first one's too when the head
+    // was killed, but then the others were told to end.
+    let lost = matches!(code, None | Some(RUNTIME_FAILED | SHELL_FAILED | KILLED));
     lost || rank != 0 && !never_up(status)
 }
 
@@ -592,7 +701,9 @@ fn never_up(status: std::process::ExitStatus) -> bool {
     // A remote shell that loses its connection later on loses the node too.
     matches!(
         code,
-        Some(NOT_UP | program::NOT_FOUND | program::NOT_EXECUTABLE | SHELL_FAILED)
+        Some(
+            NOT_UP | program::NOT_FOUND | program::NOT_EXECUTABLE | tm::NOT_STARTED | SHELL_FAILED
+        )
     )
 }
 
@@ -661,6 +772,24 @@ impl Signals {
             _ = self.user1.recv() => Signal::USR1,
             _ = self.user2.recv() => Signal::USR2,
             _ = self.interrupt.recv() => Signal::INT,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    #[test]
+    fn a_first_daemon_that_was_killed_leaves_the_job_to_the_others() {
+        let code = |code: i32| ExitStatus::from_raw(code << 8);
+        for lost in [ExitStatus::from_raw(9), code(137), code(125), code(255)] {
+            assert!(goes_on_without(0, lost), "{lost}");
+        }
+        for end in [code(0), code(7), code(143)] {
+            assert!(!goes_on_without(0, end), "{end}");
         }
     }
 }

@@ -157,11 +157,15 @@ fn list<T: Serialize>(
 }
 
 /// The nodes that did not answer, and why.
-struct Missing(Vec<(u32, String)>);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Missing(Vec<(u32, String)>);
 
 impl Missing {
     /// Parts answers into what came and who is missing.
-    fn part<T>(answers: Vec<NodeAnswer>, of: impl Fn(Answer) -> Option<T>) -> (Vec<T>, Self) {
+    pub(super) fn part<T>(
+        answers: Vec<NodeAnswer>,
+        of: impl Fn(Answer) -> Option<T>,
+    ) -> (Vec<T>, Self) {
         let (mut came, mut missing) = (Vec::new(), Vec::new());
         for answer in answers {
             let node = answer.node.get();
@@ -174,7 +178,21 @@ impl Missing {
         (came, Self(missing))
     }
 
-    fn json(&self) -> Value {
+    /// Those of another question too.
+    pub(super) fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self.0.sort_by_key(|(node, _)| *node);
+        self.0.dedup_by_key(|(node, _)| *node);
+        self
+    }
+
+    /// One line; empty when nobody is missing.
+    pub(super) fn text(&self) -> String {
+        let one = |(node, why): &(u32, String)| format!("node {node}: {why}");
+        self.0.iter().map(one).collect::<Vec<_>>().join("; ")
+    }
+
+    pub(super) fn json(&self) -> Value {
         let one = |(node, why): &(u32, String)| json!({ "node": node, "why": why });
         self.0.iter().map(one).collect()
     }
@@ -185,7 +203,7 @@ impl Missing {
         }
     }
 
-    fn code(&self) -> u8 {
+    pub(super) fn code(&self) -> u8 {
         if self.0.is_empty() { 0 } else { INCOMPLETE }
     }
 }
@@ -197,7 +215,7 @@ fn left_out(rows: usize, total: u64, what: &str) {
     }
 }
 
-fn print_json(value: &Value) -> Result<()> {
+pub(super) fn print_json(value: &Value) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use dragon_protocol::attach::{
     AttachHello, AttachReply, HELLO_MAGIC, REPLY_MAGIC, ROLE_INSPECT, mismatch_text, release_bytes,
 };
-use dragon_protocol::control::{ClientReply, ClientRequest};
+use dragon_protocol::control::{ClientReply, ClientRequest, Numbered};
 use dragon_protocol::inspect::{Inspect, NodeAnswer, Scope, Subject};
 use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, env, frame};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -23,6 +23,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::enter::enter_job;
 use super::tools::{Ask, Which};
+use crate::adapter::pbs::short;
 
 /// How much longer than the nodes' answers take the daemon of this node may think.
 const MARGIN: Duration = Duration::from_secs(30);
@@ -99,8 +100,9 @@ pub fn find(which: &Which, node: Option<NodeIndex>) -> Result<Found> {
             ),
         };
     }
-    let slurm = std::env::var("SLURM_JOB_ID").ok();
-    choose(&all, which.job.as_deref(), slurm.as_deref(), node)
+    let around = ["SLURM_JOB_ID", "PBS_JOBID"].map(|name| std::env::var(name).ok());
+    let around = around.into_iter().flatten().next();
+    choose(&all, which.job.as_deref(), around.as_deref(), node)
 }
 
 /// Whether the name of an attach socket is that of another user.
@@ -111,11 +113,12 @@ fn is_strangers(name: &str) -> bool {
     user.is_some_and(|user| user != rustix::process::getuid().as_raw().to_string())
 }
 
-/// Of several runtimes the one that is meant: by its job; else that of the Slurm job around this command; else the only one.
+/// Of several runtimes the one that is meant: by its job; else that of the workload manager's job around this command; else
+/// the only one.
 fn choose(
     all: &[Found],
     job: Option<&str>,
-    slurm: Option<&str>,
+    around: Option<&str>,
     node: Option<NodeIndex>,
 ) -> Result<Found> {
     let jobs = |wanted: Option<&str>| -> Vec<&str> {
@@ -124,7 +127,7 @@ fn choose(
         jobs.dedup();
         jobs
     };
-    let mut candidates = jobs(job.or(slurm));
+    let mut candidates = jobs(job.or(around));
     if candidates.is_empty() && job.is_none() {
         candidates = jobs(None);
     }
@@ -145,10 +148,18 @@ fn choose(
     }
 }
 
-/// Whether a runtime belongs to a job: by its name, or as one of its steps.
+/// Whether a runtime belongs to a job: by its name, or as one of its steps. Names of runtimes of PBS lack the domain of the
+/// server.
 pub(super) fn is_job(name: &str, wanted: &str) -> bool {
-    let step = name.strip_prefix(wanted);
-    step.is_some_and(|step| step.is_empty() || step.starts_with('.'))
+    let is = |wanted: &str| {
+        let step = name.strip_prefix(wanted);
+        step.is_some_and(|step| step.is_empty() || step.starts_with('.'))
+    };
+    let short = short(wanted);
+    let domain = wanted[short.len()..].trim_start_matches('.');
+    // A number in the place of a domain is that of one runtime of several.
+    is(wanted)
+        || !domain.is_empty() && !domain.bytes().all(|byte| byte.is_ascii_digit()) && is(short)
 }
 
 fn of_job(all: &[Found], job: &str, node: Option<NodeIndex>) -> Result<Found> {
@@ -177,6 +188,8 @@ pub(super) fn these(all: &[Found]) -> String {
 #[derive(Debug)]
 pub struct Conversation {
     stream: UnixStream,
+    /// Number of the last request: there is one at a time.
+    asked: u64,
 }
 
 impl Conversation {
@@ -221,7 +234,7 @@ impl Conversation {
         if reply.status.get() != Code::Ok.to_i32().cast_unsigned() {
             bail!("{}", String::from_utf8_lossy(&body));
         }
-        Ok(Self { stream })
+        Ok(Self { stream, asked: 0 })
     }
 
     /// Asks for answers of nodes.
@@ -260,7 +273,8 @@ impl Conversation {
 
     fn say(&mut self, request: &ClientRequest) -> Result<()> {
         let mut bytes = Vec::new();
-        frame::encode(request, &mut bytes)?;
+        self.asked += 1;
+        frame::encode_request(&(self.asked, request), &mut bytes)?;
         self.stream
             .write_all(&bytes)
             .context("the runtime has ended")
@@ -295,7 +309,8 @@ impl Conversation {
         silent(self.stream.read_exact(&mut head))?;
         let mut body = vec![0; frame::body_length(head)?];
         silent(self.stream.read_exact(&mut body))?;
-        match frame::decode(&body)? {
+        let (_, reply): Numbered<ClientReply> = frame::decode(&body)?;
+        match reply {
             ClientReply::Failed(_, text) => bail!("{text}"),
             reply => Ok(reply),
         }
@@ -354,6 +369,25 @@ Num       RefCount Protocol Flags    Type St Inode Path
 0000: 00000002 00000000 00010000 0001 01 106 @dragon/1000/80/x/00fb
 0000: 00000002 00000000 00010000 0001 01 107
 ";
+
+    #[test]
+    fn runtimes_belong_to_jobs() {
+        for (name, job, belongs) in [
+            ("4711.0", "4711", true),
+            ("4711.0", "471", false),
+            ("4711.0", "4711.0", true),
+            ("12.pbs.77", "12", true),
+            ("12.pbs.77", "12.pbs", true),
+            ("12.pbs.77", "12.pbs.site.org", true),
+            ("12.pbs.77", "12.pbs.77", true),
+            ("12.pbs.77", "12.pbs.78", false),
+            ("12.pbs.77", "12.other.site.org", false),
+            ("12[3].pbs.77", "12[3]", true),
+            ("12[3].pbs.77", "12", false),
+        ] {
+            assert_eq!(is_job(name, job), belongs, "{name} {job}");
+        }
+    }
 
     fn all() -> Vec<Found> {
         parse(TABLE, 1000)

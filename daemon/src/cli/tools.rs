@@ -9,6 +9,19 @@ use dragon_protocol::inspect::{LogLevel, MOST_ROWS, PATIENCE_MS, Scope};
 
 use super::{attach, doctor, objects, top};
 
+/// What stands below the help of a command that asks a runtime.
+macro_rules! teach {
+    ($($line:literal),* $(,)?) => {
+        concat!(
+            "Examples:\n",
+            $($line, "\n",)*
+            "\nWithout --job it is the runtime that DRAGON_RUNTIME names, else that of the job which this shell is in, else the only one of yours on this \
+            machine.\n\n\
+            Exit codes: 0; 1 when there is no runtime, it refuses, or not all nodes answered; 2 for a bad command line."
+        )
+    };
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Tool {
@@ -19,32 +32,73 @@ pub enum Tool {
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(Attach),
     /// What a runtime is, its nodes, and how much passed between them.
+    #[command(after_help = teach!(
+        "  dragon status                        of the one runtime of yours on this machine",
+        "  dragon status --all-nodes            every node, and the connections between them",
+        "  dragon status --job 4711 --json      for programs",
+    ))]
     Status(Ask),
     /// The processes of a node.
+    #[command(after_help = teach!(
+        "  dragon ps                            of this node",
+        "  dragon ps --all-nodes --limit 100    the first hundred of all nodes",
+        "  dragon ps --node 2 --json            for programs",
+    ))]
     Ps(Ask),
     /// The channels of a node, and how full they are.
+    #[command(after_help = teach!(
+        "  dragon channels                      of this node: messages, room, and who waits",
+        "  dragon channels --all-nodes --json   for programs",
+    ))]
     Channels(Ask),
     /// The memory pools of a node, and how full they are.
+    #[command(after_help = teach!(
+        "  dragon pools                         of this node, with the largest owners of blocks",
+        "  dragon pools --all-nodes --json      for programs",
+    ))]
     Pools(Ask),
     /// What the daemons have logged.
+    #[command(after_help = teach!(
+        "  dragon logs                          the last lines of this node's daemon",
+        "  dragon logs -f --all-nodes           of all nodes, as they come, until Ctrl-C",
+        "  dragon logs --level warn --json      for programs",
+    ))]
     Logs(Logs),
     /// Nodes, processors, memory and messages on one screen, again and again.
+    ///
+    /// Keys: q ends; c, m, e and p sort by processor time, memory, messages and pid.
+    #[command(after_help = teach!(
+        "  dragon top                           every second",
+        "  dragon top --delay 5 --sort memory",
+        "  dragon top --once --json             for programs",
+    ))]
     Top(Top),
     /// Check this machine: what a runtime needs, what is in its way, and what to change.
-    ///
-    /// Exit code 1 when something fails.
+    #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(Doctor),
 }
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  dragon doctor                        every check, with what to change
+  dragon doctor --interface ib0,ib1    whether a job could use these
+  dragon doctor --json                 for programs
+
+Exit codes: 0; 1 when a check fails; 2 for a bad command line.";
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:
   dragon attach                        a shell in the one runtime of yours on this machine
   dragon attach prog.py --its-option   a program
   dragon attach --job 4711 prog.py     of several runtimes; or in Slurm's job 4711, from outside
+  dragon attach --job 12.server        in PBS's job 12, from outside (by DRAGON_RSH, which is ssh by default)
   dragon attach --job 4711 --node 2    a shell on another node of it (srun --overlap takes you there)
 
-The runtime is the one that DRAGON_RUNTIME names, else that of the Slurm job which this shell is in, else the only one of
-yours on this machine.";
+The runtime is the one that DRAGON_RUNTIME names, else that of the job of Slurm or PBS which this shell is in, else the only one of
+yours on this machine.
+
+Exit codes: the program's; 128 + n when signal n ended it; 125 when there is no runtime; 126 when the program cannot be
+executed; 127 when it does not exist; 2 for a bad command line.";
 
 /// Which runtime.
 #[derive(Args, Clone, Debug)]
@@ -128,6 +182,10 @@ pub struct Top {
     /// Print one screen as text, and end.
     #[arg(long)]
     pub once: bool,
+
+    /// Print what is on it as JSON; docs/inspection.md lists the fields.
+    #[arg(long, requires = "once")]
+    pub json: bool,
 
     /// Seconds between two looks.
     #[arg(short, long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]

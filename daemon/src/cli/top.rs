@@ -20,10 +20,12 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Row, Table};
+use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::enter::enter_job;
+use super::objects::{Missing, print_json};
 use super::runtime::{Conversation, find};
 use super::table::{bytes, duration, print};
 use super::tools::Top;
@@ -55,8 +57,13 @@ pub fn run(arguments: &Top) -> Result<u8> {
     let mut conversation = Conversation::with(&find(&arguments.which, None)?)?;
     let first = Look::take(&mut conversation)?;
     if arguments.once {
-        print(&as_text(&first.screen(None), arguments.sort)?)?;
-        return Ok(0);
+        let screen = first.screen(None);
+        if arguments.json {
+            print_json(&as_json(&screen, arguments.sort))?;
+        } else {
+            print(&as_text(&screen, arguments.sort)?)?;
+        }
+        return Ok(screen.missing.code());
     }
     if !std::io::stdout().is_terminal() {
         bail!("standard output is no terminal; dragon top --once prints one screen as text");
@@ -180,7 +187,7 @@ struct Look {
     at: Instant,
     nodes: Vec<NodeStatus>,
     processes: Vec<ProcessRow>,
-    missing: Vec<String>,
+    missing: Missing,
 }
 
 impl Look {
@@ -188,25 +195,21 @@ impl Look {
         let mut ask = |subject| -> Result<Vec<NodeAnswer>> {
             conversation.inspect(subject, Scope::All, MOST_PROCESSES, PATIENCE_MS)
         };
-        let mut look = Self {
-            at: Instant::now(),
-            nodes: Vec::new(),
-            processes: Vec::new(),
-            missing: Vec::new(),
-        };
-        for answer in ask(Subject::Status)?
-            .into_iter()
-            .chain(ask(Subject::Processes)?)
-        {
-            match answer.answer {
-                Ok(Answer::Status(status)) => look.nodes.push(*status),
-                Ok(Answer::Processes(rows)) => look.processes.extend(rows.rows),
-                Ok(_) => {}
-                Err(why) => look.missing.push(format!("node {}: {why}", answer.node)),
-            }
-        }
-        look.missing.dedup();
-        Ok(look)
+        let at = Instant::now();
+        let (nodes, missing) = Missing::part(ask(Subject::Status)?, |answer| match answer {
+            Answer::Status(status) => Some(*status),
+            _ => None,
+        });
+        let (processes, more) = Missing::part(ask(Subject::Processes)?, |answer| match answer {
+            Answer::Processes(rows) => Some(rows.rows),
+            _ => None,
+        });
+        Ok(Self {
+            at,
+            nodes,
+            processes: processes.into_iter().flatten().collect(),
+            missing: missing.and(more),
+        })
     }
 
     /// What is shown, with rates since an earlier look.
@@ -274,7 +277,22 @@ impl Look {
 struct Screen {
     nodes: Vec<NodeLine>,
     processes: Vec<ProcessLine>,
-    missing: Vec<String>,
+    missing: Missing,
+}
+
+impl Screen {
+    /// The processes in the order in which they are shown.
+    fn sorted(&self, sort: Sort) -> Vec<&ProcessLine> {
+        let mut sorted: Vec<_> = self.processes.iter().collect();
+        sorted.sort_by_key(|line| (line.row.node, line.row.pid));
+        match sort {
+            Sort::Cpu => sorted.sort_by_key(|line| std::cmp::Reverse(line.cpu_percent)),
+            Sort::Memory => sorted.sort_by_key(|line| std::cmp::Reverse(line.row.rss_anon_bytes)),
+            Sort::Messages => sorted.sort_by_key(|line| std::cmp::Reverse(line.messages)),
+            Sort::Pid => {}
+        }
+        sorted
+    }
 }
 
 struct NodeLine {
@@ -303,9 +321,10 @@ fn percent(part: u64, of: u64) -> u64 {
 fn draw(frame: &mut Frame<'_>, screen: &Screen, sort: Sort) {
     let rows = u16::try_from(screen.nodes.len()).unwrap_or(u16::MAX);
     let nodes = rows.saturating_add(2).min(frame.area().height / 2);
+    let missing_text = screen.missing.text();
     let [title, missing, above, below, help] = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Length(u16::from(!screen.missing.is_empty())),
+        Constraint::Length(u16::from(!missing_text.is_empty())),
         Constraint::Length(nodes),
         Constraint::Min(0),
         Constraint::Length(1),
@@ -323,9 +342,9 @@ fn draw(frame: &mut Frame<'_>, screen: &Screen, sort: Sort) {
         );
         frame.render_widget(Line::from(text), title);
     }
-    frame.render_widget(Line::from(screen.missing.join("; ")), missing);
+    frame.render_widget(Line::from(missing_text), missing);
     draw_nodes(frame, &screen.nodes, above);
-    draw_processes(frame, &screen.processes, sort, below);
+    draw_processes(frame, &screen.sorted(sort), below);
     let keys = "q quit   sort by: c cpu   m memory   e messages   p pid";
     frame.render_widget(Line::from(keys), help);
 }
@@ -379,16 +398,7 @@ fn draw_nodes(frame: &mut Frame<'_>, nodes: &[NodeLine], area: Rect) {
     frame.render_widget(table, area);
 }
 
-fn draw_processes(frame: &mut Frame<'_>, processes: &[ProcessLine], sort: Sort, area: Rect) {
-    let mut sorted: Vec<_> = processes.iter().collect();
-    let place = |line: &&ProcessLine| (line.row.node, line.row.pid);
-    sorted.sort_by_key(place);
-    match sort {
-        Sort::Cpu => sorted.sort_by_key(|line| std::cmp::Reverse(line.cpu_percent)),
-        Sort::Memory => sorted.sort_by_key(|line| std::cmp::Reverse(line.row.rss_anon_bytes)),
-        Sort::Messages => sorted.sort_by_key(|line| std::cmp::Reverse(line.messages)),
-        Sort::Pid => {}
-    }
+fn draw_processes(frame: &mut Frame<'_>, sorted: &[&ProcessLine], area: Rect) {
     let row = |line: &&ProcessLine| {
         let row = &line.row;
         Row::new([
@@ -420,6 +430,35 @@ fn draw_processes(frame: &mut Frame<'_>, processes: &[ProcessLine], sort: Sort, 
     frame.render_widget(table, area);
 }
 
+/// What is on the screen, by the names that `dragon status` and `dragon ps` have for it.
+fn as_json(screen: &Screen, sort: Sort) -> Value {
+    let with = |row: Value, more: Value| match (row, more) {
+        (Value::Object(mut row), Value::Object(more)) => {
+            row.extend(more);
+            Value::Object(row)
+        }
+        (row, _) => row,
+    };
+    let node = |line: &NodeLine| {
+        let rates = json!({
+            "cpu_percent": line.busy_percent,
+            "sent_per_s": line.sent,
+            "received_per_s": line.received,
+            "remote_per_s": line.remote,
+        });
+        with(json!(line.status), rates)
+    };
+    let process = |line: &ProcessLine| {
+        let rates = json!({ "cpu_percent": line.cpu_percent, "messages_per_s": line.messages });
+        with(json!(line.row), rates)
+    };
+    json!({
+        "nodes": screen.nodes.iter().map(node).collect::<Vec<_>>(),
+        "processes": screen.sorted(sort).into_iter().map(process).collect::<Vec<_>>(),
+        "missing": screen.missing.json(),
+    })
+}
+
 /// One screen as text.
 fn as_text(screen: &Screen, sort: Sort) -> Result<String> {
     let (width, height) = ONCE;
@@ -438,6 +477,8 @@ fn as_text(screen: &Screen, sort: Sort) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use dragon_protocol::NodeIndex;
+
     use super::*;
 
     fn look(at: Instant, sent: u64, user_ms: u64) -> Look {
@@ -449,6 +490,10 @@ mod tests {
             age_s: 10,
             command: format!("program-{pid}"),
             ..ProcessRow::default()
+        };
+        let lost = NodeAnswer {
+            node: NodeIndex::new(1).unwrap(),
+            answer: Err("lost".to_owned()),
         };
         Look {
             at,
@@ -462,7 +507,7 @@ mod tests {
                 ..NodeStatus::default()
             }],
             processes: vec![process(7, 0, 2 << 20), process(8, user_ms, 1 << 20)],
-            missing: vec!["node 1: lost".to_owned()],
+            missing: Missing::part(vec![lost], |_| Some(())).1,
         }
     }
 
@@ -500,5 +545,32 @@ mod tests {
         assert!(place(Sort::Pid, "program-7") < place(Sort::Pid, "program-8"));
         assert_eq!(place(Sort::Pid, "job 4711"), 0);
         assert_eq!(place(Sort::Pid, "node 1: lost"), 1);
+        let order = |sort| {
+            let all = as_json(&screen, sort);
+            let rows = all["processes"].as_array().unwrap().clone();
+            rows.iter()
+                .map(|row| row["pid"].clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(order(Sort::Cpu), [8, 7]);
+        assert_eq!(order(Sort::Memory), [7, 8]);
+    }
+
+    #[test]
+    fn what_is_on_the_screen_is_told_as_json() {
+        let begin = Instant::now();
+        let second = look(begin + Duration::from_secs(2), 500, 2500);
+        let all = as_json(&second.screen(Some(&look(begin, 100, 1000))), Sort::Cpu);
+        let node = &all["nodes"][0];
+        assert_eq!(
+            (&node["host"], &node["sent_per_s"]),
+            (&json!("n1"), &json!(200))
+        );
+        let process = &all["processes"][0];
+        assert_eq!(
+            (&process["pid"], &process["cpu_percent"]),
+            (&json!(8), &json!(75))
+        );
+        assert_eq!(all["missing"], json!([{ "node": 1, "why": "lost" }]));
     }
 }

@@ -1,6 +1,7 @@
 //! The table of settings: from it come the options of the command, the names in files and in the environment, the
 //! commented sample, and what `dragon config` prints.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use dragon_protocol::launch::Network;
@@ -184,7 +185,7 @@ keys! {
         default: "abort",
         otherwise: "",
         shown: "POLICY",
-        help: "What happens when a node is lost: abort (the job ends with 125) or continue (a majority of the nodes goes on without it).",
+        help: "What happens when a node is lost: abort (the job ends with 125) or continue (a majority of the nodes goes on without it; under Slurm type srun --no-kill).",
         reach: Reach::Nodes,
     };
     /// After what silence a node is lost.
@@ -309,6 +310,9 @@ fn checked(network: Network) -> Result<(), String> {
 
 fn command(words: &str) -> Result<(), String> {
     match words.split_whitespace().next() {
+        Some(first) if Path::new(first).file_name() == Some(OsStr::new("pbs_tmrsh")) => Err(
+            "pbs_tmrsh passes no standard input, by which the daemons learn what to do; in a job of PBS dragon PROGRAM without --rsh and --hostlist starts its nodes, by PBS itself".to_owned(),
+        ),
         Some(first) if !first.starts_with('/') || Path::new(first).exists() => Ok(()),
         Some(first) => Err(format!("there is no {first}")),
         None => Err("the name of a command is wanted, like ssh".to_owned()),

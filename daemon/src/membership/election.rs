@@ -55,8 +55,8 @@ impl Members {
             let Some(orphaned) = self.orphaned else {
                 return;
             };
-            if self.view.members.len() == 2 {
-                // Half of the view without its first: no quorum, ever.
+            if self.view.members.len() == 2 && self.manager.is_none() {
+                // Half of the view without its first: no quorum, ever, unless somebody says that the first is dead.
                 return self.end(Why::NoMajority);
             }
             // Whoever it is bound to may still answer; then one after the other, so that they do not take each other's votes.
@@ -328,9 +328,8 @@ impl Members {
     /// The other members that are not lost.
     fn others(&self) -> Vec<NodeIndex> {
         let members = self.view.members.iter().copied();
-        let is_gone = |node: &NodeIndex| self.peers.get(node).is_some_and(|peer| peer.gone);
         members
-            .filter(|node| *node != self.me && !is_gone(node))
+            .filter(|node| *node != self.me && !self.is_gone(*node))
             .collect()
     }
 }

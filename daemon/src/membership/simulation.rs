@@ -6,6 +6,7 @@ mod plan;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::time::Duration;
 
 use dragon_protocol::NodeIndex;
 use dragon_protocol::membership::{MemberMessage, View};
@@ -109,9 +110,10 @@ enum Event {
         to: usize,
         message: Wire,
     },
+    /// The workload manager's answer.
     Declare {
         at: usize,
-        node: usize,
+        nodes: Vec<usize>,
     },
     Timer {
         node: usize,
@@ -181,8 +183,10 @@ struct World {
     /// Names that are to be taken back, and those of them that were not acknowledged yet when that was asked.
     asked_back: BTreeSet<String>,
     early: BTreeSet<String>,
-    /// What the workload manager would say.
+    /// Whether there is a workload manager.
     declares: bool,
+    /// The workload manager has said that somebody is dead: who goes on by that need not know what the dead decided last.
+    forgotten: bool,
     log: Vec<String>,
     failed: Option<String>,
 }
@@ -213,6 +217,7 @@ impl World {
             asked_back: BTreeSet::new(),
             early: BTreeSet::new(),
             declares: seed.is_multiple_of(3),
+            forgotten: false,
             log: Vec::new(),
             failed: None,
         };
@@ -230,6 +235,9 @@ impl World {
                 local,
             );
             members.broken = broken;
+            if world.declares {
+                members.ask_manager_for(Duration::from_nanos(CALM / 2));
+            }
             let names = Names::new(
                 index(usize::try_from(node).unwrap()),
                 members.view().clone(),
@@ -425,10 +433,6 @@ impl World {
                     },
                 );
             }
-            if self.declares && host {
-                let time = self.now + self.below(4000 * MS);
-                self.at(time, Event::Declare { at: other, node });
-            }
         }
     }
 
@@ -456,7 +460,10 @@ impl World {
                     Wire::Name(message) => self.came(to, Came::Name(from, message)),
                 }
             }
-            Event::LinkLost { at, other } => self.feed(at, Input::LinkLost(index(other))),
+            Event::LinkLost { at, other } => {
+                let (node, silent) = (index(other), !self.nodes[other].host_alive);
+                self.feed(at, Input::LinkLost { node, silent });
+            }
             Event::GiveUp {
                 from,
                 to,
@@ -482,7 +489,15 @@ impl World {
                 self.send(from, to, message);
             }
             Event::Client { node, op } => self.came(node, Came::Client(op)),
-            Event::Declare { at, node } => self.feed(at, Input::Declared(index(node))),
+            Event::Declare { at, nodes } => {
+                // It notices late, and what it says of a node is true.
+                let dead = nodes
+                    .into_iter()
+                    .filter(|node| !self.nodes[*node].host_alive);
+                let dead: Vec<_> = dead.map(index).collect();
+                self.forgotten |= !dead.is_empty();
+                self.feed(at, Input::Declared(dead));
+            }
             Event::Timer { node, number } => {
                 if self.nodes[node].timer == number {
                     self.feed(node, Input::Time);
@@ -512,7 +527,9 @@ impl World {
         match came {
             Came::Members(input) => {
                 match input {
-                    Input::LinkLost(other) => it.names.link_lost(other, it.members.answers(now)),
+                    Input::LinkLost { node, .. } => {
+                        it.names.link_lost(node, it.members.answers(now));
+                    }
                     Input::Unreachable { node, .. } => it.names.unreachable(node),
                     _ => {}
                 }
@@ -581,7 +598,12 @@ impl World {
             Output::Send(to, message) => {
                 self.send(node, to.get() as usize, Wire::Member(message));
             }
-            Output::Lost(_) => {}
+            Output::Lost(..) => {}
+            Output::Ask(nodes) => {
+                let nodes = nodes.iter().map(|node| node.get() as usize).collect();
+                let time = self.now + self.below(2000 * MS);
+                self.at(time, Event::Declare { at: node, nodes });
+            }
             Output::Changed { view, lost } => {
                 let it = &mut self.nodes[node];
                 let answers = it.members.answers(it.local(self.now));
@@ -593,10 +615,13 @@ impl World {
                         "{time:>6} ms node {node}: view {index} of {members:?}"
                     ));
                 }
-                let known = self.views.entry(view.index).or_insert_with(|| view.clone());
-                if *known != view {
-                    let what = format!("two views {}: {known:?} {view:?}", view.index);
-                    self.fail(&what);
+                let index = view.index;
+                let before = self.views.insert(index, view.clone());
+                if let Some(before) = before.filter(|before| *before != view) {
+                    let mut members = before.members.iter();
+                    if members.any(|node| self.nodes[node.get() as usize].host_alive) {
+                        self.fail(&format!("two views {index}: {before:?} {view:?}"));
+                    }
                 }
             }
             Output::End(why) => {
@@ -690,9 +715,11 @@ impl World {
             !self.asked_back.contains(name) && (few || self.nodes[node].lives())
         };
         let mut acknowledged = self.acknowledged.iter();
-        let lost = acknowledged.find(|(name, node)| kept(name, **node) && !there(name));
+        let forgotten = self.forgotten;
+        let lost =
+            acknowledged.find(|(name, node)| !forgotten && kept(name, **node) && !there(name));
         let mut taken_back = self.taken_back.iter();
-        let back = taken_back.find(|name| few && there(name));
+        let back = taken_back.find(|name| !forgotten && few && there(name));
         let lost = lost.map(|(name, node)| format!("{name} of node {node} is lost"));
         let back = back.map(|name| format!("{name} is back"));
         if let Some(what) = lost.or(back) {

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use dragon_protocol::NodeIndex;
 use dragon_protocol::membership::MemberMessage;
 
-use super::{Members, Output, Time};
+use super::{Cause, Members, Output, Time};
 
 /// Another node that is watched.
 #[derive(Clone, Debug)]
@@ -19,8 +19,10 @@ pub(super) struct Peer {
     asked: Option<Time>,
     /// When it is to be asked again, because it could not be reached.
     again: Option<Time>,
-    /// It is lost.
-    pub(super) gone: bool,
+    /// A connection to it ended since its host did not answer.
+    host_silent: bool,
+    /// It is lost, and by what.
+    pub(super) gone: Option<Cause>,
     /// When the first of the view was told that it is lost.
     told: Time,
 }
@@ -31,7 +33,8 @@ impl Peer {
             heard: now,
             asked: None,
             again: None,
-            gone: false,
+            host_silent: false,
+            gone: None,
             told: 0,
         }
     }
@@ -48,7 +51,7 @@ impl Members {
         for node in neighbours.filter(|node| *node != self.me) {
             self.peers.insert(node, Peer::new(now));
         }
-        known.retain(|node, peer| peer.gone && self.view.contains(*node));
+        known.retain(|node, peer| peer.gone.is_some() && self.view.contains(*node));
         for (node, mut peer) in known {
             peer.told = 0;
             self.peers.insert(node, peer);
@@ -71,12 +74,25 @@ impl Members {
         }
     }
 
-    /// Something speaks against a node that is watched: it is asked.
+    /// A connection to a node ended: whether its host was silent.
+    pub(super) fn host_is_silent(&mut self, node: NodeIndex, silent: bool) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.host_silent = silent;
+        }
+    }
+
+    /// Something speaks against a node that is watched: it is asked. One that was asked is asked again a moment later: it may
+    /// end each connection at once.
     pub(super) fn doubt(&mut self, now: Time, node: NodeIndex) {
-        let Some(peer) = self.peers.get_mut(&node).filter(|peer| !peer.gone) else {
+        let beat = self.limits.beat;
+        let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.gone.is_none()) else {
             return;
         };
-        peer.asked.get_or_insert(now);
+        if peer.asked.is_some() {
+            peer.again.get_or_insert(now + beat);
+            return;
+        }
+        peer.asked = Some(now);
         let index = self.view.index;
         self.send(node, MemberMessage::Ping { index });
     }
@@ -90,12 +106,22 @@ impl Members {
     /// Whether enough members are left for a quorum, as far as this node can see.
     pub(super) fn sees_quorum(&self) -> bool {
         let members = self.view.members.iter().copied();
-        let is_gone = |node: &NodeIndex| self.peers.get(node).is_some_and(|peer| peer.gone);
-        self.is_quorum(&members.filter(|node| !is_gone(node)).collect())
+        self.is_quorum(&members.filter(|node| !self.is_gone(*node)).collect())
     }
 
-    /// A node cannot be reached.
-    pub(super) fn unreachable(&mut self, now: Time, node: NodeIndex, gone: bool) {
+    /// The workload manager says that a node is down. That counts of one that says nothing itself.
+    pub(super) fn declare(&mut self, now: Time, node: NodeIndex) {
+        if self.is_gone(node) {
+            self.declared.insert(node);
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.gone = Some(Cause::Declared);
+            }
+            self.lost(now, node);
+        }
+    }
+
+    /// A node cannot be reached; `gone`: and never will be.
+    pub(super) fn unreachable(&mut self, now: Time, node: NodeIndex, gone: Option<Cause>) {
         if !self.view.contains(node) || node == self.me {
             return;
         }
@@ -104,11 +130,11 @@ impl Members {
             return;
         }
         let peer = self.peers.entry(node).or_insert_with(|| Peer::new(now));
-        if peer.gone {
+        if peer.gone.is_some() {
             return;
         }
-        if gone {
-            peer.gone = true;
+        if gone.is_some() {
+            peer.gone = gone;
             self.lost(now, node);
         } else {
             // The network may be away for a moment.
@@ -119,7 +145,9 @@ impl Members {
 
     /// A node is lost, as far as this one can see.
     fn lost(&mut self, now: Time, node: NodeIndex) {
-        self.outputs.push(Output::Lost(node));
+        let cause = self.peers.get(&node).and_then(|peer| peer.gone);
+        let cause = cause.unwrap_or(Cause::Silent);
+        self.outputs.push(Output::Lost(node, cause));
         let first = self.view.global_services();
         if node == first {
             self.orphaned.get_or_insert(now);
@@ -147,9 +175,7 @@ impl Members {
     /// as possible, and the later ones.
     pub(super) fn to_leave_out(&self, now: Time) -> BTreeSet<NodeIndex> {
         let members = self.view.members.iter().copied();
-        let is_gone = |node: &NodeIndex| {
-            self.declared.contains(node) || self.peers.get(node).is_some_and(|peer| peer.gone)
-        };
+        let is_gone = |node: &NodeIndex| self.declared.contains(node) || self.is_gone(*node);
         let mut out: BTreeSet<_> = members.filter(is_gone).collect();
         let answered = |node: &NodeIndex, since: Time| {
             let peer = self.peers.get(node);
@@ -180,7 +206,7 @@ impl Members {
             let Some(peer) = self.peers.get_mut(&node) else {
                 continue;
             };
-            if peer.gone {
+            if peer.gone.is_some() {
                 if node == first || first == me {
                     continue;
                 }
@@ -207,7 +233,12 @@ impl Members {
             };
             if now >= asked + patience {
                 if let Some(peer) = self.peers.get_mut(&node) {
-                    peer.gone = true;
+                    let silent = peer.host_silent;
+                    peer.gone = Some(if silent {
+                        Cause::HostSilent
+                    } else {
+                        Cause::Silent
+                    });
                 }
                 self.lost(now, node);
                 continue;

@@ -9,9 +9,9 @@ use dragon_protocol::process::{Lives, Stdio};
 use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId};
 use tokio::sync::oneshot;
 
-use super::Daemon;
 use super::peers::result_of;
 use super::processes::Creator;
+use super::{Daemon, Event};
 
 /// Channels of a process that are kept in mind, gone or not.
 const CHANNELS: usize = 64;
@@ -20,6 +20,8 @@ const CHANNELS: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct MadeFor {
     slots: HashMap<SlotId, Made>,
+    /// Processes that are gone, and nodes that have not said yet that they know.
+    untold: HashMap<NodeIndex, Vec<SlotId>>,
 }
 
 /// What goes with one of them.
@@ -34,6 +36,26 @@ struct Made {
 }
 
 impl MadeFor {
+    /// The processes of which a node must be told that they are gone.
+    pub(super) fn untold(&self, node: NodeIndex) -> Vec<SlotId> {
+        self.untold.get(&node).cloned().unwrap_or_default()
+    }
+
+    /// A node knows that a process is gone.
+    pub(super) fn told(&mut self, node: NodeIndex, slot: SlotId) {
+        if let Some(slots) = self.untold.get_mut(&node) {
+            slots.retain(|other| *other != slot);
+            if slots.is_empty() {
+                self.untold.remove(&node);
+            }
+        }
+    }
+
+    /// A node is lost: nothing runs there any more.
+    pub(super) fn without(&mut self, node: NodeIndex) {
+        self.untold.remove(&node);
+    }
+
     /// Forgets channels that are gone, now and then: a process may start any number of others in its life.
     fn prune(&mut self, slot: SlotId, exists: impl Fn(ObjectId) -> bool) {
         if let Some(made) = self.slots.get_mut(&slot)
@@ -81,13 +103,14 @@ impl Daemon {
     pub(super) fn client_asks(
         &mut self,
         slot: Option<SlotId>,
+        number: u64,
         request: ClientRequest,
         reply: oneshot::Sender<ClientReply>,
     ) {
         self.node.count_request();
         let answer = match request {
             ClientRequest::Spawn(spawns) => match slot {
-                Some(slot) => return self.spawn_all(spawns, slot, reply),
+                Some(slot) => return self.spawn_all(spawns, slot, number, reply),
                 None => ClientReply::Failed(
                     Code::Refused,
                     "only an attached process can start processes".to_owned(),
@@ -128,6 +151,7 @@ impl Daemon {
         &mut self,
         spawns: Vec<SpawnRequest>,
         slot: SlotId,
+        asked: u64,
         reply: oneshot::Sender<ClientReply>,
     ) {
         let me = self.job.node;
@@ -143,7 +167,7 @@ impl Daemon {
         for (position, (spawn, place)) in spawns.into_iter().zip(places).enumerate() {
             match place.and_then(|node| self.made_for.note(slot, node, &spawn, me)) {
                 Ok(node) if node == me => {
-                    here.push((position, self.spawn_in_turn(spawn, creator)));
+                    here.push((position, self.spawn_in_turn(spawn, creator, asked)));
                 }
                 Ok(node) => {
                     let (positions, requests) = there.entry(node).or_default();
@@ -153,6 +177,7 @@ impl Daemon {
                 Err(refused) => results[position] = Some(Err(refused)),
             }
         }
+        let events = self.sender.clone();
         let mut answers = Vec::new();
         for (node, (positions, spawns)) in there {
             let request = self.requests.number();
@@ -161,6 +186,7 @@ impl Daemon {
             let message = PeerMessage::Spawn {
                 request,
                 creator: slot,
+                asked,
                 spawns,
             };
             self.tell(node, message);
@@ -182,10 +208,49 @@ impl Daemon {
                     results[position] = Some(came.next().unwrap_or_else(down));
                 }
             }
-            let _ = reply.send(ClientReply::Spawned(
-                results.into_iter().flatten().collect(),
-            ));
+            let answer = ClientReply::Spawned(results.into_iter().flatten().collect());
+            if let Err(answer) = reply.send(answer) {
+                let _ = events.send(Event::Undelivered(answer, false)).await;
+            }
         });
+    }
+
+    /// A client waits no longer for CPUs and GPUs of the starts that it asked for with a number.
+    pub(super) fn client_cancels(&mut self, slot: SlotId, asked: u64) {
+        let me = self.job.node;
+        let made = self.made_for.slots.get(&slot);
+        for node in made.map(|made| made.nodes.clone()).unwrap_or_default() {
+            if node == me {
+                self.cancel_starts(Creator { node: me, slot }, asked);
+            } else {
+                let creator = slot;
+                self.tell(node, PeerMessage::CancelStarts { creator, asked });
+            }
+        }
+    }
+
+    /// A client did not get an answer: the references that were made for it are dropped.
+    pub(super) fn undelivered(&mut self, reply: ClientReply, made_group: bool) {
+        match reply {
+            ClientReply::Spawned(results) => self.unclaimed(results),
+            ClientReply::Group(group) if made_group => self.node.drop_transit(group),
+            _ => {}
+        }
+    }
+
+    /// Nobody has got the processes that were started.
+    pub(super) fn unclaimed(&mut self, results: Vec<SpawnResult>) {
+        let mut elsewhere: BTreeMap<NodeIndex, Vec<ObjectId>> = BTreeMap::new();
+        for process in results.into_iter().flatten().map(|spawned| spawned.process) {
+            if process.node == self.job.node {
+                self.node.drop_transit(process);
+            } else {
+                elsewhere.entry(process.node).or_default().push(process);
+            }
+        }
+        for (node, processes) in elsewhere {
+            self.tell(node, PeerMessage::Unclaimed(processes));
+        }
     }
 
     /// A process of this node has ended or left: what it asked for goes with it, where it is to.
@@ -200,6 +265,8 @@ impl Daemon {
             if node == me {
                 self.creators_gone(|creator| creator == Creator { node: me, slot });
             } else {
+                let untold = &mut self.made_for.untold;
+                untold.entry(node).or_default().push(slot);
                 self.tell(node, PeerMessage::SlotGone(slot));
             }
         }
@@ -245,6 +312,10 @@ impl Daemon {
         let mut stats = self.node.stats();
         stats.push(("groups".to_owned(), self.groups.counts().0 as u64));
         stats.push(("processes".to_owned(), self.processes.count() as u64));
+        stats.push((
+            "starts_waiting".to_owned(),
+            self.processes.queued.len() as u64,
+        ));
         let counted = self.ledger.counts();
         stats.extend(counted.map(|(name, count)| (name.to_owned(), count)));
         stats

@@ -32,6 +32,8 @@ const SLOW: Duration = Duration::from_secs(60);
 /// A queue that empties within this time was empty.
 const IDLE: Duration = Duration::from_millis(5);
 const AGENT: Duration = Duration::from_millis(500);
+/// How long the workload manager may take to cancel the step.
+const CANCEL: Duration = Duration::from_secs(5);
 
 impl Daemon {
     /// Ends the daemon; returns its exit code.
@@ -67,7 +69,7 @@ impl Daemon {
             daemon.running().next().is_none()
         })
         .await;
-        self.cancel_step_if_stuck();
+        self.cancel_step_if_stuck(events, signals).await;
         self.children
             .retain(|link| self.stopped.contains(&link.node));
         if let Some(parent) = &self.parent {
@@ -129,7 +131,7 @@ impl Daemon {
                 drop(reply.send(Err((Code::RuntimeGone, "the runtime is ending".to_owned()))))
             }
             Event::Detached { pid, slot } => self.detached(pid, slot),
-            Event::Accepted(..) | Event::Connected(..) => {}
+            Event::Accepted(..) => {}
             Event::Peer(
                 _,
                 PeerMessage::Spawn { .. }
@@ -139,11 +141,11 @@ impl Daemon {
             ) => {}
             Event::Peer(node, PeerMessage::Stopped) => drop(self.stopped.insert(node)),
             Event::Peer(node, PeerMessage::Ended) => self.close_child(node),
-            Event::LinkLost(node, addresses) => {
+            Event::LinkLost(node, ended) => {
                 self.children
-                    .retain(|link| link.node != node || link.addresses != addresses);
+                    .retain(|link| link.node != node || link.addresses != ended.addresses);
                 let above = self.parent.take();
-                self.parent = above.filter(|link| link.addresses != addresses);
+                self.parent = above.filter(|link| link.addresses != ended.addresses);
                 if self.parent.is_none() {
                     self.up.close();
                 }
@@ -190,7 +192,7 @@ impl Daemon {
     async fn wait_for_close(&mut self, events: &mut mpsc::Receiver<Event>, parent: &Link) {
         let closed = async {
             while let Some(event) = events.recv().await {
-                if matches!(event, Event::LinkLost(node, addresses) if node == parent.node && addresses == parent.addresses)
+                if matches!(event, Event::LinkLost(node, ended) if node == parent.node && ended.addresses == parent.addresses)
                 {
                     return;
                 }
@@ -200,8 +202,12 @@ impl Daemon {
     }
 
     /// The last resort of the first node under Slurm: a step of which one daemon hangs would last for ever.
-    fn cancel_step_if_stuck(&self) {
-        let Manager::Slurm { step } = &self.job.manager else {
+    async fn cancel_step_if_stuck(
+        &mut self,
+        events: &mut mpsc::Receiver<Event>,
+        signals: &mut Signals,
+    ) {
+        let Manager::Slurm { step } = self.job.manager.clone() else {
             return;
         };
         let names: Vec<_> = self
@@ -215,13 +221,24 @@ impl Daemon {
             "{} did not end within {BELOW:?}; step {step} is cancelled",
             names.join(", ")
         ));
-        if let Err(error) = std::process::Command::new("scancel")
-            .args(["-s", "KILL", step])
-            .status()
-        {
-            journal::say(&format!(
+        let mut scancel = std::process::Command::new("scancel");
+        scancel.args(["-s", "KILL", &step]);
+        match scancel.stdin(std::process::Stdio::null()).spawn() {
+            // It is reaped as every other child.
+            Ok(scancel) => {
+                let pid = scancel.id();
+                let reaped = |_: &Self| !sweep::is_child(pid);
+                self.wait(events, signals, Instant::now() + CANCEL, reaped)
+                    .await;
+                if sweep::is_child(pid) {
+                    journal::say(&format!(
+                        "scancel has not ended within {CANCEL:?}; type scancel -s KILL {step}"
+                    ));
+                }
+            }
+            Err(error) => journal::say(&format!(
                 "scancel failed: {error}; type scancel -s KILL {step}"
-            ));
+            )),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Groups of processes, as clients and other nodes ask for them. What is known of them is in [`crate::groups`].
 
 use dragon_protocol::control::{ClientReply, PeerMessage};
+use dragon_protocol::frame::MAX_FRAME;
 use dragon_protocol::group::{GroupRequest, GroupSpec, Order};
 use dragon_protocol::process::Stdio;
 use dragon_protocol::{Code, NodeIndex, ObjectId, SlotId};
@@ -8,11 +9,15 @@ use tokio::sync::oneshot;
 
 use super::processes::Creator;
 use super::starting::StartedFor;
+use super::timer::Timer;
 use super::{Daemon, Event};
 use crate::groups::Action;
 
 /// Most members that are asked for at once.
 const MOST: u32 = 1 << 20;
+
+/// Most bytes of variables, of all members together: what a daemon says to another has a limit, and their ranks go along.
+const LARGEST: usize = MAX_FRAME / 2;
 
 type Refused = (Code, String);
 
@@ -91,6 +96,7 @@ impl Daemon {
                 let slot = slot.ok_or((Code::Refused, "a group of nobody".to_owned()))?;
                 check(&spec, count)?;
                 let places = self.group_places(&spec, count)?;
+                self.groups.prune(|group| self.node.has_process(group));
                 let group = self.node.create_process()?;
                 Ok(self.groups.start(group, slot, spec, &places, number))
             }
@@ -147,8 +153,8 @@ impl Daemon {
     pub(super) fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Tell(node, message) => {
-                    self.tell(node, PeerMessage::Group(Box::new(message)));
+                Action::Tell(node, letter) => {
+                    self.tell(node, PeerMessage::Group(Box::new(letter)));
                 }
                 Action::Spawn(key, request, slot) => {
                     let node = key.batch.node();
@@ -159,13 +165,12 @@ impl Daemon {
                     // It may have ended in between.
                     let _ = self.signal_here(process, signal, reach);
                 }
+                Action::Cancel(members) => self.call_off(&members),
                 Action::Later(time, due) => {
-                    let events = self.sender.clone();
-                    tokio::spawn(async move {
-                        tokio::time::sleep(time).await;
-                        let _ = events.send(Event::GroupDue(due)).await;
-                    });
+                    let timer = Timer::new(&self.sender, time, Event::GroupDue(due));
+                    self.group_timers.insert(due, timer);
                 }
+                Action::NoLonger(due) => drop(self.group_timers.remove(&due)),
                 Action::Finished(group, status) => self.node.process_ended(group, status),
                 Action::Started(number, group, failed) => {
                     self.group_started(number, group, failed);
@@ -211,6 +216,17 @@ impl Daemon {
 }
 
 fn check(spec: &GroupSpec, count: u32) -> Result<(), Refused> {
+    let variables = spec.per_rank.iter().flatten();
+    let variables = variables.chain(&spec.member.environment);
+    let bytes: usize = variables
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
+    if bytes > LARGEST {
+        let text = format!(
+            "the variables of all members together take {bytes} bytes, of at most {LARGEST}: pass what is large by a file or a channel"
+        );
+        return Err((Code::TooLarge, text));
+    }
     let refuse = |text: String| Err((Code::InvalidArgument, text));
     if count == 0 || count > MOST {
         return refuse(format!(

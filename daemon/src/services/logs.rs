@@ -51,6 +51,8 @@ struct Follower {
     filter: LogFilter,
     /// Whether he wants this node's own lines.
     own: bool,
+    /// Whether he wants those of all nodes behind this one.
+    beyond: bool,
     /// Where in this node's log he is.
     cursor: u64,
     /// The last batch was not taken yet.
@@ -59,6 +61,8 @@ struct Follower {
     sources: Vec<NodeIndex>,
     /// Batches of theirs that have not been passed on: one of each at most.
     waiting: VecDeque<(NodeIndex, LogBatch)>,
+    /// Why nothing more can come.
+    failed: Option<String>,
 }
 
 enum Reader {
@@ -81,7 +85,7 @@ impl Daemon {
                 let _ = number.send(begun);
             }
             Followed::Taken(number) => self.taken(number),
-            Followed::Gone(number) => self.unfollow(number),
+            Followed::Gone(number) => drop(self.unfollow(number)),
             Followed::Grown => {
                 let numbers: Vec<_> = self.followers.all.keys().copied().collect();
                 numbers.into_iter().for_each(|number| self.push(number));
@@ -108,7 +112,8 @@ impl Daemon {
             Scope::All => (true, self.neighbours_but(None), true),
             _ => (true, Vec::new(), false),
         };
-        self.begin_to_follow(Reader::Client(client), filter, own, sources, beyond)
+        let to = Reader::Client(client);
+        self.begin_to_follow(to, filter, (own, beyond), sources, 0)
     }
 
     /// Another daemon says something about logs.
@@ -118,14 +123,19 @@ impl Daemon {
                 request,
                 beyond,
                 filter,
+                later,
             } => {
+                // Asked again, since a connection broke, he goes on where he was.
+                let before = self.followers.number_of(from, request);
+                let cursor = before.map(|number| self.unfollow(number));
+                let cursor = cursor.unwrap_or(if later { journal::end() } else { 0 });
                 let sources = if beyond {
                     self.neighbours_but(Some(from))
                 } else {
                     Vec::new()
                 };
                 let reader = Reader::Peer(from, request);
-                self.begin_to_follow(reader, filter, true, sources, beyond);
+                self.begin_to_follow(reader, filter, (true, beyond), sources, cursor);
             }
             PeerMessage::Logged { request, batch } => {
                 if let Some(follower) = self.followers.all.get_mut(&request)
@@ -150,47 +160,127 @@ impl Daemon {
         }
     }
 
-    /// A node is lost: it reads nothing more, and sends nothing.
-    pub(super) fn follow_without(&mut self, node: NodeIndex) {
-        let all = &mut self.followers.all;
-        for follower in all.values_mut() {
+    /// A node is lost, or cannot be reached: it reads nothing more, and sends nothing. Whoever wants its lines alone is told.
+    pub(super) fn follow_without(&mut self, node: NodeIndex, why: &str) {
+        let mut failed = Vec::new();
+        for (number, follower) in &mut self.followers.all {
+            let before = follower.sources.len();
             follower.sources.retain(|source| *source != node);
+            if before > follower.sources.len() && !follower.own {
+                follower.failed = Some(why.to_owned());
+                failed.push(*number);
+            }
         }
-        let gone = |follower: &Follower| matches!(follower.to, Reader::Peer(to, _) if to == node);
-        let numbers: Vec<_> = all
-            .iter()
-            .filter(|(_, follower)| gone(follower))
-            .map(|(number, _)| *number)
-            .collect();
-        numbers.into_iter().for_each(|number| self.unfollow(number));
+        failed.into_iter().for_each(|number| self.push(number));
+        for number in self.followers.of(node) {
+            self.unfollow(number);
+        }
+    }
+
+    /// A connection to a node has ended, and with it what was on its way. The node may be reached again: it is asked again, or
+    /// asks again itself.
+    pub(super) fn follow_over_another_link(&mut self, node: NodeIndex) {
+        if !self.is_member(node) {
+            return;
+        }
+        let mut again = Vec::new();
+        for (number, follower) in &mut self.followers.all {
+            if !follower.sources.contains(&node) {
+                continue;
+            }
+            if follower.beyond {
+                // It is asked as soon as it is a neighbour again.
+                follower.sources.retain(|source| *source != node);
+            } else {
+                again.push((*number, follower.filter));
+            }
+        }
+        for (request, filter) in again {
+            self.ask_for_lines(node, request, filter, (false, true));
+        }
+        let stands = matches!(self.others.get(&node), Some(super::Other::Up(_)));
+        for number in self.followers.of(node) {
+            if stands || self.neighbours_but(None).contains(&node) {
+                self.taken(number);
+            } else {
+                self.unfollow(number);
+            }
+        }
+        self.follow_on();
+    }
+
+    /// The tree has changed, or a connection of it stands again: whoever wants the lines of all nodes gets those of new
+    /// neighbours too, from now on.
+    pub(super) fn follow_on(&mut self) {
+        let neighbours = self.neighbours_but(None);
+        let (mut asked, mut left) = (Vec::new(), Vec::new());
+        for (number, follower) in &mut self.followers.all {
+            let from = match follower.to {
+                Reader::Peer(node, _) => Some(node),
+                Reader::Client(_) => None,
+            };
+            // One that is no neighbour any more asks no more.
+            if !follower.beyond || from.is_some_and(|from| !neighbours.contains(&from)) {
+                continue;
+            }
+            let sources = &mut follower.sources;
+            let moved = sources.extract_if(.., |node| !neighbours.contains(node));
+            left.extend(moved.map(|node| (node, *number)));
+            for node in &neighbours {
+                if Some(*node) != from && !sources.contains(node) {
+                    sources.push(*node);
+                    asked.push((*node, *number, follower.filter));
+                }
+            }
+        }
+        for (node, request) in left {
+            self.tell(node, PeerMessage::UnfollowLogs { request });
+        }
+        for (node, request, filter) in asked {
+            self.ask_for_lines(node, request, filter, (true, true));
+        }
+    }
+
+    /// Asks a node for its lines: with those of the nodes behind it or without, and only later ones or all.
+    fn ask_for_lines(
+        &mut self,
+        node: NodeIndex,
+        request: u64,
+        filter: LogFilter,
+        (beyond, later): (bool, bool),
+    ) {
+        let ask = PeerMessage::FollowLogs {
+            request,
+            beyond,
+            filter,
+            later,
+        };
+        self.tell(node, ask);
     }
 
     fn begin_to_follow(
         &mut self,
         to: Reader,
         filter: LogFilter,
-        own: bool,
+        (own, beyond): (bool, bool),
         sources: Vec<NodeIndex>,
-        beyond: bool,
+        cursor: u64,
     ) -> u64 {
         self.followers.last += 1;
         let number = self.followers.last;
         for node in &sources {
-            let ask = PeerMessage::FollowLogs {
-                request: number,
-                beyond,
-                filter,
-            };
-            self.tell(*node, ask);
+            self.ask_for_lines(*node, number, filter, (beyond, cursor > 0));
         }
         let follower = Follower {
             to,
             filter,
             own,
-            cursor: 0,
+            beyond,
+            cursor,
             busy: false,
             sources,
             waiting: VecDeque::new(),
+            failed: None,
         };
         self.followers.all.insert(number, follower);
         journal::set_followed(true);
@@ -210,12 +300,13 @@ impl Daemon {
         number
     }
 
-    fn unfollow(&mut self, number: u64) {
+    /// Ends that somebody follows; returns where in this node's log he was.
+    fn unfollow(&mut self, number: u64) -> u64 {
         let Some(follower) = self.followers.all.remove(&number) else {
-            return;
+            return 0;
         };
-        for node in follower.sources {
-            self.tell(node, PeerMessage::UnfollowLogs { request: number });
+        for node in &follower.sources {
+            self.tell(*node, PeerMessage::UnfollowLogs { request: number });
         }
         if self.followers.all.is_empty() {
             journal::set_followed(false);
@@ -223,6 +314,7 @@ impl Daemon {
                 bell.abort();
             }
         }
+        follower.cursor
     }
 
     fn taken(&mut self, number: u64) {
@@ -253,13 +345,17 @@ impl Daemon {
         if let Some(from) = source {
             self.tell(from, PeerMessage::LogsTaken { request: number });
         }
-        // What is of no interest was passed over.
-        if batch == LogBatch::default() {
-            return;
-        }
         let Some(follower) = self.followers.all.get_mut(&number) else {
             return;
         };
+        // What is of no interest was passed over.
+        if batch == LogBatch::default() {
+            if let (Some(why), Reader::Client(client)) = (follower.failed.take(), &follower.to) {
+                // Its task ends with that.
+                let _ = client.try_send(ClientReply::Failed(Code::NodeDown, why));
+            }
+            return;
+        }
         follower.busy = true;
         match &follower.to {
             Reader::Client(client) => {
@@ -275,6 +371,13 @@ impl Daemon {
 }
 
 impl Followers {
+    /// Those to whom another daemon passes lines on.
+    fn of(&self, node: NodeIndex) -> Vec<u64> {
+        let is_it = |follower: &Follower| matches!(follower.to, Reader::Peer(to, _) if to == node);
+        let all = self.all.iter().filter(|(_, follower)| is_it(follower));
+        all.map(|(number, _)| *number).collect()
+    }
+
     /// The follower that another daemon calls by a number of its own.
     fn number_of(&self, from: NodeIndex, request: u64) -> Option<u64> {
         let is_it = |follower: &Follower| matches!(follower.to, Reader::Peer(to, of) if (to, of) == (from, request));

@@ -1,6 +1,7 @@
 //! The membership in the event loop: what happens goes to the state machine of `membership.rs`, and what that decides is
 //! done here.
 
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::time::Duration;
 
@@ -10,12 +11,17 @@ use dragon_protocol::{Code, NodeIndex};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
-use super::{Daemon, End, Other};
-use crate::cli::RUNTIME_FAILED;
-use crate::config::keys;
+use super::{Daemon, End, Event, Other};
+use crate::adapter::declared::Question;
+use crate::cli::{RUNTIME_FAILED, TIME_IS_UP};
+use crate::config::{keys, value::Value};
 use crate::journal;
 use crate::link::Link;
-use crate::membership::{Input, Limits, Members, Output, Time, Why};
+use crate::membership::{Cause, Input, Limits, Members, Output, Time, Why};
+
+/// How long who sees no majority waits for the workload manager's word that the others are dead: twice as long as Slurm takes
+/// for it where nobody says otherwise.
+const MANAGER_LIMIT: Duration = Duration::from_secs(600);
 
 /// The machine, where there is more than one node.
 pub(super) struct Membership {
@@ -24,6 +30,12 @@ pub(super) struct Membership {
     goes_on: bool,
     /// The node of the head is lost: the job ends when the last process has.
     head_lost: bool,
+    /// By what this node has lost others.
+    causes: HashMap<NodeIndex, Cause>,
+    /// The job has run for as long as it may: the first of the view ends it.
+    time_is_up: Option<Duration>,
+    /// Who can be asked whether a node is down.
+    question: Option<Question>,
     /// The daemon ends.
     stopped: bool,
 }
@@ -31,13 +43,21 @@ pub(super) struct Membership {
 impl Membership {
     pub(super) fn new(job: &crate::adapter::Job) -> Self {
         let nodes = u32::try_from(job.hosts.len()).unwrap_or(u32::MAX);
-        let limit = job.config.number(&keys::NODE_LIMIT).unwrap_or(10);
-        let limits = Limits::of(Duration::from_secs(limit));
-        let members = (nodes > 1).then(|| Members::new(job.node, nodes, job.fanout, limits, now()));
+        let limits = Limits::of(job.node_limit());
+        let goes_on = job.config.text(&keys::ON_NODE_FAILURE) == "continue";
+        let question = Question::for_job(job).filter(|_| goes_on);
+        let mut members =
+            (nodes > 1).then(|| Members::new(job.node, nodes, job.fanout, limits, now()));
+        if let (Some(members), Some(_)) = (&mut members, &question) {
+            members.ask_manager_for(MANAGER_LIMIT);
+        }
         Self {
             members,
-            goes_on: job.config.text(&keys::ON_NODE_FAILURE) == "continue",
+            goes_on,
             head_lost: false,
+            causes: HashMap::new(),
+            time_is_up: None,
+            question,
             stopped: false,
         }
     }
@@ -113,23 +133,127 @@ impl Daemon {
     fn member_output(&mut self, output: Output) -> Option<End> {
         match output {
             Output::Send(to, message) => self.tell(to, PeerMessage::Member(message)),
-            Output::Lost(node) if !self.cluster.goes_on => return Some(self.without(node)),
-            Output::Lost(node) => {
-                tracing::info!(%node, "({}) does not answer any more", self.job.host(node));
+            Output::Lost(node, cause) if !self.cluster.goes_on => {
+                return Some(self.without(node, cause));
             }
-            Output::Changed { view, lost } => self.view_changed(&view, &lost),
+            Output::Lost(node, cause) => {
+                tracing::info!(%node, "is lost to this node: {}", self.because(node, cause));
+                self.cluster.causes.insert(node, cause);
+            }
+            Output::Ask(nodes) => self.ask_manager(nodes),
+            Output::Changed { view, lost } => {
+                self.view_changed(&view, &lost);
+                return self.end_in_time();
+            }
             Output::End(why) => return Some(self.cut_off(why)),
         }
         None
     }
 
+    /// What a cause means, for the user.
+    fn because(&self, node: NodeIndex, cause: Cause) -> String {
+        let host = self.job.host(node);
+        match cause {
+            Cause::Silent => format!("the daemon on {host} does not answer"),
+            Cause::HostSilent => format!("the host {host} does not answer"),
+            Cause::Ended => format!("the daemon on {host} has ended"),
+            Cause::Left => format!("whoever started the daemon on {host} is gone"),
+            Cause::Declared => format!("the workload manager says that {host} is down"),
+        }
+    }
+
+    /// Asks the workload manager whether nodes are down: a process that the loop does not wait for.
+    fn ask_manager(&self, nodes: Vec<NodeIndex>) {
+        let Some(question) = self.cluster.question else {
+            return;
+        };
+        let asked: Vec<_> = nodes
+            .into_iter()
+            .map(|node| (node, self.job.host(node).to_owned()))
+            .collect();
+        let events = self.sender.clone();
+        tokio::spawn(async move {
+            match question.ask(asked).await {
+                Ok(down) => drop(events.send(Event::Declared(down)).await),
+                Err(error) => tracing::warn!("{error:#}"),
+            }
+        });
+    }
+
+    /// The workload manager has answered.
+    pub(super) fn declared(&mut self, down: Vec<NodeIndex>) -> Option<End> {
+        tracing::info!(?down, "the workload manager's word");
+        self.member_event(Input::Declared(down))
+    }
+
+    /// The job has run for as long as it may.
+    pub(super) fn time_is_up(&mut self, limit: Duration) -> Option<End> {
+        self.cluster.time_is_up = Some(limit);
+        self.end_in_time()
+    }
+
+    /// Ends a job that has run for long enough, where this node is the first.
+    fn end_in_time(&self) -> Option<End> {
+        let limit = self.cluster.time_is_up?;
+        if self.membership.global_services != self.job.node {
+            return None;
+        }
+        let why = format!("the time limit of {} is over", Value::Time(limit));
+        journal::say(&format!("{why}; the job ends"));
+        Some(End {
+            code: TIME_IS_UP,
+            why,
+        })
+    }
+
+    /// Whoever started this daemon is gone. A job that goes on without nodes goes on without this one.
+    pub(super) fn abandoned(&mut self) -> End {
+        if let Some(members) = self.cluster.members.as_ref().filter(|_| self.goes_on()) {
+            let first = members.view().global_services();
+            let mut told: BTreeSet<_> = self.neighbours_but(None).into_iter().collect();
+            told.insert(first);
+            told.remove(&self.job.node);
+            for node in told {
+                self.tell(node, PeerMessage::Member(MemberMessage::Leave));
+            }
+            self.leave_tree();
+        }
+        End::abandoned()
+    }
+
+    /// Ends the connections of the tree behind what is queued: whoever ends this node's part has nothing to say about the job.
+    fn leave_tree(&mut self) {
+        let above = self.parent.take();
+        for link in above.into_iter().chain(self.children.drain(..)) {
+            link.close();
+        }
+        self.up.close();
+    }
+
+    /// Whether the job goes on without a node that is lost.
+    pub(super) fn goes_on(&self) -> bool {
+        self.cluster.goes_on
+    }
+
+    /// A node whose connection of the tree ended is lost, and the job ends with it.
+    pub(super) fn without_linked(&mut self, node: NodeIndex, silent: bool) -> End {
+        let cause = if silent {
+            Cause::HostSilent
+        } else {
+            Cause::Ended
+        };
+        self.without(node, cause)
+    }
+
     /// A node is lost, and the job ends with it.
-    pub(super) fn without(&mut self, node: NodeIndex) -> End {
+    fn without(&mut self, node: NodeIndex, cause: Cause) -> End {
         self.node.node_down(node);
         self.creators_gone(|creator| creator.node == node);
-        let actions = self.groups.node_down(node);
-        self.act(actions);
-        let why = format!("node {node} ({}) is lost", self.job.host(node));
+        let why = format!(
+            "{}: node {node} ({}) is lost",
+            self.because(node, cause),
+            self.job.host(node)
+        );
         journal::say(&format!("{why}; the job ends"));
         if let Some(parent) = &self.parent {
             parent.post(PeerMessage::Failed(why.clone()));
@@ -142,15 +266,7 @@ impl Daemon {
 
     /// This node is not part of the job any more. The others are told nothing: they know, or cannot hear it.
     fn cut_off(&mut self, why: Why) -> End {
-        for link in self
-            .parent
-            .take()
-            .into_iter()
-            .chain(self.children.drain(..))
-        {
-            link.close();
-        }
-        self.up.close();
+        self.leave_tree();
         let me = self.job.node;
         let host = self.job.host(me);
         let why = match why {
@@ -171,22 +287,25 @@ impl Daemon {
         let first = view.global_services();
         for node in lost {
             let host = self.job.host(*node).to_owned();
+            let cause = self.cluster.causes.remove(node);
             if first == self.job.node {
-                let left = view.members.len();
+                let because = cause.map(|cause| self.because(*node, cause));
+                let because = because.map_or_else(String::new, |because| because + ": ");
+                let left = match view.members.len() {
+                    1 => "one node".to_owned(),
+                    left => format!("{left} nodes"),
+                };
                 journal::say(&format!(
-                    "node {node} ({host}) is lost; the job goes on with {left} nodes"
+                    "{because}node {node} ({host}) is lost; the job goes on with {left}"
                 ));
             }
             self.node.node_down(*node);
             self.creators_gone(|creator| creator.node == *node);
-            let actions = self.groups.node_down(*node);
-            self.act(actions);
             self.drop_links(*node);
-            self.requests.fail(
-                *node,
-                Code::NodeDown,
-                &format!("node {node} ({host}) is down"),
-            );
+            let down = format!("node {node} ({host}) is down");
+            self.requests.fail(*node, Code::NodeDown, &down);
+            self.follow_without(*node, &down);
+            self.made_for.without(*node);
             self.cluster.head_lost |= *node == NodeIndex::FIRST;
         }
         self.membership
@@ -196,6 +315,8 @@ impl Daemon {
         let answers = self.cluster.answers();
         self.names.changed(view.clone(), lost, answers);
         self.arrange_links();
+        let actions = self.groups.view_changed(view);
+        self.act(actions);
         tracing::info!(view = view.index, nodes = view.members.len(), %first, "who is a member has changed");
     }
 
@@ -253,6 +374,7 @@ impl Daemon {
             None if above.is_none() => self.up.lead_out(),
             None => self.up.wait(),
         }
+        self.follow_on();
     }
 
     /// A connection that stands and has no place in the tree yet.
@@ -265,6 +387,14 @@ impl Daemon {
             self.others.remove(&node);
         }
         Some(link)
+    }
+
+    /// A process has ended. A node that is the last one hears no heartbeats that would tell it so.
+    pub(super) fn ends_alone(&mut self) -> Option<End> {
+        if !self.cluster.head_lost {
+            return None;
+        }
+        self.member_event(Input::Time)
     }
 
     /// The head was lost with its node: the job ends when nobody is left who could do anything.
@@ -285,24 +415,19 @@ impl Daemon {
         })
     }
 
-    /// A connection that belongs to the tree has ended. Whoever goes on finds out what that means.
-    pub(super) fn tree_link_lost(&mut self, node: NodeIndex) -> Option<End> {
-        if !self.cluster.goes_on {
-            return Some(self.without(node));
-        }
-        self.link_ended(node)
-    }
-
-    /// A connection has ended: what was sent may be lost.
-    pub(super) fn link_ended(&mut self, node: NodeIndex) -> Option<End> {
+    /// A connection has ended: what was sent may be lost. Whoever goes on finds out what that means.
+    pub(super) fn link_ended(&mut self, node: NodeIndex, silent: bool) -> Option<End> {
         let answers = self.cluster.answers();
         self.names.link_lost(node, answers);
-        self.member_event(Input::LinkLost(node))
+        let actions = self.groups.link_lost(node);
+        self.act(actions);
+        self.member_event(Input::LinkLost { node, silent })
     }
 
     /// A connection could not be made.
     pub(super) fn not_reached(&mut self, node: NodeIndex, gone: bool) -> Option<End> {
         self.names.unreachable(node);
+        self.groups.unreachable(node);
         self.member_event(Input::Unreachable { node, gone })
     }
 }

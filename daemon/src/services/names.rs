@@ -114,19 +114,19 @@ impl Daemon {
             let why = "only an attached process can use the store of its node";
             return ClientReply::Failed(Code::Refused, why.to_owned());
         };
-        match &request {
-            StoreRequest::Get {
-                wake: Some(channel),
-                ..
-            } => {
-                self.name_clients.waits.insert(*channel, slot);
-            }
+        let wake = match &request {
+            StoreRequest::Get { wake, .. } => *wake,
             StoreRequest::Forget(channel) => {
                 self.name_clients.waits.remove(channel);
+                None
             }
-            _ => {}
-        }
+            _ => None,
+        };
         let (answer, woken) = self.name_clients.store.handle(request);
+        // Whoever got the value waits no longer.
+        if let (Some(channel), StoreAnswer::Value(None)) = (wake, &answer) {
+            self.name_clients.waits.insert(channel, slot);
+        }
         for channel in woken {
             self.wake(channel);
         }

@@ -1,6 +1,6 @@
 //! What other daemons say, and connections to them.
 
-use std::net::SocketAddr;
+use std::time::Duration;
 
 use dragon_protocol::control::{ClientReply, PeerMessage, SpawnRequest, SpawnResult};
 use dragon_protocol::{Code, NodeIndex};
@@ -15,9 +15,19 @@ use crate::cli::RUNTIME_FAILED;
 use crate::journal;
 use crate::link::{self, Link};
 
+/// When a node that could not be reached is told again what it must know.
+const AGAIN: Duration = Duration::from_secs(1);
+
 impl Daemon {
     /// Sends a message to another daemon, over a connection that is made when there is none yet.
     pub(super) fn tell(&mut self, node: NodeIndex, message: PeerMessage) {
+        // What members say about each other goes by the newest one: the other side makes another when it finds that of the tree
+        // broken, and this side may not have found that yet.
+        if let (PeerMessage::Member(_), Some(Other::Up(links))) = (&message, self.others.get(&node))
+            && let Some(newest) = links.last()
+        {
+            return newest.post(message);
+        }
         let mut tree = self.parent.iter().chain(&self.children);
         if let Some(link) = tree.find(|link| link.node == node) {
             return link.post(message);
@@ -54,7 +64,8 @@ impl Daemon {
     pub(super) fn connected(&mut self, node: NodeIndex, stream: TcpStream) {
         // Only those with higher ranks may come to be below this one, and send output.
         let sink = (node > self.job.node).then(|| self.sink.clone());
-        let link = link::run(node, stream, sink, &self.sender);
+        let patience = self.job.host_limit();
+        let link = link::run(node, stream, sink, patience, &self.sender);
         match self.others.get_mut(&node) {
             // A connection that stands is never dropped: answers may be on their way over it.
             Some(Other::Up(links)) => links.push(link),
@@ -67,6 +78,8 @@ impl Daemon {
             }
         }
         self.arrange_links();
+        let actions = self.groups.connected(node);
+        self.act(actions);
     }
 
     /// A connection that was asked for cannot be made: what waits for it fails.
@@ -77,52 +90,61 @@ impl Daemon {
         }
         self.others.remove(&node);
         self.inspect_without(node, &format!("cannot be reached: {why}"));
-        self.follow_without(node);
-        self.requests.fail(
-            node,
-            Code::Unreachable,
-            &format!(
-                "node {node} ({}) cannot be reached: {why}",
-                self.job.host(node)
-            ),
+        let why = format!(
+            "node {node} ({}) cannot be reached: {why}",
+            self.job.host(node)
         );
+        self.follow_without(node, &why);
+        self.requests.fail(node, Code::Unreachable, &why);
+        self.tell_slots_gone_later(node);
         self.not_reached(node, gone)
     }
 
-    /// A connection ended. When it is one of the tree, its node is lost, unless it can be reached again.
-    pub(super) fn link_lost(
-        &mut self,
-        node: NodeIndex,
-        addresses: (SocketAddr, SocketAddr),
-    ) -> Option<End> {
-        let is_it = |link: &Link| link.node == node && link.addresses == addresses;
-        let host = self.job.host(node).to_owned();
+    /// A connection ended. When it is one of the tree, its node is lost, unless it can be reached again. What was sent over it
+    /// may be lost, and so may answers: which of two connections they would have taken nobody knows.
+    pub(super) fn link_lost(&mut self, node: NodeIndex, ended: link::Ended) -> Option<End> {
+        let is_it = |link: &Link| link.node == node && link.addresses == ended.addresses;
         let of_tree = self.parent.as_ref().is_some_and(is_it) || self.children.iter().any(is_it);
-        if of_tree {
-            self.parent = self.parent.take().filter(|link| !is_it(link));
-            self.children.retain(|link| !is_it(link));
-            if self.parent.is_none() {
-                self.up.wait();
-            }
-        } else if let Some(Other::Up(links)) = self.others.get_mut(&node) {
+        self.parent = self.parent.take().filter(|link| !is_it(link));
+        self.children.retain(|link| !is_it(link));
+        if let Some(Other::Up(links)) = self.others.get_mut(&node) {
             links.retain(|link| !is_it(link));
-            if !links.is_empty() {
-                return self.link_ended(node);
+            if links.is_empty() {
+                self.others.remove(&node);
             }
-            self.others.remove(&node);
+        }
+        if of_tree {
+            // Another connection with the same node may stand already: it asked for one when it found this one broken.
+            self.arrange_links();
         }
         self.inspect_without(node, "lost");
-        self.follow_without(node);
-        self.requests.fail(
-            node,
-            Code::NodeDown,
-            &format!("node {node} ({host}) is down"),
-        );
-        if of_tree {
-            self.tree_link_lost(node)
-        } else {
-            self.link_ended(node)
+        let down = format!("node {node} ({}) is down", self.job.host(node));
+        self.requests.fail(node, Code::NodeDown, &down);
+        if of_tree && !self.goes_on() {
+            return Some(self.without_linked(node, ended.silent));
         }
+        self.follow_over_another_link(node);
+        self.tell_slots_gone(node);
+        self.link_ended(node, ended.silent)
+    }
+
+    /// Tells a node again which processes are gone that had something started there. It may know already.
+    pub(super) fn tell_slots_gone(&mut self, node: NodeIndex) {
+        for slot in self.made_for.untold(node) {
+            self.tell(node, PeerMessage::SlotGone(slot));
+        }
+    }
+
+    /// The same a moment later: the node cannot be reached now.
+    fn tell_slots_gone_later(&mut self, node: NodeIndex) {
+        if self.made_for.untold(node).is_empty() {
+            return;
+        }
+        let events = self.sender.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(AGAIN).await;
+            let _ = events.send(Event::TellSlotsGone(node)).await;
+        });
     }
 
     /// Another daemon says something.
@@ -136,10 +158,21 @@ impl Daemon {
             PeerMessage::Spawn {
                 request,
                 creator: slot,
+                asked,
                 spawns,
-            } => self.spawn_for(Creator { node, slot }, request, spawns),
-            PeerMessage::Group(message) => {
-                let actions = self.groups.hear(Some(node), *message);
+            } => self.spawn_for(Creator { node, slot }, (request, asked), spawns),
+            PeerMessage::CancelStarts {
+                creator: slot,
+                asked,
+            } => self.cancel_starts(Creator { node, slot }, asked),
+            PeerMessage::Unclaimed(processes) => {
+                let mine = processes
+                    .iter()
+                    .filter(|process| process.node == self.job.node);
+                mine.for_each(|process| self.node.drop_transit(*process));
+            }
+            PeerMessage::Group(letter) => {
+                let actions = self.groups.hear(node, *letter);
                 self.act(actions);
             }
             PeerMessage::GroupAsked(number, request) => {
@@ -152,11 +185,16 @@ impl Daemon {
             }
             PeerMessage::SlotGone(slot) => {
                 self.creators_gone(|creator| creator == Creator { node, slot });
+                self.tell(node, PeerMessage::SlotForgotten(slot));
             }
+            PeerMessage::SlotForgotten(slot) => self.made_for.told(node, slot),
             PeerMessage::Spawned { request, results } => {
-                if let Some((_, reply)) = self.requests.spawns.remove(&request) {
-                    let _ = reply.send(results);
-                }
+                // Whoever asked was told meanwhile that the node is down, or is gone.
+                let unclaimed = match self.requests.spawns.remove(&request) {
+                    Some((_, reply)) => reply.send(results).err(),
+                    None => Some(results),
+                };
+                self.unclaimed(unclaimed.unwrap_or_default());
             }
             PeerMessage::Signal {
                 request,
@@ -220,11 +258,16 @@ impl Daemon {
         None
     }
 
-    fn spawn_for(&mut self, creator: Creator, request: u64, spawns: Vec<SpawnRequest>) {
+    fn spawn_for(
+        &mut self,
+        creator: Creator,
+        (request, asked): (u64, u64),
+        spawns: Vec<SpawnRequest>,
+    ) {
         let node = creator.node;
         let answers: Vec<_> = spawns
             .into_iter()
-            .map(|spawn| self.spawn_in_turn(spawn, creator))
+            .map(|spawn| self.spawn_in_turn(spawn, creator, asked))
             .collect();
         // The answer travels over a connection that the loop owns: it comes back as an event.
         let events = self.sender.clone();
@@ -239,14 +282,15 @@ impl Daemon {
         });
     }
 
-    /// Starts a process here; the answer comes later.
+    /// Starts a process here, for what its creator asked with this number; the answer comes later.
     pub(super) fn spawn_in_turn(
         &mut self,
         spawn: SpawnRequest,
         creator: Creator,
+        asked: u64,
     ) -> oneshot::Receiver<SpawnResult> {
         let (reply, answer) = oneshot::channel();
-        self.spawn_here(spawn, creator, StartedFor::Requester(reply));
+        self.spawn_here(spawn, creator, StartedFor::Requester(asked, reply));
         answer
     }
 }

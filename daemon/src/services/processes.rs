@@ -15,7 +15,7 @@ use crate::groups::MemberKey;
 use crate::resources;
 use crate::survey::Managed;
 use crate::tree;
-use crate::zygote::{Key, Zygote};
+use crate::zygote::Zygotes;
 
 /// The processes of a node.
 #[derive(Default)]
@@ -42,7 +42,7 @@ pub(super) struct Processes {
     unrecovered: Vec<Ended>,
     /// Warm interpreters. One that was started before anybody asked for a worker is silent about its errors; when it has
     /// ended, the next worker gets a new one that can be heard.
-    pub(super) zygotes: HashMap<Key, Zygote>,
+    pub(super) zygotes: Zygotes,
     /// Tasks that read output; they end when the processes have closed their ends.
     pub(super) readers: Vec<JoinHandle<()>>,
     /// How many readers there were when finished ones were last dropped.
@@ -98,11 +98,15 @@ impl Processes {
 
     /// A process runs. Returns its status, if it has ended since.
     pub(super) fn runs(&mut self, pid: u32, process: Process) -> Option<i32> {
+        let number = process.number;
         self.pids.insert(process.object, pid);
         self.live.insert(pid, process);
-        let status = self.early.remove(&pid);
+        let early = self.early.remove(&pid);
         self.prune_early();
-        status.map(|(status, _)| status)
+        // A child that ended before the start was ordered had the same pid, and is another one.
+        early
+            .filter(|(_, last)| number <= *last)
+            .map(|(status, _)| status)
     }
 
     /// Forgets statuses that belong to none of the starts on their way.
@@ -344,16 +348,16 @@ impl Daemon {
         for pending in self.processes.pending.values_mut() {
             pending.doomed |= pending.process.goes_with(&gone);
         }
-        let left: Vec<u64> = self
-            .processes
-            .queued
-            .iter()
-            .filter(|(_, queued)| gone(queued.creator))
-            .map(|(number, _)| *number)
-            .collect();
-        for number in left {
-            self.give_up(number, Code::Cancelled);
-        }
+        self.give_up_all(|queued| queued.goes_with(&gone), Code::Cancelled);
+    }
+
+    /// The starts that a process asked for with this number of its own wait no longer.
+    pub(super) fn cancel_starts(&mut self, creator: Creator, asked: u64) {
+        let is_it = |queued: &Queued| {
+            queued.creator == creator
+                && matches!(queued.told, StartedFor::Requester(number, _) if number == asked)
+        };
+        self.give_up_all(is_it, Code::Interrupted);
     }
 
     /// Kills a process that was started for somebody who is gone.
@@ -365,7 +369,7 @@ impl Daemon {
     pub(super) fn told(&mut self, told: StartedFor, result: dragon_protocol::control::SpawnResult) {
         let object = result.as_ref().ok().map(|spawned| spawned.process);
         let adopted = match told {
-            StartedFor::Requester(reply) => reply.send(result).is_ok(),
+            StartedFor::Requester(_, reply) => reply.send(result).is_ok(),
             StartedFor::Member(member) => {
                 let actions = self.groups.started(member, result);
                 self.act(actions);
@@ -414,6 +418,20 @@ mod tests {
         SlotId {
             index,
             generation: 1,
+        }
+    }
+
+    #[test]
+    fn a_child_that_ended_before_the_start_was_ordered_is_another_one() {
+        let started = |number: u32| Process {
+            number: number.into(),
+            ..process(number)
+        };
+        for (number, expected) in [(3, Some(9)), (4, Some(9)), (5, None)] {
+            let mut processes = Processes::default();
+            processes.early.insert(77, (9, 4));
+            assert_eq!(processes.runs(77, started(number)), expected);
+            assert!(processes.early.is_empty());
         }
     }
 

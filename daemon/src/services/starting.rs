@@ -1,5 +1,6 @@
 //! Starts of processes on this node: what is reserved, what they are given, and who is told.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,11 +15,12 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::{oneshot, watch};
 
 use super::processes::{Creator, Process};
+use super::timer::Timer;
 use super::{Daemon, End, Event, pipes};
 use crate::adapter::Manager;
 use crate::cli::RUNTIME_FAILED;
 use crate::config::keys;
-use crate::forker::{Fork, Source, null, path};
+use crate::forker::{Fork, Source, not_made, null, path};
 use crate::groups::MemberKey;
 use crate::journal;
 use crate::output::Label;
@@ -43,13 +45,29 @@ type Tag = Option<watch::Sender<u32>>;
 pub(super) struct Queued {
     request: SpawnRequest,
     pub(super) creator: Creator,
-    told: StartedFor,
+    pub(super) told: StartedFor,
+    _limit: Timer,
+}
+
+impl Queued {
+    /// Whether it is out of the question when a process is gone. Members of groups are their group's business.
+    pub(super) fn goes_with(&self, gone: impl Fn(Creator) -> bool) -> bool {
+        self.member().is_none() && gone(self.creator)
+    }
+
+    /// Which member of a group it would be.
+    fn member(&self) -> Option<MemberKey> {
+        match self.told {
+            StartedFor::Member(member) => Some(member),
+            _ => None,
+        }
+    }
 }
 
 /// Who hears of a start.
 pub(super) enum StartedFor {
-    /// Whoever asked for the process.
-    Requester(oneshot::Sender<SpawnResult>),
+    /// Whoever asked for the process, with this number of its own.
+    Requester(u64, oneshot::Sender<SpawnResult>),
     /// A group of this or another node: it is a member.
     Member(MemberKey),
     /// Nobody: it is the head program.
@@ -138,7 +156,7 @@ impl Daemon {
             )
         });
         match started {
-            Ok(zygote) => drop(self.processes.zygotes.insert(key, zygote)),
+            Ok(zygote) => self.processes.zygotes.insert(key, zygote),
             Err(error) => tracing::warn!("no warm interpreter: {error}"),
         }
     }
@@ -161,38 +179,58 @@ impl Daemon {
                     return self.told(told, Err((Code::Full, format!("{name}: {text}"))));
                 };
                 self.ledger.wait(number, &name, wanted.clone());
+                let limit = Duration::from_millis(limit);
                 let queued = Queued {
                     request,
                     creator,
                     told,
+                    _limit: Timer::new(&self.sender, limit, Event::WaitedLongEnough(number)),
                 };
                 self.processes.queued.insert(number, queued);
-                self.end_wait_in_time(number, Duration::from_millis(limit));
             }
         }
     }
 
-    /// Has the loop hear when a start has waited long enough for CPUs and GPUs.
-    fn end_wait_in_time(&self, number: u64, limit: Duration) {
-        let events = self.sender.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(limit).await;
-            let _ = events.send(Event::WaitedLongEnough(number)).await;
-        });
+    /// Ends the starts of members of groups, as far as they wait for CPUs or GPUs.
+    pub(super) fn call_off(&mut self, members: &[MemberKey]) {
+        let members: HashSet<&MemberKey> = members.iter().collect();
+        let meant = |queued: &Queued| queued.member().is_some_and(|key| members.contains(&key));
+        self.give_up_all(meant, Code::Cancelled);
     }
 
-    /// Ends a start that waits for CPUs or GPUs.
-    pub(super) fn give_up(&mut self, number: u64, code: Code) {
-        let Some(why) = self.ledger.give_up(number) else {
-            return;
-        };
-        if let Some(queued) = self.processes.queued.remove(&number) {
-            let name = program_name(&queued.request.program);
-            let limit = queued.request.reservation.wait_ms.unwrap_or_default();
-            let text = format!("{name}: waited {limit} ms: {why}");
-            self.told(queued.told, Err((code, text)));
+    /// Ends starts that wait for CPUs or GPUs and that nobody wants any more.
+    pub(super) fn give_up_all(&mut self, meant: impl Fn(&Queued) -> bool, code: Code) {
+        let queued = self.processes.queued.iter();
+        let meant = queued.filter(|(_, queued)| meant(queued));
+        let mut numbers: Vec<u64> = meant.map(|(number, _)| *number).collect();
+        // In the order in which they wait, so that each is found at once.
+        numbers.sort_unstable();
+        self.give_up(&numbers, code);
+    }
+
+    /// Ends starts that wait for CPUs or GPUs.
+    pub(super) fn give_up(&mut self, numbers: &[u64], code: Code) {
+        let mut ended = Vec::new();
+        for number in numbers {
+            let Some(why) = self.ledger.give_up(*number) else {
+                continue;
+            };
+            if let Some(queued) = self.processes.queued.remove(number) {
+                let name = program_name(&queued.request.program);
+                let limit = queued.request.reservation.wait_ms.unwrap_or_default();
+                let text = match code {
+                    Code::Timeout => format!("{name}: waited {limit} ms: {why}"),
+                    Code::Interrupted => format!("{name}: a signal ended the wait: {why}"),
+                    _ => format!("{name}: was called off while it waited: {why}"),
+                };
+                ended.push((queued.told, text));
+            }
         }
-        // Whoever waited behind it may be served now.
+        // None of them is served in between.
+        for (told, text) in ended {
+            self.told(told, Err((code, text)));
+        }
+        // Whoever waited behind them may be served now.
         let served = self.ledger.serve();
         self.start_served(served);
     }
@@ -334,18 +372,13 @@ impl Daemon {
     ) -> Result<(), String> {
         let key = Key::new(interpreter, &order.environment);
         let directory = path(order.directory.clone());
-        let live = self
-            .processes
-            .zygotes
-            .get(&key)
-            .filter(|zygote| zygote.is_live());
-        let zygote = match live {
+        let zygote = match self.processes.zygotes.live(&key).cloned() {
             Some(zygote) => zygote,
             None => {
                 let (reader, writer) =
-                    pipe_with(PipeFlags::CLOEXEC).map_err(|error| format!("no pipe: {error}"))?;
+                    pipe_with(PipeFlags::CLOEXEC).map_err(|error| no_interpreter(error.into()))?;
                 self.follow(true, self.label_of_node(), reader)
-                    .map_err(|error| error.to_string())?;
+                    .map_err(no_interpreter)?;
                 let zygote = Zygote::start(
                     &self.forker,
                     &self.sender,
@@ -353,9 +386,9 @@ impl Daemon {
                     &order.environment,
                     Source::Fd(writer),
                 )
-                .map_err(|error| error.to_string())?;
-                self.processes.zygotes.insert(key.clone(), zygote);
-                &self.processes.zygotes[&key]
+                .map_err(no_interpreter)?;
+                self.processes.zygotes.insert(key, zygote.clone());
+                zygote
             }
         };
         match stdio.map(|source| match source {
@@ -369,7 +402,7 @@ impl Daemon {
             others => {
                 let sources = others.map(|source| source.map_or_else(|other| other, Source::Fd));
                 let opened = self.forker.open(sources, directory);
-                let (later, events) = (zygote.clone(), self.sender.clone());
+                let (later, events) = (zygote, self.sender.clone());
                 tokio::spawn(async move {
                     let opened = opened.await;
                     let ending = || Err("the daemon is ending".to_owned());
@@ -394,13 +427,13 @@ impl Daemon {
         let mut tag = None;
         if input == Stdio::Inherit && self.job.manager == Manager::RemoteLauncher {
             return Err(format!(
-                "standard input cannot be inherited on node {}, where the daemon was started by a remote shell; pass it by a channel, or start the process on another node",
+                "standard input cannot be inherited on node {}, whose daemon has none of its own; pass it by a channel, or start the process on another node",
                 self.job.node
             ));
         }
         let mut source = |daemon: &mut Self, place: usize, wanted| {
             let no_pipe = |error: io::Error| {
-                format!("no pipe for its standard input, output or error: {error}")
+                not_made("no pipe for its standard input, output or error", &error)
             };
             Ok(match wanted {
                 Stdio::Null => Source::Null,
@@ -541,6 +574,10 @@ impl Daemon {
         self.told(told, Ok(spawned));
         ended.and_then(|status| self.ended(pid, status))
     }
+}
+
+fn no_interpreter(error: io::Error) -> String {
+    not_made("no warm interpreter", &error)
 }
 
 fn program_name(program: &Program) -> String {

@@ -81,7 +81,13 @@ fn bytes_after_the_message_are_refused() {
 fn a_length_over_the_limit_is_refused_with_both_numbers() {
     let length = u32::try_from(MAX_FRAME).unwrap() + 1;
     let error = body_length(length.to_le_bytes()).unwrap_err();
-    assert_eq!(error, FrameError::TooLong(MAX_FRAME + 1));
+    assert_eq!(
+        error,
+        FrameError::TooLong {
+            length: MAX_FRAME + 1,
+            limit: MAX_FRAME
+        }
+    );
     let text = error.to_string();
     assert!(
         text.contains("67108865") && text.contains("67108864"),
@@ -98,7 +104,7 @@ fn a_message_over_the_limit_is_not_written() {
     let mut frame = vec![1, 2, 3];
     assert!(matches!(
         encode(&request, &mut frame),
-        Err(FrameError::TooLong(_))
+        Err(FrameError::TooLong { .. })
     ));
     assert_eq!(frame, [1, 2, 3]);
 }
@@ -122,4 +128,31 @@ fn an_exit_notice_is_twenty_four_bytes() {
             3, 0, 0, 0, 9, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0
         ]
     );
+}
+
+#[test]
+fn an_answer_that_is_too_long_for_a_frame_becomes_a_refusal_and_a_request_does_not() {
+    let error = FrameError::TooLong {
+        length: MAX_FRAME + 1,
+        limit: MAX_FRAME,
+    };
+    let answer = PeerMessage::Answer {
+        request: 7,
+        code: Code::Ok,
+        text: "x".repeat(MAX_FRAME),
+    };
+    let mut frame = Vec::new();
+    assert!(encode(&answer, &mut frame).is_err());
+    let instead = answer.in_place_of(&error).unwrap();
+    encode(&instead, &mut frame).unwrap();
+    let PeerMessage::Answer {
+        request: 7,
+        code: Code::TooLarge,
+        text,
+    } = instead
+    else {
+        panic!("{instead:?}");
+    };
+    assert!(text.contains("67108865"), "{text}");
+    assert_eq!(PeerMessage::Stopped.in_place_of(&error), None);
 }

@@ -9,7 +9,9 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
-use dragon::{Channel, ChannelOptions, Deadline, Descriptor, NodeIndex, Session, Spawn};
+use dragon::{
+    Channel, ChannelOptions, Code, Deadline, Descriptor, Lives, NodeIndex, Session, Spawn,
+};
 use dragon_tests::chaos::{self, HEAD, NODES, Place};
 use dragon_tests::netns::Netns;
 
@@ -118,10 +120,20 @@ fn head(role: &str, words: &[&str]) -> Result<ExitCode> {
     let nodes = session.nodes()?.nodes;
     let nodes: Vec<NodeIndex> = nodes.iter().map(|info| info.node).collect();
     match (role, words) {
-        ("spawns", []) => spawns(&nodes),
-        ("messages", []) => messages(&nodes),
+        ("spawns", [policy]) => spawns(&nodes, *policy == "continue"),
+        ("messages", [policy]) => messages(&nodes, *policy == "continue"),
         ("echo", [from, to]) => echo(from, to),
         _ => bail!("there is no program '{role}' with {} words", words.len()),
+    }
+}
+
+/// What is left of a result where nodes may be lost: nothing, when one was.
+fn unless_lost<T>(result: dragon::Result<T>, goes_on: bool) -> dragon::Result<Option<T>> {
+    match result {
+        Err(error) if goes_on && matches!(error.code(), Code::NodeDown | Code::Unreachable) => {
+            Ok(None)
+        }
+        other => other.map(Some),
     }
 }
 
@@ -137,29 +149,38 @@ fn a_line() -> Arc<AtomicBool> {
     over
 }
 
-fn spawns(nodes: &[NodeIndex]) -> Result<ExitCode> {
-    let sleepers = nodes
-        .iter()
-        .map(|node| Spawn::program("sleep").arg("100000").node(*node).start())
-        .collect::<dragon::Result<Vec<_>>>()?;
+fn spawns(nodes: &[NodeIndex], goes_on: bool) -> Result<ExitCode> {
+    let mut sleepers = Vec::new();
+    // A job whose head is lost lasts as long as they do.
+    let lives = if goes_on {
+        Lives::WithCreator
+    } else {
+        Lives::UntilTheEnd
+    };
+    for node in nodes {
+        let sleeper = Spawn::program("sleep").arg("100000").lives(lives);
+        sleepers.extend(unless_lost(sleeper.node(*node).start(), goes_on)?);
+    }
     println!("up");
     let over = a_line();
     for node in nodes.iter().cycle() {
         if over.load(Ordering::Acquire) {
             break;
         }
-        let child = Spawn::program("true").node(*node).start()?;
-        let status = child.process.wait(Deadline::Never)?;
+        let Some(child) = unless_lost(Spawn::program("true").node(*node).start(), goes_on)? else {
+            continue;
+        };
+        let status = unless_lost(child.process.wait(Deadline::Never), goes_on)?;
         ensure!(
-            status == 0,
-            "true on node {node} ended with status {status}"
+            status.is_none_or(|status| status == 0),
+            "true on node {node} ended with status {status:?}"
         );
     }
     drop(sleepers);
     Ok(ExitCode::from(HEAD))
 }
 
-fn messages(nodes: &[NodeIndex]) -> Result<ExitCode> {
+fn messages(nodes: &[NodeIndex], goes_on: bool) -> Result<ExitCode> {
     let options = ChannelOptions::default();
     let (there, back) = (Channel::create(&options)?, Channel::create(&options)?);
     let program = std::env::current_exe()?;
@@ -171,7 +192,7 @@ fn messages(nodes: &[NodeIndex]) -> Result<ExitCode> {
         ];
         let spawn = Spawn::program(&program).arg("head").arg("echo");
         let spawn = spawn.arg(&words[0]).arg(&words[1]).node(*node);
-        children.push(spawn.start()?);
+        children.extend(unless_lost(spawn.start(), goes_on)?);
     }
     let mut message = vec![0; 64];
     let over = a_line();
@@ -183,17 +204,36 @@ fn messages(nodes: &[NodeIndex]) -> Result<ExitCode> {
             break;
         }
         message[..8].copy_from_slice(&round.to_le_bytes());
-        there.send(&message, round, Deadline::Never)?;
-        let answer = back.receive(Deadline::Never)?;
-        ensure!(
-            answer.hint() == round,
-            "answer {} to {round}",
-            answer.hint()
-        );
+        loop {
+            there.send(&message, round, Deadline::Never)?;
+            if is_answered(&back, round, goes_on)? || over.load(Ordering::Acquire) {
+                break;
+            }
+        }
         // From inline to a block of the pool, and back.
         message.resize(64 << (round % 12), 1);
     }
     Ok(ExitCode::from(HEAD))
+}
+
+/// Waits for an answer. In a job that goes on without a node a message may be lost with who had it, and be sent again, and
+/// answered twice.
+fn is_answered(back: &Channel, round: u64, goes_on: bool) -> Result<bool> {
+    const PATIENCE: u64 = 200_000_000;
+    loop {
+        let deadline = if goes_on {
+            Deadline::after(PATIENCE)
+        } else {
+            Deadline::Never
+        };
+        match back.receive(deadline) {
+            Ok(answer) if answer.hint() == round => return Ok(true),
+            Ok(answer) if goes_on && answer.hint() < round => {}
+            Ok(answer) => bail!("answer {} to {round}", answer.hint()),
+            Err(error) if error.code() == Code::Timeout => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn echo(from: &str, to: &str) -> Result<ExitCode> {

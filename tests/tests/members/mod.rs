@@ -6,20 +6,113 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use dragon::names::{self, Lasts, Value};
-use dragon::{Channel, ChannelOptions, Code, Deadline, NodeIndex, Session, Spawn};
+use dragon::{Channel, ChannelOptions, Code, Deadline, Lives, NodeIndex, Session, Spawn};
 use dragon_tests::local::{Finished, WATCHDOG, pause};
 
 /// Does what the first argument says, where this program runs on a node.
 pub(crate) fn program(words: &[&str]) -> Option<ExitCode> {
     match *words {
         ["head", nodes] => Some(head(nodes.parse().unwrap())),
-        ["worker", me, nodes] => Some(worker(me.parse().unwrap(), nodes.parse().unwrap())),
+        ["asks"] => Some(asks()),
+        ["creator", node, nodes] => Some(creator(node, nodes)),
+        ["ticks", ..] => Some(ticks()),
+        ["holds", nodes] => Some(holds(nodes.parse().unwrap())),
+        ["survivor", me, nodes] => Some(survivor(me.parse().unwrap(), nodes.parse().unwrap())),
+        ["worker", me, _] => Some(worker(me.parse().unwrap())),
         _ => None,
     }
 }
 
 pub(crate) fn bytes(text: &str) -> Value {
     Value::Bytes(text.as_bytes().to_vec())
+}
+
+/// Starts this program on a node.
+fn start(role: &str, node: u32, nodes: u32) -> dragon::Child {
+    let own = std::env::current_exe().unwrap();
+    let spawn = Spawn::program(&own).arg(role);
+    let spawn = spawn.arg(node.to_string()).arg(nodes.to_string());
+    let node = NodeIndex::new(node).unwrap();
+    spawn.node(node).start().unwrap()
+}
+
+/// Says which daemons there are.
+fn say_daemons() {
+    let membership = Session::attach().unwrap().nodes().unwrap();
+    let daemons: Vec<_> = membership
+        .nodes
+        .iter()
+        .map(|info| info.pid.to_string())
+        .collect();
+    println!("daemons {}", daemons.join(" "));
+}
+
+/// Has another process start one on the second node that goes with it, and outlives both.
+fn asks() -> ExitCode {
+    say_daemons();
+    let creator = start("creator", 0, 3);
+    println!(
+        "creator ended with {}",
+        creator.process.wait(Deadline::Never).unwrap()
+    );
+    loop {
+        pause(WATCHDOG);
+    }
+}
+
+/// Starts a process on the second node that goes with this one.
+fn creator(_: &str, _: &str) -> ExitCode {
+    let own = std::env::current_exe().unwrap();
+    let spawn = Spawn::program(&own).arg("ticks").lives(Lives::WithCreator);
+    let ticks = spawn.node(NodeIndex::new(1).unwrap()).start().unwrap();
+    println!("creator {}", std::process::id());
+    let _ = ticks.process.wait(Deadline::Never);
+    ExitCode::FAILURE
+}
+
+/// Writes a line now and then.
+fn ticks() -> ExitCode {
+    for number in 0.. {
+        println!("tick {number}");
+        pause(Duration::from_millis(25));
+    }
+    ExitCode::SUCCESS
+}
+
+/// Starts a process on each other node that outlives this one.
+fn holds(nodes: u32) -> ExitCode {
+    let survivors: Vec<_> = (1..nodes)
+        .map(|node| start("survivor", node, nodes))
+        .collect();
+    for node in 1..nodes {
+        names::wait_for(&format!("survivor {node}"), Deadline::Never).unwrap();
+    }
+    say_daemons();
+    for survivor in survivors {
+        let _ = survivor.process.wait(Deadline::Never);
+    }
+    ExitCode::from(7)
+}
+
+/// Says how many nodes are left whenever one is lost, as soon as global services answer again; ends when it is alone.
+fn survivor(me: u32, nodes: u32) -> ExitCode {
+    names::publish(&format!("survivor {me}"), bytes("up"), Lasts::WithPublisher).unwrap();
+    let known = || Session::attach().unwrap().nodes().unwrap();
+    let mut left = nodes as usize;
+    while left > 1 {
+        while known().nodes.len() == left {
+            pause(Duration::from_millis(25));
+        }
+        let now = known();
+        left = now.nodes.len();
+        let name = format!("{left} left for {me}");
+        names::publish(&name, bytes("x"), Lasts::UntilUnpublished).unwrap();
+        println!(
+            "survivor {me}: {left} left, node {} first",
+            now.global_services
+        );
+    }
+    ExitCode::SUCCESS
 }
 
 /// Starts a worker on each other node, publishes a channel that nobody sends to, and waits for the workers.
@@ -29,24 +122,13 @@ fn head(nodes: u32) -> ExitCode {
     names::publish("line", value, Lasts::UntilUnpublished).unwrap();
     names::publish("head", bytes("known"), Lasts::UntilUnpublished).unwrap();
     names::publish("fleeting", bytes("head"), Lasts::WithPublisher).unwrap();
-    let own = std::env::current_exe().unwrap();
-    let start = |node: u32| {
-        let node_index = NodeIndex::new(node).unwrap();
-        let spawn = Spawn::program(&own).arg("worker");
-        let spawn = spawn.arg(node.to_string()).arg(nodes.to_string());
-        spawn.node(node_index).start().unwrap()
-    };
-    let workers: Vec<_> = (1..nodes).map(start).collect();
+    let workers: Vec<_> = (1..nodes)
+        .map(|node| start("worker", node, nodes))
+        .collect();
     for node in 1..nodes {
         names::wait_for(&format!("worker {node}"), Deadline::Never).unwrap();
     }
-    let membership = Session::attach().unwrap().nodes().unwrap();
-    let daemons: Vec<_> = membership
-        .nodes
-        .iter()
-        .map(|info| info.pid.to_string())
-        .collect();
-    println!("daemons {}", daemons.join(" "));
+    say_daemons();
     for (node, worker) in (1..).zip(&workers) {
         match worker.process.wait(Deadline::Never) {
             Ok(status) => println!("worker {node} ended with {status}"),
@@ -70,7 +152,7 @@ fn head(nodes: u32) -> ExitCode {
 
 /// Waits for a message of the head, or for its node to be lost. Then whoever is left must know what was published, and each
 /// other.
-fn worker(me: u32, nodes: u32) -> ExitCode {
+fn worker(me: u32) -> ExitCode {
     let value = bytes(&std::process::id().to_string());
     names::publish(&format!("worker {me}"), value, Lasts::WithPublisher).unwrap();
     let Value::Object(line) = names::look_up("line").unwrap() else {
@@ -87,22 +169,24 @@ fn worker(me: u32, nodes: u32) -> ExitCode {
     // Which of them depends on who notices first: the daemons, or the agent that cannot connect any more.
     let codes = [Code::NodeDown, Code::Unreachable];
     assert!(codes.contains(&error.code()), "{error}");
+    // Who answers that is the first of those who are left.
     assert_eq!(names::look_up("head").unwrap(), bytes("known"));
+    let membership = Session::attach().unwrap().nodes().unwrap();
+    let (left, first) = (membership.nodes.len(), membership.global_services);
+    let others = || membership.nodes.iter().map(|info| info.node);
     let fleeting = names::look_up("fleeting").unwrap_err();
     assert_eq!(fleeting.code(), Code::NoSuchName);
-    for other in 1..nodes {
+    for other in others() {
         names::look_up(&format!("worker {other}")).unwrap();
     }
     names::publish(&format!("after {me}"), bytes("x"), Lasts::UntilUnpublished).unwrap();
-    for other in 1..nodes {
+    for other in others() {
         names::wait_for(&format!("after {other}"), Deadline::Never).unwrap();
     }
-    let membership = Session::attach().unwrap().nodes().unwrap();
-    let (left, first) = (membership.nodes.len(), membership.global_services);
     println!("worker {me} goes on with {left} nodes, node {first} first");
     // Nobody's name may go before all have seen it.
     names::publish(&format!("done {me}"), bytes("x"), Lasts::UntilUnpublished).unwrap();
-    for other in 1..nodes {
+    for other in others() {
         names::wait_for(&format!("done {other}"), Deadline::Never).unwrap();
     }
     ExitCode::SUCCESS

@@ -22,7 +22,7 @@ mod connection;
 mod dial;
 mod lanes;
 mod raw;
-mod seal;
+pub mod seal;
 mod session;
 mod shared;
 mod wire;

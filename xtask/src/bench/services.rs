@@ -1,5 +1,6 @@
-//! Group `services`: bring-up, tear-down and idling of runtimes of one and of many nodes; processes.
+//! Group `services`: bring-up, tear-down and idling of runtimes of one and of many nodes; processes; faults.
 
+mod faults;
 mod processes;
 
 use std::path::Path;
@@ -22,11 +23,17 @@ pub(super) fn measure(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl
     processes::rates(repo, print);
     output(repo, print);
     idle(repo, print);
+    faults::measure(repo, print);
 }
 
 /// What takes long and needs much: as many processes as there are to be on a node.
 pub(super) fn scale(repo: &Repo, print: &mut impl FnMut(Row)) {
     processes::scale(repo, print);
+}
+
+/// How a job answers faults.
+pub(super) fn faults(repo: &Repo, print: &mut impl FnMut(Row)) {
+    faults::measure(repo, print);
 }
 
 fn one_node(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl FnMut(Row)) {
@@ -170,6 +177,16 @@ fn idle(repo: &Repo, print: &mut impl FnMut(Row)) {
         None,
         Goal::Value(0.0),
     ));
+    let measured: [Measured; 4] = reported_beside(&mut program(repo, &["wake-ups", "3"]), LIMIT);
+    let [first, other, needed_by_first, needed] = measured;
+    // Heartbeats times neighbours, as the setting has it that was in force; the first one has its timer besides.
+    for (name, measured, needed) in [
+        ("first of 3, idle, wake-ups", first, needed_by_first),
+        ("another of 3, idle, wake-ups", other, needed),
+    ] {
+        let goal = needed.map_or(Goal::None, |needed| Goal::Value(needed.median()));
+        print(row(name, "/s", measured, "-", None, goal));
+    }
 }
 
 /// The program that measures from outside.

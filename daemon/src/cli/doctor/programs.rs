@@ -2,18 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
-use std::time::Duration;
+use std::process::Command;
 
 use dragon_protocol::RELEASE;
 
 use super::Check;
+use crate::ask::said;
 use crate::program;
 
-/// For how long a program may take to say its release.
-const PATIENCE: Duration = Duration::from_secs(20);
 const PLUGIN: &str = "libdragon_spank.so";
 
 /// The daemon that this command would start.
@@ -67,7 +63,13 @@ pub(super) fn python() -> Check {
     }
 }
 
-/// The workload manager.
+/// Whether this process is in a job of Slurm, or this machine can have one.
+pub(super) fn is_slurm() -> bool {
+    std::env::var_os("SLURM_JOB_ID").is_some()
+        || said(Command::new("srun").arg("--version")).is_ok()
+}
+
+/// Slurm, or none.
 pub(super) fn workload_manager() -> Check {
     const NAME: &str = "workload manager";
     let inside = std::env::var_os("SLURM_JOB_ID").is_some();
@@ -222,31 +224,6 @@ fn matching(pattern: &Path) -> Vec<PathBuf> {
 /// The last word: `dragond 0.1.0`.
 fn release_of(text: &str) -> &str {
     text.rsplit(' ').next().unwrap_or_default()
-}
-
-/// What a program prints, or why it does not. It is killed when it takes too long.
-fn said(command: &mut Command) -> Result<String, String> {
-    let command = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let child = command.spawn().map_err(|error| error.to_string())?;
-    let pid = rustix::process::Pid::from_child(&child);
-    let (sender, ended) = mpsc::channel();
-    thread::spawn(move || sender.send(child.wait_with_output()));
-    let Ok(ended) = ended.recv_timeout(PATIENCE) else {
-        // It is this process's own child, which nobody has waited for: the pid is still its own.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        return Err(format!("no answer within {} s", PATIENCE.as_secs()));
-    };
-    let output = ended.map_err(|error| error.to_string())?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    if output.status.success() {
-        return Ok(text(&output.stdout));
-    }
-    let errors = text(&output.stderr);
-    let last = errors.lines().last().unwrap_or_default();
-    Err(format!("{} {last}", output.status).trim().to_owned())
 }
 
 #[cfg(test)]

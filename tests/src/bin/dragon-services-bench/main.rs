@@ -1,5 +1,7 @@
-//! What bring-up, tear-down and idling of a runtime cost (`cargo xtask bench services`). Prints one JSON object.
+//! What bring-up, tear-down and idling of a runtime cost, and how it answers faults (`cargo xtask bench services`). Prints
+//! one JSON object.
 
+mod faults;
 mod output;
 
 use std::process::ExitCode;
@@ -23,6 +25,12 @@ fn main() -> ExitCode {
         ["messages", nodes] => messages(nodes),
         ["memory"] => memory(),
         ["wake-ups"] => wake_ups(),
+        ["wake-ups", nodes] => wake_ups_of(nodes),
+        ["faults"] => faults::all(),
+        ["faults", fault, runs] => faults::one(fault, runs),
+        ["sleepers"] => faults::sleepers(),
+        ["asked"] => faults::asked(),
+        ["asker"] => faults::asker(),
         ["requests", nodes] => requests(nodes),
         ["head-requests"] => head_requests(),
         ["output", bytes, runs] => output::through_the_tree(bytes, runs),
@@ -106,13 +114,54 @@ fn memory() -> Result<()> {
     idle(|pid| Ok(own_memory(pid).context("no memory of it")? as f64 / f64::from(1 << 20)))
 }
 
+/// How long wake-ups are counted.
+const SECONDS: u64 = 5;
+
 fn wake_ups() -> Result<()> {
-    const SECONDS: u64 = 5;
     idle(|pid| {
         let before = voluntary_switches(pid);
         pause(Duration::from_secs(SECONDS));
         Ok((voluntary_switches(pid) - before) as f64 / SECONDS as f64)
     })
+}
+
+/// Wake-ups in a second of the first daemon of several, and of that of the others which has most; behind them what the
+/// protocol needs. A heartbeat, ten in the node limit, wakes each daemon for each neighbour in the tree, which brings it
+/// or answers it, and the first one by its timer.
+fn wake_ups_of(nodes: &str) -> Result<()> {
+    let count: u32 = nodes.parse()?;
+    ensure!((2..=17).contains(&count), "the tree is to have one level");
+    let words = [
+        "-N",
+        nodes,
+        "--local-nodes",
+        "sh",
+        "-c",
+        "echo up; read line",
+    ];
+    let mut job = Job::start(&mut dragon(words))?;
+    ensure!(job.has_printed("up", LIMIT), "the job did not come up");
+    let daemon = |node| job.in_state(node, "RUNNING", LIMIT);
+    let daemons: Option<Vec<u32>> = (0..count).map(daemon).collect();
+    let daemons = daemons.context("not all daemons showed themselves")?;
+    // What follows the bring-up is over by then.
+    pause(Duration::from_secs(1));
+    let counted = || daemons.iter().map(|pid| voluntary_switches(*pid));
+    let before: Vec<u64> = counted().collect();
+    pause(Duration::from_secs(SECONDS));
+    let rates = counted().zip(before);
+    let rates: Vec<f64> = rates
+        .map(|(after, before)| (after - before) as f64 / SECONDS as f64)
+        .collect();
+    job.stdin = None;
+    let ended = job.end(LIMIT);
+    ensure!(ended.code == Some(1), "{ended:?}");
+    let beats = 10.0 / faults::node_limit()?.as_secs_f64();
+    let (first, others) = rates.split_first().context("no daemon")?;
+    let most = others.iter().copied().fold(0.0, f64::max);
+    let (needed, needed_by_first) = (beats, beats * f64::from(count));
+    println!("{{\"columns\": [[{first}], [{most}], [{needed_by_first}], [{needed}]]}}");
+    Ok(())
 }
 
 /// Requests and messages that the first node handles for each process that other nodes start on others.

@@ -16,24 +16,27 @@ use crate::fabric::stream::Piece;
 const PATTERN: &str = "Noise_NNpsk0_25519_AESGCM_SHA256";
 const TAG: usize = 16;
 const LENGTH: usize = 2;
-/// Bytes of each handshake message: an ephemeral key, a header and a tag.
-pub(super) const MESSAGE: usize = 32 + FRAME_HEADER + TAG;
+const EPHEMERAL: usize = 32;
+/// Bytes of a handshake message that carries nothing: an ephemeral key and a tag.
+pub const EMPTY: usize = EPHEMERAL + TAG;
+/// Bytes of each handshake message: that, and a header.
+pub(super) const MESSAGE: usize = EMPTY + FRAME_HEADER;
 /// The longest record, without its length.
-pub(super) const RECORD: usize = u16::MAX as usize;
+pub const RECORD: usize = u16::MAX as usize;
 /// What a record holds at most.
 const MOST: usize = 48 * 1024;
 
 /// A handshake under way.
 #[derive(Debug)]
-pub(super) struct Shake(Box<HandshakeState>);
+pub struct Shake(Box<HandshakeState>);
 
 /// What both directions of a connection share.
 #[derive(Clone, Debug)]
-pub(super) struct Keys(Arc<StatelessTransportState>);
+pub struct Keys(Arc<StatelessTransportState>);
 
 /// The outgoing records of a connection.
 #[derive(Debug)]
-pub(super) struct Sealer {
+pub struct Sealer {
     keys: Keys,
     number: u64,
     plain: Vec<u8>,
@@ -43,7 +46,7 @@ pub(super) struct Sealer {
 
 /// The incoming records of a connection.
 #[derive(Debug)]
-pub(super) struct Opener {
+pub struct Opener {
     keys: Keys,
     number: u64,
     /// The beginning of a record whose rest has not arrived.
@@ -52,7 +55,10 @@ pub(super) struct Opener {
 
 impl Shake {
     /// Begins a handshake; `first`: on the side that says the first message.
-    pub(super) fn new(key: &JobKey, first: bool) -> Result<Self, LinkError> {
+    ///
+    /// # Errors
+    /// When the system has no random numbers.
+    pub fn new(key: &JobKey, first: bool) -> Result<Self, LinkError> {
         let shared = key.proof("encrypt", &[]);
         let pattern = PATTERN.parse().map_err(|e| failed(&e))?;
         let builder = Builder::new(pattern);
@@ -65,31 +71,42 @@ impl Shake {
         Ok(Self(Box::new(state.map_err(|e| failed(&e))?)))
     }
 
-    /// The next message, with a header in it.
-    pub(super) fn say(&mut self, header: &[u8]) -> Result<Vec<u8>, LinkError> {
-        let mut message = vec![0; MESSAGE];
+    /// The next message, with a header in it, or nothing.
+    ///
+    /// # Errors
+    /// When it is not this side's turn.
+    pub fn say(&mut self, header: &[u8]) -> Result<Vec<u8>, LinkError> {
+        let mut message = vec![0; EPHEMERAL + header.len() + TAG];
         let said = self.0.write_message(header, &mut message);
         message.truncate(said.map_err(|e| failed(&e))?);
         Ok(message)
     }
 
     /// The header in the other side's message.
-    pub(super) fn hear(&mut self, message: &[u8]) -> Result<Vec<u8>, LinkError> {
-        let mut header = vec![0; MESSAGE];
+    ///
+    /// # Errors
+    /// When it was made without the key, or it is not that side's turn.
+    pub fn hear(&mut self, message: &[u8]) -> Result<Vec<u8>, LinkError> {
+        let mut header = vec![0; message.len()];
         let heard = self.0.read_message(message, &mut header);
         header.truncate(heard.map_err(|e| failed(&e))?);
         Ok(header)
     }
 
     /// The keys, when both messages have passed.
-    pub(super) fn finish(self) -> Result<Keys, LinkError> {
+    ///
+    /// # Errors
+    /// When they have not.
+    pub fn finish(self) -> Result<Keys, LinkError> {
         let state = self.0.into_stateless_transport_mode();
         Ok(Keys(Arc::new(state.map_err(|e| failed(&e))?)))
     }
 }
 
 impl Sealer {
-    pub(super) fn new(keys: Keys) -> Self {
+    /// Nothing is sealed yet.
+    #[must_use]
+    pub fn new(keys: Keys) -> Self {
         Self {
             keys,
             number: 0,
@@ -100,18 +117,26 @@ impl Sealer {
     }
 
     /// Bytes of the record that is being sent.
-    pub(super) fn rest(&self) -> &[u8] {
+    #[must_use]
+    pub fn rest(&self) -> &[u8] {
         &self.sealed[self.gone..]
     }
 
     /// So many bytes of it were sent.
-    pub(super) fn sent(&mut self, count: usize) {
+    pub fn sent(&mut self, count: usize) {
         self.gone += count;
         if self.gone == self.sealed.len() {
             self.gone = 0;
             // An idle connection holds no memory.
             self.sealed = Vec::new();
         }
+    }
+
+    /// Adds bytes to the next record; returns how many it took.
+    pub fn add(&mut self, bytes: &[u8]) -> usize {
+        let room = MOST.saturating_sub(self.plain.len()).min(bytes.len());
+        self.plain.extend_from_slice(&bytes[..room]);
+        room
     }
 
     /// Adds memory to the next record; returns how many bytes it took.
@@ -132,8 +157,11 @@ impl Sealer {
         self.plain.len() - before
     }
 
-    /// Seals what was taken; false when that is nothing.
-    pub(super) fn seal(&mut self) -> std::io::Result<bool> {
+    /// Seals what was added; false when that is nothing.
+    ///
+    /// # Errors
+    /// When the connection has had more records than it may.
+    pub fn seal(&mut self) -> std::io::Result<bool> {
         if self.plain.is_empty() {
             return Ok(false);
         }
@@ -151,7 +179,9 @@ impl Sealer {
 }
 
 impl Opener {
-    pub(super) fn new(keys: Keys) -> Self {
+    /// Nothing was opened yet.
+    #[must_use]
+    pub fn new(keys: Keys) -> Self {
         Self {
             keys,
             number: 0,
@@ -161,7 +191,10 @@ impl Opener {
 
     /// Opens the first record of `bytes` into `plain`: the number of bytes that it took, and that it gave. `None`: its rest
     /// has not arrived.
-    pub(super) fn open(
+    ///
+    /// # Errors
+    /// When it was changed, repeated or is out of turn, or `plain` is shorter than it.
+    pub fn open(
         &mut self,
         bytes: &[u8],
         plain: &mut [u8],

@@ -43,6 +43,29 @@ pub(super) fn scale(repo: &Repo, print: &mut impl FnMut(Row)) {
         None,
         Goal::AtLeast(10_000.0),
     ));
+    let mut dragon = repo.in_venv(repo.venv_bin("dragon"));
+    dragon.arg(repo.path("benches/python/live.py"));
+    let [live, start, memory, files, daemon] =
+        reported_beside(dragon.args(["--count", "1000"]), LIMIT);
+    for (name, unit, measured, goal) in [
+        ("live Python workers", "", live, Goal::AtLeast(1000.0)),
+        ("the same, start of each", "ms", start, Goal::None),
+        ("the same, memory of each (PSS)", "MiB", memory, Goal::None),
+        (
+            "the same, daemon's descriptors for each",
+            "",
+            files,
+            Goal::None,
+        ),
+        (
+            "the same, daemon's memory for each",
+            "KiB",
+            daemon,
+            Goal::None,
+        ),
+    ] {
+        print(row(name, unit, measured, "-", None, goal));
+    }
 }
 
 fn program(repo: &Repo, mode: &[&str]) -> Command {
