@@ -10,6 +10,11 @@ from typing import NamedTuple
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BENCHES = Path(__file__).parents[2] / "benches/python"
 
+# The environment of a program outside of any runtime or job. Unbuffered, it would write its lines in pieces, and other
+# processes would write between them.
+INSIDE_ONLY = ("DRAGON_RUNTIME", "SLURM_JOB_ID", "PBS_JOBID", "PYTHONUNBUFFERED")
+OUTSIDE = {name: value for name, value in os.environ.items() if name not in INSIDE_ONLY}
+
 
 class Ended(NamedTuple):
     """How a program ended."""
@@ -31,14 +36,13 @@ def run(dragon, program, *, nodes=1, seconds=60, cwd=None, env=None):
 
 def run_plain(command, *, seconds=60, cwd=None, env=None):
     """Runs a command without a runtime around it."""
-    environment = {name: value for name, value in os.environ.items() if name != "DRAGON_RUNTIME"} | (env or {})
     process = subprocess.Popen(
         [str(word) for word in command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=cwd,
-        env=environment,
+        env=OUTSIDE | (env or {}),
         start_new_session=True,
     )
     try:

@@ -6,9 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from programs import run_plain
-
-OUTSIDE = {name: value for name, value in os.environ.items() if name not in ("DRAGON_RUNTIME", "SLURM_JOB_ID", "PBS_JOBID")}
+from programs import OUTSIDE, run_plain
 
 
 @contextlib.contextmanager
@@ -37,7 +35,7 @@ def attach(tmp_path):
             "    except dragon.DragonError as error:\n"
             "        print(type(error).__name__, error)\n"
         )
-        return run_plain([sys.executable, path], env=OUTSIDE | variables)
+        return run_plain([sys.executable, path], env=variables)
 
     return attach
 

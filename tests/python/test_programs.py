@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from programs import BENCHES, run, run_plain
+from programs import BENCHES, OUTSIDE, run, run_plain
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_program_from_standard_input_and_one_word_programs_start_a_runtime():
         ended = subprocess.run(
             [sys.executable, *words],
             input="" if words[0] == "-c" else text,
-            env={name: value for name, value in os.environ.items() if name != "DRAGON_RUNTIME"},
+            env=OUTSIDE,
             capture_output=True,
             text=True,
             timeout=60,
