@@ -79,9 +79,10 @@ impl Group {
     /// Starts more members; their ranks follow those that there are. Those that cannot be started are left out.
     ///
     /// # Errors
-    /// When the group has ended, or a member cannot be started.
+    /// When the group has ended, or a member cannot be started. After a signal [`Code::Interrupted`]: then none of them is left.
     pub fn add(&self, count: u32) -> Result<()> {
-        match self.ask(GroupRequest::Add(self.id(), count))? {
+        let request = ClientRequest::Group(GroupRequest::Add(self.id(), count));
+        match Session::attach()?.request_until_signal(&request)? {
             ClientReply::Group(_) => Ok(()),
             other => Err(unexpected("more members of a group", &other)),
         }
@@ -199,13 +200,14 @@ impl GroupOptions {
     /// Starts the group with so many members. When one cannot be started, none is left.
     ///
     /// # Errors
-    /// When there is no runtime, or a member cannot be started; the text says which and why.
+    /// When there is no runtime, or a member cannot be started; the text says which and why. After a signal
+    /// [`Code::Interrupted`]: the members wait for CPUs and GPUs no longer.
     pub fn start(self, count: u32) -> Result<Group> {
         let refused = |text: &str| Error::InvalidArgument(text.to_owned());
         let spec = self.spec.map_err(refused)?;
         let session = Session::attach_or_start()?;
         let request = GroupRequest::Start(Box::new(spec), count);
-        match session.request(&ClientRequest::Group(request))? {
+        match session.request_until_signal(&ClientRequest::Group(request))? {
             ClientReply::Group(object) => {
                 let descriptor = Descriptor {
                     runtime: session.runtime(),

@@ -189,9 +189,9 @@ struct Requests {
     spawns: HashMap<u64, (NodeIndex, oneshot::Sender<Vec<SpawnResult>>)>,
     answers: HashMap<u64, (NodeIndex, oneshot::Sender<(Code, String)>)>,
     /// About groups of other nodes.
-    groups: HashMap<u64, (NodeIndex, oneshot::Sender<ClientReply>)>,
-    /// About groups of this node; whether the group is new.
-    own_groups: HashMap<u64, (bool, oneshot::Sender<ClientReply>)>,
+    groups: HashMap<u64, (NodeIndex, (SlotId, u64), oneshot::Sender<ClientReply>)>,
+    /// About groups of this node.
+    own_groups: HashMap<u64, groups::GroupAsked>,
 }
 
 /// Why a daemon ends, and its exit code.

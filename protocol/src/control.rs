@@ -295,6 +295,8 @@ pub enum PeerMessage {
     /// Down the tree, in place of a welcome: come again, to one of these addresses of the sender. They are on the interfaces
     /// that the job is to use, and the address by which this connection came is not.
     Elsewhere(Vec<SocketAddr>),
+    /// Nobody waits any longer for the members that were asked for by [`PeerMessage::GroupAsked`] with this number.
+    GroupCancelled(u64),
 }
 
 impl PeerMessage {

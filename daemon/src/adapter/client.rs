@@ -173,8 +173,18 @@ pub fn is_descendant(pid: u32) -> bool {
 
 /// The process that started another one, or adopted it.
 pub(crate) fn parent_of(pid: u32) -> Option<u32> {
+    word_of(pid, 1)?.parse().ok()
+}
+
+/// Whether a process is stopped, by SIGSTOP or the like.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    word_of(pid, 0).is_some_and(|state| state == "T")
+}
+
+/// What the kernel says of a process behind its name.
+fn word_of(pid: u32, position: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name is in parentheses, and may hold any character.
     let rest = stat.rsplit_once(')')?.1;
-    rest.split_whitespace().nth(1)?.parse().ok()
+    rest.split_whitespace().nth(position).map(str::to_owned)
 }

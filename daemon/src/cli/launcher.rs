@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use super::hosts::{Place, place};
 use super::outputs::Outputs;
 use super::{Arguments, RUNTIME_FAILED, TIME_IS_UP};
+use crate::adapter::client::is_stopped;
 use crate::adapter::host_limit;
 use crate::adapter::join::Door;
 use crate::adapter::launcher::{self, BRING_UP, NOT_UP, STDIN};
@@ -228,6 +229,7 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                 Last::Terminate => {
                     terminated = code.is_none();
                     terminate(&daemons);
+                    kill_stopped(&daemons);
                     Some((Instant::now() + LAST_WAIT, Last::Kill))
                 }
                 Last::Kill => {
@@ -291,6 +293,18 @@ enum Last {
 fn terminate(daemons: &BTreeMap<u32, Daemon>) {
     for daemon in daemons.values() {
         daemon.send(Signal::TERM);
+    }
+}
+
+/// Kills daemons of this machine that are stopped: they hear no other signal.
+fn kill_stopped(daemons: &BTreeMap<u32, Daemon>) {
+    let here = daemons.iter().filter(|(_, daemon)| daemon.line.is_none());
+    for (rank, daemon) in here.filter(|(_, daemon)| is_stopped(daemon.child.id())) {
+        say(&format!(
+            "the daemon of node {rank} ({}) is stopped and is killed",
+            daemon.host
+        ));
+        daemon.kill();
     }
 }
 

@@ -224,12 +224,13 @@ fn status_text(nodes: &[NodeStatus]) -> String {
         return String::new();
     };
     let mut text = format!(
-        "runtime {} of job {}, release {}, up {}\n{} nodes up",
+        "runtime {} of job {}, release {}, up {}\n{} node{} up",
         first.runtime,
         first.job,
         first.release,
         duration(first.uptime_s),
         first.nodes_up,
+        if first.nodes_up == 1 { "" } else { "s" },
     );
     if !first.nodes_down.is_empty() {
         let down: Vec<_> = first.nodes_down.iter().map(u32::to_string).collect();

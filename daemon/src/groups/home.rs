@@ -124,6 +124,20 @@ impl Groups {
         self.send_start(id, number)
     }
 
+    /// Whoever asked for members by the request with this number wants them no more: those that wait are called off, those that
+    /// run are killed. The answer comes as ever.
+    pub fn call_off(&mut self, request: u64) -> Vec<Action> {
+        let asked = |plan: &&Plan| plan.request == Some(request);
+        let mut groups = self.home.groups.iter();
+        let found = groups.find_map(|(id, group)| {
+            let plan = group.open.values().find(asked)?;
+            Some((*id, plan.ranks.clone().collect()))
+        });
+        found.map_or_else(Vec::new, |(id, ranks)| {
+            self.order(id, Order::Remove(Some(ranks)), None)
+        })
+    }
+
     /// Whether a group lives here.
     #[must_use]
     pub fn knows(&self, group: ObjectId) -> bool {

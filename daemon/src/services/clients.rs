@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::peers::result_of;
 use super::processes::Creator;
+use super::timer::Timer;
 use super::{Daemon, Event};
 
 /// Channels of a process that are kept in mind, gone or not.
@@ -22,6 +23,8 @@ pub(super) struct MadeFor {
     slots: HashMap<SlotId, Made>,
     /// Processes that are gone, and nodes that have not said yet that they know.
     untold: HashMap<NodeIndex, Vec<SlotId>>,
+    /// When nodes that could not be reached are told again.
+    pub(super) again: HashMap<NodeIndex, Timer>,
 }
 
 /// What goes with one of them.
@@ -54,6 +57,7 @@ impl MadeFor {
     /// A node is lost: nothing runs there any more.
     pub(super) fn without(&mut self, node: NodeIndex) {
         self.untold.remove(&node);
+        self.again.remove(&node);
     }
 
     /// Forgets channels that are gone, now and then: a process may start any number of others in its life.
@@ -129,7 +133,7 @@ impl Daemon {
                 signal,
                 reach,
             } => return self.signal_there(process, signal, reach, reply),
-            ClientRequest::Group(request) => return self.group_asked(slot, request, reply),
+            ClientRequest::Group(request) => return self.group_asked(slot, number, request, reply),
             ClientRequest::Name(request) => return self.name_request(slot, request, reply),
             ClientRequest::Store(request) => self.store_request(slot, request),
             ClientRequest::Nodes => ClientReply::Nodes(self.membership.clone()),
@@ -198,10 +202,10 @@ impl Daemon {
             }
             for (node, positions, answer) in answers {
                 let down = || {
-                    Err((
-                        Code::NodeDown,
-                        format!("node {node} is down or cannot be reached"),
-                    ))
+                    let text = format!(
+                        "node {node} is down, or the connection with it broke before it said whether the process was started"
+                    );
+                    Err((Code::NodeDown, text))
                 };
                 let mut came = answer.await.unwrap_or_default().into_iter();
                 for position in positions {
@@ -217,6 +221,7 @@ impl Daemon {
 
     /// A client waits no longer for CPUs and GPUs of the starts that it asked for with a number.
     pub(super) fn client_cancels(&mut self, slot: SlotId, asked: u64) {
+        self.group_cancelled(slot, asked);
         let me = self.job.node;
         let made = self.made_for.slots.get(&slot);
         for node in made.map(|made| made.nodes.clone()).unwrap_or_default() {

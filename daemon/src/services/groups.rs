@@ -21,27 +21,69 @@ const LARGEST: usize = MAX_FRAME / 2;
 
 type Refused = (Code, String);
 
+/// A request about a group of this node that has no answer yet.
+pub(super) struct GroupAsked {
+    by: Asker,
+    /// It is for a new group.
+    is_new: bool,
+    /// Whoever asked waits no longer.
+    cancelled: bool,
+    reply: oneshot::Sender<ClientReply>,
+}
+
+/// Who asks about a group, with the asker's own number for the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    Client(SlotId, u64),
+    Peer(NodeIndex, u64),
+}
+
 impl Daemon {
     /// A client of this node asks about groups.
     pub(super) fn group_asked(
         &mut self,
         slot: Option<SlotId>,
+        asked: u64,
         request: GroupRequest,
         reply: oneshot::Sender<ClientReply>,
     ) {
-        if slot.is_none() {
+        let Some(slot) = slot else {
             let text = "only an attached process can make and order groups".to_owned();
             drop(reply.send(ClientReply::Failed(Code::Refused, text)));
             return;
-        }
+        };
         match request.group().map(|group| group.node) {
             Some(node) if node != self.job.node => {
                 let number = self.requests.number();
-                self.requests.groups.insert(number, (node, reply));
+                let asked = (slot, asked);
+                self.requests.groups.insert(number, (node, asked, reply));
                 let request = PeerMessage::GroupAsked(number, Box::new(request));
                 self.tell(node, request);
             }
-            _ => self.group_request(slot, request, reply),
+            _ => self.group_request(Asker::Client(slot, asked), request, reply),
+        }
+    }
+
+    /// A process of this node waits no longer for members of a group that it asked for.
+    pub(super) fn group_cancelled(&mut self, slot: SlotId, asked: u64) {
+        let elsewhere = self.requests.groups.iter();
+        let elsewhere = elsewhere.filter(|(_, (_, by, _))| *by == (slot, asked));
+        let elsewhere: Vec<_> = elsewhere
+            .map(|(number, (node, ..))| (*number, *node))
+            .collect();
+        for (number, node) in elsewhere {
+            self.tell(node, PeerMessage::GroupCancelled(number));
+        }
+        self.group_called_off(Asker::Client(slot, asked));
+    }
+
+    /// Whoever asked for members of a group of this node waits no longer.
+    pub(super) fn group_called_off(&mut self, by: Asker) {
+        let mut open = self.requests.own_groups.iter_mut();
+        if let Some((number, asked)) = open.find(|(_, asked)| asked.by == by) {
+            asked.cancelled = true;
+            let actions = self.groups.call_off(*number);
+            self.act(actions);
         }
     }
 
@@ -51,7 +93,7 @@ impl Daemon {
         if request.group().is_none() {
             return tracing::warn!(%node, "asks for a group that would not be its own");
         }
-        self.group_request(None, request, reply);
+        self.group_request(Asker::Peer(node, number), request, reply);
         let events = self.sender.clone();
         tokio::spawn(async move {
             let ending =
@@ -64,26 +106,32 @@ impl Daemon {
 
     fn group_request(
         &mut self,
-        slot: Option<SlotId>,
+        by: Asker,
         request: GroupRequest,
         reply: oneshot::Sender<ClientReply>,
     ) {
         let number = self.requests.number();
         let is_new = request.group().is_none();
-        let actions = match self.group_actions(slot, request, number) {
+        let actions = match self.group_actions(by, request, number) {
             Ok(actions) => actions,
             Err((code, text)) => {
                 drop(reply.send(ClientReply::Failed(code, text)));
                 return;
             }
         };
-        self.requests.own_groups.insert(number, (is_new, reply));
+        let asked = GroupAsked {
+            by,
+            is_new,
+            cancelled: false,
+            reply,
+        };
+        self.requests.own_groups.insert(number, asked);
         self.act(actions);
     }
 
     fn group_actions(
         &mut self,
-        slot: Option<SlotId>,
+        by: Asker,
         request: GroupRequest,
         number: u64,
     ) -> Result<Vec<Action>, Refused> {
@@ -93,7 +141,9 @@ impl Daemon {
         };
         match request {
             GroupRequest::Start(spec, count) => {
-                let slot = slot.ok_or((Code::Refused, "a group of nobody".to_owned()))?;
+                let Asker::Client(slot, _) = by else {
+                    return Err((Code::Refused, "a group of nobody".to_owned()));
+                };
                 check(&spec, count)?;
                 let places = self.group_places(&spec, count)?;
                 self.groups.prune(|group| self.node.has_process(group));
@@ -176,8 +226,8 @@ impl Daemon {
                     self.group_started(number, group, failed);
                 }
                 Action::Members(number, members) => {
-                    if let Some((_, reply)) = self.requests.own_groups.remove(&number) {
-                        let _ = reply.send(ClientReply::Members(members));
+                    if let Some(asked) = self.requests.own_groups.remove(&number) {
+                        let _ = asked.reply.send(ClientReply::Members(members));
                     }
                 }
             }
@@ -190,11 +240,16 @@ impl Daemon {
         group: ObjectId,
         mut failed: Vec<(u32, Code, String)>,
     ) {
-        let Some((is_new, reply)) = self.requests.own_groups.remove(&number) else {
+        let Some(asked) = self.requests.own_groups.remove(&number) else {
             return;
         };
         failed.sort_by_key(|(rank, ..)| *rank);
         let answer = match failed.first() {
+            _ if asked.cancelled => {
+                let text =
+                    "a signal ended the wait for the members of a group; none of those is left";
+                ClientReply::Failed(Code::Interrupted, text.to_owned())
+            }
             None => ClientReply::Group(group),
             Some((rank, code, text)) => {
                 let others = failed.len() - 1;
@@ -207,8 +262,8 @@ impl Daemon {
             }
         };
         let refused = matches!(answer, ClientReply::Failed(..));
-        let unheard = reply.send(answer).is_err();
-        if is_new && (refused || unheard) {
+        let unheard = asked.reply.send(answer).is_err();
+        if asked.is_new && (refused || unheard) {
             // Nobody adopts the reference that was made for the answer.
             self.node.drop_transit(group);
         }

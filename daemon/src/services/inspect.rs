@@ -9,8 +9,8 @@ use dragon_protocol::control::{ClientReply, PeerMessage};
 use dragon_protocol::inspect::{Answer, Inspect, MOST_ROWS, NodeAnswer, PATIENCE_MS, Scope};
 use dragon_protocol::{Code, NodeIndex};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
+use super::timer::Timer;
 use super::{Daemon, Event};
 use crate::survey::{self, Known, View};
 
@@ -42,7 +42,8 @@ struct Gathering {
     /// The nodes that were asked and have not answered; this one may be among them.
     waiting: Vec<NodeIndex>,
     answers: Vec<NodeAnswer>,
-    timer: Option<JoinHandle<()>>,
+    /// Ends the patience.
+    timer: Option<Timer>,
 }
 
 /// Who gets the answers.
@@ -191,13 +192,9 @@ impl Daemon {
             self.look(number, question.clone());
         }
         if !others.is_empty() {
-            let events = self.sender.clone();
             let patience = Duration::from_millis(question.patience_ms.into());
-            gathering.timer = Some(tokio::spawn(async move {
-                tokio::time::sleep(patience).await;
-                let event = Event::Inspected(Inspected::TimeUp(number));
-                let _ = events.send(event).await;
-            }));
+            let event = Event::Inspected(Inspected::TimeUp(number));
+            gathering.timer = Some(Timer::new(&self.sender, patience, event));
         }
         self.inspections.open.insert(number, gathering);
         // Who is behind them answers sooner than this node loses its patience.
@@ -268,10 +265,7 @@ impl Daemon {
         }
     }
 
-    fn answer(&mut self, mut gathering: Gathering) {
-        if let Some(timer) = gathering.timer.take() {
-            timer.abort();
-        }
+    fn answer(&mut self, gathering: Gathering) {
         match gathering.to {
             Asker::Peer(node, request) => {
                 let answers = gathering.answers;

@@ -12,6 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
 use super::{Daemon, End, Event, Other};
+use crate::adapter::Manager;
 use crate::adapter::declared::Question;
 use crate::cli::{RUNTIME_FAILED, TIME_IS_UP};
 use crate::config::{keys, value::Value};
@@ -255,6 +256,10 @@ impl Daemon {
             self.job.host(node)
         );
         journal::say(&format!("{why}; the job ends"));
+        // It hears nothing, and nobody waits for it. Slurm's last resort does: whoever is not heard is ended with the step.
+        if !matches!(self.job.manager, Manager::Slurm { .. }) {
+            self.drop_links(node);
+        }
         if let Some(parent) = &self.parent {
             parent.post(PeerMessage::Failed(why.clone()));
         }

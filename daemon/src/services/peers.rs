@@ -7,9 +7,11 @@ use dragon_protocol::{Code, NodeIndex};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
+use super::groups::Asker;
 use super::members::is_refused;
 use super::processes::Creator;
 use super::starting::StartedFor;
+use super::timer::Timer;
 use super::{Daemon, End, Event, Other};
 use crate::cli::RUNTIME_FAILED;
 use crate::journal;
@@ -118,8 +120,11 @@ impl Daemon {
             self.arrange_links();
         }
         self.inspect_without(node, "lost");
-        let down = format!("node {node} ({}) is down", self.job.host(node));
-        self.requests.fail(node, Code::NodeDown, &down);
+        let lost = format!(
+            "the connection with node {node} ({}) broke; what it was asked to do may have been done",
+            self.job.host(node)
+        );
+        self.requests.fail(node, Code::NodeDown, &lost);
         if of_tree && !self.goes_on() {
             return Some(self.without_linked(node, ended.silent));
         }
@@ -140,11 +145,8 @@ impl Daemon {
         if self.made_for.untold(node).is_empty() {
             return;
         }
-        let events = self.sender.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(AGAIN).await;
-            let _ = events.send(Event::TellSlotsGone(node)).await;
-        });
+        let timer = Timer::new(&self.sender, AGAIN, Event::TellSlotsGone(node));
+        self.made_for.again.insert(node, timer);
     }
 
     /// Another daemon says something.
@@ -178,8 +180,11 @@ impl Daemon {
             PeerMessage::GroupAsked(number, request) => {
                 self.group_asked_by(node, number, *request);
             }
+            PeerMessage::GroupCancelled(number) => {
+                self.group_called_off(Asker::Peer(node, number));
+            }
             PeerMessage::GroupAnswered(number, answer) => {
-                if let Some((_, reply)) = self.requests.groups.remove(&number) {
+                if let Some((_, _, reply)) = self.requests.groups.remove(&number) {
                     let _ = reply.send(*answer);
                 }
             }
@@ -314,7 +319,7 @@ impl super::Requests {
         for (_, (_, reply)) in self.answers.extract_if(|_, (to, _)| *to == node) {
             let _ = reply.send((code, text.to_owned()));
         }
-        for (_, (_, reply)) in self.groups.extract_if(|_, (to, _)| *to == node) {
+        for (_, (_, _, reply)) in self.groups.extract_if(|_, (to, ..)| *to == node) {
             let _ = reply.send(ClientReply::Failed(code, text.to_owned()));
         }
         // The receiver sees the dropped sender and says that the node is down.
