@@ -2,7 +2,7 @@
 //! `dragon` command does on its own machine.
 //!
 //! Behind a remote shell it reads nothing and owns nothing. The daemon watches it, and the remote shell that started it: when
-//! either ends, whoever started the daemon is gone. As a task of a workload manager it joins the starter first
+//! either ends, whoever started the daemon is gone. A daemon that is stopped notices neither; then the supervisor kills it. As a task of a workload manager it joins the starter first
 //! (`adapter/join.rs`), and what the starter says becomes the daemon's standard input: there who started the task may come and
 //! go, and the line decides.
 //!
@@ -19,10 +19,13 @@ use anyhow::{Context, Result};
 use dragon_protocol::env;
 use rustix::process::{Pid, Signal, pidfd_send_signal, set_child_subreaper};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
 
+use crate::adapter::client::is_stopped;
 use crate::adapter::join::{self, Joined};
 use crate::adapter::launcher::{self, NOT_UP, STDIN};
 use crate::cli::RUNTIME_FAILED;
+use crate::cli::launcher::{END_LIMIT, HINT_WAIT};
 use crate::journal::say;
 use crate::readable::end_of;
 use crate::signal_mask;
@@ -80,8 +83,7 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
         _ => None,
     };
     let is_task = !apart && join::way(arguments).is_some();
-    // The daemon of one that is not apart watches whoever started that itself.
-    let parent = rustix::process::getppid().filter(|_| apart);
+    let parent = rustix::process::getppid();
     let parent = parent.map(|pid| end_of(pid.as_raw_nonzero().get().cast_unsigned()));
     let mut command = if is_task {
         supervisor(arguments)?
@@ -96,6 +98,13 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
     let stdin = child.stdin.take();
     let end = end_of(child.id())?;
     let daemon = end.get_ref();
+    let pid = child.id();
+    // It hears no other signal, and nobody else on this host is there to end it.
+    let kill_if_stopped = || {
+        if is_stopped(pid) {
+            let _ = pidfd_send_signal(daemon, Signal::KILL);
+        }
+    };
     let pass_on = async |kind: std::io::Result<(tokio::signal::unix::Signal, Signal)>| {
         if let Ok((mut stream, number)) = kind {
             while stream.recv().await.is_some() {
@@ -110,6 +119,7 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
         loop {
             next(&mut term).await;
             let _ = pidfd_send_signal(daemon, number);
+            kill_if_stopped();
             // Whoever can end a task by signals alone has no other way to end a daemon that hangs, and what it has started.
             if is_joined {
                 number = Signal::KILL;
@@ -120,7 +130,14 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
         if let Some(Ok(parent)) = &parent
             && parent.readable().await.is_ok()
         {
-            let _ = pidfd_send_signal(daemon, Signal::TERM);
+            // The daemon of one that is not apart watches whoever started that itself.
+            if apart {
+                let _ = pidfd_send_signal(daemon, Signal::TERM);
+            }
+            sleep(HINT_WAIT).await;
+            kill_if_stopped();
+            sleep(END_LIMIT).await;
+            let _ = pidfd_send_signal(daemon, Signal::KILL);
         }
         std::future::pending::<()>().await;
     };

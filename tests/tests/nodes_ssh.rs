@@ -43,6 +43,10 @@ fn main() -> ExitCode {
                 a_killed_launcher_leaves_nothing,
             ),
             (
+                "a_stopped_daemon_does_not_outlive_a_killed_launcher",
+                a_stopped_daemon_does_not_outlive_a_killed_launcher,
+            ),
+            (
                 "an_interrupt_reaches_the_head",
                 an_interrupt_reaches_the_head,
             ),
@@ -307,6 +311,17 @@ fn a_killed_launcher_leaves_nothing(site: &Site) {
     let mut job = site.at_work();
     assert!(send(job.launcher(), Signal::KILL));
     assert_eq!(job.ends().code, Some(137));
+}
+
+/// A stopped daemon does not notice that its starter is gone.
+fn a_stopped_daemon_does_not_outlive_a_killed_launcher(site: &Site) {
+    for node in 0..2 {
+        let mut job = site.at_work();
+        let pid = job.in_state(node, "RUNNING", WATCHDOG).unwrap();
+        assert!(send(pid, Signal::STOP));
+        assert!(send(job.launcher(), Signal::KILL));
+        assert_eq!(job.ends().code, Some(137));
+    }
 }
 
 fn an_interrupt_reaches_the_head(site: &Site) {

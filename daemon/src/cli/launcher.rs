@@ -47,13 +47,13 @@ const LAST_WAIT: Duration = Duration::from_secs(10);
 /// How long the first daemon may take to say why the job does not come up.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 /// How long an orderly end may take, that of a job with a slow reader of its output included.
-const END_LIMIT: Duration = Duration::from_secs(90);
+pub(crate) const END_LIMIT: Duration = Duration::from_secs(90);
 /// The same after a second interrupt: whoever types it is in a hurry.
 const END_SOON: Duration = Duration::from_secs(10);
 /// Interrupts that follow each other within this time belong together.
 const TWICE: Duration = Duration::from_secs(1);
 /// How long the other daemons may take to end when they are told that the first one has.
-const HINT_WAIT: Duration = Duration::from_secs(1);
+pub(crate) const HINT_WAIT: Duration = Duration::from_secs(1);
 /// Bytes that fit into a new pipe in any case.
 const ROOM_IN_PIPE: usize = 16 << 10;
 /// Exit code of ssh for its own errors.
