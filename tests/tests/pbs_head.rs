@@ -5,11 +5,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::{Child, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dragon_tests::cluster::Cluster;
@@ -86,6 +87,10 @@ fn main() -> ExitCode {
             (
                 "a_job_outlives_the_mom_of_another_host",
                 a_job_outlives_the_mom_of_another_host,
+            ),
+            (
+                "interrupts_at_the_terminal_of_an_interactive_job",
+                interrupts_at_the_terminal_of_an_interactive_job,
             ),
             ("a_dead_node_ends_the_runtime", a_dead_node_ends_the_runtime),
         ],
@@ -532,6 +537,53 @@ fn a_job_whose_walltime_is_over_leaves_nothing(cluster: &Cluster) {
     let job = Job::submit(cluster, &options, &format!("exec $D sh -c '{HEAD}'"));
     let said = job.ends_with(None);
     assert!(said.contains("ready"), "{said}");
+}
+
+/// Ctrl-C once is the head's; twice within a second it ends the runtime, and the shell of the job goes on.
+fn interrupts_at_the_terminal_of_an_interactive_job(cluster: &Cluster) {
+    let qsub = "stty -echo; exec qsub -I -l select=2:ncpus=1";
+    let terminal = ["script", "-qefc", qsub, "/dev/null"];
+    let mut shell = cluster.on("ctl", terminal);
+    let mut shell = shell.stdin(Stdio::piped()).spawn().unwrap();
+    let mut keys = shell.stdin.take().unwrap();
+    let screen = Arc::new(Mutex::new(Vec::new()));
+    let (mut stdout, shown) = (shell.stdout.take().unwrap(), Arc::clone(&screen));
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(read @ 1..) = stdout.read(&mut bytes) {
+            shown.lock().unwrap().extend_from_slice(&bytes[..read]);
+        }
+    });
+    let shows = |text: &str| String::from_utf8_lossy(&screen.lock().unwrap()).contains(text);
+    let wait_for = |text: &str| {
+        let begin = Instant::now();
+        while !shows(text) {
+            assert!(begin.elapsed() < WATCHDOG, "no {text} at the terminal");
+            pause(Duration::from_millis(20));
+        }
+    };
+    wait_for("ready");
+    let dragon = cluster.site().venv().join("bin/dragon");
+    // What is typed may be shown: nothing of it is what is waited for.
+    let mut type_in = |head: &str| {
+        let line = format!("{} sh -c '{head}'; echo code'=='$?\n", dragon.display());
+        keys.write_all(line.as_bytes()).unwrap();
+        wait_for("up on two");
+        screen.lock().unwrap().clear();
+        keys.write_all(b"\x03").unwrap();
+    };
+    type_in("trap \"exit 7\" INT; echo up on t\"\"wo; while :; do sleep 0.05; done");
+    wait_for("code==7");
+    type_in("trap \"echo tol\"\"d\" INT; echo up on t\"\"wo; while :; do sleep 0.05; done");
+    wait_for("told");
+    // How soon the second one follows is the machine's business.
+    while !shows("code==130") {
+        keys.write_all(b"\x03").unwrap();
+        pause(Duration::from_millis(100));
+    }
+    keys.write_all(b"exit\n").unwrap();
+    assert!(shell.wait().unwrap().success());
+    cluster.assert_nothing_left();
 }
 
 fn killed_daemons_end_the_job(cluster: &Cluster) {
