@@ -206,7 +206,12 @@ impl Plan {
             // The head was there; behind a remote shell its daemon's death has an exit code of its own.
             let killed =
                 self.apart && (self.fault == Fault::KillDaemon(0) || self.second == Some(0));
-            return if killed { vec![137, 125] } else { vec![125] };
+            return match self.fault {
+                _ if killed => vec![137, 125],
+                // Awake again, it may see the end of its head before it hears that it was left out.
+                Fault::StopDaemon(0) => vec![i32::from(HEAD), 125],
+                _ => vec![125],
+            };
         }
         let left = (self.nodes as usize - lost.len()) * 2;
         // With the first of them, half is enough. Of two that are lost one after the other each may be spared.
