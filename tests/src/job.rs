@@ -340,7 +340,11 @@ impl Job {
         for folder in ["/dev/shm", "/tmp", "/var/tmp", "/run"] {
             let names = fs::read_dir(folder).into_iter().flatten().flatten();
             let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            // A cluster of other tests has the number of those in its name.
             let ours = names.filter(|name| {
+                if name.starts_with("dragon-rig-") {
+                    return false;
+                }
                 let rest = name.strip_prefix("dragon").unwrap_or_default();
                 rest.split(|c: char| !c.is_ascii_digit())
                     .any(|number| number.parse() == Ok(launcher))

@@ -37,6 +37,19 @@ pub(crate) fn slurm_release_known() -> bool {
         || Path::new("/usr/include/slurm/slurm.h").exists()
 }
 
+/// Builds the plugin for another release of Slurm; returns where it lies.
+pub(crate) fn build_plugin(repo: &Repo, slurm: &str) -> Result<PathBuf> {
+    // The build of the release that is installed here is left alone.
+    let target = repo.target(format!("slurm-{slurm}"));
+    let mut cargo = repo.cargo();
+    cargo
+        .args(["build", "--release", "-p", "dragon-spank", "--target-dir"])
+        .arg(&target)
+        .env("DRAGON_SLURM_VERSION", slurm);
+    repo::run(&mut cargo)?;
+    Ok(target.join("release/libdragon_spank.so"))
+}
+
 fn compile(repo: &Repo) -> Result<()> {
     let mut cargo = repo.cargo();
     cargo.args([

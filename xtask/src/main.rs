@@ -53,6 +53,16 @@ enum Task {
         /// Also those that wait for what takes long: Slurm looks at its time limits every 30 s
         #[arg(long)]
         slow: bool,
+        /// With the group slurm alone: the Slurm of another Debian, 24.11 say, which is made in a folder of /var/tmp and stays
+        /// there (as root)
+        #[arg(long)]
+        release: Option<String>,
+    },
+    /// Build the plugin for a release of Slurm that need not be installed here, and print where it lies
+    BuildPlugin {
+        /// The release, as 23.02 or 24.11.5: Slurm loads only a plugin of its own major and minor number
+        #[arg(long)]
+        slurm: String,
     },
     /// Print a table of measurements beside those of peers, taken in the same run
     Bench(bench::Args),
@@ -118,7 +128,14 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
             let error = command.args(program).exec();
             return Err(error).with_context(|| format!("cannot start {}", dragon.display()));
         }
-        Task::Test { groups, slow } => return test::test(&repo, &groups, slow),
+        Task::Test {
+            groups,
+            slow,
+            release,
+        } => return test::test(&repo, &groups, slow, release.as_deref()),
+        Task::BuildPlugin { slurm } => {
+            println!("{}", build_cmd::build_plugin(&repo, &slurm)?.display());
+        }
         Task::Bench(args) => bench::bench(&repo, &args)?,
         Task::Torture { args } => return torture::torture(&repo, &args),
         Task::Chaos { args } => return chaos::chaos(&repo, &args),

@@ -1,15 +1,17 @@
 //! `cargo xtask test`: installs what the tests need, runs the groups, ends with one line of totals.
 
+mod other_slurm;
 mod totals;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::repo::{self, Repo, shown};
+use crate::test::other_slurm::OtherSlurm;
 use crate::test::totals::{CargoTest, Counts, Pytest};
 use crate::{build_cmd, children, python, setup};
 
@@ -50,7 +52,23 @@ impl Group {
     }
 }
 
-pub(crate) fn test(repo: &Repo, groups: &[Group], slow: bool) -> Result<ExitCode> {
+pub(crate) fn test(
+    repo: &Repo,
+    groups: &[Group],
+    slow: bool,
+    release: Option<&str>,
+) -> Result<ExitCode> {
+    let other = match release {
+        Some(_) if groups != [Group::Slurm] => {
+            bail!("--release is for the group slurm alone: cargo xtask test slurm --release 24.11")
+        }
+        Some(release) => Some(OtherSlurm::of_release(repo, release)?),
+        None => None,
+    };
+    let options = Options {
+        slow,
+        other: other.as_ref(),
+    };
     let groups = if groups.is_empty() {
         Group::value_variants()
     } else {
@@ -61,7 +79,7 @@ pub(crate) fn test(repo: &Repo, groups: &[Group], slow: bool) -> Result<ExitCode
     for group in prepared(groups, &mut totals)? {
         eprintln!("== {group:?}");
         // A group that cannot run is a failure, but no reason to leave out the others.
-        match run_group(repo, group, slow) {
+        match run_group(repo, group, &options) {
             Ok(counts) => totals.add(counts),
             Err(error) => {
                 eprintln!("error: {error:#}");
@@ -75,6 +93,14 @@ pub(crate) fn test(repo: &Repo, groups: &[Group], slow: bool) -> Result<ExitCode
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// How tests are run.
+struct Options<'a> {
+    /// Also those that take long.
+    slow: bool,
+    /// Not with the Slurm that is installed here.
+    other: Option<&'a OtherSlurm>,
 }
 
 /// Installs what the groups need; drops those that cannot run here, and says so.
@@ -111,18 +137,18 @@ fn prepared(groups: &[Group], totals: &mut Counts) -> Result<Vec<Group>> {
     Ok(left)
 }
 
-fn run_group(repo: &Repo, group: Group, slow: bool) -> Result<Counts> {
+fn run_group(repo: &Repo, group: Group, options: &Options<'_>) -> Result<Counts> {
     match group {
         Group::Rust => rust(repo),
         Group::Python => pytest(repo),
         Group::Nodes if setup::is_root() => {
             let other = |name: &str| !name.starts_with("slurm") && !name.starts_with("pbs");
-            system(repo, other, slow)
+            system(repo, other, options)
         }
         // Daemons side by side on one machine need no namespaces.
-        Group::Nodes => system(repo, |name| name.starts_with("local"), slow),
-        Group::Slurm => system(repo, |name| name.starts_with("slurm"), slow),
-        Group::Pbs => system(repo, |name| name.starts_with("pbs"), slow),
+        Group::Nodes => system(repo, |name| name.starts_with("local"), options),
+        Group::Slurm => system(repo, |name| name.starts_with("slurm"), options),
+        Group::Pbs => system(repo, |name| name.starts_with("pbs"), options),
     }
 }
 
@@ -160,7 +186,7 @@ fn rust(repo: &Repo) -> Result<Counts> {
 }
 
 /// The tests in `tests/tests` whose name is wanted. They drive the release binaries.
-fn system(repo: &Repo, wanted: impl Fn(&str) -> bool, slow: bool) -> Result<Counts> {
+fn system(repo: &Repo, wanted: impl Fn(&str) -> bool, options: &Options<'_>) -> Result<Counts> {
     let targets: Vec<String> = test_targets(repo)?
         .into_iter()
         .filter(|name| wanted(name))
@@ -175,7 +201,15 @@ fn system(repo: &Repo, wanted: impl Fn(&str) -> bool, slow: bool) -> Result<Coun
     for target in &targets {
         cargo.args(["--test", target]);
     }
-    cargo_test_with(&mut cargo, if slow { &["--include-ignored"] } else { &[] })
+    if let Some(other) = options.other {
+        other.run_in(repo, &mut cargo);
+    }
+    let slow: &[&str] = if options.slow {
+        &["--include-ignored"]
+    } else {
+        &[]
+    };
+    cargo_test_with(&mut cargo, slow)
 }
 
 fn test_targets(repo: &Repo) -> Result<Vec<String>> {

@@ -29,6 +29,12 @@ impl Sample {
         [self.quantile(0.25), self.quantile(0.75)]
     }
 
+    /// The upper end of the 95 % interval of the median, by order statistics.
+    pub(super) fn upper_bound_of_median(&self) -> f64 {
+        let count = self.values.len() as f64;
+        self.quantile((0.5 + 0.98 / count.sqrt()).min(1.0))
+    }
+
     /// How many times `peer` this is: the median over neighbours where both were measured in turn, else of the medians.
     pub(super) fn ratio_to(&self, peer: &Self) -> f64 {
         if !(self.in_turn && peer.in_turn) {
