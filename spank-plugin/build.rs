@@ -10,6 +10,7 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     // rustc asks for immediate binding; Slurm's programs do not all have all symbols, so they are bound when used.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,lazy");
+    link_unwinder_statically();
     let wanted = std::env::var("DRAGON_SLURM_VERSION").unwrap_or_default();
     let version = if wanted.is_empty() {
         from_header().or_else(from_srun).unwrap_or_else(|| {
@@ -23,6 +24,17 @@ fn main() {
         })
     };
     println!("cargo:rustc-env=SLURM_VERSION_NUMBER={version}");
+}
+
+/// Every srun and slurmstepd of the site loads the plugin, and none of them has libgcc_s.so loaded already: a linker script of
+/// that name, found first, takes its archive instead, which spares each of them a library.
+fn link_unwinder_statically() {
+    let folder = std::env::var("OUT_DIR").unwrap_or_default();
+    let script = std::path::Path::new(&folder).join("libgcc_s.so");
+    if let Err(error) = std::fs::write(&script, "INPUT(-lgcc_eh)\n") {
+        panic!("cannot write {}: {error}", script.display());
+    }
+    println!("cargo:rustc-link-search=native={folder}");
 }
 
 /// `22.05.8` or `22.05` as Slurm's version number: major, minor and micro, a byte each.
