@@ -7,6 +7,8 @@ pub mod launcher;
 pub mod pbs;
 pub mod remote;
 pub mod slurm;
+pub mod task;
+pub mod wishes;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -18,6 +20,7 @@ use dragon_protocol::key::JobKey;
 use dragon_protocol::launch::Network;
 use dragon_protocol::{NodeIndex, env};
 
+use self::task::Shape;
 use crate::config::{Config, keys};
 use crate::network;
 
@@ -38,8 +41,10 @@ pub struct Job {
     pub fanout: u32,
     /// How long the bring-up may take.
     pub bring_up: Duration,
-    /// The head program as the user typed it.
+    /// The program as the user typed it.
     pub program: Vec<OsString>,
+    /// What it is to the runtime.
+    pub shape: Shape,
     /// All settings that are in force.
     pub config: Config,
     /// Variables that programs find in their environment, whatever else is there.
@@ -48,7 +53,7 @@ pub struct Job {
     pub pool: u64,
     /// Whether output goes up the tree rather than to the daemon's own.
     pub forward_output: bool,
-    /// Other tasks of the step on this node, which report their CPUs and wait for the end.
+    /// Other tasks of the step on this node, which report their CPUs. They wait for the end, or are the program too.
     pub siblings: u32,
     /// CPUs that the workload manager granted on this node, where it says so.
     pub cpus: Option<u32>,
@@ -83,7 +88,7 @@ pub enum Manager {
 pub enum Role {
     /// The daemon of its node.
     Daemon(Box<Job>),
-    /// Another task of the same step on the same node: it waits until the runtime ends.
+    /// Another task of the same step on the same node.
     Sibling(Box<Job>),
 }
 
@@ -117,6 +122,18 @@ fn node_limit(config: &Config) -> Duration {
 #[must_use]
 pub fn host_limit(config: &Config) -> Duration {
     node_limit(config) * 4 / 5
+}
+
+/// Whether a variable is between the workload manager's part and the daemon alone.
+fn is_secret(name: &OsStr) -> bool {
+    let ours = [
+        env::STEP_KEY,
+        env::STEP_PROGRAM,
+        env::STEP_MODE,
+        env::STEP_SETTINGS,
+        env::JOIN_KEY,
+    ];
+    ours.iter().any(|ours| name == *ours)
 }
 
 impl Job {
@@ -159,22 +176,25 @@ impl Job {
     /// worker look like a task of the step.
     #[must_use]
     pub fn hides(&self, name: &OsStr) -> bool {
-        let name = name.to_string_lossy();
-        let ours = [
-            env::STEP_KEY,
-            env::STEP_PROGRAM,
-            env::STEP_MODE,
-            env::JOIN_KEY,
-        ];
-        ours.contains(&name.as_ref())
-            || matches!(self.manager, Manager::Slurm { .. }) && slurm::is_task_variable(&name)
+        is_secret(name)
+            || matches!(self.manager, Manager::Slurm { .. }) && slurm::is_task_variable(name)
     }
 
     /// The environment of a program that nobody gives one: this daemon's, without what is hidden, and what the settings and
     /// the launcher add.
     #[must_use]
     pub fn environment_for_programs(&self) -> BTreeMap<OsString, OsString> {
-        let own = std::env::vars_os().filter(|(name, _)| !self.hides(name));
+        self.environment_without(|name| self.hides(name))
+    }
+
+    /// The environment of programs that are tasks of the step: what makes them so is theirs.
+    #[must_use]
+    pub fn environment_of_tasks(&self) -> BTreeMap<OsString, OsString> {
+        self.environment_without(is_secret)
+    }
+
+    fn environment_without(&self, hides: impl Fn(&OsStr) -> bool) -> BTreeMap<OsString, OsString> {
+        let own = std::env::vars_os().filter(|(name, _)| !hides(name));
         let settings = self.config.for_programs();
         let settings = settings.map(|(name, value)| (name.into(), value.into()));
         settings
@@ -266,6 +286,7 @@ mod tests {
             fanout: 2,
             bring_up: Duration::from_secs(1),
             program: Vec::new(),
+            shape: Shape::Head,
             config: Config::default(),
             environment: Vec::new(),
             pool: 0,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use dragon_protocol::attach::{
     self, AttachHello, AttachReply, Attached, HELLO_MAGIC, REPLY_MAGIC, ROLE_CLIENT, ROLE_INSPECT,
-    ROLE_SIBLING, Region, RegionKind,
+    ROLE_SIBLING, ROLE_TASK, Region, RegionKind,
 };
 use dragon_protocol::{Code, NodeIndex, PROTOCOL_VERSION, RuntimeId, SlotId, frame};
 use dragon_transport::descriptors::Frees;
@@ -130,6 +130,7 @@ async fn converse(
     }
     match hello.role.get() {
         ROLE_SIBLING => sibling(stream, shared, events).await,
+        ROLE_TASK => task(stream, shared, events).await,
         ROLE_CLIENT | ROLE_INSPECT => {
             client(stream, pid, hello.role.get() == ROLE_CLIENT, shared, events).await
         }
@@ -211,6 +212,37 @@ async fn sibling(
     events: mpsc::Sender<Event>,
 ) -> Result<()> {
     stream.write_all(&reply_head(Code::Ok, 0, 0)?).await?;
+    let mask = read_mask(&mut stream).await?;
+    events.send(Event::Sibling(mask)).await?;
+    // The connection stays open until the runtime ends: that end is what the sibling waits for.
+    while shared.changed().await.is_ok() {}
+    Ok(())
+}
+
+/// A task that is the program: it starts when the runtime is up, and its end is told by that of its connection.
+async fn task(
+    mut stream: UnixStream,
+    mut shared: watch::Receiver<Option<Arc<Shared>>>,
+    events: mpsc::Sender<Event>,
+) -> Result<()> {
+    let mask = read_mask(&mut stream).await?;
+    events.send(Event::Sibling(mask)).await?;
+    shared.wait_for(Option::is_some).await?;
+    let head = reply_head(Code::Ok, 0, 0)?;
+    let until_it_ends = async {
+        // It says nothing more, and may be gone already.
+        let _ = stream.write_all(&head).await;
+        while matches!(stream.read(&mut [0]).await, Ok(1..)) {}
+    };
+    tokio::select! {
+        () = until_it_ends => events.send(Event::TaskEnded).await?,
+        // The runtime ends: the end of the connection tells the task so.
+        Err(_) = shared.changed() => {}
+    }
+    Ok(())
+}
+
+async fn read_mask(stream: &mut UnixStream) -> Result<Vec<u8>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).await?;
     let length = u32::from_le_bytes(length) as usize;
@@ -219,10 +251,7 @@ async fn sibling(
     }
     let mut mask = vec![0; length];
     stream.read_exact(&mut mask).await?;
-    events.send(Event::Sibling(mask)).await?;
-    // The connection stays open until the runtime ends: that end is what the sibling waits for.
-    while shared.changed().await.is_ok() {}
-    Ok(())
+    Ok(mask)
 }
 
 async fn client(

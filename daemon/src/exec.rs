@@ -19,6 +19,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use rustix::fs::Mode;
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use rustix::thread::CpuSet;
 
@@ -40,6 +41,8 @@ pub(crate) struct Image<'a> {
     pub(crate) directory: Option<&'a CStr>,
     /// Standard input, output and error; `None`: this process's own.
     pub(crate) stdio: [Option<BorrowedFd<'a>>; 3],
+    /// What else it is given, under the same numbers.
+    pub(crate) inherited: &'a [BorrowedFd<'a>],
     pub(crate) own_group: bool,
     pub(crate) umask: Option<u32>,
     pub(crate) nice: Option<i32>,
@@ -215,6 +218,10 @@ impl Child<'_> {
                 duplicate(source.as_raw_fd(), number).map_err(at(Step::Stdio))?;
             }
         }
+        for descriptor in image.inherited {
+            // The child's own table of descriptors, since CLONE_FILES was not asked for.
+            fcntl_setfd(descriptor, FdFlags::empty()).map_err(at(Step::Stdio))?;
+        }
         // Last: what comes before must not suffer from them.
         if let Some(nice) = image.nice {
             rustix::process::nice(nice).map_err(at(Step::Nice))?;
@@ -298,6 +305,15 @@ mod tests {
 
     /// What a shell's script printed that was started so, and its status.
     fn run(change: impl FnOnce(&mut Image<'_>), script: &str) -> (String, i32) {
+        run_with(&[], change, script)
+    }
+
+    /// The same for one that is given descriptors.
+    fn run_with(
+        inherited: &[BorrowedFd<'_>],
+        change: impl FnOnce(&mut Image<'_>),
+        script: &str,
+    ) -> (String, i32) {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let theirs = OwnedFd::from(theirs);
         let arguments = strings(&["sh", "-c", script]);
@@ -308,6 +324,7 @@ mod tests {
             environment: &environment,
             directory: None,
             stdio: [None, Some(theirs.as_fd()), Some(theirs.as_fd())],
+            inherited,
             own_group: true,
             umask: None,
             nice: None,
@@ -351,6 +368,16 @@ mod tests {
     }
 
     #[test]
+    fn a_child_has_the_descriptors_that_it_was_given_and_no_other() {
+        let (reader, _writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let list = format!("ls /proc/self/fd/{}", reader.as_raw_fd());
+        let (text, status) = run(|_| {}, &list);
+        assert_ne!(status, 0, "{text}");
+        let (text, status) = run_with(&[reader.as_fd()], |_| {}, &list);
+        assert_eq!(status, 0, "{text}");
+    }
+
+    #[test]
     fn what_fails_says_at_which_step() {
         let start = |path, directory| {
             let image = Image {
@@ -359,6 +386,7 @@ mod tests {
                 environment: &[],
                 directory,
                 stdio: [None; 3],
+                inherited: &[],
                 own_group: true,
                 umask: None,
                 nice: None,

@@ -22,6 +22,7 @@ use rustix::thread::CpuSet;
 use tokio::sync::{mpsc as mpsc_events, oneshot};
 
 use crate::exec::{Failed, Image, Starter, Step};
+use crate::inherited::Inherited;
 use crate::program;
 use crate::services::Event;
 
@@ -45,6 +46,8 @@ pub struct Fork {
     pub settings: Settings,
     /// The CPUs that it is bound to; none: those of the daemon.
     pub cpus: Vec<u32>,
+    /// What else it is given, under the same numbers.
+    pub inherited: Inherited,
 }
 
 /// Where one of standard input, output and error comes from.
@@ -208,12 +211,14 @@ fn start(starter: &mut Starter, fork: &Fork, files: Rlimit, null: &OwnedFd) -> R
         Source::LikeOutput => of(1).or(Some(rustix::stdio::stdout())),
         _ => of(2),
     };
+    let inherited: Vec<_> = fork.inherited.all().collect();
     let image = Image {
         path,
         arguments: &arguments,
         environment: &environment,
         directory: directory.as_deref(),
         stdio: [of(0), of(1), error],
+        inherited: &inherited,
         own_group: fork.own_group,
         umask: fork.settings.umask,
         nice: fork.settings.nice,

@@ -73,12 +73,6 @@ pub fn count(mask: &[u8]) -> u32 {
 #[must_use]
 pub fn cpus(mask: &[u8], most: u32) -> Vec<Cpu> {
     let numa = numa_nodes(Path::new("/sys/devices/system/node"));
-    let set = |cpu: &u32| {
-        mask.get(*cpu as usize / 8)
-            .is_some_and(|byte| byte >> (cpu % 8) & 1 != 0)
-    };
-    // A mask has at most 1024 bytes.
-    let all = (0..u32::try_from(mask.len() * 8).unwrap_or(u32::MAX)).filter(set);
     let of = |id| {
         let node = numa.iter().find(|(_, cpus)| cpus.contains(&id));
         Cpu {
@@ -86,7 +80,20 @@ pub fn cpus(mask: &[u8], most: u32) -> Vec<Cpu> {
             numa: node.map_or(0, |(node, _)| *node),
         }
     };
+    let all = cpu_numbers(mask).into_iter();
     all.take(most as usize).map(of).collect()
+}
+
+/// The numbers of the CPUs in a mask.
+#[must_use]
+pub fn cpu_numbers(mask: &[u8]) -> Vec<u32> {
+    let set = |cpu: &u32| {
+        mask.get(*cpu as usize / 8)
+            .is_some_and(|byte| byte >> (cpu % 8) & 1 != 0)
+    };
+    // A mask has at most 1024 bytes.
+    let all = 0..u32::try_from(mask.len() * 8).unwrap_or(u32::MAX);
+    all.filter(set).collect()
 }
 
 /// The CPUs of each NUMA node; none where the kernel does not say.

@@ -16,6 +16,7 @@ mod pipes;
 mod placement;
 mod processes;
 mod starting;
+mod tasks;
 mod timer;
 
 use std::collections::{HashMap, HashSet};
@@ -39,6 +40,7 @@ use crate::attach;
 use crate::bringup;
 use crate::cli::RUNTIME_FAILED;
 use crate::config::keys;
+use crate::exit::Exit;
 use crate::forker::Forker;
 use crate::groups::{Due, Groups};
 use crate::journal;
@@ -60,6 +62,7 @@ use clients::MadeFor;
 pub use logs::Followed;
 use placement::Turns;
 use processes::Processes;
+use tasks::Tasks;
 
 /// Events that may wait; senders wait when there are more.
 const QUEUE: usize = 1024;
@@ -110,6 +113,10 @@ pub enum Event {
     Undelivered(ClientReply, bool),
     /// Another task of the step on this node reports its CPU mask.
     Sibling(Vec<u8>),
+    /// Another task of the step on this node, which was the program, has ended.
+    TaskEnded,
+    /// The task of a node ended with a code that is to end the step.
+    BadExit(NodeIndex, u8),
     /// The process with this number was started; its pid, or why not.
     Started(u64, Result<u32, String>),
     /// The head runs, and an interrupt of the terminal from before its start has been seen.
@@ -162,6 +169,8 @@ struct Daemon {
     turns: Turns,
     /// Who has which CPUs and GPUs.
     ledger: Ledger,
+    /// The tasks of the step, where they are the program.
+    tasks: Option<Tasks>,
     groups: Groups,
     group_timers: HashMap<Due, timer::Timer>,
     /// Variables that tell a process which GPUs are its own.
@@ -217,11 +226,11 @@ impl End {
     }
 }
 
-/// Runs a daemon until its job ends; returns the exit code.
+/// Runs a daemon until its job ends; returns how its process is to end.
 ///
 /// # Errors
 /// When the runtime does not come up.
-pub async fn run(job: Job) -> Result<u8> {
+pub async fn run(job: Job) -> Result<Exit> {
     let (sender, mut events) = mpsc::channel(QUEUE);
     let mut signals = Signals::new()?;
     // An interrupt during the bring-up is the first daemon's to end it by: where the head runs already it is the head's, and
@@ -278,6 +287,7 @@ pub async fn run(job: Job) -> Result<u8> {
     };
     enter(job.node, State::Running);
     signals.head_runs = true;
+    signals.are_the_programs = job.shape.task().is_some();
     let cpus: u32 = tree.membership.nodes.iter().map(|node| node.cpus).sum();
     tracing::info!(node = %job.node, nodes = tree.membership.nodes.len(), cpus, "the runtime is up");
     tracing::debug!(settings = ?job.config.pairs(), "in force where not the default");
@@ -298,6 +308,7 @@ pub async fn run(job: Job) -> Result<u8> {
     let mut daemon = Daemon {
         turns: Turns::beginning_at(job.node.get() as usize),
         ledger: Ledger::new(granted_cpus, gpus.names),
+        tasks: Tasks::of(&job),
         groups: Groups::new(
             job.node,
             job.fanout,
@@ -341,9 +352,11 @@ pub async fn run(job: Job) -> Result<u8> {
         Ok(()) => daemon.serve(&mut events, &mut signals).await,
         Err(end) => end,
     };
-    let code = daemon.end(end, &mut events, &mut signals).await;
-    drop(share);
-    Ok(code)
+    // Tasks that are the program learn from it that they are to end; what waits for the end of a head, that all is over.
+    let until_the_end = daemon.tasks.is_none().then_some(share);
+    let exit = daemon.end(end, &mut events, &mut signals).await;
+    drop(until_the_end);
+    Ok(exit)
 }
 
 /// Makes the node, and what of it must be there before others can be met.
@@ -380,19 +393,19 @@ async fn begin(
 }
 
 /// One node says why the bring-up failed: who was not heard by another one, or the first.
-fn did_not_come_up(job: &Job, why: anyhow::Error, told: bool) -> Result<u8> {
+fn did_not_come_up(job: &Job, why: anyhow::Error, told: bool) -> Result<Exit> {
     if !told {
         return Err(why);
     }
     tracing::info!("the bring-up failed: {why:#}");
-    Ok(not_up(job, RUNTIME_FAILED))
+    Ok(Exit::Code(not_up(job, RUNTIME_FAILED)))
 }
 
 /// The exit code of a daemon that was told to end while the nodes came up.
-fn ended_early(job: &Job, end: &End) -> u8 {
+fn ended_early(job: &Job, end: &End) -> Exit {
     tracing::info!("the bring-up ends: {}", end.why);
     enter(job.node, State::Failed);
-    not_up(job, end.code)
+    Exit::Code(not_up(job, end.code))
 }
 
 /// The exit code of a daemon that did not come up: what the first one's is the job's.
@@ -405,10 +418,13 @@ fn not_up(job: &Job, code: u8) -> u8 {
 }
 
 impl Daemon {
-    /// Starts the head on the first node, and warms an interpreter on every node when the head is a Python program.
+    /// Starts this node's own task where all are the program; else the head on the first node, and warms an interpreter on every node when the head is a Python program.
     fn start_programs(&mut self) -> Result<(), End> {
         if let Manager::Client { .. } = self.job.manager {
             return Ok(());
+        }
+        if self.tasks.is_some() {
+            return self.start_task().map_or(Ok(()), Err);
         }
         let first = self.job.node == NodeIndex::FIRST;
         let program = match program::resolve(&self.job.program) {
@@ -502,6 +518,8 @@ impl Daemon {
             Event::Tell(node, message) => self.tell(node, message),
             Event::TellSlotsGone(node) => self.tell_slots_gone(node),
             Event::Sibling(_) => {}
+            Event::TaskEnded => return self.task_ended(),
+            Event::BadExit(node, code) => return Some(self.bad_exit(node, code)),
             Event::Inspected(what) => self.inspected(what),
             Event::Followed(what) => self.followed(what),
             Event::OwnerLeft => {
@@ -634,6 +652,8 @@ struct Signals {
     parent_gone: Arc<Notify>,
     /// Before the head runs an interrupt means the bring-up.
     head_runs: bool,
+    /// All that Slurm sends to a task is for the program, whose end is the task's.
+    are_the_programs: bool,
     user1: Signal,
     user2: Signal,
     /// When the job ends at the latest, and what the user said about it.
@@ -650,6 +670,7 @@ impl Signals {
             last_interrupt: None,
             parent_gone: Arc::default(),
             head_runs: false,
+            are_the_programs: false,
             user1: signal(SignalKind::user_defined1())?,
             user2: signal(SignalKind::user_defined2())?,
             time_limit: None,
@@ -661,13 +682,15 @@ impl Signals {
         self.time_limit = limit.map(|limit| (Instant::now() + limit, limit));
     }
 
-    /// Waits for a signal: SIGTERM, SIGHUP and a second SIGINT within a second end the job.
+    /// Waits for a signal: SIGTERM, SIGHUP and a second SIGINT within a second end the job that has a head.
     async fn next(&mut self) -> Signalled {
-        let end = |code, why: &str| {
-            Signalled::End(End {
-                code,
+        let are_the_programs = self.are_the_programs;
+        let end = |signal: rustix::process::Signal, why: &str| match signal.as_raw() {
+            _ if are_the_programs => Signalled::ForHead(signal),
+            number => Signalled::End(End {
+                code: 128 + u8::try_from(number).unwrap_or_default(),
                 why: why.to_owned(),
-            })
+            }),
         };
         let limit = self.time_limit;
         let time_is_up = async {
@@ -685,13 +708,14 @@ impl Signals {
                 Signalled::TimeIsUp(limit)
             }
             _ = self.child.recv() => Signalled::Child,
-            _ = self.terminate.recv() => end(128 + 15, "SIGTERM"),
-            _ = self.hang_up.recv() => end(128 + 1, "SIGHUP"),
+            _ = self.terminate.recv() => end(rustix::process::Signal::TERM, "SIGTERM"),
+            _ = self.hang_up.recv() => end(rustix::process::Signal::HUP, "SIGHUP"),
             _ = self.user1.recv() => Signalled::ForHead(rustix::process::Signal::USR1),
             _ = self.user2.recv() => Signalled::ForHead(rustix::process::Signal::USR2),
             _ = self.interrupt.recv() => {
                 let before = self.last_interrupt.replace(Instant::now());
-                if !self.head_runs || before.is_some_and(|at| at.elapsed() < TWICE) {
+                let twice = before.is_some_and(|at| at.elapsed() < TWICE) && !are_the_programs;
+                if !self.head_runs || twice {
                     return Signalled::End(End::interrupted());
                 }
                 Signalled::ForHead(rustix::process::Signal::INT)

@@ -1,4 +1,4 @@
-//! The other tasks of a step on a node: each tells the daemon its CPUs and waits for the end of the runtime, so that no
+//! The other tasks of a step with a head on a node: each tells the daemon its CPUs and waits for the end of the runtime, so that no
 //! task of the step ends early.
 
 use std::time::Duration;
@@ -20,12 +20,24 @@ use crate::resources;
 /// # Errors
 /// When the node's daemon does not come up.
 pub async fn run(job: &Job) -> Result<u8> {
+    let mut stream = report(job, ROLE_SIBLING).await?;
+    // Nothing follows the reply but the end of the runtime.
+    let mut bytes = vec![0; size_of::<AttachReply>()];
+    while !matches!(stream.read(&mut bytes).await, Ok(0) | Err(_)) {}
+    Ok(0)
+}
+
+/// Connects to the daemon of this node, and tells it the CPUs of this task.
+///
+/// # Errors
+/// When the daemon does not come up.
+pub(crate) async fn report(job: &Job, role: u16) -> Result<UnixStream> {
     let mut stream = connect(job).await?;
     let mask = resources::own_mask();
     let hello = AttachHello {
         magic: HELLO_MAGIC,
         protocol: dragon_protocol::PROTOCOL_VERSION.into(),
-        role: ROLE_SIBLING.into(),
+        role: role.into(),
         release: attach::release_bytes(),
         reserved: 0.into(),
     };
@@ -33,10 +45,7 @@ pub async fn run(job: &Job) -> Result<u8> {
     stream
         .write_all(&[hello.as_bytes(), &length, &mask].concat())
         .await?;
-    // Nothing follows the reply but the end of the runtime.
-    let mut bytes = vec![0; size_of::<AttachReply>()];
-    while !matches!(stream.read(&mut bytes).await, Ok(0) | Err(_)) {}
-    Ok(0)
+    Ok(stream)
 }
 
 /// The daemon starts at the same moment: its socket may not be there yet, so this tries again, with growing pauses. The

@@ -28,6 +28,7 @@ use tokio::time::Instant;
 
 use crate::attach::send_with_fds;
 use crate::forker::{Fork, Forker, Source, limit};
+use crate::inherited::Inherited;
 use crate::journal;
 use crate::services::Event;
 
@@ -165,6 +166,7 @@ impl Zygote {
             own_group: true,
             settings: Settings::default(),
             cpus: Vec::new(),
+            inherited: Inherited::default(),
         };
         forker.start_process(None, fork);
         let (orders, inbox) = mpsc::unbounded_channel();
@@ -377,6 +379,7 @@ mod tests {
                 stdio: None,
                 settings: Settings::default(),
                 cpus: Vec::new(),
+            inherited: Inherited::default(),
             });
         }
         drop(zygote);

@@ -26,7 +26,7 @@ pub struct AttachHello {
     pub magic: [u8; 8],
     /// [`crate::PROTOCOL_VERSION`] of the client.
     pub protocol: U16,
-    /// What the client wants: [`ROLE_CLIENT`], [`ROLE_SIBLING`] or [`ROLE_INSPECT`].
+    /// What the client wants: [`ROLE_CLIENT`], [`ROLE_SIBLING`], [`ROLE_TASK`] or [`ROLE_INSPECT`].
     pub role: U16,
     /// Release of the client as major, minor, patch.
     pub release: [u8; 4],
@@ -37,8 +37,11 @@ pub struct AttachHello {
 /// A process that wants a slot and the regions.
 pub const ROLE_CLIENT: u16 = 1;
 /// Another local task of the same step: it only waits for the end of the runtime (end of file on this socket).
-/// After the reply it sends its CPU mask: u32 length, then that many bytes.
+/// It sends its CPU mask behind this: u32 length, then that many bytes.
 pub const ROLE_SIBLING: u16 = 2;
+/// Another local task of the same step, which is the program. Its CPU mask follows as with [`ROLE_SIBLING`]; the reply comes when
+/// the runtime is up. The end of file on this socket means the end of the task, or of the runtime.
+pub const ROLE_TASK: u16 = 4;
 /// A tool that asks, and needs neither slot nor regions.
 pub const ROLE_INSPECT: u16 = 3;
 

@@ -297,6 +297,11 @@ pub enum PeerMessage {
     Elsewhere(Vec<SocketAddr>),
     /// Nobody waits any longer for the members that were asked for by [`PeerMessage::GroupAsked`] with this number.
     GroupCancelled(u64),
+    /// Up the tree: the tasks of these nodes have ended, and of no other one below the sender any run. A sender that gets other
+    /// nodes below it, or another one above, says it again.
+    TasksEnded(Vec<NodeIndex>),
+    /// Up the tree: the task of a node that is its daemon's own ended with this code, which is not 0. Slurm has not heard of it.
+    TaskFailed(NodeIndex, u8),
 }
 
 impl PeerMessage {

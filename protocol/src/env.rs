@@ -14,13 +14,15 @@ pub const STEP_KEY: &str = "SLURM_DRAGON_STEP_KEY";
 pub const STEP_PROGRAM: &str = "SLURM_DRAGON_STEP_PROGRAM";
 /// Set by the Slurm plugin: `head` or `spmd`. Removed likewise.
 pub const STEP_MODE: &str = "SLURM_DRAGON_STEP_MODE";
+/// Set by the Slurm plugin: the settings that stand behind the mode, `NAME=VALUE,…`. Removed likewise.
+pub const STEP_SETTINGS: &str = "SLURM_DRAGON_STEP_SETTINGS";
 /// Set for a daemon that joins its starter: the one-time join key, 64 hexadecimal digits. Removed before the daemon starts.
 pub const JOIN_KEY: &str = "DRAGON_JOIN";
 /// Where new processes go when their creator does not say: `roundrobin` (default), `block`, `packed`, `local` or `remote`.
 pub const PLACEMENT: &str = "DRAGON_PLACEMENT";
-/// Set for a process of a group: its number in the group.
+/// Set for a process of a group, and for a task of a step that is the program: its number among them.
 pub const RANK: &str = "DRAGON_RANK";
-/// Set for a process of a group: its number among those of its node.
+/// Set likewise: its number among those of its node.
 pub const LOCAL_RANK: &str = "DRAGON_LOCAL_RANK";
-/// Set for a process of a group: the number of its members.
+/// Set likewise: how many there are.
 pub const GROUP_SIZE: &str = "DRAGON_GROUP_SIZE";

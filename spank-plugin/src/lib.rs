@@ -6,20 +6,22 @@
 //!
 //! plugstack.conf: `optional libdragon_spank.so dragond=/usr/libexec/dragon/dragond`
 
+mod wish;
+
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use slurm_spank_sys as spank;
 use spank::{Context, Handle, OptionSpec, Spank};
+use wish::Wish;
 
 /// The wish of the user, from the option's callback to the start of the job.
-static WANTED: AtomicBool = AtomicBool::new(false);
+static WANTED: Mutex<Option<Wish>> = Mutex::new(None);
 
 const OPTION: OptionSpec = OptionSpec {
     name: c"dragon",
-    argument: c"head|off",
-    usage: c"run the program as head of a Dragon runtime over all nodes of the step",
+    argument: c"head|spmd|off[,SETTING=VALUE,...]",
+    usage: c"a Dragon runtime over all nodes of the step: the program is its head (head, the default), or every task is the program (spmd)",
     callback: dragon_option,
 };
 
@@ -59,34 +61,45 @@ fn configured(words: &[&CStr]) -> Result<CString, String> {
 fn choose(value: Option<&OsStr>) -> bool {
     let context = spank::context();
     // A missing argument is null in srun, empty in a batch step, and "(null)" in a step of a job that has the option.
-    let mode = value
+    let text = value
         .map(OsStr::to_string_lossy)
-        .filter(|text| !matches!(text.as_ref(), "" | "(null)"));
-    let mode = mode.as_deref().unwrap_or("head");
-    let refusal = match (mode, context) {
+        .filter(|text| text != "(null)");
+    let wish = Wish::read(text.as_deref().unwrap_or_default());
+    let refusal = match (wish.mode.as_str(), context) {
         (_, Context::Remote) => None,
+        ("off", _) if !wish.settings.is_empty() => Some("--dragon=off: without a runtime there are no settings".to_owned()),
         ("off", _) => None,
         ("head", Context::Allocator) => Some("--dragon is not available for sbatch and salloc in this release; use srun --dragon PROGRAM inside the job".to_owned()),
-        ("head", _) => DRAGOND.get().and_then(|dragond| dragond.clone().err()),
-        ("spmd", _) => Some("--dragon=spmd is not available in this release; use srun --dragon PROGRAM, which runs one head program".to_owned()),
-        (other, _) => Some(format!("--dragon={other:.80}: unknown mode; use --dragon, --dragon=head or --dragon=off")),
+        ("spmd", Context::Allocator) => Some("--dragon=spmd is for srun, whose tasks are the program; type srun --dragon=spmd PROGRAM inside the job".to_owned()),
+        ("head" | "spmd", _) => DRAGOND.get().and_then(|dragond| dragond.clone().err()),
+        (other, _) => Some(format!("--dragon={other:.80}: unknown mode; use --dragon, --dragon=head, --dragon=spmd or --dragon=off")),
     };
     if let Some(text) = &refusal {
         spank::error(text);
     }
-    WANTED.store(refusal.is_none() && mode == "head", Ordering::Relaxed);
-    refusal.is_none()
+    let accepted = refusal.is_none() && (context == Context::Remote || has_sense(&wish));
+    let wish = (accepted && wish.mode != "off").then_some(wish);
+    *WANTED.lock().unwrap_or_else(PoisonError::into_inner) = wish;
+    accepted
+}
+
+/// Whether the settings make sense; `dragond` has said what does not.
+fn has_sense(wish: &Wish) -> bool {
+    match DRAGOND.get() {
+        Some(Ok(dragond)) => wish.makes_sense(dragond),
+        _ => true,
+    }
 }
 
 /// In srun, as the user: makes the key and puts `dragond` in the place of the program.
 fn start(plugin: &Spank<'_>) -> bool {
+    let wish = WANTED.lock().unwrap_or_else(PoisonError::into_inner).clone();
     // Where a runtime runs already, the tasks of the step attach to it.
-    if !WANTED.load(Ordering::Relaxed)
-        || spank::context() != Context::Local
-        || std::env::var_os("DRAGON_RUNTIME").is_some()
-    {
+    let Some(wish) = wish.filter(|_| {
+        spank::context() == Context::Local && std::env::var_os("DRAGON_RUNTIME").is_none()
+    }) else {
         return true;
-    }
+    };
     let Some(Ok(dragond)) = DRAGOND.get() else {
         return false;
     };
@@ -100,13 +113,15 @@ fn start(plugin: &Spank<'_>) -> bool {
         spank::error("dragon: srun has no program to run");
         return false;
     };
-    // Hexadecimal digits have no NUL among them.
-    let hex = CString::new(hex).unwrap_or_default();
+    // None of them has a NUL in it: they are digits, or came as terminated strings.
+    let text = |text: String| CString::new(text).unwrap_or_default();
+    let (hex, mode, settings) = (text(hex), text(wish.mode), text(wish.settings));
     // Only names with this prefix reach the tasks whatever --export says. `dragond` keeps them from user programs.
     let set = [
         (c"SLURM_DRAGON_STEP_KEY", hex.as_c_str()),
         (c"SLURM_DRAGON_STEP_PROGRAM", &program),
-        (c"SLURM_DRAGON_STEP_MODE", c"head"),
+        (c"SLURM_DRAGON_STEP_MODE", &mode),
+        (c"SLURM_DRAGON_STEP_SETTINGS", &settings),
     ];
     set.into_iter()
         .all(|(name, value)| spank::set_environment(name, value))

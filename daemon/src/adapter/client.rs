@@ -18,6 +18,7 @@ use rustix::net::SendFlags;
 use rustix::net::sockopt::socket_peercred;
 use tokio::sync::mpsc;
 
+use super::task::Shape;
 use super::{Job, Manager};
 use crate::config::{Config, keys};
 use crate::readable::{end_of, readable};
@@ -78,6 +79,7 @@ fn job() -> Result<Job> {
         fanout: 1,
         bring_up: super::launcher::BRING_UP,
         program: Vec::new(),
+        shape: Shape::Head,
         pool: config.number(&keys::POOL).unwrap_or(0),
         environment: Vec::new(),
         forward_output: false,

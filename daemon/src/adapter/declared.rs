@@ -46,32 +46,7 @@ impl Question {
     /// When there is no answer within some seconds.
     pub async fn ask(self, nodes: Vec<(NodeIndex, String)>) -> Result<Vec<NodeIndex>> {
         let hosts: Vec<&str> = nodes.iter().map(|(_, host)| host.as_str()).collect();
-        let mut command = self.command(&hosts);
-        let name = command.get_program().to_string_lossy().into_owned();
-        command
-            .env_remove(env::STEP_KEY)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("{name} cannot be asked"))?;
-        let process = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let process = process.map(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let out = child.stdout.take().context("no pipe")?;
-        let out = pipe::Receiver::from_owned_fd(nonblocking(out.into())?)?;
-        let mut said = String::new();
-        let read = timeout(LIMIT, out.take(LONGEST).read_to_string(&mut said)).await;
-        if read.is_err() {
-            if let Some(Ok(process)) = process {
-                let _ = pidfd_send_signal(process, Signal::KILL);
-            }
-            bail!("{name} has not answered within {LIMIT:?}");
-        }
-        read?.with_context(|| format!("{name} was not understood"))?;
-        if said.trim().is_empty() {
-            bail!("{name} says nothing about {}", hosts.join(", "));
-        }
+        let said = output_of(self.command(&hosts)).await?;
         let down = self.down(&said);
         let is_down = |host: &str| down.iter().any(|name| same_host(name, host));
         let nodes = nodes.into_iter().filter(|(_, host)| is_down(host));
@@ -103,6 +78,59 @@ impl Question {
             Self::Pbs => pbs_down(said).unwrap_or_default(),
         }
     }
+}
+
+/// Whether Slurm kills a step at the first bad exit of a task: as srun was told, else as the site has it.
+pub async fn kills_on_bad_exit() -> bool {
+    if let Ok(told) = std::env::var("SLURM_KILL_BAD_EXIT") {
+        return told != "0";
+    }
+    let mut command = Command::new("scontrol");
+    command.args(["show", "config"]);
+    match output_of(command).await {
+        Ok(said) => said.lines().any(is_kill_on_bad_exit),
+        Err(error) => {
+            tracing::warn!("whether a bad exit ends the step: {error:#}");
+            false
+        }
+    }
+}
+
+/// `KillOnBadExit           = 1`
+fn is_kill_on_bad_exit(line: &str) -> bool {
+    let setting = line.split_once('=');
+    setting.is_some_and(|(name, value)| name.trim() == "KillOnBadExit" && value.trim() == "1")
+}
+
+/// What a command of the workload manager's says. Whatever starts it reaps it.
+async fn output_of(mut command: Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    command
+        .env_remove(env::STEP_KEY)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("{name} cannot be asked"))?;
+    let process = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let process = process.map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    let out = child.stdout.take().context("no pipe")?;
+    let out = pipe::Receiver::from_owned_fd(nonblocking(out.into())?)?;
+    let mut said = String::new();
+    let read = timeout(LIMIT, out.take(LONGEST).read_to_string(&mut said)).await;
+    if read.is_err() {
+        if let Some(Ok(process)) = process {
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+        bail!("{name} has not answered within {LIMIT:?}");
+    }
+    read?.with_context(|| format!("{name} was not understood"))?;
+    if said.trim().is_empty() {
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        bail!("{name} {} says nothing", words.join(" "));
+    }
+    Ok(said)
 }
 
 /// `NodeName=n1 … State=DOWN*+DRAIN …`

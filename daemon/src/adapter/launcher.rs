@@ -12,6 +12,7 @@ use dragon_protocol::key::JobKey;
 use dragon_protocol::launch::LaunchSpec;
 use dragon_protocol::{NodeIndex, frame};
 
+use super::task::Shape;
 use super::{Job, Manager};
 use crate::cli::RUNTIME_FAILED;
 use crate::config::{Config, keys};
@@ -109,6 +110,7 @@ pub fn read(source: &OsStr) -> Result<Job> {
         fanout: spec.fanout.max(1),
         bring_up: bring_up.map_or(BRING_UP, Duration::from_secs),
         program: spec.program.into_iter().map(text).collect(),
+        shape: Shape::Head,
         pool: config.number(&keys::POOL).unwrap_or(0),
         environment: spec
             .environment

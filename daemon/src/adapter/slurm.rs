@@ -1,14 +1,18 @@
 //! Started by Slurm: the plugin put this program in the place of the user's, and the key into the step's environment.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use dragon_protocol::key::JobKey;
 use dragon_protocol::{NodeIndex, env, hostlist};
 
-use super::{Job, Manager, Role};
+use super::task::{Shape, Task};
+use super::{Job, Manager, Role, wishes};
 use crate::config::{Config, keys};
+use crate::inherited::{self, Inherited};
+use crate::resources;
 
 /// Children of a node in the tree of daemons.
 const FANOUT: u32 = 16;
@@ -23,9 +27,6 @@ pub fn read(arguments: &[OsString]) -> Result<Role> {
     let key = JobKey::from_hex(&text(env::STEP_KEY)?)
         .with_context(|| format!("{} is not 64 hexadecimal digits", env::STEP_KEY))?;
     let mode = text(env::STEP_MODE)?;
-    if mode != "head" {
-        bail!("--dragon={mode} is not available in this release; type srun --dragon PROGRAM");
-    }
     let program = std::env::var_os(env::STEP_PROGRAM)
         .with_context(|| format!("{} is not set", env::STEP_PROGRAM))?;
     let hosts =
@@ -40,7 +41,8 @@ pub fn read(arguments: &[OsString]) -> Result<Role> {
     })?;
     let tasks = tasks_of_node(&text("SLURM_STEP_TASKS_PER_NODE")?, node.get())
         .context("SLURM_STEP_TASKS_PER_NODE")?;
-    let config = Config::load(&[])?;
+    let settings = std::env::var(env::STEP_SETTINGS).unwrap_or_default();
+    let config = Config::load(&wishes::parse(&settings).context("--dragon")?)?;
     let bring_up = config.number(&keys::BRING_UP_LIMIT);
     let step = format!("{}.{}", text("SLURM_JOB_ID")?, text("SLURM_STEP_ID")?);
     let job = Job {
@@ -54,6 +56,7 @@ pub fn read(arguments: &[OsString]) -> Result<Role> {
         program: std::iter::once(program)
             .chain(arguments.iter().cloned())
             .collect(),
+        shape: shape(&mode)?,
         pool: config.number(&keys::POOL).unwrap_or(0),
         environment: Vec::new(),
         forward_output: false,
@@ -71,9 +74,33 @@ pub fn read(arguments: &[OsString]) -> Result<Role> {
     })
 }
 
+/// What the program is. Takes the descriptors that are for it, and for nobody else.
+fn shape(mode: &str) -> Result<Shape> {
+    match mode {
+        "head" => {
+            // What the head starts must not answer in the place of the task; that there is none is no error.
+            if let Ok(line) = number("PMI_FD").map(u32::cast_signed) {
+                let _ = inherited::keep_from_programs(line);
+            }
+            Ok(Shape::Head)
+        }
+        "spmd" => Ok(Shape::Spmd(Task {
+            rank: number("SLURM_PROCID")?,
+            local_rank: number("SLURM_LOCALID")?,
+            size: number("SLURM_STEP_NUM_TASKS").or_else(|_| number("SLURM_NTASKS"))?,
+            cpus: resources::cpu_numbers(&resources::own_mask()),
+            inherited: Inherited::take().context("descriptors for the program")?,
+        })),
+        other => bail!(
+            "--dragon={other}: this release of dragond ({}) knows head and spmd; the plugin is of another one",
+            dragon_protocol::RELEASE
+        ),
+    }
+}
+
 /// Variables that make a process look like a task of the step: an `MPI_Init` in a library would wait for its peers.
 #[must_use]
-pub fn is_task_variable(name: &str) -> bool {
+pub fn is_task_variable(name: &OsStr) -> bool {
     const TASK: [&str; 8] = [
         "PMI_FD",
         "PMI_RANK",
@@ -84,7 +111,7 @@ pub fn is_task_variable(name: &str) -> bool {
         "SLURM_TASK_PID",
         "SLURM_GTIDS",
     ];
-    TASK.contains(&name) || name.starts_with("PMIX_")
+    TASK.iter().any(|task| name == *task) || name.as_bytes().starts_with(b"PMIX_")
 }
 
 fn text(name: &str) -> Result<String> {

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dragon_daemon::adapter::launcher::STDIN;
-use dragon_daemon::adapter::{self, Role, client, join};
+use dragon_daemon::adapter::{self, Role, client, join, wishes};
 use dragon_daemon::config::keys;
 use dragon_daemon::supervisor::{self, APART, SUPERVISED};
-use dragon_daemon::{journal, services, sibling, sweep};
+use dragon_daemon::exit::Exit;
+use dragon_daemon::{journal, services, sibling, sweep, task};
 use dragon_protocol::env;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -23,34 +24,40 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     sweep::hear_of_children();
-    let code = run().unwrap_or_else(|error| {
+    let exit = run().unwrap_or_else(|error| {
         journal::say(&format!("{error:#}"));
         let arguments: Vec<_> = std::env::args_os().collect();
-        adapter::launcher::not_up(&arguments)
+        Exit::Code(adapter::launcher::not_up(&arguments))
     });
     journal::flush(LAST_WORDS);
-    ExitCode::from(code)
+    exit.carry_out()
 }
 
-fn run() -> Result<u8> {
+fn run() -> Result<Exit> {
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let under_slurm = std::env::var_os(env::STEP_KEY).is_some();
     if arguments
         .first()
         .is_some_and(|first| first == client::HAND_OVER)
     {
-        return client::hand_over().map(|()| 0);
+        return client::hand_over().map(|()| Exit::Code(0));
     }
-    if under_slurm {
+    let check = (!under_slurm && arguments.first().is_some_and(|first| first == wishes::CHECK))
+        .then(|| arguments.get(1).cloned().unwrap_or_default());
+    if under_slurm || check.is_some() {
         prefer_the_users_release();
-    } else if arguments.first().is_some_and(|first| first == "--version") {
+    }
+    if let Some(settings) = check {
+        return Ok(Exit::Code(wishes::check(&settings)));
+    }
+    if !under_slurm && arguments.first().is_some_and(|first| first == "--version") {
         println!("dragond {}", dragon_protocol::RELEASE);
-        return Ok(0);
+        return Ok(Exit::Code(0));
     }
     let behind_a_shell = arguments.iter().any(|word| word == STDIN || word == APART)
         || join::way(&arguments).is_some();
     if !under_slurm && behind_a_shell && !arguments.iter().any(|word| word == SUPERVISED) {
-        return supervisor::run(&arguments);
+        return supervisor::run(&arguments).map(Exit::Code);
     }
     let launch = (!under_slurm
         && arguments.first().is_some_and(|first| first == "--launch")
@@ -63,13 +70,16 @@ fn run() -> Result<u8> {
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    let code = match role {
+    let exit = match role {
         Role::Daemon(job) => runtime.block_on(services::run(*job)),
-        Role::Sibling(job) => runtime.block_on(sibling::run(&job)),
+        Role::Sibling(job) => match job.shape.task() {
+            Some(task) => runtime.block_on(task::run(&job, task)),
+            None => runtime.block_on(sibling::run(&job)).map(Exit::Code),
+        },
     };
     // A task may still sit in a look-up of a host name: it is not waited for.
     runtime.shutdown_background();
-    code
+    exit
 }
 
 fn log(role: &Role) {

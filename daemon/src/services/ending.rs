@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Daemon, End, Event, Signals};
 use crate::adapter::Manager;
+use crate::exit::Exit;
 use crate::journal;
 use crate::link::Link;
 use crate::state::{State, enter};
@@ -36,14 +37,16 @@ const AGENT: Duration = Duration::from_millis(500);
 const CANCEL: Duration = Duration::from_secs(5);
 
 impl Daemon {
-    /// Ends the daemon; returns its exit code.
+    /// Ends the daemon; returns how its process is to end.
     pub(super) async fn end(
         mut self,
         end: End,
         events: &mut mpsc::Receiver<Event>,
         signals: &mut Signals,
-    ) -> u8 {
+    ) -> Exit {
         tracing::info!("ending: {}", end.why);
+        // What ends from here on is ended.
+        let tasks = self.tasks.take();
         enter(self.job.node, State::Ending);
         let started = Instant::now();
         self.cluster.stop();
@@ -92,7 +95,7 @@ impl Daemon {
         }
         self.node.shutdown(AGENT);
         enter(self.job.node, State::Gone);
-        end.code
+        tasks.map_or(Exit::Code(end.code), |tasks| tasks.exit(&end))
     }
 
     /// Handles what still comes until `done` or the deadline.

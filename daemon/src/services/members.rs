@@ -144,7 +144,7 @@ impl Daemon {
             Output::Ask(nodes) => self.ask_manager(nodes),
             Output::Changed { view, lost } => {
                 self.view_changed(&view, &lost);
-                return self.end_in_time();
+                return self.end_in_time().or_else(|| self.end_with_tasks());
             }
             Output::End(why) => return Some(self.cut_off(why)),
         }
@@ -311,7 +311,8 @@ impl Daemon {
             self.requests.fail(*node, Code::NodeDown, &down);
             self.follow_without(*node, &down);
             self.made_for.without(*node);
-            self.cluster.head_lost |= *node == NodeIndex::FIRST;
+            // Where all tasks are the program, no other one is the program of them.
+            self.cluster.head_lost |= *node == NodeIndex::FIRST && self.tasks.is_none();
         }
         self.membership
             .nodes

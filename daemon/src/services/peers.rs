@@ -238,6 +238,8 @@ impl Daemon {
             | PeerMessage::Logged { .. }
             | PeerMessage::LogsTaken { .. }
             | PeerMessage::UnfollowLogs { .. }) => self.peer_follows(node, message),
+            PeerMessage::TasksEnded(nodes) => return self.tasks_ended_below(nodes),
+            PeerMessage::TaskFailed(failed, code) => self.task_failed(failed, code),
             PeerMessage::Shutdown(why) => return Some(End { code: 0, why }),
             said @ (PeerMessage::Stopped | PeerMessage::Ended) => {
                 self.stopped.insert(node);

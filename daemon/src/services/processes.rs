@@ -219,8 +219,16 @@ impl Daemon {
         let mut heads = self.processes.live.iter();
         match heads.find(|(_, process)| process.head) {
             Some((pid, _)) => tree::signal(*pid, false, signal),
-            None if self.job.node == NodeIndex::FIRST => self.processes.for_head.push(signal),
+            None if self.awaits_program() => self.processes.for_head.push(signal),
             None => {}
+        }
+    }
+
+    /// Whether this daemon is about to start the head, or its own task.
+    fn awaits_program(&self) -> bool {
+        match &self.tasks {
+            Some(tasks) => !tasks.own_has_ended(),
+            None => self.job.node == NodeIndex::FIRST,
         }
     }
 
@@ -262,15 +270,11 @@ impl Daemon {
         let process = self.processes.live.remove(&pid)?;
         self.processes.pids.remove(&process.object);
         self.give_back(process.number);
-        let code = exit_code(status);
-        let end = process.head.then(|| End {
-            code,
-            why: format!("the head program ended with {code}"),
-        });
+        let program = process.head;
         if let Some(ended) = self.processes.ended(pid, process, status) {
             self.tell_end(&ended);
         }
-        end
+        program.then(|| self.program_ended(status)).flatten()
     }
 
     /// A slot is nobody's any more.
@@ -382,12 +386,6 @@ impl Daemon {
             self.node.drop_transit(object);
         }
     }
-}
-
-/// The exit code of a status, as shells have it: 128 + n for signal n.
-fn exit_code(status: i32) -> u8 {
-    let (signal, code) = (status & 0x7f, status >> 8 & 0xff);
-    u8::try_from(if signal == 0 { code } else { 128 + signal }).unwrap_or(u8::MAX)
 }
 
 #[cfg(test)]

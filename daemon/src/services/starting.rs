@@ -1,7 +1,7 @@
 //! Starts of processes on this node: what is reserved, what they are given, and who is told.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -18,10 +18,13 @@ use super::processes::{Creator, Process};
 use super::timer::Timer;
 use super::{Daemon, End, Event, pipes};
 use crate::adapter::Manager;
+use crate::adapter::slurm::is_task_variable;
 use crate::cli::RUNTIME_FAILED;
 use crate::config::keys;
 use crate::forker::{Fork, Source, not_made, null, path};
+use crate::exit::status_of;
 use crate::groups::MemberKey;
+use crate::inherited::Inherited;
 use crate::journal;
 use crate::output::Label;
 use crate::program;
@@ -98,6 +101,7 @@ impl Daemon {
             own_group: false,
             settings: Settings::default(),
             cpus: Vec::new(),
+            inherited: Inherited::default(),
         };
         let object = self.node.create_process().map_err(|(_, text)| {
             let why = format!("the head program was not started: {text}");
@@ -310,9 +314,11 @@ impl Daemon {
             let list = held.gpus.join(",").into_bytes();
             set.extend(self.gpu_variables.iter().map(|name| (*name, list.clone())));
         }
-        request
-            .environment
-            .retain(|(name, _)| set.iter().all(|(ours, _)| name != ours.as_bytes()));
+        let of_task = |name: &[u8]| self.tasks.is_some() && is_task_variable(OsStr::from_bytes(name));
+        request.environment.retain(|(name, _)| {
+            // What a task starts is none.
+            set.iter().all(|(ours, _)| name != ours.as_bytes()) && !of_task(name)
+        });
         let set = set.into_iter();
         request
             .environment
@@ -340,6 +346,7 @@ impl Daemon {
                     own_group: true,
                     settings,
                     cpus,
+                    inherited: Inherited::default(),
                 };
                 self.forker.start_process(Some(number), fork);
                 Ok(tag)
@@ -512,7 +519,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn expect(&mut self, process: Process, told: StartedFor, name: String, tag: Tag) {
+    pub(super) fn expect(&mut self, process: Process, told: StartedFor, name: String, tag: Tag) {
         let pending = Pending {
             process,
             told,
@@ -543,10 +550,7 @@ impl Daemon {
                 self.give_back(number);
                 if process.head {
                     journal::say(&text);
-                    return Some(End {
-                        code: program::NOT_EXECUTABLE,
-                        why: text,
-                    });
+                    return self.program_ended(status_of(program::NOT_EXECUTABLE));
                 }
                 let text = match text.starts_with(&name) {
                     true => text,

@@ -6,6 +6,7 @@
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
 use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{UnwindSafe, catch_unwind};
 
@@ -164,6 +165,28 @@ pub fn random(buffer: &mut [u8]) -> bool {
     // SAFETY: the buffer is valid for its length.
     let filled = unsafe { libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), 0) };
     usize::try_from(filled).is_ok_and(|filled| filled == buffer.len())
+}
+
+/// Waits for the end of a child; false when it has not ended within so many milliseconds.
+#[must_use]
+pub fn ends_within(child: u32, limit_ms: c_int) -> bool {
+    // SAFETY: takes numbers, and makes a descriptor of its own, which closes on exec.
+    let made = unsafe { libc::syscall(libc::SYS_pidfd_open, child, 0) };
+    let Ok(made) = c_int::try_from(made) else {
+        return false;
+    };
+    if made < 0 {
+        return false;
+    }
+    // SAFETY: just made, and nobody else's.
+    let end = unsafe { OwnedFd::from_raw_fd(made) };
+    let mut waited = libc::pollfd {
+        fd: end.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one structure, as said.
+    unsafe { libc::poll(&raw mut waited, 1, limit_ms) == 1 }
 }
 
 /// Runs the body of a callback: a panic becomes an error and never crosses into Slurm.

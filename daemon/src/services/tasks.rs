@@ -1,0 +1,201 @@
+//! The tasks of a step that are the program: who of them has ended, and the end of the job with the last one.
+//!
+//! Task 0 of each node is a child of the node's daemon, the others tell by their connections. A node whose tasks have ended says so up
+//! the tree when those below it have; the first node ends the job when all nodes of the view have. Nodes that come to be elsewhere
+//! in the tree say it again, so that nothing is lost with a node that is.
+
+use std::collections::BTreeSet;
+use std::mem;
+
+use dragon_protocol::NodeIndex;
+use dragon_protocol::control::PeerMessage;
+use dragon_protocol::process::Lives;
+
+use super::processes::Process;
+use super::starting::StartedFor;
+use super::{Daemon, End, Event};
+use crate::adapter::Job;
+use crate::adapter::declared::kills_on_bad_exit;
+use crate::adapter::task::{Shape, Task};
+use crate::cli::RUNTIME_FAILED;
+use crate::exit::{Exit, code_of, status_of};
+use crate::journal;
+use crate::program;
+use crate::task::fork_of;
+
+/// The tasks, as a node knows of them.
+#[derive(Debug)]
+pub(super) struct Tasks {
+    /// Those of this node that run.
+    running: u32,
+    /// How the one has ended that is this daemon's own.
+    own: Option<i32>,
+    /// The nodes, of this one and those below it, whose tasks have all ended.
+    ended: BTreeSet<NodeIndex>,
+    /// Whom this node has told so, and of how many nodes.
+    told: Option<(NodeIndex, usize)>,
+    /// Slurm has been asked what a bad exit means.
+    asked: bool,
+}
+
+impl Tasks {
+    /// Those of a job; `None` where the program is a head.
+    pub(super) fn of(job: &Job) -> Option<Self> {
+        job.shape.task().map(|_| Self {
+            running: job.siblings + 1,
+            own: None,
+            ended: BTreeSet::new(),
+            told: None,
+            asked: false,
+        })
+    }
+
+    /// Whether the one that is this daemon's own has ended.
+    pub(super) fn own_has_ended(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// How this process ends, with which the runtime ends so.
+    pub(super) fn exit(&self, end: &End) -> Exit {
+        match self.own {
+            Some(status) if status != 0 || end.code == 0 => Exit::Like(status),
+            // It was cut short.
+            None if end.code == 0 => Exit::Code(RUNTIME_FAILED),
+            _ => Exit::Code(end.code),
+        }
+    }
+}
+
+impl Daemon {
+    /// Starts the program of this node's own task.
+    pub(super) fn start_task(&mut self) -> Option<End> {
+        let program = match program::resolve(&self.job.program) {
+            Ok(program) => program,
+            Err(no) => {
+                journal::say(&no.text);
+                return self.own_task_ended(status_of(no.code));
+            }
+        };
+        let Shape::Spmd(task) = &mut self.job.shape else {
+            return None;
+        };
+        // Closed with the order: this daemon holds nobody's line open.
+        let inherited = mem::take(&mut task.inherited);
+        let task = Task {
+            inherited,
+            ..task.clone()
+        };
+        let name = program.words.first().map(|word| word.to_string_lossy());
+        let name = name.unwrap_or_default().into_owned();
+        let fork = fork_of(&self.job, &task, program);
+        let object = match self.node.create_process() {
+            Ok(object) => object,
+            Err((_, text)) => {
+                let why = format!("{name} was not started: {text}");
+                journal::say(&why);
+                let code = RUNTIME_FAILED;
+                return Some(End { code, why });
+            }
+        };
+        let number = self.processes.number();
+        let process = Process {
+            object,
+            notify: None,
+            head: true,
+            number,
+            creator: None,
+            lives: Lives::UntilTheEnd,
+            member: None,
+        };
+        self.forker.start_process(Some(number), fork);
+        self.expect(process, StartedFor::Head, name, None);
+        None
+    }
+
+    /// The program that this daemon started when the runtime was up has ended: the head, or that of a task.
+    pub(super) fn program_ended(&mut self, status: i32) -> Option<End> {
+        if self.tasks.is_some() {
+            return self.own_task_ended(status);
+        }
+        let code = code_of(status);
+        Some(End {
+            code,
+            why: format!("the head program ended with {code}"),
+        })
+    }
+
+    fn own_task_ended(&mut self, status: i32) -> Option<End> {
+        self.tasks.as_mut()?.own = Some(status);
+        if status != 0 {
+            self.task_failed(self.job.node, code_of(status));
+        }
+        self.task_ended()
+    }
+
+    /// A task that is its daemon's own has ended badly: Slurm hears of it when that daemon has ended, and may be meant to kill the
+    /// step at the first bad exit. One daemon asks Slurm, for all.
+    pub(super) fn task_failed(&mut self, node: NodeIndex, code: u8) {
+        if let Some(parent) = &self.parent {
+            return parent.post(PeerMessage::TaskFailed(node, code));
+        }
+        let Some(tasks) = self.tasks.as_mut() else {
+            return;
+        };
+        if mem::replace(&mut tasks.asked, true) {
+            return;
+        }
+        let events = self.sender.clone();
+        tokio::spawn(async move {
+            if kills_on_bad_exit().await {
+                let _ = events.send(Event::BadExit(node, code)).await;
+            }
+        });
+    }
+
+    /// The bad exit of a task is to end the step.
+    pub(super) fn bad_exit(&self, node: NodeIndex, code: u8) -> End {
+        let host = self.job.host(node);
+        let why = format!("a task on node {node} ({host}) ended with {code}, and Slurm's KillOnBadExit is set");
+        End { code, why }
+    }
+
+    /// A task of this node has ended.
+    pub(super) fn task_ended(&mut self) -> Option<End> {
+        let me = self.job.node;
+        let tasks = self.tasks.as_mut()?;
+        tasks.running = tasks.running.saturating_sub(1);
+        if tasks.running == 0 {
+            tasks.ended.insert(me);
+        }
+        self.end_with_tasks()
+    }
+
+    /// The tasks of nodes below have ended.
+    pub(super) fn tasks_ended_below(&mut self, nodes: Vec<NodeIndex>) -> Option<End> {
+        self.tasks.as_mut()?.ended.extend(nodes);
+        self.end_with_tasks()
+    }
+
+    /// Ends the job when all tasks have ended, or tells the node above that those from here on have.
+    pub(super) fn end_with_tasks(&mut self) -> Option<End> {
+        let tasks = self.tasks.as_mut()?;
+        let below = self.children.iter().map(|link| link.node);
+        if !below.chain([self.job.node]).all(|node| tasks.ended.contains(&node)) {
+            return None;
+        }
+        if let Some(parent) = &self.parent {
+            let news = (parent.node, tasks.ended.len());
+            if tasks.told.replace(news) != Some(news) {
+                let ended = tasks.ended.iter().copied().collect();
+                parent.post(PeerMessage::TasksEnded(ended));
+            }
+            return None;
+        }
+        let mut members = self.membership.nodes.iter();
+        let all = members.all(|node| tasks.ended.contains(&node.node));
+        (all && self.membership.global_services == self.job.node).then(|| End {
+            code: 0,
+            why: "all tasks have ended".to_owned(),
+        })
+    }
+}

@@ -1,0 +1,158 @@
+//! A task of a step that is the program, and not the daemon of its node: it waits until the runtime is up, runs the program as its
+//! child, and ends as that does.
+//!
+//! It stays in front of the program, because the program must not outlive the runtime: whoever kills the daemon, or this process,
+//! ends the program. Slurm sees one task that gets signals, and ends by itself or by one of them.
+
+use std::io;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use dragon_protocol::attach::{AttachReply, ROLE_TASK};
+use dragon_protocol::process::Settings;
+use rustix::process::{Pid, Signal, WaitOptions, waitpid};
+use tokio::io::AsyncReadExt;
+use tokio::signal::unix::{Signal as Heard, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::adapter::Job;
+use crate::adapter::task::Task;
+use crate::cli::RUNTIME_FAILED;
+use crate::exit::Exit;
+use crate::forker::{Fork, Forker, Source};
+use crate::journal;
+use crate::program::{self, Program};
+use crate::resources;
+use crate::services::Event;
+use crate::sibling;
+use crate::tree;
+
+/// How long a program may take to end when the runtime does before it.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Runs the program of the task.
+///
+/// # Errors
+/// When the node's daemon does not come up, or the kernel refuses what a child needs.
+pub async fn run(job: &Job, task: &Task) -> Result<Exit> {
+    let mut daemon = sibling::report(job, ROLE_TASK).await?;
+    let mut reply = [0; size_of::<AttachReply>()];
+    if daemon.read_exact(&mut reply).await.is_err() {
+        // The runtime did not come up. One daemon says why.
+        return Ok(Exit::Code(RUNTIME_FAILED));
+    }
+    let program = match program::resolve(&job.program) {
+        Ok(program) => program,
+        Err(no) => {
+            journal::say(&no.text);
+            return Ok(Exit::Code(no.code));
+        }
+    };
+    // What is handled here is handled before the thread that starts the program notes what is.
+    let mut signals = Passed::new()?;
+    let mut child = signal(SignalKind::child())?;
+    let (events, mut started) = mpsc::channel(1);
+    // The program ends with the thread, and that with its last handle.
+    let forker = Forker::start(events)?;
+    forker.start_process(Some(0), fork_of(job, task, program));
+    let pid = match started.recv().await {
+        Some(Event::Started(_, Ok(pid))) => pid,
+        Some(Event::Started(_, Err(text))) => {
+            journal::say(&text);
+            return Ok(Exit::Code(program::NOT_EXECUTABLE));
+        }
+        _ => bail!("the thread that starts the program has ended"),
+    };
+    let mut word = [0];
+    loop {
+        if let Some(status) = ended(pid)? {
+            return Ok(Exit::Like(status));
+        }
+        tokio::select! {
+            _ = child.recv() => {}
+            signal = signals.next() => {
+                if resources::in_step_group() {
+                    tree::signal(pid, false, signal);
+                }
+            }
+            // The daemon has nothing to say: this is its end, or that of the runtime.
+            _ = daemon.read(&mut word) => {
+                end(pid, &mut child).await?;
+                return Ok(Exit::Code(RUNTIME_FAILED));
+            }
+        }
+    }
+}
+
+/// How the program of a task is started: as Slurm would have started it, and with the end of this process for its own.
+pub(crate) fn fork_of(job: &Job, task: &Task, program: Program) -> Fork {
+    Fork {
+        words: program.words,
+        look_up: false,
+        environment: task.environment(job),
+        directory: None,
+        stdio: [Source::Inherit, Source::Inherit, Source::Inherit],
+        own_group: false,
+        settings: Settings::default(),
+        cpus: task.cpus.clone(),
+        inherited: task.inherited.clone(),
+    }
+}
+
+/// Ends a program that the runtime has left behind.
+async fn end(pid: u32, child: &mut Heard) -> Result<()> {
+    tree::signal(pid, false, Signal::TERM);
+    let its_end = async {
+        while ended(pid)?.is_none() {
+            child.recv().await;
+        }
+        Ok(())
+    };
+    match timeout(GRACE, its_end).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            tree::signal_all(pid, false, Signal::KILL);
+            Ok(())
+        }
+    }
+}
+
+/// The status of a child, if it has ended.
+fn ended(pid: u32) -> Result<Option<i32>> {
+    let pid = Pid::from_raw(pid.cast_signed());
+    let ended = waitpid(pid, WaitOptions::NOHANG).context("the program is no child any more")?;
+    Ok(ended.map(|(_, status)| status.as_raw()))
+}
+
+/// The signals that the workload manager may send to a task, and which are for its program.
+struct Passed(Vec<(Signal, Heard)>);
+
+impl Passed {
+    fn new() -> io::Result<Self> {
+        const ALL: [(Signal, SignalKind); 7] = [
+            (Signal::HUP, SignalKind::hangup()),
+            (Signal::INT, SignalKind::interrupt()),
+            (Signal::QUIT, SignalKind::quit()),
+            (Signal::ALARM, SignalKind::alarm()),
+            (Signal::TERM, SignalKind::terminate()),
+            (Signal::USR1, SignalKind::user_defined1()),
+            (Signal::USR2, SignalKind::user_defined2()),
+        ];
+        let heard = ALL.map(|(name, kind)| Ok((name, signal(kind)?)));
+        heard.into_iter().collect::<io::Result<_>>().map(Self)
+    }
+
+    /// The next one.
+    async fn next(&mut self) -> Signal {
+        std::future::poll_fn(|context| {
+            for (name, heard) in &mut self.0 {
+                if heard.poll_recv(context).is_ready() {
+                    return std::task::Poll::Ready(*name);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+}
