@@ -379,7 +379,7 @@ mod tests {
                 stdio: None,
                 settings: Settings::default(),
                 cpus: Vec::new(),
-            inherited: Inherited::default(),
+                inherited: Inherited::default(),
             });
         }
         drop(zygote);

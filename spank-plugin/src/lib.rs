@@ -93,7 +93,10 @@ fn has_sense(wish: &Wish) -> bool {
 
 /// In srun, as the user: makes the key and puts `dragond` in the place of the program.
 fn start(plugin: &Spank<'_>) -> bool {
-    let wish = WANTED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let wish = WANTED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     // Where a runtime runs already, the tasks of the step attach to it.
     let Some(wish) = wish.filter(|_| {
         spank::context() == Context::Local && std::env::var_os("DRAGON_RUNTIME").is_none()

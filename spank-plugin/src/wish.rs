@@ -54,6 +54,8 @@ impl Wish {
             // It may have ended in between.
             let _ = child.kill();
         }
-        child.wait().map_or(true, |status| status.code() != Some(REFUSED))
+        child
+            .wait()
+            .map_or(true, |status| status.code() != Some(REFUSED))
     }
 }

@@ -120,7 +120,7 @@ fn plugin_exports_only_its_callbacks(cluster: &Cluster) {
 
 fn option_is_in_the_help(cluster: &Cluster) {
     let help = cluster.login(["srun", "--help"]).out;
-    assert!(help.contains("--dragon=head|off"), "{help}");
+    assert!(help.contains("--dragon=head|spmd|off"), "{help}");
 }
 
 fn modes_that_do_not_exist_are_refused(cluster: &Cluster) {
@@ -130,8 +130,8 @@ fn modes_that_do_not_exist_are_refused(cluster: &Cluster) {
             "--dragon=nonsense: unknown mode; use --dragon",
         ),
         (
-            &["srun", "--dragon=spmd", "true"],
-            "--dragon=spmd is not available in this release",
+            &["sbatch", "--dragon=spmd", "--wrap", "true"],
+            "--dragon=spmd is for srun, whose tasks are the program",
         ),
         (
             &["sbatch", "--dragon", "--wrap", "true"],

@@ -12,8 +12,9 @@ use dragon_tests::suite;
 
 /// Says, in one line each: host, own path, the step's variables, arguments.
 const STAND_IN: &str = "#!/bin/sh\n\
+    [ \"$1\" = --check ] && { [ \"$2\" != bad=1 ] || { echo refused >&2; exit 2; }; exit 0; }\n\
     echo \"host=$(hostname) me=$0 key=$SLURM_DRAGON_STEP_KEY program=$SLURM_DRAGON_STEP_PROGRAM \
-    mode=$SLURM_DRAGON_STEP_MODE count=$# last=${2-}\"\n";
+    mode=$SLURM_DRAGON_STEP_MODE settings=$SLURM_DRAGON_STEP_SETTINGS count=$# last=${2-}\"\n";
 
 fn main() -> ExitCode {
     suite::run(
@@ -42,6 +43,14 @@ fn main() -> ExitCode {
             (
                 "inside_a_runtime_the_program_stays",
                 inside_a_runtime_the_program_stays,
+            ),
+            (
+                "mode_and_settings_are_taken_apart",
+                mode_and_settings_are_taken_apart,
+            ),
+            (
+                "settings_are_looked_at_before_the_step",
+                settings_are_looked_at_before_the_step,
             ),
             ("off_leaves_everything_alone", off_leaves_everything_alone),
             (
@@ -266,6 +275,41 @@ fn inside_a_runtime_the_program_stays(rig: &Rig) {
     assert_eq!(rig.lines(&words), ["sh 0", "sh 0"]);
 }
 
+fn mode_and_settings_are_taken_apart(rig: &Rig) {
+    for (option, mode, settings) in [
+        ("--dragon=head", "head", ""),
+        ("--dragon=spmd", "spmd", ""),
+        ("--dragon=spmd,", "spmd", ""),
+        ("--dragon=spmd,a=1", "spmd", "a=1"),
+        ("--dragon=head,a=1,b=2,3", "head", "a=1,b=2,3"),
+        ("--dragon=a=1,b=2", "head", "a=1,b=2"),
+        ("--dragon=,a=1", "head", "a=1"),
+    ] {
+        for line in rig.lines(&["srun", "-N2", option, "prog"]) {
+            let seen = (field(&line, "mode"), field(&line, "settings"));
+            assert_eq!(seen, (mode, settings), "{option}");
+        }
+    }
+}
+
+/// As the user, and where `dragond` cannot be asked or says nothing about them, by the nodes.
+fn settings_are_looked_at_before_the_step(rig: &Rig) {
+    let done = rig.login(&["srun", "--dragon=head,bad=1", "prog"]);
+    assert_eq!((done.code, done.out.as_str()), (Some(255), ""), "{done:?}");
+    assert_eq!(done.err.matches("refused\n").count(), 1, "{done:?}");
+    assert_eq!(rig.login(&["squeue", "-h"]).out, "");
+    let file = rig.folder.join("etc/plugstack.conf");
+    let before = fs::read_to_string(&file).unwrap();
+    fs::write(
+        &file,
+        format!("optional {} dragond=/no/such\n", rig.plugin().display()),
+    )
+    .unwrap();
+    let done = rig.login(&["srun", "--dragon=head,bad=1", "prog"]);
+    fs::write(&file, before).unwrap();
+    assert!(done.err.contains("/no/such"), "{done:?}");
+}
+
 fn off_leaves_everything_alone(rig: &Rig) {
     let program = ["sh", "-c", "echo ${0##*/} $(env | grep -c DRAGON_STEP)"];
     for option in ["--dragon=off", "--quiet"] {
@@ -302,7 +346,7 @@ fn refusals_end_srun_although_the_plugin_is_optional(rig: &Rig) {
     for (words, text) in [
         (
             &["srun", "--dragon=Head", "true"][..],
-            "--dragon=Head: unknown mode; use --dragon, --dragon=head or --dragon=off",
+            "--dragon=Head: unknown mode; use --dragon, --dragon=head, --dragon=spmd or --dragon=off",
         ),
         (
             &["srun", "--dragon=%s%n", "true"],
@@ -310,8 +354,8 @@ fn refusals_end_srun_although_the_plugin_is_optional(rig: &Rig) {
         ),
         (&["srun", &long, "true"], "xxx: unknown mode"),
         (
-            &["srun", "--dragon=spmd", "true"],
-            "--dragon=spmd is not available in this release; use srun --dragon PROGRAM",
+            &["srun", "--dragon=off,pool=8G", "true"],
+            "--dragon=off: without a runtime there are no settings",
         ),
         (
             &["sbatch", "--dragon", "--wrap", "true"],
@@ -319,7 +363,7 @@ fn refusals_end_srun_although_the_plugin_is_optional(rig: &Rig) {
         ),
         (
             &["sbatch", "--dragon=spmd", "--wrap", "true"],
-            "--dragon=spmd is not available",
+            "--dragon=spmd is for srun",
         ),
         (
             &["salloc", "--dragon", "true"],

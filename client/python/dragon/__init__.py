@@ -19,10 +19,12 @@ from dragon._attach import attach
 from dragon._errors import *  # noqa: F403  (the exceptions)
 from dragon._native import version as _version
 from dragon._placement import Node, node, nodes, on_node
+from dragon._rank import local_rank, rank, size
 
 __version__: str = _version()
 
 _hook.register(mp.context_instance)
 
 # Without TimeoutError: `from dragon import *` must not hide the built-in one.
-__all__ = [name for name in _errors.__all__ if name != "TimeoutError"] + ["Node", "attach", "mp", "node", "nodes", "on_node"]
+__all__ = [name for name in _errors.__all__ if name != "TimeoutError"]
+__all__ += ["Node", "attach", "local_rank", "mp", "node", "nodes", "on_node", "rank", "size"]

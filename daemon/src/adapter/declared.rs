@@ -127,7 +127,10 @@ async fn output_of(mut command: Command) -> Result<String> {
     }
     read?.with_context(|| format!("{name} was not understood"))?;
     if said.trim().is_empty() {
-        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        let words: Vec<_> = command
+            .get_args()
+            .map(|word| word.to_string_lossy())
+            .collect();
         bail!("{name} {} says nothing", words.join(" "));
     }
     Ok(said)

@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::journal;
 use crate::config::keys::{KEYS, Key, LOG, Reach, find, nearest};
+use crate::journal;
 
 /// First argument of `dragond` when Slurm's plugin asks, as the user, whether settings make sense; they are the second one.
 pub const CHECK: &str = "--check";
@@ -92,7 +92,11 @@ mod tests {
     fn settings_are_read_in_every_form() {
         assert_eq!(read(""), Ok(Vec::new()));
         let some = read("pool=8G,interface=ib0,ib1,node-limit=5").unwrap();
-        let expected = [("pool", "8G"), ("interface", "ib0,ib1"), ("node_limit", "5")];
+        let expected = [
+            ("pool", "8G"),
+            ("interface", "ib0,ib1"),
+            ("node_limit", "5"),
+        ];
         assert_eq!(some, expected.map(|(name, value)| (name, value.to_owned())));
         let some = read("log=warn,dragon_daemon=debug,pool=8G").unwrap();
         let expected = [("log", "warn,dragon_daemon=debug"), ("pool", "8G")];
@@ -107,7 +111,10 @@ mod tests {
             ("pool=1K", &["pool=1K", "minimum of 4M"]),
             ("8G", &["'8G' is no setting", "--dragon=head,pool=8G"]),
             ("rsh=ssh", &["rsh", "for the command dragon"]),
-            ("encrypt=maybe", &["encrypt=maybe", "neither true nor false"]),
+            (
+                "encrypt=maybe",
+                &["encrypt=maybe", "neither true nor false"],
+            ),
         ] {
             let why = read(text).unwrap_err();
             for part in parts {

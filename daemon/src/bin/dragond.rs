@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use dragon_daemon::adapter::launcher::STDIN;
 use dragon_daemon::adapter::{self, Role, client, join, wishes};
 use dragon_daemon::config::keys;
-use dragon_daemon::supervisor::{self, APART, SUPERVISED};
 use dragon_daemon::exit::Exit;
+use dragon_daemon::supervisor::{self, APART, SUPERVISED};
 use dragon_daemon::{journal, services, sibling, sweep, task};
 use dragon_protocol::env;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -42,8 +42,11 @@ fn run() -> Result<Exit> {
     {
         return client::hand_over().map(|()| Exit::Code(0));
     }
-    let check = (!under_slurm && arguments.first().is_some_and(|first| first == wishes::CHECK))
-        .then(|| arguments.get(1).cloned().unwrap_or_default());
+    let check = (!under_slurm
+        && arguments
+            .first()
+            .is_some_and(|first| first == wishes::CHECK))
+    .then(|| arguments.get(1).cloned().unwrap_or_default());
     if under_slurm || check.is_some() {
         prefer_the_users_release();
     }

@@ -21,8 +21,8 @@ use crate::adapter::Manager;
 use crate::adapter::slurm::is_task_variable;
 use crate::cli::RUNTIME_FAILED;
 use crate::config::keys;
-use crate::forker::{Fork, Source, not_made, null, path};
 use crate::exit::status_of;
+use crate::forker::{Fork, Source, not_made, null, path};
 use crate::groups::MemberKey;
 use crate::inherited::Inherited;
 use crate::journal;
@@ -314,7 +314,8 @@ impl Daemon {
             let list = held.gpus.join(",").into_bytes();
             set.extend(self.gpu_variables.iter().map(|name| (*name, list.clone())));
         }
-        let of_task = |name: &[u8]| self.tasks.is_some() && is_task_variable(OsStr::from_bytes(name));
+        let of_task =
+            |name: &[u8]| self.tasks.is_some() && is_task_variable(OsStr::from_bytes(name));
         request.environment.retain(|(name, _)| {
             // What a task starts is none.
             set.iter().all(|(ours, _)| name != ours.as_bytes()) && !of_task(name)

@@ -155,7 +155,9 @@ impl Daemon {
     /// The bad exit of a task is to end the step.
     pub(super) fn bad_exit(&self, node: NodeIndex, code: u8) -> End {
         let host = self.job.host(node);
-        let why = format!("a task on node {node} ({host}) ended with {code}, and Slurm's KillOnBadExit is set");
+        let why = format!(
+            "a task on node {node} ({host}) ended with {code}, and Slurm's KillOnBadExit is set"
+        );
         End { code, why }
     }
 
@@ -180,7 +182,10 @@ impl Daemon {
     pub(super) fn end_with_tasks(&mut self) -> Option<End> {
         let tasks = self.tasks.as_mut()?;
         let below = self.children.iter().map(|link| link.node);
-        if !below.chain([self.job.node]).all(|node| tasks.ended.contains(&node)) {
+        if !below
+            .chain([self.job.node])
+            .all(|node| tasks.ended.contains(&node))
+        {
             return None;
         }
         if let Some(parent) = &self.parent {

@@ -1,0 +1,554 @@
+//! `srun --dragon=spmd prog`: every task of the step is the program, on a real Slurm; and settings behind the mode. This program is
+//! also the program of some steps.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, ExitCode};
+
+use dragon::names::{self, Lasts, Value};
+use dragon::{Channel, ChannelOptions, Deadline};
+use dragon_tests::cluster::Cluster;
+use dragon_tests::cpus::allowed;
+use dragon_tests::local::{Finished, finish, run, run_with_input};
+use dragon_tests::suite;
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("ring") {
+        return ring();
+    }
+    suite::run(
+        || Cluster::slurm(3),
+        &[
+            (
+                "every_task_has_a_runtime_and_a_rank",
+                every_task_has_a_runtime_and_a_rank,
+            ),
+            ("python_knows_its_rank", python_knows_its_rank),
+            (
+                "messages_go_round_all_ranks_of_all_nodes",
+                messages_go_round_all_ranks_of_all_nodes,
+            ),
+            (
+                "tasks_start_processes_on_all_nodes",
+                tasks_start_processes_on_all_nodes,
+            ),
+            ("a_task_keeps_its_own_cpus", a_task_keeps_its_own_cpus),
+            (
+                "pmi_and_other_descriptors_are_the_tasks",
+                pmi_and_other_descriptors_are_the_tasks,
+            ),
+            (
+                "input_output_and_labels_are_slurms",
+                input_output_and_labels_are_slurms,
+            ),
+            (
+                "exit_codes_are_those_of_tasks",
+                exit_codes_are_those_of_tasks,
+            ),
+            ("bad_programs_are_named", bad_programs_are_named),
+            (
+                "the_runtime_ends_with_the_last_task",
+                the_runtime_ends_with_the_last_task,
+            ),
+            (
+                "a_killed_task_leaves_the_others_alone",
+                a_killed_task_leaves_the_others_alone,
+            ),
+            (
+                "a_bad_exit_ends_the_step_where_slurm_says_so",
+                a_bad_exit_ends_the_step_where_slurm_says_so,
+            ),
+            (
+                "a_killed_daemon_ends_the_step",
+                a_killed_daemon_ends_the_step,
+            ),
+            (
+                "a_daemon_killed_alone_ends_its_tasks",
+                a_daemon_killed_alone_ends_its_tasks,
+            ),
+            (
+                "a_killed_sibling_ends_its_program",
+                a_killed_sibling_ends_its_program,
+            ),
+            ("signals_reach_every_task", signals_reach_every_task),
+            (
+                "a_cancelled_step_leaves_nothing",
+                a_cancelled_step_leaves_nothing,
+            ),
+            (
+                "interrupts_of_srun_are_for_the_tasks",
+                interrupts_of_srun_are_for_the_tasks,
+            ),
+            ("settings_are_in_force", settings_are_in_force),
+            (
+                "bad_settings_are_refused_before_the_step",
+                bad_settings_are_refused_before_the_step,
+            ),
+        ],
+    )
+}
+
+/// Sends its rank to the next one through that one's channel, and says whose it got.
+fn ring() -> ExitCode {
+    let number = |name: &str| -> u32 { std::env::var(name).unwrap().parse().unwrap() };
+    let (rank, size) = (number("DRAGON_RANK"), number("DRAGON_GROUP_SIZE"));
+    let inbox = Channel::create(&ChannelOptions::default()).unwrap();
+    let name = |rank| format!("inbox {rank}");
+    names::publish(
+        &name(rank),
+        Value::Object(inbox.descriptor()),
+        Lasts::WithPublisher,
+    )
+    .unwrap();
+    let next = names::wait_for(&name((rank + 1) % size), Deadline::Never).unwrap();
+    let Value::Object(next) = next else {
+        panic!("no channel: {next:?}");
+    };
+    let next = Channel::attach(next, false).unwrap();
+    next.send(&rank.to_le_bytes(), 0, Deadline::Never).unwrap();
+    let got = inbox.receive(Deadline::Never).unwrap().to_vec();
+    println!("{rank} got {}", u32::from_le_bytes(got.try_into().unwrap()));
+    ExitCode::SUCCESS
+}
+
+/// `-N2` with three tasks on the first node and one on the second, so that nodes are unequal.
+const UNEQUAL: [&str; 4] = ["-N2", "-n4", "-m", "arbitrary"];
+
+fn srun<'a>(more: &[&'a str], program: &[&'a str]) -> Vec<&'a str> {
+    [&["srun"], more, &["--dragon=spmd"], program].concat()
+}
+
+/// A step with [`UNEQUAL`] tasks.
+fn unequal(cluster: &Cluster, program: &[&str]) -> Command {
+    let hosts = ["env", "SLURM_HOSTFILE=hosts"];
+    let written = cluster.login(["sh", "-c", "printf 'n1\\nn1\\nn1\\nn2\\n' > hosts"]);
+    assert_eq!(written.code, Some(0), "{written:?}");
+    cluster.on("ctl", [&hosts[..], &srun(&UNEQUAL, program)].concat())
+}
+
+fn sorted(text: &str) -> Vec<&str> {
+    let mut lines: Vec<_> = text.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+fn every_task_has_a_runtime_and_a_rank(cluster: &Cluster) {
+    let show = "echo $DRAGON_RANK $DRAGON_LOCAL_RANK $DRAGON_GROUP_SIZE $(hostname) ${DRAGON_RUNTIME%/*} $* \
+        $(env | grep -c DRAGON_STEP) $SLURM_PROCID";
+    let done = run(&mut unequal(cluster, &["sh", "-c", show, "sh", "a", "b c"]));
+    assert_eq!((done.code, done.err.as_str()), (Some(0), ""), "{done:?}");
+    let job = done.out.split('/').nth(2).unwrap().to_owned();
+    let runtime = |node: u32| format!("dragon/2001/{job}/{node}");
+    let expected = [
+        format!("0 0 4 n1 {} a b c 0 0", runtime(0)),
+        format!("1 1 4 n1 {} a b c 0 1", runtime(0)),
+        format!("2 2 4 n1 {} a b c 0 2", runtime(0)),
+        format!("3 0 4 n2 {} a b c 0 3", runtime(1)),
+    ];
+    assert_eq!(sorted(&done.out), expected);
+    cluster.assert_nothing_left();
+}
+
+fn python_knows_its_rank(cluster: &Cluster) {
+    let program = "import dragon; print(dragon.rank(), dragon.local_rank(), dragon.size(), dragon.node().index, len(dragon.nodes()))";
+    let python = cluster.site().venv().join("bin/python3");
+    let python = python.to_str().unwrap();
+    let done = cluster.login(srun(
+        &["-N3", "-n6", "--ntasks-per-node=2"],
+        &[python, "-c", program],
+    ));
+    assert_eq!((done.code, done.err.as_str()), (Some(0), ""), "{done:?}");
+    let expected = [
+        "0 0 6 0 3",
+        "1 1 6 0 3",
+        "2 0 6 1 3",
+        "3 1 6 1 3",
+        "4 0 6 2 3",
+        "5 1 6 2 3",
+    ];
+    assert_eq!(sorted(&done.out), expected);
+    let alone = cluster.login(["env", python, "-c", "import dragon; dragon.rank()"]);
+    assert!(
+        alone.err.contains("only tasks of srun --dragon=spmd"),
+        "{alone:?}"
+    );
+    cluster.assert_nothing_left();
+}
+
+fn messages_go_round_all_ranks_of_all_nodes(cluster: &Cluster) {
+    let program = cluster.site().root().join("bin/spmd");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let program = program.to_str().unwrap();
+    let done = cluster.login(srun(
+        &["-N3", "-n6", "--ntasks-per-node=2"],
+        &[program, "ring"],
+    ));
+    assert_eq!((done.code, done.err.as_str()), (Some(0), ""), "{done:?}");
+    let expected = [
+        "0 got 5", "1 got 0", "2 got 1", "3 got 2", "4 got 3", "5 got 4",
+    ];
+    assert_eq!(sorted(&done.out), expected);
+    cluster.assert_nothing_left();
+}
+
+/// Each task has workers of its own on all nodes, which are no tasks of the step.
+fn tasks_start_processes_on_all_nodes(cluster: &Cluster) {
+    let program = "import dragon, multiprocessing as mp, os, socket\n\
+        def where(_): return socket.gethostname(), 'SLURM_PROCID' in os.environ\n\
+        if __name__ == '__main__':\n\
+        \x20   mp.set_start_method('dragon')\n\
+        \x20   with mp.Pool(3) as pool: print(dragon.rank(), sorted(set(pool.map(where, range(60), chunksize=1))))\n";
+    let path = cluster.home("alice").join("pool.py");
+    std::fs::write(&path, program).unwrap();
+    let done = cluster.login(srun(&["-N3", "-n3", "-c2"], &["./pool.py"]));
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert_eq!(done.out.lines().count(), 3, "{done:?}");
+    for node in cluster.nodes() {
+        assert!(done.out.contains(&format!("('{node}', False)")), "{done:?}");
+    }
+    assert!(!done.out.contains("True"), "{done:?}");
+    cluster.assert_nothing_left();
+}
+
+fn a_task_keeps_its_own_cpus(cluster: &Cluster) {
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let own = allowed(&own);
+    let tasks = own.len().min(4);
+    let some: Vec<_> = own.iter().take(tasks).map(u32::to_string).collect();
+    let bind = format!("--cpu-bind=map_cpu:{}", some.join(","));
+    let tasks = format!("-n{tasks}");
+    let show = ["sh", "-c", "grep Cpus_allowed_list: /proc/self/status"];
+    let options = ["-N1", &tasks, "-c1", &bind];
+    let plain = cluster.login([&["srun"], &options[..], &show].concat());
+    let ours = cluster.login(srun(&options, &show));
+    assert_eq!(ours.code, Some(0), "{ours:?}");
+    assert_eq!(sorted(&ours.out), sorted(&plain.out), "{ours:?}");
+    // The runtime has those of all tasks.
+    let status = cluster.login(srun(&options, &["dragon", "status", "--json"]));
+    let count = format!("\"cpus\": {},", some.len());
+    assert!(status.out.contains(&count), "{status:?}");
+    cluster.assert_nothing_left();
+}
+
+/// A program that speaks to Slurm's PMI-2 server as a library of MPI does, and looks at what else it was given.
+fn pmi_and_other_descriptors_are_the_tasks(cluster: &Cluster) {
+    let program = "import os\n\
+        line = int(os.environ['PMI_FD'])\n\
+        os.write(line, b'cmd=init pmi_version=2 pmi_subversion=0\\n')\n\
+        answer = os.read(line, 1000).decode()\n\
+        body = b'cmd=fullinit;pmirank=%d;threaded=FALSE;' % int(os.environ['PMI_RANK'])\n\
+        os.write(line, b'%6d%s' % (len(body), body))\n\
+        full = os.read(line, 4000).decode()\n\
+        fds = sorted(int(n) for n in os.listdir('/proc/self/fd'))\n\
+        print(os.environ['PMI_RANK'], os.environ['PMI_SIZE'], 'rc=0' in answer, 'size=' in full, [n for n in fds if n > 2 and os.path.exists(f'/proc/self/fd/{n}')] == [line])\n";
+    let path = cluster.home("alice").join("pmi.py");
+    std::fs::write(&path, program).unwrap();
+    let words = ["/usr/bin/python3", "./pmi.py"];
+    let options = ["-N2", "-n4", "--ntasks-per-node=2", "--mpi=pmi2"];
+    let plain = cluster.login([&["srun"], &options[..], &words].concat());
+    let ours = cluster.login(srun(&options, &words));
+    let expected = [
+        "0 4 True True True",
+        "1 4 True True True",
+        "2 4 True True True",
+        "3 4 True True True",
+    ];
+    assert_eq!(sorted(&plain.out), expected, "{plain:?}");
+    assert_eq!(sorted(&ours.out), expected, "{ours:?}");
+    cluster.assert_nothing_left();
+}
+
+fn input_output_and_labels_are_slurms(cluster: &Cluster) {
+    let words = ["sh", "-c", "cat; echo task $SLURM_PROCID"];
+    let labelled = srun(
+        &["-l", "-N2", "-n4", "--ntasks-per-node=2", "--input=0"],
+        &words,
+    );
+    let done = run_with_input(&mut cluster.on("ctl", labelled), b"for the first\n");
+    assert_eq!((done.code, done.err.as_str()), (Some(0), ""), "{done:?}");
+    let expected = [
+        "0: for the first",
+        "0: task 0",
+        "1: task 1",
+        "2: task 2",
+        "3: task 3",
+    ];
+    assert_eq!(sorted(&done.out), expected);
+    cluster.assert_nothing_left();
+}
+
+/// The largest code of a task, as with any step, whichever task it is.
+fn exit_codes_are_those_of_tasks(cluster: &Cluster) {
+    for task in 0..4 {
+        let program = format!("[ $DRAGON_RANK != {task} ] || exit 7");
+        let done = run(&mut unequal(cluster, &["sh", "-c", &program]));
+        assert_eq!(done.code, Some(7), "task {task}: {done:?}");
+        let named = format!("task {task}: Exited with exit code 7");
+        assert!(done.err.contains(&named), "{done:?}");
+        let program = format!("[ $DRAGON_RANK != {task} ] || kill -9 $$");
+        let done = run(&mut unequal(cluster, &["sh", "-c", &program]));
+        assert_eq!(done.code, Some(128 + 9), "task {task}: {done:?}");
+        assert!(
+            done.err.contains(&format!("task {task}: Killed")),
+            "{done:?}"
+        );
+    }
+    let each = cluster.login(srun(
+        &["-N3", "-n3"],
+        &["sh", "-c", "exit $((DRAGON_RANK + 1))"],
+    ));
+    assert_eq!(each.code, Some(3), "{each:?}");
+    cluster.assert_nothing_left();
+}
+
+fn bad_programs_are_named(cluster: &Cluster) {
+    let done = cluster.login(srun(&["-N2", "-n4"], &["no-such-program"]));
+    assert_eq!(done.code, Some(127), "{done:?}");
+    let named = done.err.matches("no-such-program: command not found");
+    assert_eq!(named.count(), 4, "{}", done.err);
+    let done = cluster.login(srun(&["-N2", "-n2"], &["/tmp"]));
+    assert_eq!(done.code, Some(126), "{done:?}");
+    cluster.assert_nothing_left();
+}
+
+/// The first task, whose daemon the others need, may be the first to end, on each node.
+fn the_runtime_ends_with_the_last_task(cluster: &Cluster) {
+    let last = "import dragon, time, os\n\
+        if dragon.rank() == 3:\n\
+        \x20   while int(open('ended').read() or 0) < 3: time.sleep(0.01)\n\
+        \x20   assert len(dragon.nodes()) == 2\n\
+        \x20   import multiprocessing as mp\n\
+        \x20   mp.set_start_method('dragon')\n\
+        \x20   with dragon.on_node(0): p = mp.Process(target=print, args=('works',)); p.start(); p.join()\n";
+    let home = cluster.home("alice");
+    std::fs::write(home.join("last.py"), last).unwrap();
+    std::fs::write(home.join("ended"), "").unwrap();
+    let python = cluster.site().venv().join("bin/python3");
+    let python = python.to_str().unwrap();
+    let child = unequal(cluster, &[python, "last.py"]).spawn().unwrap();
+    let left = |node: &str| {
+        let count = run(&mut cluster.on(node, ["pgrep", "-c", "-f", "python3 last.py"]));
+        count.out.trim().parse::<u32>().unwrap_or(0)
+    };
+    dragon_tests::local::eventually_empty("n1", || match left("n1") {
+        0 => String::new(),
+        more => format!("{more} tasks"),
+    });
+    std::fs::write(home.join("ended"), "3").unwrap();
+    let done = finish(child);
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (Some(0), "works\n"),
+        "{done:?}"
+    );
+    cluster.assert_nothing_left();
+}
+
+/// Starts a step of so many tasks that all say "ready", and waits for that.
+fn ready(cluster: &Cluster, options: &[&str], program: &str) -> (Child, BufReader<ChildStdout>) {
+    let mut child = cluster
+        .on("ctl", srun(options, &["sh", "-c", program]))
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let tasks = options.iter().find_map(|word| word.strip_prefix("-n"));
+    for _ in 0..tasks.unwrap().parse().unwrap() {
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+    }
+    (child, out)
+}
+
+const TWO_BY_TWO: [&str; 3] = ["-N2", "-n4", "--ntasks-per-node=2"];
+
+/// All that comes of a step that is to end: its output from "ready" on, and how it ended.
+fn ended(child: Child, mut out: BufReader<ChildStdout>) -> (String, Finished) {
+    let mut text = String::new();
+    out.read_to_string(&mut text).unwrap();
+    (text, finish(child))
+}
+
+/// Kills a process of a node: one that `pgrep` lists and that has this in its environment.
+fn kill(cluster: &Cluster, node: &str, listed: &str, variable: &str) {
+    let script = format!(
+        "for p in $(pgrep {listed}); do \
+            tr '\\0' '\\n' < /proc/$p/environ | grep -qx {variable} && kill -9 $p && exit 0; \
+        done; exit 1"
+    );
+    let done = run(&mut cluster.on(node, ["-u", "root", "sh", "-c", &script]));
+    assert_eq!(done.code, Some(0), "{script}: {done:?}");
+}
+
+/// Kills the daemon of a node, which is its first task, or what stands in front of the program of another task.
+fn kill_dragond(cluster: &Cluster, node: &str, local: u32) {
+    let variable = format!("SLURM_LOCALID={local}");
+    kill(cluster, node, "-f '^[^ ]*bin/dragond'", &variable);
+}
+
+fn a_killed_task_leaves_the_others_alone(cluster: &Cluster) {
+    // The first task of a node, and another one.
+    for local in [0, 1] {
+        let program = "echo ready; while [ ! -e go ]; do sleep 0.05; done; echo on";
+        let _ = std::fs::remove_file(cluster.home("alice").join("go"));
+        let (child, out) = ready(cluster, &TWO_BY_TWO, program);
+        kill(
+            cluster,
+            "n2",
+            "-x sh",
+            &format!("DRAGON_LOCAL_RANK={local}"),
+        );
+        cluster.login(["touch", "go"]);
+        let (text, done) = ended(child, out);
+        assert_eq!(text, "on\non\non\n", "{done:?}");
+        assert_eq!(done.code, Some(128 + 9), "{done:?}");
+        let named = format!("task {}: Killed", 2 + local);
+        assert!(done.err.contains(&named), "{done:?}");
+        cluster.login(["rm", "go"]);
+        cluster.assert_nothing_left();
+    }
+}
+
+fn a_bad_exit_ends_the_step_where_slurm_says_so(cluster: &Cluster) {
+    for task in 0..4 {
+        for option in [&["-K"][..], &["--kill-on-bad-exit=1"]] {
+            let options = [&TWO_BY_TWO[..], option].concat();
+            let program = format!("[ $DRAGON_RANK = {task} ] && exit 7; sleep 1000");
+            let done = cluster.login(srun(&options, &["sh", "-c", &program]));
+            assert_ne!(done.code, Some(0), "task {task}: {done:?}");
+            let named = format!("task {task}: Exited with exit code 7");
+            assert!(done.err.contains(&named), "{done:?}");
+            cluster.assert_nothing_left();
+        }
+    }
+}
+
+fn a_killed_daemon_ends_the_step(cluster: &Cluster) {
+    for node in ["n1", "n2"] {
+        let (child, out) = ready(cluster, &TWO_BY_TWO, "echo ready; sleep 1000; echo late");
+        kill_dragond(cluster, node, 0);
+        let (text, done) = ended(child, out);
+        assert_eq!(text, "", "{done:?}");
+        assert_ne!(done.code, Some(0), "{done:?}");
+        let lost = ["node 0 (n1) is lost", "node 1 (n2) is lost"];
+        let named = lost[usize::from(node == "n2")];
+        assert!(done.err.contains(named), "{done:?}");
+        cluster.assert_nothing_left();
+    }
+}
+
+/// Nobody is there to cancel the step.
+fn a_daemon_killed_alone_ends_its_tasks(cluster: &Cluster) {
+    let program = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+    let (child, _out) = ready(cluster, &["-N1", "-n3"], program);
+    kill_dragond(cluster, "n1", 0);
+    let done = finish(child);
+    assert_ne!(done.code, Some(0), "{done:?}");
+    cluster.assert_nothing_left();
+}
+
+fn a_killed_sibling_ends_its_program(cluster: &Cluster) {
+    let program = "echo ready; [ $DRAGON_RANK = 3 ] && exec sleep 1000; while pgrep -f 'sleep 1000' > /dev/null; do sleep 0.05; done";
+    let (child, _out) = ready(cluster, &TWO_BY_TWO, program);
+    kill_dragond(cluster, "n2", 1);
+    let done = finish(child);
+    assert_eq!(done.code, Some(128 + 9), "{done:?}");
+    assert!(done.err.contains("task 3: Killed"), "{done:?}");
+    cluster.assert_nothing_left();
+}
+
+fn signals_reach_every_task(cluster: &Cluster) {
+    let trap = "trap 'echo signalled; exit 3' USR1; echo ready; while :; do sleep 0.05; done";
+    let (child, out) = ready(cluster, &TWO_BY_TWO, trap);
+    let job = cluster.login(["squeue", "-h", "-t", "R", "-o", "%i"]).out;
+    cluster.login(["scancel", "-s", "USR1", job.trim()]);
+    let (text, done) = ended(child, out);
+    assert_eq!(text, "signalled\n".repeat(4), "{done:?}");
+    assert_eq!(done.code, Some(3), "{done:?}");
+    cluster.assert_nothing_left();
+}
+
+/// A task that is told to end says so, and takes the time that Slurm gives it; one that is deaf is killed by Slurm.
+fn a_cancelled_step_leaves_nothing(cluster: &Cluster) {
+    let told = "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+    let (child, out) = ready(cluster, &TWO_BY_TWO, told);
+    cluster.login(["scancel", "-u", "alice"]);
+    let (text, done) = ended(child, out);
+    assert_eq!(text, "told\n".repeat(4), "{done:?}");
+    assert_ne!(done.code, Some(0), "{done:?}");
+    cluster.assert_nothing_left();
+    let plain = "echo ready; sleep 1000 & setsid sleep 1000 & sleep 1000";
+    let (child, _out) = ready(cluster, &TWO_BY_TWO, plain);
+    cluster.login(["scancel", "-u", "alice"]);
+    assert_ne!(finish(child).code, Some(0));
+    cluster.assert_nothing_left();
+}
+
+/// srun takes the first Ctrl-C for a question, and passes the second one to the tasks.
+fn interrupts_of_srun_are_for_the_tasks(cluster: &Cluster) {
+    let interrupt = || {
+        let done = run(&mut cluster.on(
+            "ctl",
+            [
+                "sh",
+                "-c",
+                "kill -INT $(pgrep -x srun | sort -n | head -n 1)",
+            ],
+        ));
+        assert_eq!(done.code, Some(0), "{done:?}");
+    };
+    let trap = "trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 0.05; done";
+    let (child, out) = ready(cluster, &TWO_BY_TWO, trap);
+    interrupt();
+    interrupt();
+    let (text, done) = ended(child, out);
+    assert_eq!(text, "interrupted\n".repeat(4), "{done:?}");
+    assert_ne!(done.code, Some(0), "{done:?}");
+    cluster.assert_nothing_left();
+}
+
+fn settings_are_in_force(cluster: &Cluster) {
+    for mode in ["head,", "spmd,", ""] {
+        let option = format!("--dragon={mode}pool=64M,transport=tcp");
+        let status = ["dragon", "status", "--json"];
+        let done = cluster.login([&["srun", "-N2", "-n2", &option], &status[..]].concat());
+        assert_eq!(done.code, Some(0), "{option}: {done:?}");
+        let limit = format!("{}", 64 << 20);
+        assert!(done.out.contains(&limit), "{option}: {done:?}");
+        // What is nearer to the step counts more.
+        let other = ["env", "DRAGON_POOL=32M"];
+        let words = [&other, &["srun", "-N2", "-n2", &option][..], &status].concat();
+        let done = cluster.login(words);
+        assert!(done.out.contains(&limit), "{option}: {done:?}");
+    }
+    cluster.assert_nothing_left();
+}
+
+fn bad_settings_are_refused_before_the_step(cluster: &Cluster) {
+    for (option, text) in [
+        (
+            "--dragon=head,pol=8G",
+            "there is no setting 'pol'; did you mean pool?",
+        ),
+        (
+            "--dragon=spmd,pool=1K",
+            "pool=1K: 1K is below the minimum of 4M",
+        ),
+        (
+            "--dragon=encrypt=maybe",
+            "encrypt=maybe: 'maybe' is neither true nor false",
+        ),
+        ("--dragon=head,8G", "'8G' is no setting"),
+        ("--dragon=spmd,rsh=ssh", "for the command dragon"),
+        (
+            "--dragon=off,pool=8G",
+            "without a runtime there are no settings",
+        ),
+    ] {
+        let done = cluster.login(["srun", option, "-N2", "sh", "-c", "echo ran"]);
+        assert_eq!((done.code, done.out.as_str()), (Some(255), ""), "{done:?}");
+        assert!(done.err.contains(text), "{option}: {done:?}");
+    }
+    assert_eq!(cluster.login(["squeue", "-h"]).out, "");
+}
