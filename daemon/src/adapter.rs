@@ -131,6 +131,7 @@ fn is_secret(name: &OsStr) -> bool {
         env::STEP_PROGRAM,
         env::STEP_MODE,
         env::STEP_SETTINGS,
+        env::STEP_BAD_EXIT,
         env::JOIN_KEY,
     ];
     ours.iter().any(|ours| name == *ours)

@@ -16,6 +16,8 @@ pub const STEP_PROGRAM: &str = "SLURM_DRAGON_STEP_PROGRAM";
 pub const STEP_MODE: &str = "SLURM_DRAGON_STEP_MODE";
 /// Set by the Slurm plugin: the settings that stand behind the mode, `NAME=VALUE,…`. Removed likewise.
 pub const STEP_SETTINGS: &str = "SLURM_DRAGON_STEP_SETTINGS";
+/// Set by the Slurm plugin: `1` or `0` where srun was told whether a task's bad exit kills the step, else empty. Removed likewise.
+pub const STEP_BAD_EXIT: &str = "SLURM_DRAGON_STEP_BAD_EXIT";
 /// Set for a daemon that joins its starter: the one-time join key, 64 hexadecimal digits. Removed before the daemon starts.
 pub const JOIN_KEY: &str = "DRAGON_JOIN";
 /// Where new processes go when their creator does not say: `roundrobin` (default), `block`, `packed`, `local` or `remote`.

@@ -112,6 +112,11 @@ fn start(plugin: &Spank<'_>) -> bool {
         return false;
     }
     let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let options = std::env::args_os().skip(1);
+    let options: Vec<_> = options.collect();
+    let options = &options[..options.len().saturating_sub(plugin.program_words())];
+    let bad_exit =
+        wish::kills_on_bad_exit(options).map_or(c"", |kills| if kills { c"1" } else { c"0" });
     let Some(program) = plugin.replace_program(dragond) else {
         spank::error("dragon: srun has no program to run");
         return false;
@@ -125,6 +130,7 @@ fn start(plugin: &Spank<'_>) -> bool {
         (c"SLURM_DRAGON_STEP_PROGRAM", &program),
         (c"SLURM_DRAGON_STEP_MODE", &mode),
         (c"SLURM_DRAGON_STEP_SETTINGS", &settings),
+        (c"SLURM_DRAGON_STEP_BAD_EXIT", bad_exit),
     ];
     set.into_iter()
         .all(|(name, value)| spank::set_environment(name, value))

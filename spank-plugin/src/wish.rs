@@ -3,7 +3,7 @@
 //! The plugin only takes it apart. What the settings mean is known to `dragond`, which looks at them as the user, in srun, before
 //! anything is submitted.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
@@ -44,7 +44,7 @@ impl Wish {
         if self.settings.is_empty() {
             return true;
         }
-        let mut command = Command::new(std::ffi::OsStr::from_bytes(dragond.to_bytes()));
+        let mut command = Command::new(OsStr::from_bytes(dragond.to_bytes()));
         command.args(["--check", &self.settings]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let Ok(mut child) = command.spawn() else {
@@ -58,4 +58,30 @@ impl Wish {
             .wait()
             .map_or(true, |status| status.code() != Some(REFUSED))
     }
+}
+
+/// Options of srun of one letter that take no argument, and may stand before another one in one word.
+const FLAGS: &[u8] = b"EIklOQsuvXZ";
+
+/// Whether srun was told to kill the step at the first bad exit of a task (`-K`, `--kill-on-bad-exit`), by the words of its
+/// command line: nothing else says it to the tasks. `None`: nothing was said.
+pub(crate) fn kills_on_bad_exit(words: &[OsString]) -> Option<bool> {
+    words.iter().rev().find_map(|word| {
+        let word = word.as_bytes();
+        let value = match word.strip_prefix(b"--") {
+            Some(long) => {
+                let mut parts = long.splitn(2, |byte| *byte == b'=');
+                let name = parts.next().unwrap_or_default();
+                // As far as getopt lets it be abbreviated.
+                let is_it = name.len() > 3 && b"kill-on-bad-exit".starts_with(name);
+                is_it.then(|| parts.next().unwrap_or_default())
+            }
+            None => {
+                let letters = word.strip_prefix(b"-")?;
+                let flags = letters.iter().take_while(|byte| FLAGS.contains(byte));
+                letters[flags.count()..].strip_prefix(b"K")
+            }
+        };
+        value.map(|value| value != b"0")
+    })
 }

@@ -14,7 +14,7 @@ use dragon_tests::suite;
 const STAND_IN: &str = "#!/bin/sh\n\
     [ \"$1\" = --check ] && { [ \"$2\" != bad=1 ] || { echo refused >&2; exit 2; }; exit 0; }\n\
     echo \"host=$(hostname) me=$0 key=$SLURM_DRAGON_STEP_KEY program=$SLURM_DRAGON_STEP_PROGRAM \
-    mode=$SLURM_DRAGON_STEP_MODE settings=$SLURM_DRAGON_STEP_SETTINGS count=$# last=${2-}\"\n";
+    mode=$SLURM_DRAGON_STEP_MODE settings=$SLURM_DRAGON_STEP_SETTINGS bad_exit=$SLURM_DRAGON_STEP_BAD_EXIT count=$# last=${2-}\"\n";
 
 fn main() -> ExitCode {
     suite::run(
@@ -47,6 +47,10 @@ fn main() -> ExitCode {
             (
                 "mode_and_settings_are_taken_apart",
                 mode_and_settings_are_taken_apart,
+            ),
+            (
+                "a_wish_for_the_end_at_a_bad_exit_is_handed_on",
+                a_wish_for_the_end_at_a_bad_exit_is_handed_on,
             ),
             (
                 "settings_are_looked_at_before_the_step",
@@ -289,6 +293,31 @@ fn mode_and_settings_are_taken_apart(rig: &Rig) {
             let seen = (field(&line, "mode"), field(&line, "settings"));
             assert_eq!(seen, (mode, settings), "{option}");
         }
+    }
+}
+
+/// What srun was told, and not what the program is.
+fn a_wish_for_the_end_at_a_bad_exit_is_handed_on(rig: &Rig) {
+    for (options, handed) in [
+        (&["-N1"][..], ""),
+        (&["-K"], "1"),
+        (&["-K0"], "0"),
+        (&["-K1"], "1"),
+        (&["-lK"], "1"),
+        (&["--kill-on-bad-exit"], "1"),
+        (&["--kill-on-bad-exit=0"], "0"),
+        (&["--kill-on"], "1"),
+        (&["-K", "-K0"], "0"),
+        (&["-JK"], ""),
+    ] {
+        let words = [
+            &["srun", "--dragon"],
+            options,
+            &["prog", "-K", "--kill-on-bad-exit"],
+        ]
+        .concat();
+        let line = &rig.lines(&words)[0];
+        assert_eq!(field(line, "bad_exit"), handed, "{options:?}");
     }
 }
 

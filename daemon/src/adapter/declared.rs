@@ -82,7 +82,9 @@ impl Question {
 
 /// Whether Slurm kills a step at the first bad exit of a task: as srun was told, else as the site has it.
 pub async fn kills_on_bad_exit() -> bool {
-    if let Ok(told) = std::env::var("SLURM_KILL_BAD_EXIT") {
+    let told = [env::STEP_BAD_EXIT, "SLURM_KILL_BAD_EXIT"].map(std::env::var);
+    let mut told = told.into_iter().flatten();
+    if let Some(told) = told.find(|told| !told.is_empty()) {
         return told != "0";
     }
     let mut command = Command::new("scontrol");

@@ -123,6 +123,17 @@ impl<'a> Spank<'a> {
         unsafe { spank_option_register(self.handle, &raw mut raw) == SUCCESS }
     }
 
+    /// How many words the job's program and its arguments are. In srun, once the job is known.
+    #[must_use]
+    pub fn program_words(&self) -> usize {
+        let (mut count, mut words): (c_int, *mut *mut c_char) = (0, std::ptr::null_mut());
+        // SAFETY: this item takes an int and an array of strings, both by address.
+        let found =
+            unsafe { spank_get_item(self.handle, S_JOB_ARGV, &raw mut count, &raw mut words) };
+        let count = usize::try_from(count).unwrap_or(0);
+        if found == SUCCESS { count } else { 0 }
+    }
+
     /// Puts `program` in the place of the job's program and returns what stood there. In srun, once the job is known.
     #[must_use]
     pub fn replace_program(&self, program: &CStr) -> Option<CString> {
