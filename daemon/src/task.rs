@@ -7,10 +7,10 @@
 use std::io;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use dragon_protocol::attach::{AttachReply, ROLE_TASK};
 use dragon_protocol::process::Settings;
-use rustix::process::{Pid, Signal, WaitOptions, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions};
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{Signal as Heard, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -26,6 +26,7 @@ use crate::program::{self, Program};
 use crate::resources;
 use crate::services::Event;
 use crate::sibling;
+use crate::sweep;
 use crate::tree;
 
 /// How long a program may take to end when the runtime does before it.
@@ -49,6 +50,8 @@ pub async fn run(job: &Job, task: &Task) -> Result<Exit> {
             return Ok(Exit::Code(no.code));
         }
     };
+    // What the program leaves behind is this process's to end, where the runtime ends before it.
+    rustix::process::set_child_subreaper(Pid::from_raw(1))?;
     // What is handled here is handled before the thread that starts the program notes what is.
     let mut signals = Passed::new()?;
     let mut child = signal(SignalKind::child())?;
@@ -66,7 +69,7 @@ pub async fn run(job: &Job, task: &Task) -> Result<Exit> {
     };
     let mut word = [0];
     loop {
-        if let Some(status) = ended(pid)? {
+        if let Some(status) = ended(pid) {
             return Ok(Exit::Like(status));
         }
         tokio::select! {
@@ -78,7 +81,7 @@ pub async fn run(job: &Job, task: &Task) -> Result<Exit> {
             }
             // The daemon has nothing to say: this is its end, or that of the runtime.
             _ = daemon.read(&mut word) => {
-                end(pid, &mut child).await?;
+                end(pid, &mut child).await;
                 return Ok(Exit::Code(RUNTIME_FAILED));
             }
         }
@@ -100,29 +103,27 @@ pub(crate) fn fork_of(job: &Job, task: &Task, program: Program) -> Fork {
     }
 }
 
-/// Ends a program that the runtime has left behind.
-async fn end(pid: u32, child: &mut Heard) -> Result<()> {
+/// Ends a program that the runtime has left behind, and all that it started: Slurm's own part may be gone too.
+async fn end(pid: u32, child: &mut Heard) {
     tree::signal(pid, false, Signal::TERM);
     let its_end = async {
-        while ended(pid)?.is_none() {
+        while ended(pid).is_none() {
             child.recv().await;
         }
-        Ok(())
     };
-    match timeout(GRACE, its_end).await {
-        Ok(ended) => ended,
-        Err(_) => {
-            tree::signal_all(pid, false, Signal::KILL);
-            Ok(())
-        }
-    }
+    let _ = timeout(GRACE, its_end).await;
+    sweep::kill_all_but(Vec::new());
 }
 
-/// The status of a child, if it has ended.
-fn ended(pid: u32) -> Result<Option<i32>> {
-    let pid = Pid::from_raw(pid.cast_signed());
-    let ended = waitpid(pid, WaitOptions::NOHANG).context("the program is no child any more")?;
-    Ok(ended.map(|(_, status)| status.as_raw()))
+/// Reads the statuses of all children that have ended: that of the program, if it is among them.
+fn ended(pid: u32) -> Option<i32> {
+    let mut found = None;
+    while let Ok(Some((child, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+        if child.as_raw_nonzero().get().cast_unsigned() == pid {
+            found = Some(status.as_raw());
+        }
+    }
+    found
 }
 
 /// The signals that the workload manager may send to a task, and which are for its program.

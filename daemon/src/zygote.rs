@@ -379,7 +379,6 @@ mod tests {
                 stdio: None,
                 settings: Settings::default(),
                 cpus: Vec::new(),
-                inherited: Inherited::default(),
             });
         }
         drop(zygote);

@@ -86,6 +86,12 @@ impl Cluster {
         &self.site
     }
 
+    /// Where the cluster keeps its configuration, logs and state.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Names of the nodes.
     pub fn nodes(&self) -> impl Iterator<Item = String> + use<> {
         (1..=self.nodes).map(|n| format!("n{n}"))

@@ -60,6 +60,14 @@ fn main() -> ExitCode {
                 a_bad_exit_ends_the_step_where_slurm_says_so,
             ),
             (
+                "a_site_may_end_steps_at_a_bad_exit",
+                a_site_may_end_steps_at_a_bad_exit,
+            ),
+            (
+                "a_killed_slurmstepd_ends_the_runtime",
+                a_killed_slurmstepd_ends_the_runtime,
+            ),
+            (
                 "a_killed_daemon_ends_the_step",
                 a_killed_daemon_ends_the_step,
             ),
@@ -195,19 +203,20 @@ fn messages_go_round_all_ranks_of_all_nodes(cluster: &Cluster) {
 /// Each task has workers of its own on all nodes, which are no tasks of the step.
 fn tasks_start_processes_on_all_nodes(cluster: &Cluster) {
     let program = "import dragon, multiprocessing as mp, os, socket\n\
-        def where(_): return socket.gethostname(), 'SLURM_PROCID' in os.environ\n\
+        def say(queue): queue.put((socket.gethostname(), 'SLURM_PROCID' in os.environ))\n\
         if __name__ == '__main__':\n\
         \x20   mp.set_start_method('dragon')\n\
-        \x20   with mp.Pool(3) as pool: print(dragon.rank(), sorted(set(pool.map(where, range(60), chunksize=1))))\n";
-    let path = cluster.home("alice").join("pool.py");
+        \x20   queue = mp.Queue()\n\
+        \x20   for node in dragon.nodes():\n\
+        \x20       with dragon.on_node(node.index): mp.Process(target=say, args=(queue,)).start()\n\
+        \x20   print(dragon.rank(), sorted(queue.get() for _ in dragon.nodes()))\n";
+    let path = cluster.home("alice").join("workers.py");
     std::fs::write(&path, program).unwrap();
-    let done = cluster.login(srun(&["-N3", "-n3", "-c2"], &["./pool.py"]));
+    let done = cluster.login(srun(&["-N3", "-n3", "-c2"], &["./workers.py"]));
     assert_eq!(done.code, Some(0), "{done:?}");
-    assert_eq!(done.out.lines().count(), 3, "{done:?}");
-    for node in cluster.nodes() {
-        assert!(done.out.contains(&format!("('{node}', False)")), "{done:?}");
-    }
-    assert!(!done.out.contains("True"), "{done:?}");
+    let workers = "[('n1', False), ('n2', False), ('n3', False)]";
+    let expected = [0, 1, 2].map(|rank| format!("{rank} {workers}"));
+    assert_eq!(sorted(&done.out), expected, "{done:?}");
     cluster.assert_nothing_left();
 }
 
@@ -428,6 +437,37 @@ fn a_bad_exit_ends_the_step_where_slurm_says_so(cluster: &Cluster) {
     }
 }
 
+/// The site says so, and srun nothing.
+fn a_site_may_end_steps_at_a_bad_exit(cluster: &Cluster) {
+    let file = cluster.folder().join("etc/slurm.conf");
+    let before = std::fs::read_to_string(&file).unwrap();
+    let configure = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let done = run(&mut cluster.on("ctl", ["-u", "root", "scontrol", "reconfigure"]));
+        assert_eq!(done.code, Some(0), "{done:?}");
+    };
+    configure(&format!("{before}\nKillOnBadExit=1\n"));
+    let ends = cluster.login(srun(
+        &TWO_BY_TWO,
+        &["sh", "-c", "[ $DRAGON_RANK = 2 ] && exit 7; sleep 1000"],
+    ));
+    configure(&before);
+    let named = ends.err.contains("task 2: Exited with exit code 7");
+    assert!(ends.code != Some(0) && named, "{ends:?}");
+    let told_otherwise =
+        "[ $DRAGON_RANK = 2 ] && exit 7; [ $DRAGON_RANK != 0 ] || { sleep 0.5; echo on; }";
+    let goes_on = cluster.login(srun(
+        &[&TWO_BY_TWO[..], &["-K0"]].concat(),
+        &["sh", "-c", told_otherwise],
+    ));
+    assert_eq!(
+        (goes_on.code, goes_on.out.as_str()),
+        (Some(7), "on\n"),
+        "{goes_on:?}"
+    );
+    cluster.assert_nothing_left();
+}
+
 fn a_killed_daemon_ends_the_step(cluster: &Cluster) {
     for node in ["n1", "n2"] {
         let (child, out) = ready(cluster, &TWO_BY_TWO, "echo ready; sleep 1000; echo late");
@@ -452,9 +492,20 @@ fn a_daemon_killed_alone_ends_its_tasks(cluster: &Cluster) {
     cluster.assert_nothing_left();
 }
 
+fn a_killed_slurmstepd_ends_the_runtime(cluster: &Cluster) {
+    let (mut child, _out) = ready(cluster, &TWO_BY_TWO, "echo ready; sleep 1000");
+    let stepd = "kill -9 $(pgrep -f '^slurmstepd: ')";
+    let killed = run(&mut cluster.on("n2", ["-u", "root", "sh", "-c", stepd]));
+    assert_eq!(killed.code, Some(0), "{killed:?}");
+    // srun itself waits for ever for a lost slurmstepd; what counts is that nothing of ours is left.
+    cluster.assert_nothing_left();
+    cluster.login(["scancel", "-s", "KILL", "-u", "alice"]);
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
 fn a_killed_sibling_ends_its_program(cluster: &Cluster) {
-    let program =
-        "echo ready; [ $DRAGON_RANK = 3 ] && exec tail -f /dev/null; while [ ! -e go ]; do sleep 0.05; done";
+    let program = "echo ready; [ $DRAGON_RANK = 3 ] && exec tail -f /dev/null; while [ ! -e go ]; do sleep 0.05; done";
     let (child, _out) = ready(cluster, &TWO_BY_TWO, program);
     kill_dragond(cluster, "n2", 1);
     eventually_empty("n2", || {
@@ -497,14 +548,16 @@ fn a_cancelled_step_leaves_nothing(cluster: &Cluster) {
 
 /// srun takes the first Ctrl-C for a question; at the second it passes it to the tasks, and then ends the step.
 fn interrupts_of_srun_are_for_the_tasks(cluster: &Cluster) {
-    let interrupt = || {
-        let first = "kill -INT $(pgrep -x srun | sort -n | head -n 1)";
-        let done = run(&mut cluster.on("ctl", ["sh", "-c", first]));
+    // srun has a child; the first one is meant.
+    let srun = "p=$(pgrep -x srun | sort -n | head -n 1)";
+    let interrupt = |script: &str| {
+        let script = format!("{srun}; {script}");
+        let done = run(&mut cluster.on("ctl", ["sh", "-c", &script]));
         assert_eq!(done.code, Some(0), "{done:?}");
     };
     let trap = "trap 'echo alive' USR1; echo ready; while :; do sleep 0.05; done";
     let (child, mut out) = ready(cluster, &TWO_BY_TWO, trap);
-    interrupt();
+    interrupt("kill -INT $p");
     let job = cluster.login(["squeue", "-h", "-t", "R", "-o", "%i"]).out;
     cluster.login(["scancel", "-s", "USR1", job.trim()]);
     for _ in 0..4 {
@@ -512,8 +565,7 @@ fn interrupts_of_srun_are_for_the_tasks(cluster: &Cluster) {
         out.read_line(&mut line).unwrap();
         assert_eq!(line, "alive\n");
     }
-    interrupt();
-    interrupt();
+    interrupt("while kill -INT $p 2> /dev/null; do sleep 0.2; done");
     let (_, done) = ended(child, out);
     assert_ne!(done.code, Some(0), "{done:?}");
     cluster.assert_nothing_left();

@@ -192,6 +192,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_the_site_says_of_bad_exits_is_read() {
+        assert!(is_kill_on_bad_exit("KillOnBadExit           = 1"));
+        assert!(!is_kill_on_bad_exit("KillOnBadExit           = 0"));
+        assert!(!is_kill_on_bad_exit("KillWait                = 1"));
+    }
+
+    #[test]
     fn slurm_says_who_is_down() {
         let said = "NodeName=n1 Arch=x86_64 CPUAlloc=0 State=DOWN*+DRAIN ThreadsPerCore=1\n\
             NodeName=n2 State=ALLOCATED* Reason=DOWN\n\

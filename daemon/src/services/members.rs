@@ -381,6 +381,7 @@ impl Daemon {
             None => self.up.wait(),
         }
         self.follow_on();
+        self.tell_of_ended_tasks();
     }
 
     /// A connection that stands and has no place in the tree yet.

@@ -1,6 +1,7 @@
 //! Processes of this node: who lives, who has ended, signals.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::{self, IsTerminal};
 
 use dragon_protocol::control::{ExitNotice, Reach};
 use dragon_protocol::process::Lives;
@@ -208,6 +209,8 @@ impl Daemon {
     /// Slurm without control groups); Slurm with control groups sends only to the tasks of a step, and that is the daemon.
     pub(super) fn pass_to_head(&mut self, signal: Signal) {
         let wanted = match self.job.manager {
+            // The terminal of srun --pty interrupts the program itself.
+            Manager::Slurm { .. } if signal == Signal::INT && io::stdin().is_terminal() => false,
             Manager::Slurm { .. } => resources::in_step_group(),
             // The launcher was meant; only the terminal's interrupt has reached the head too, unless it came too early.
             Manager::Launcher => signal != Signal::INT || !self.processes.head_hears,

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::mem;
+use std::net::SocketAddr;
 
 use dragon_protocol::NodeIndex;
 use dragon_protocol::control::PeerMessage;
@@ -32,8 +33,8 @@ pub(super) struct Tasks {
     own: Option<i32>,
     /// The nodes, of this one and those below it, whose tasks have all ended.
     ended: BTreeSet<NodeIndex>,
-    /// Whom this node has told so, and of how many nodes.
-    told: Option<(NodeIndex, usize)>,
+    /// Over which connection this node has said so, and of how many nodes.
+    told: Option<((SocketAddr, SocketAddr), usize)>,
     /// Slurm has been asked what a bad exit means.
     asked: bool,
 }
@@ -178,29 +179,32 @@ impl Daemon {
         self.end_with_tasks()
     }
 
-    /// Ends the job when all tasks have ended, or tells the node above that those from here on have.
+    /// Tells the node above when the tasks from here on have ended; ends the job when all have.
     pub(super) fn end_with_tasks(&mut self) -> Option<End> {
-        let tasks = self.tasks.as_mut()?;
-        let below = self.children.iter().map(|link| link.node);
-        if !below
-            .chain([self.job.node])
-            .all(|node| tasks.ended.contains(&node))
-        {
-            return None;
-        }
-        if let Some(parent) = &self.parent {
-            let news = (parent.node, tasks.ended.len());
-            if tasks.told.replace(news) != Some(news) {
-                let ended = tasks.ended.iter().copied().collect();
-                parent.post(PeerMessage::TasksEnded(ended));
-            }
-            return None;
-        }
+        self.tell_of_ended_tasks();
+        let tasks = self.tasks.as_ref()?;
         let mut members = self.membership.nodes.iter();
-        let all = members.all(|node| tasks.ended.contains(&node.node));
+        let all = members.all(|member| tasks.ended.contains(&member.node));
         (all && self.membership.global_services == self.job.node).then(|| End {
             code: 0,
             why: "all tasks have ended".to_owned(),
         })
+    }
+
+    /// Tells the node above that the tasks of this node and of those below it have ended, when they have. On a connection that is
+    /// another one it says so again.
+    pub(super) fn tell_of_ended_tasks(&mut self) {
+        let (Some(tasks), Some(parent)) = (&mut self.tasks, &self.parent) else {
+            return;
+        };
+        let below = self.children.iter().map(|link| link.node);
+        let mut from_here_on = below.chain([self.job.node]);
+        let news = Some((parent.addresses, tasks.ended.len()));
+        if tasks.told == news || !from_here_on.all(|node| tasks.ended.contains(&node)) {
+            return;
+        }
+        tasks.told = news;
+        let ended = tasks.ended.iter().copied().collect();
+        parent.post(PeerMessage::TasksEnded(ended));
     }
 }
