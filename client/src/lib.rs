@@ -17,6 +17,7 @@
 //!
 //! The C interface is declared and described in `client/c/dragon.h`.
 
+mod allocation;
 mod attach;
 mod connection;
 mod error;

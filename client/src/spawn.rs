@@ -13,6 +13,7 @@ use dragon_protocol::process::{
 use dragon_protocol::{Descriptor, NodeIndex};
 use dragon_shmem::Deadline;
 
+use crate::allocation;
 use crate::error::{Error, Result};
 use crate::objects::{Channel, Process};
 use crate::session::{Session, unexpected};
@@ -71,12 +72,16 @@ impl Spawn {
     }
 
     fn new(program: Program) -> Self {
+        let mut request = SpawnRequest {
+            environment: inherited_environment(),
+            directory: inherited_directory(),
+            ..SpawnRequest::new(program)
+        };
+        if allocation::is_head() {
+            request.settings.lives = Lives::WithCreator;
+        }
         Self {
-            request: SpawnRequest {
-                environment: inherited_environment(),
-                directory: inherited_directory(),
-                ..SpawnRequest::new(program)
-            },
+            request,
             piped: [false; 3],
         }
     }
@@ -179,7 +184,8 @@ impl Spawn {
         self
     }
 
-    /// When it ends without being told; with the runtime, unless told otherwise.
+    /// When it ends without being told; with the runtime, unless told otherwise. What a head starts in a runtime that goes on
+    /// after it (`dragon prog` in a job of `sbatch --dragon`) ends with the head.
     #[must_use]
     pub fn lives(mut self, lives: Lives) -> Self {
         self.request.settings.lives = lives;

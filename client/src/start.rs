@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use rustix::net::SendFlags;
 
+use crate::allocation;
 use crate::attach;
 use crate::error::{Error, Result};
 use crate::session::Session;
@@ -53,14 +54,12 @@ struct Started {
 /// Connects to the runtime of this process: the one that the environment names, or one that was started before. With
 /// `start`, one is started where there is none.
 pub(crate) fn connect(start: bool) -> Result<(OsString, OwnedFd)> {
-    let named = env::var_os(dragon_protocol::env::RUNTIME).filter(|name| !name.is_empty());
-    if let Some(name) = named {
-        match attach::call(&name) {
-            Err(Error::NobodyListens { .. }) if start => eprintln!(
-                "dragon: DRAGON_RUNTIME names the attach socket @{}, where nobody listens: that runtime has ended. A runtime of this process's own is used; unset DRAGON_RUNTIME to be rid of this notice",
-                name.display()
+    if let Some(name) = allocation::named() {
+        match allocation::call(name) {
+            Err(Error::NobodyListens { name, .. }) if start => eprintln!(
+                "dragon: DRAGON_RUNTIME names the attach socket @{name}, where nobody listens: that runtime has ended. A runtime of this process's own is used; unset DRAGON_RUNTIME to be rid of this notice",
             ),
-            called => return Ok((name, called?)),
+            called => return called,
         }
     }
     if let Some(started) = started() {

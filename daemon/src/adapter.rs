@@ -1,5 +1,6 @@
 //! Who started this daemon, and what that tells it: the only place that knows one workload manager from another.
 
+pub mod allocation;
 pub mod client;
 pub mod declared;
 pub mod join;
@@ -80,6 +81,8 @@ pub enum Manager {
     Slurm {
         /// `JOB.STEP`, for `scancel`.
         step: String,
+        /// In the runtime of an allocation: where the keeper of its script or shell listens.
+        keeper: Option<String>,
     },
 }
 
@@ -125,13 +128,14 @@ pub fn host_limit(config: &Config) -> Duration {
 }
 
 /// Whether a variable is between the workload manager's part and the daemon alone.
-fn is_secret(name: &OsStr) -> bool {
+pub(crate) fn is_secret(name: &OsStr) -> bool {
     let ours = [
         env::STEP_KEY,
         env::STEP_PROGRAM,
         env::STEP_MODE,
         env::STEP_SETTINGS,
         env::STEP_BAD_EXIT,
+        env::STEP_KEEPER,
         env::JOIN_KEY,
     ];
     ours.iter().any(|ours| name == *ours)

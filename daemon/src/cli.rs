@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod enter;
 pub mod habits;
 pub mod hosts;
+pub mod inside;
 pub mod launcher;
 pub mod objects;
 pub mod outputs;
@@ -104,7 +105,7 @@ Examples:
   dragon config --pool 8G              the settings in force, and where each came from
   dragon attach                        a shell in the runtime that is running
   dragon ps --all-nodes                the processes of all its nodes
-Under Slurm: srun -N4 --dragon prog.py
+Under Slurm: srun -N4 --dragon prog.py, or dragon prog.py in the script of sbatch --dragon
 Under PBS: dragon prog.py in the script that qsub gets, over all hosts of the job
 
 Ctrl-C goes to the program; twice within a second it ends the job.

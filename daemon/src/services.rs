@@ -35,7 +35,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::adapter::launcher::NOT_UP;
-use crate::adapter::{Job, Manager, client, remote};
+use crate::adapter::{Job, Manager, allocation, client, remote};
 use crate::attach;
 use crate::bringup;
 use crate::cli::RUNTIME_FAILED;
@@ -198,7 +198,7 @@ struct Requests {
     spawns: HashMap<u64, (NodeIndex, oneshot::Sender<Vec<SpawnResult>>)>,
     answers: HashMap<u64, (NodeIndex, oneshot::Sender<(Code, String)>)>,
     /// About groups of other nodes.
-    groups: HashMap<u64, (NodeIndex, (SlotId, u64), oneshot::Sender<ClientReply>)>,
+    groups: HashMap<u64, groups::AskedElsewhere>,
     /// About groups of this node.
     own_groups: HashMap<u64, groups::GroupAsked>,
 }
@@ -238,9 +238,10 @@ pub async fn run(job: Job) -> Result<Exit> {
     signals.head_runs = job.node != NodeIndex::FIRST;
     rustix::process::set_child_subreaper(Pid::from_raw(1))?;
     let mut head_input = None;
-    match job.manager {
+    let mut keeper = None;
+    match &job.manager {
         // Nobody's child.
-        Manager::Client { owner } => client::follow(owner, &sender)?,
+        Manager::Client { owner } => client::follow(*owner, &sender)?,
         Manager::RemoteLauncher => {
             watch_parent(&signals.parent_gone);
             if !supervisor::has_joined() {
@@ -249,6 +250,13 @@ pub async fn run(job: Job) -> Result<Exit> {
             head_input = remote::follow(job.node, &signals.parent_gone)?;
         }
         Manager::Launcher | Manager::Slurm { .. } => watch_parent(&signals.parent_gone),
+    }
+    if let Manager::Slurm {
+        keeper: Some(at), ..
+    } = &job.manager
+        && job.node == NodeIndex::FIRST
+    {
+        keeper = Some(allocation::connect(at)?);
     }
     let socket = job.socket_name();
     let (share, shared) = watch::channel(None);
@@ -347,6 +355,9 @@ pub async fn run(job: Job) -> Result<Exit> {
     if let Manager::Client { .. } = daemon.job.manager {
         client::is_up(&daemon.socket);
     }
+    if let Some(keeper) = keeper {
+        keeper.follow(&daemon.socket, &daemon.sender)?;
+    }
     signals.limit_time(daemon.job.config.time(&keys::TIME_LIMIT));
     let end = match daemon.start_programs() {
         Ok(()) => daemon.serve(&mut events, &mut signals).await,
@@ -420,7 +431,8 @@ fn not_up(job: &Job, code: u8) -> u8 {
 impl Daemon {
     /// Starts this node's own task where all are the program; else the head on the first node, and warms an interpreter on every node when the head is a Python program.
     fn start_programs(&mut self) -> Result<(), End> {
-        if let Manager::Client { .. } = self.job.manager {
+        // Whoever started this daemon runs the programs.
+        if self.job.program.is_empty() {
             return Ok(());
         }
         if self.tasks.is_some() {
@@ -533,7 +545,14 @@ impl Daemon {
     }
 
     /// A daemon that a program started for itself ends with it, unless processes use the runtime that it has not started.
+    /// That of an allocation ends with the script or shell.
     fn end_without_clients(&self) -> Option<End> {
+        if self.owner_left && matches!(self.job.manager, Manager::Slurm { .. }) {
+            return Some(End {
+                code: 0,
+                why: "the script or shell of the allocation has ended".to_owned(),
+            });
+        }
         let Manager::Client { owner } = self.job.manager else {
             return None;
         };

@@ -12,14 +12,24 @@ pub const PYTHON: &str = "DRAGON_PYTHON";
 pub const STEP_KEY: &str = "SLURM_DRAGON_STEP_KEY";
 /// Set by the Slurm plugin: the program that the user named. Removed likewise.
 pub const STEP_PROGRAM: &str = "SLURM_DRAGON_STEP_PROGRAM";
-/// Set by the Slurm plugin: `head` or `spmd`. Removed likewise.
+/// Set by the Slurm plugin: what `dragond` is to be in the place of the program: `head`; `allocation`, in front of a batch
+/// script or an interactive shell; `inside`, a head in a runtime that runs. By `dragond` itself: `node`, of an allocation.
+/// Removed likewise.
 pub const STEP_MODE: &str = "SLURM_DRAGON_STEP_MODE";
 /// Set by the Slurm plugin: the settings that stand behind the mode, `NAME=VALUE,…`. Removed likewise.
 pub const STEP_SETTINGS: &str = "SLURM_DRAGON_STEP_SETTINGS";
 /// Set by the Slurm plugin: `1` or `0` where srun was told whether a task's bad exit kills the step, else empty. Removed likewise.
 pub const STEP_BAD_EXIT: &str = "SLURM_DRAGON_STEP_BAD_EXIT";
+/// Set for the daemons of an allocation: where its keeper listens, an abstract name without the leading NUL. Removed likewise.
+pub const STEP_KEEPER: &str = "SLURM_DRAGON_STEP_KEEPER";
+/// Set in the script or shell of an allocation that has a runtime: the same as [`RUNTIME`], by a name that Slurm passes on
+/// to every step whatever `--export` says. It counts where [`RUNTIME`] is not set at all.
+pub const JOB_RUNTIME: &str = "SLURM_DRAGON_JOB_RUNTIME";
 /// Set for a daemon that joins its starter: the one-time join key, 64 hexadecimal digits. Removed before the daemon starts.
 pub const JOIN_KEY: &str = "DRAGON_JOIN";
+/// Set for a head in a runtime that goes on after it, by whoever starts it: the number of its process. What that process
+/// starts ends with it.
+pub const HEAD: &str = "DRAGON_HEAD";
 /// Where new processes go when their creator does not say: `roundrobin` (default), `block`, `packed`, `local` or `remote`.
 pub const PLACEMENT: &str = "DRAGON_PLACEMENT";
 /// Set for a process of a group, and for a task of a step that is the program: its number among them.

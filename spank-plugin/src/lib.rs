@@ -1,4 +1,5 @@
-//! The SPANK plugin: it registers `--dragon`, and in srun it names `dragond` in the place of the user's program.
+//! The SPANK plugin: it registers `--dragon`, and names `dragond` in the place of the user's program: in srun; for sbatch
+//! and salloc in the task of the script or shell.
 //!
 //! That is all. Nothing of it runs as root but the registration of the option and a bounded look at its value; nothing
 //! stays in slurmstepd; Slurm itself launches `dragond` as the step's task. The plugin's name is part of the variable by
@@ -9,6 +10,7 @@
 mod wish;
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use slurm_spank_sys as spank;
@@ -17,11 +19,13 @@ use wish::Wish;
 
 /// The wish of the user, from the option's callback to the start of the job.
 static WANTED: Mutex<Option<Wish>> = Mutex::new(None);
+/// Whether the wish is one that the job has handed on to its steps.
+static INHERITED: AtomicBool = AtomicBool::new(false);
 
 const OPTION: OptionSpec = OptionSpec {
     name: c"dragon",
     argument: c"head|spmd|off[,SETTING=VALUE,...]",
-    usage: c"a Dragon runtime over all nodes of the step: the program is its head (head, the default), or every task is the program (spmd)",
+    usage: c"a Dragon runtime over all nodes: srun runs the program as its head (head, the default) or as every task (spmd), sbatch and salloc the script or shell in it",
     callback: dragon_option,
 };
 
@@ -31,11 +35,11 @@ const DEFAULT_DRAGOND: &CStr = c"/usr/libexec/dragon/dragond";
 
 fn init(plugin: &Spank<'_>) -> bool {
     match spank::context() {
-        Context::Local => {
+        Context::Local | Context::Allocator => {
             DRAGOND.get_or_init(|| configured(plugin.arguments()));
             plugin.register(&OPTION)
         }
-        Context::Remote | Context::Allocator => plugin.register(&OPTION),
+        Context::Remote => plugin.register(&OPTION),
         Context::Other => true,
     }
 }
@@ -57,19 +61,22 @@ fn configured(words: &[&CStr]) -> Result<CString, String> {
     Ok(dragond)
 }
 
+/// An argument that was left out, as Slurm hands it on to the steps of a job.
+const NO_ARGUMENT: &str = "(null)";
+
 /// Looks at the option's value. In slurmstepd it was seen by srun before, and changes nothing.
 fn choose(value: Option<&OsStr>) -> bool {
     let context = spank::context();
-    // A missing argument is null in srun, empty in a batch step, and "(null)" in a step of a job that has the option.
+    INHERITED.store(value == Some(OsStr::new(NO_ARGUMENT)), Ordering::Relaxed);
+    // A missing argument is null in srun, empty in a batch step, and this in a step of a job that has the option.
     let text = value
         .map(OsStr::to_string_lossy)
-        .filter(|text| text != "(null)");
+        .filter(|text| text != NO_ARGUMENT);
     let wish = Wish::read(text.as_deref().unwrap_or_default());
     let refusal = match (wish.mode.as_str(), context) {
         (_, Context::Remote) => None,
         ("off", _) if !wish.settings.is_empty() => Some("--dragon=off: without a runtime there are no settings".to_owned()),
         ("off", _) => None,
-        ("head", Context::Allocator) => Some("--dragon is not available for sbatch and salloc in this release; use srun --dragon PROGRAM inside the job".to_owned()),
         ("spmd", Context::Allocator) => Some("--dragon=spmd is for srun, whose tasks are the program; type srun --dragon=spmd PROGRAM inside the job".to_owned()),
         ("head" | "spmd", _) => DRAGOND.get().and_then(|dragond| dragond.clone().err()),
         (other, _) => Some(format!("--dragon={other:.80}: unknown mode; use --dragon, --dragon=head, --dragon=spmd or --dragon=off")),
@@ -91,18 +98,31 @@ fn has_sense(wish: &Wish) -> bool {
     }
 }
 
-/// In srun, as the user: makes the key and puts `dragond` in the place of the program.
-fn start(plugin: &Spank<'_>) -> bool {
+/// The wish, where there is one and this is where it counts.
+fn wanted(context: Context) -> Option<Wish> {
     let wish = WANTED
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    // Where a runtime runs already, the tasks of the step attach to it.
-    let Some(wish) = wish.filter(|_| {
-        spank::context() == Context::Local && std::env::var_os("DRAGON_RUNTIME").is_none()
-    }) else {
+    wish.filter(|_| spank::context() == context)
+}
+
+/// In srun, as the user: makes the key and puts `dragond` in the place of the program. Where a runtime runs already, the
+/// program becomes a head in it, unless the option is one that the job has handed on: then the tasks attach by themselves.
+fn start(plugin: &Spank<'_>) -> bool {
+    let Some(wish) = wanted(Context::Local).filter(|_| !plugin.is_script_or_shell()) else {
         return true;
     };
+    let inside = std::env::var_os("DRAGON_RUNTIME").is_some();
+    if inside && (INHERITED.load(Ordering::Relaxed) || wish.mode != "head") {
+        return true;
+    }
+    if inside && !wish.settings.is_empty() {
+        spank::error(
+            "--dragon: this job has a runtime, whose settings are those of its sbatch or salloc; leave the settings out",
+        );
+        return false;
+    }
     let Some(Ok(dragond)) = DRAGOND.get() else {
         return false;
     };
@@ -124,17 +144,49 @@ fn start(plugin: &Spank<'_>) -> bool {
     // None of them has a NUL in it: they are digits, or came as terminated strings.
     let text = |text: String| CString::new(text).unwrap_or_default();
     let (hex, mode, settings) = (text(hex), text(wish.mode), text(wish.settings));
-    // Only names with this prefix reach the tasks whatever --export says. `dragond` keeps them from user programs.
     let set = [
-        (c"SLURM_DRAGON_STEP_KEY", hex.as_c_str()),
-        (c"SLURM_DRAGON_STEP_PROGRAM", &program),
-        (c"SLURM_DRAGON_STEP_MODE", &mode),
-        (c"SLURM_DRAGON_STEP_SETTINGS", &settings),
+        (KEY, hex.as_c_str()),
+        (PROGRAM, &program),
+        (MODE, if inside { c"inside" } else { &mode }),
+        (SETTINGS, &settings),
         (c"SLURM_DRAGON_STEP_BAD_EXIT", bad_exit),
     ];
     set.into_iter()
         .all(|(name, value)| spank::set_environment(name, value))
 }
+
+/// In the task of a batch script or an interactive shell, as the user: puts `dragond` in its place.
+fn start_allocation(plugin: &Spank<'_>) -> bool {
+    let Some(wish) = wanted(Context::Remote).filter(|_| plugin.is_script_or_shell()) else {
+        return true;
+    };
+    let dragond = match configured(plugin.arguments()) {
+        Ok(dragond) => dragond,
+        Err(text) => {
+            spank::error(&text);
+            return false;
+        }
+    };
+    let Some(program) = plugin.replace_program(&dragond) else {
+        spank::error("dragon: the job has no script to run");
+        return false;
+    };
+    // It came as a terminated string.
+    let settings = CString::new(wish.settings).unwrap_or_default();
+    let set = [
+        (PROGRAM, program.as_c_str()),
+        (MODE, c"allocation"),
+        (SETTINGS, &settings),
+    ];
+    set.into_iter()
+        .all(|(name, value)| plugin.set_task_environment(name, value))
+}
+
+// Only names with this prefix reach the tasks whatever --export says. `dragond` keeps them from user programs.
+const KEY: &CStr = c"SLURM_DRAGON_STEP_KEY";
+const PROGRAM: &CStr = c"SLURM_DRAGON_STEP_PROGRAM";
+const MODE: &CStr = c"SLURM_DRAGON_STEP_MODE";
+const SETTINGS: &CStr = c"SLURM_DRAGON_STEP_SETTINGS";
 
 /// Slurm's name for this plugin.
 #[unsafe(no_mangle)]
@@ -184,6 +236,20 @@ pub unsafe extern "C" fn slurm_spank_local_user_init(
 ) -> c_int {
     // SAFETY: passed on as they came.
     unsafe { spank::callback(handle, count, words, start) }
+}
+
+/// Called in each task before it executes its program.
+///
+/// # Safety
+/// As [`slurm_spank_init`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slurm_spank_task_init(
+    handle: *mut Handle,
+    count: c_int,
+    words: *mut *mut c_char,
+) -> c_int {
+    // SAFETY: passed on as they came.
+    unsafe { spank::callback(handle, count, words, start_allocation) }
 }
 
 unsafe extern "C" fn dragon_option(_: c_int, argument: *const c_char, _: c_int) -> c_int {

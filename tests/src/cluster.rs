@@ -122,6 +122,8 @@ impl Cluster {
             Manager::None => {}
             Manager::Slurm => {
                 command.env("RIG_SLURM", "1");
+                // salloc has its shell on the first node of the job.
+                command.env("RIG_CONF", "LaunchParameters=use_interactive_step");
                 // As sites have it: what a step leaves behind is found by its control group.
                 if Path::new("/sys/fs/cgroup/freezer").exists() {
                     command.env("RIG_CGROUP", "1");

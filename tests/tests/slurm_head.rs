@@ -113,6 +113,7 @@ fn plugin_exports_only_its_callbacks(cluster: &Cluster) {
         "plugin_version",
         "slurm_spank_init",
         "slurm_spank_local_user_init",
+        "slurm_spank_task_init",
         "spank_plugin_version",
     ];
     assert_eq!(names, expected);
@@ -134,12 +135,12 @@ fn modes_that_do_not_exist_are_refused(cluster: &Cluster) {
             "--dragon=spmd is for srun, whose tasks are the program",
         ),
         (
-            &["sbatch", "--dragon", "--wrap", "true"],
-            "--dragon is not available for sbatch and salloc in this release",
+            &["sbatch", "--dragon=nonsense", "--wrap", "true"],
+            "--dragon=nonsense: unknown mode; use --dragon",
         ),
         (
-            &["salloc", "--dragon", "true"],
-            "--dragon is not available for sbatch and salloc in this release",
+            &["salloc", "--dragon=nonsense", "true"],
+            "--dragon=nonsense: unknown mode; use --dragon",
         ),
     ] {
         let done = cluster.login(words.iter().copied());

@@ -41,8 +41,12 @@ fn main() -> ExitCode {
                 a_broadcast_program_is_named_where_it_lies,
             ),
             (
-                "inside_a_runtime_the_program_stays",
-                inside_a_runtime_the_program_stays,
+                "inside_a_runtime_only_a_typed_option_counts",
+                inside_a_runtime_only_a_typed_option_counts,
+            ),
+            (
+                "dragond_takes_the_place_of_a_batch_script",
+                dragond_takes_the_place_of_a_batch_script,
             ),
             (
                 "mode_and_settings_are_taken_apart",
@@ -265,18 +269,45 @@ fn a_broadcast_program_is_named_where_it_lies(rig: &Rig) {
     );
 }
 
-fn inside_a_runtime_the_program_stays(rig: &Rig) {
-    let words = [
-        "env",
-        "DRAGON_RUNTIME=some",
-        "srun",
-        "-N2",
-        "--dragon",
-        "sh",
-        "-c",
-        "echo ${0##*/} $(env | grep -c DRAGON_STEP)",
-    ];
+/// The option that a job hands on to its steps is no wish for a head; one that somebody types is.
+fn inside_a_runtime_only_a_typed_option_counts(rig: &Rig) {
+    let runtime = ["env", "DRAGON_RUNTIME=some"];
+    let handed_on = "SLURM_SPANK__SLURM_SPANK_OPTION_dragon_dragon=(null)";
+    let shows = ["sh", "-c", "echo ${0##*/} $(env | grep -c DRAGON_STEP)"];
+    let words = [&runtime[..], &[handed_on, "srun", "-N2"], &shows].concat();
     assert_eq!(rig.lines(&words), ["sh 0", "sh 0"]);
+    for option in ["--dragon", "--dragon=head"] {
+        let words = [&runtime[..], &["srun", "-N2", option, "prog"]].concat();
+        let lines = rig.lines(&words);
+        let inside =
+            |line: &String| field(line, "mode") == "inside" && field(line, "program") == "prog";
+        assert!(lines.len() == 2 && lines.iter().all(inside), "{lines:?}");
+    }
+}
+
+fn dragond_takes_the_place_of_a_batch_script(rig: &Rig) {
+    let out = rig.folder.join("home/alice/out");
+    let shows = "#!/bin/sh\necho ${0##*/} $(env | grep -c DRAGON_STEP)\n";
+    fs::write(rig.folder.join("home/alice/script"), shows).unwrap();
+    let submit = |option| {
+        let words = [
+            "sbatch", "--wait", "-N2", "-o", "out", option, "script", "a b", "two",
+        ];
+        let done = rig.login(&words);
+        assert_eq!(done.code, Some(0), "{done:?}");
+        fs::read_to_string(&out).unwrap()
+    };
+    let said = submit("--dragon");
+    let mode = (
+        field(&said, "mode"),
+        field(&said, "key"),
+        field(&said, "count"),
+    );
+    assert_eq!(mode, ("allocation", "", "2"), "{said}");
+    assert!(field(&said, "program").ends_with("/slurm_script"), "{said}");
+    assert_eq!(field(&said, "last"), "two\n");
+    assert_eq!(submit("--dragon=off"), "slurm_script 0\n");
+    assert_eq!(submit("--quiet"), "slurm_script 0\n");
 }
 
 fn mode_and_settings_are_taken_apart(rig: &Rig) {
@@ -387,16 +418,16 @@ fn refusals_end_srun_although_the_plugin_is_optional(rig: &Rig) {
             "--dragon=off: without a runtime there are no settings",
         ),
         (
-            &["sbatch", "--dragon", "--wrap", "true"],
-            "use srun --dragon PROGRAM inside the job",
+            &["sbatch", "--dragon=Head", "--wrap", "true"],
+            "--dragon=Head: unknown mode",
         ),
         (
             &["sbatch", "--dragon=spmd", "--wrap", "true"],
             "--dragon=spmd is for srun",
         ),
         (
-            &["salloc", "--dragon", "true"],
-            "use srun --dragon PROGRAM inside the job",
+            &["salloc", "--dragon=Head", "true"],
+            "--dragon=Head: unknown mode",
         ),
     ] {
         let done = rig.login(words);

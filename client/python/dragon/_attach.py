@@ -24,7 +24,7 @@ def attach(job: str | int | None = None) -> None:
     """
     if job is None and _VARIABLE in os.environ:
         named = os.environ[_VARIABLE]
-        if not _native.is_attached() and all(name != named for _, _, name in _listening()):
+        if not _native.is_attached() and not any(_is_runtime(name, named) for _, _, name in _listening()):
             raise NoRuntimeError(
                 f"nobody listens on @{named}, which {_VARIABLE} names: that runtime has ended; unset {_VARIABLE}, "
                 "or name another one: dragon.attach(job)"
@@ -64,6 +64,13 @@ def _listening() -> list[tuple[str, int, str]]:
     except OSError as error:
         raise NoRuntimeError(f"cannot look for runtimes in /proc/net/unix ({error}); set {_VARIABLE}") from error
     return sorted(found)
+
+
+def _is_runtime(name: str, wanted: str) -> bool:
+    """Whether an attach socket is the wanted one, or in a job of Slurm that of the same runtime on this node."""
+    runtime = wanted.rsplit("/", 2)[0]
+    of_job = runtime.rsplit("/", 1)[-1].startswith(os.environ.get("SLURM_JOB_ID", "-") + ".")
+    return name == wanted or (of_job and name.startswith(runtime + "/"))
 
 
 def _is_job(name: str, wanted: str) -> bool:

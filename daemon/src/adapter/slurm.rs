@@ -9,7 +9,7 @@ use dragon_protocol::key::JobKey;
 use dragon_protocol::{NodeIndex, env, hostlist};
 
 use super::task::{Shape, Task};
-use super::{Job, Manager, Role, wishes};
+use super::{Job, Manager, Role, allocation, wishes};
 use crate::config::{Config, keys};
 use crate::inherited::{self, Inherited};
 use crate::resources;
@@ -17,7 +17,7 @@ use crate::resources;
 /// Children of a node in the tree of daemons.
 const FANOUT: u32 = 16;
 /// How long the nodes of a step may take to find each other.
-const BRING_UP: Duration = Duration::from_secs(60);
+pub const BRING_UP: Duration = Duration::from_secs(60);
 
 /// Reads the step's environment. `arguments` are the program's, without its name.
 ///
@@ -27,8 +27,14 @@ pub fn read(arguments: &[OsString]) -> Result<Role> {
     let key = JobKey::from_hex(&text(env::STEP_KEY)?)
         .with_context(|| format!("{} is not 64 hexadecimal digits", env::STEP_KEY))?;
     let mode = text(env::STEP_MODE)?;
-    let program = std::env::var_os(env::STEP_PROGRAM)
-        .with_context(|| format!("{} is not set", env::STEP_PROGRAM))?;
+    let program = match mode.as_str() {
+        // The script or shell runs beside it, and may run many.
+        allocation::NODE => None,
+        _ => Some(
+            std::env::var_os(env::STEP_PROGRAM)
+                .with_context(|| format!("{} is not set", env::STEP_PROGRAM))?,
+        ),
+    };
     let hosts =
         hostlist::expand(&text("SLURM_STEP_NODELIST").or_else(|_| text("SLURM_JOB_NODELIST"))?)?;
     let node =
@@ -53,7 +59,8 @@ pub fn read(arguments: &[OsString]) -> Result<Role> {
         ports: config.ports(),
         fanout: FANOUT,
         bring_up: bring_up.map_or(BRING_UP, Duration::from_secs),
-        program: std::iter::once(program)
+        program: program
+            .into_iter()
             .chain(arguments.iter().cloned())
             .collect(),
         shape: shape(&mode)?,
@@ -64,7 +71,10 @@ pub fn read(arguments: &[OsString]) -> Result<Role> {
         cpus: number("SLURM_CPUS_ON_NODE").ok(),
         network: config.network(),
         config,
-        manager: Manager::Slurm { step },
+        manager: Manager::Slurm {
+            step,
+            keeper: std::env::var(env::STEP_KEEPER).ok(),
+        },
     };
     let first = number("SLURM_LOCALID")? == 0;
     Ok(if first {
@@ -77,7 +87,7 @@ pub fn read(arguments: &[OsString]) -> Result<Role> {
 /// What the program is. Takes the descriptors that are for it, and for nobody else.
 fn shape(mode: &str) -> Result<Shape> {
     match mode {
-        "head" => {
+        "head" | allocation::NODE => {
             // What the head starts must not answer in the place of the task; that there is none is no error.
             if let Ok(line) = number("PMI_FD").map(u32::cast_signed) {
                 let _ = inherited::keep_from_programs(line);

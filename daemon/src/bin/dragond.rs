@@ -8,8 +8,9 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use dragon_daemon::adapter::allocation::Part;
 use dragon_daemon::adapter::launcher::STDIN;
-use dragon_daemon::adapter::{self, Role, client, join, wishes};
+use dragon_daemon::adapter::{self, Role, allocation, client, join, wishes};
 use dragon_daemon::config::keys;
 use dragon_daemon::exit::Exit;
 use dragon_daemon::supervisor::{self, APART, SUPERVISED};
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<Exit> {
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let under_slurm = std::env::var_os(env::STEP_KEY).is_some();
+    let under_slurm = std::env::var_os(env::STEP_MODE).is_some();
     if arguments
         .first()
         .is_some_and(|first| first == client::HAND_OVER)
@@ -56,6 +57,11 @@ fn run() -> Result<Exit> {
     if !under_slurm && arguments.first().is_some_and(|first| first == "--version") {
         println!("dragond {}", dragon_protocol::RELEASE);
         return Ok(Exit::Code(0));
+    }
+    match Part::of_this_process() {
+        Some(Part::Keeper) => return allocation::run(&arguments),
+        Some(Part::Inside) => return allocation::run_head(&arguments).map(Exit::Code),
+        None => {}
     }
     let behind_a_shell = arguments.iter().any(|word| word == STDIN || word == APART)
         || join::way(&arguments).is_some();

@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::hosts::{Place, place};
+use super::inside;
 use super::outputs::Outputs;
 use super::{Arguments, RUNTIME_FAILED, TIME_IS_UP};
 use crate::adapter::client::is_stopped;
@@ -80,6 +81,9 @@ pub fn launch(arguments: &Arguments) -> Result<u8, Failure> {
         error,
         code: RUNTIME_FAILED,
     };
+    if inside::is_meant(arguments).map_err(usage)? {
+        return inside::become_head(arguments);
+    }
     let place = place(arguments).map_err(usage)?;
     arguments.habits.check(&place).map_err(usage)?;
     let config = arguments.config().map_err(usage)?;
@@ -625,7 +629,7 @@ fn encode(message: &impl serde::Serialize) -> Result<Vec<u8>, FrameError> {
 }
 
 /// The variables of `--env`.
-fn environment(words: &[OsString]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(super) fn environment(words: &[OsString]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let variable = |word: &OsString| {
         let bytes = word.as_bytes();
         let equals = bytes.iter().position(|byte| *byte == b'=');
@@ -652,7 +656,7 @@ fn environment(words: &[OsString]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
 }
 
 /// Goes to the directory of `--cwd`; returns where this process is then.
-fn enter(directory: Option<&Path>) -> Result<PathBuf> {
+pub(super) fn enter(directory: Option<&Path>) -> Result<PathBuf> {
     if let Some(directory) = directory {
         std::env::set_current_dir(directory)
             .with_context(|| format!("--cwd {}", directory.display()))?;

@@ -83,7 +83,10 @@ pub fn find(which: &Which, node: Option<NodeIndex>) -> Result<Found> {
     if which.job.is_none()
         && let Ok(name) = std::env::var(env::RUNTIME)
     {
-        return match all.iter().find(|found| found.name == name) {
+        let named = all.iter().find(|found| found.name == name);
+        // In a step of a job of Slurm the name may be that of the node where the job's script runs.
+        let elsewhere = || all.iter().find(|found| is_of_slurms_job(&name, found));
+        return match named.or_else(elsewhere) {
             // Of the same job, where another node of it is wanted.
             Some(own) => of_job(&all, &own.job, node.or(Some(own.node))),
             None if is_strangers(&name) => bail!(
@@ -103,6 +106,19 @@ pub fn find(which: &Which, node: Option<NodeIndex>) -> Result<Found> {
     let around = ["SLURM_JOB_ID", "PBS_JOBID"].map(|name| std::env::var(name).ok());
     let around = around.into_iter().flatten().next();
     choose(&all, which.job.as_deref(), around.as_deref(), node)
+}
+
+/// Whether a daemon is of the runtime that an attach socket's name tells, and that is one of the job of Slurm around this
+/// command.
+fn is_of_slurms_job(name: &str, found: &Found) -> bool {
+    let job = std::env::var("SLURM_JOB_ID");
+    name.split('/').nth(2) == Some(&*found.job)
+        && job.is_ok_and(|job| {
+            found
+                .job
+                .strip_prefix(&*job)
+                .is_some_and(|step| step.starts_with('.'))
+        })
 }
 
 /// Whether the name of an attach socket is that of another user.

@@ -210,7 +210,7 @@ impl Daemon {
         events: &mut mpsc::Receiver<Event>,
         signals: &mut Signals,
     ) {
-        let Manager::Slurm { step } = self.job.manager.clone() else {
+        let Manager::Slurm { step, .. } = self.job.manager.clone() else {
             return;
         };
         let names: Vec<_> = self

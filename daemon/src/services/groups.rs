@@ -31,6 +31,10 @@ pub(super) struct GroupAsked {
     reply: oneshot::Sender<ClientReply>,
 }
 
+/// A request about a group of another node: that node, the process of this one with its number for the request, and where the
+/// answer goes.
+pub(super) type AskedElsewhere = (NodeIndex, (SlotId, u64), oneshot::Sender<ClientReply>);
+
 /// Who asks about a group, with the asker's own number for the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asker {

@@ -37,13 +37,25 @@ struct RawOption {
 pub type OptionCallback =
     unsafe extern "C" fn(val: c_int, optarg: *const c_char, remote: c_int) -> c_int;
 
+/// Number of the item `S_JOB_STEPID`.
+const S_JOB_STEPID: c_int = 3;
 /// Number of the item `S_JOB_ARGV`.
 const S_JOB_ARGV: c_int = 9;
+
+/// The steps that are not srun's: the script of sbatch, and the shell of salloc.
+const BATCH_SCRIPT: u32 = 0xffff_fffb;
+const INTERACTIVE: u32 = 0xffff_fffa;
 
 unsafe extern "C" {
     fn spank_context() -> c_int;
     fn spank_option_register(spank: *mut Handle, option: *mut RawOption) -> c_int;
     fn spank_get_item(spank: *mut Handle, item: c_int, ...) -> c_int;
+    fn spank_setenv(
+        spank: *mut Handle,
+        name: *const c_char,
+        value: *const c_char,
+        overwrite: c_int,
+    ) -> c_int;
     fn slurm_error(format: *const c_char, ...);
     fn slurm_xstrdup(text: *const c_char) -> *mut c_char;
 }
@@ -134,7 +146,24 @@ impl<'a> Spank<'a> {
         if found == SUCCESS { count } else { 0 }
     }
 
-    /// Puts `program` in the place of the job's program and returns what stood there. In srun, once the job is known.
+    /// Whether the step is a batch script or an interactive shell. In srun and in slurmstepd, once the step is known.
+    #[must_use]
+    pub fn is_script_or_shell(&self) -> bool {
+        let mut step: u32 = 0;
+        // SAFETY: this item takes a number of 32 bits by address.
+        let found = unsafe { spank_get_item(self.handle, S_JOB_STEPID, &raw mut step) };
+        found == SUCCESS && matches!(step, BATCH_SCRIPT | INTERACTIVE)
+    }
+
+    /// Sets a variable of the step's environment. In slurmstepd, before its tasks execute their program.
+    #[must_use]
+    pub fn set_task_environment(&self, name: &CStr, value: &CStr) -> bool {
+        // SAFETY: Slurm's own handle, and two terminated strings, which it copies.
+        unsafe { spank_setenv(self.handle, name.as_ptr(), value.as_ptr(), 1) == SUCCESS }
+    }
+
+    /// Puts `program` in the place of the job's program and returns what stood there. In srun, once the job is known, and in
+    /// a task before it executes its program.
     #[must_use]
     pub fn replace_program(&self, program: &CStr) -> Option<CString> {
         let (mut count, mut words): (c_int, *mut *mut c_char) = (0, std::ptr::null_mut());

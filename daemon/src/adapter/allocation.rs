@@ -1,0 +1,264 @@
+//! The runtime of an allocation of Slurm: `sbatch --dragon`, `#SBATCH --dragon`, `salloc --dragon`.
+//!
+//! The plugin puts this program in front of the batch script, or of the interactive shell. It becomes the *keeper*:
+//!
+//! ```text
+//! slurmstepd ─▶ keeper ─┬─▶ srun: a step of the job, one daemon a node, the first of which connects to the keeper
+//!                       └─▶ the script or shell, once the runtime is up
+//! ```
+//!
+//! The daemons are wired as those of `srun --dragon` are: key and mode stand in the step's environment, the list of nodes is
+//! the step's, and they find each other by the key. So Slurm gives each its control group, its affinity and its part of the
+//! output, and there is one way into a step of Slurm, not two. (The joining of PBS's tasks, `adapter/join.rs`, gives daemons
+//! a line to a launcher because they have neither environment nor list of hosts; here they have both.)
+//!
+//! The line between keeper and first daemon is the life of the runtime: whichever way the keeper ends, the line does.
+
+mod head;
+mod line;
+mod step;
+
+use std::cell::Cell;
+use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use dragon_protocol::env;
+use rustix::process::{Signal, pidfd_send_signal};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout};
+
+pub use self::head::run as run_head;
+use self::line::{Door, Line};
+pub use self::line::{Keeper, connect};
+use self::step::Step;
+use super::{is_secret, slurm, wishes};
+use crate::cli::RUNTIME_FAILED;
+use crate::config::{Config, keys};
+use crate::exit::Exit;
+use crate::journal::say;
+use crate::program::{NOT_EXECUTABLE, NOT_FOUND};
+use crate::readable::end_of;
+use crate::signal_mask;
+
+/// The mode of the keeper: what the plugin says in front of a script or shell.
+const KEEPER: &str = "allocation";
+/// The mode of the daemons that the keeper starts.
+pub const NODE: &str = "node";
+/// The mode of a head in a runtime that runs.
+const INSIDE: &str = "inside";
+
+/// How much longer than the daemons themselves the keeper waits for them: they say why they do not come up.
+const MARGIN: Duration = Duration::from_secs(10);
+/// How long the daemons' step may take to end after its runtime, that of a slow reader of the job's output included.
+const END: Duration = Duration::from_secs(75);
+/// How long a signal that ends both the runtime and the script may take from the one to the other.
+const TOGETHER: Duration = Duration::from_secs(1);
+/// How long a runtime may take to end after SIGTERM.
+const ENDING: Duration = Duration::from_secs(20);
+/// How long a script may take to end after its runtime has ended.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What the plugin makes of this process instead of a daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The keeper of a script or shell.
+    Keeper,
+    /// A task of a step whose head runs in the runtime that is there.
+    Inside,
+}
+
+impl Part {
+    /// What the mode in this process's environment says.
+    #[must_use]
+    pub fn of_this_process() -> Option<Self> {
+        match std::env::var(env::STEP_MODE).ok()?.as_str() {
+            KEEPER => Some(Self::Keeper),
+            INSIDE => Some(Self::Inside),
+            _ => None,
+        }
+    }
+}
+
+/// Brings the runtime up, runs the script with these arguments in it, and ends the runtime; returns the script's exit code.
+/// A script that a signal ended ends this process by the same signal, so that Slurm sees what it would see without it.
+///
+/// # Errors
+/// When the runtime does not come up.
+pub fn run(arguments: &[OsString]) -> Result<Exit> {
+    signal_mask::take_all().context("cannot take signals")?;
+    let script = std::env::var_os(env::STEP_PROGRAM)
+        .with_context(|| format!("{} is not set", env::STEP_PROGRAM))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    runtime.block_on(keep(&script, arguments))
+}
+
+async fn keep(script: &OsStr, arguments: &[OsString]) -> Result<Exit> {
+    let mut signals = Signals::new()?;
+    // The daemons read the same: what makes no sense is said once, and here.
+    let settings = std::env::var(env::STEP_SETTINGS).unwrap_or_default();
+    let config = Config::load(&wishes::parse(&settings).context("--dragon")?)?;
+    let door = Door::open()?;
+    let mut step = Step::start(door.name(), &settings, &config).await?;
+    let (line, runtime) = tokio::select! {
+        up = come_up(&door, &step, &config) => match up {
+            Ok(up) => up,
+            Err(why) => {
+                step.stop().await;
+                return Err(why);
+            }
+        },
+        signal = signals.next() => {
+            step.stop().await;
+            let code = u8::try_from(128 + signal.as_raw());
+            return Ok(Exit::Code(code.unwrap_or(RUNTIME_FAILED)));
+        }
+    };
+    drop(door);
+    let mut command = script_in(&runtime, script, arguments);
+    let ended = match command.spawn() {
+        Ok(child) => run_script(child, &line, &mut signals).await,
+        Err(error) => {
+            say(&format!("{}: {error}", script.display()));
+            let missing = error.kind() == std::io::ErrorKind::NotFound;
+            Ok(Exit::Code(if missing { NOT_FOUND } else { NOT_EXECUTABLE }))
+        }
+    };
+    line.say_end();
+    step.ends(END).await;
+    ended
+}
+
+/// Waits until the runtime is up, and its first daemon says where it listens.
+async fn come_up(door: &Door, step: &Step, config: &Config) -> Result<(Line, OsString)> {
+    let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
+    let limit = config.number(&keys::BRING_UP_LIMIT);
+    let limit = limit.map_or(slurm::BRING_UP, Duration::from_secs) + MARGIN;
+    let connected = async {
+        let line = door.accept().await?;
+        let runtime = line.runtime().await?;
+        anyhow::Ok((line, runtime))
+    };
+    tokio::select! {
+        up = connected => match up? {
+            (line, Some(runtime)) => Ok((line, runtime)),
+            (_, None) => bail!("the runtime of job {job} did not come up, and its script was not started; the daemons have said why"),
+        },
+        ended = step.ended() => {
+            ended?;
+            bail!("the runtime of job {job} did not come up, and its script was not started: the step of its daemons has ended, and has said why")
+        }
+        () = sleep(limit) => bail!(
+            "the runtime of job {job} did not come up within {limit:?}, and its script was not started: node 0 ({}) has said nothing since",
+            std::env::var("SLURMD_NODENAME").unwrap_or_default()
+        ),
+    }
+}
+
+/// The script in its runtime. It does not hand the option on to the steps that it starts: those attach, and
+/// `srun --dragon` in it is one that somebody typed.
+fn script_in(runtime: &OsStr, script: &OsStr, arguments: &[OsString]) -> Command {
+    let mut command = Command::new(script);
+    command
+        .args(arguments)
+        .env(env::RUNTIME, runtime)
+        .env(env::JOB_RUNTIME, runtime);
+    for (name, _) in std::env::vars_os() {
+        if is_secret(&name) || step::is_option(&name) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Waits for the end of the script, and passes on what comes for it.
+async fn run_script(mut child: Child, line: &Line, signals: &mut Signals) -> Result<Exit> {
+    let end = end_of(child.id())?;
+    let script = end.get_ref();
+    // What ends the job ends the runtime too, and is no reason to complain of it. A script may also be told to end alone.
+    let told = Cell::new(None::<Instant>);
+    let job_ends = || told.get().is_some_and(|at| at.elapsed() < ENDING);
+    let signals = async {
+        loop {
+            let signal = signals.next().await;
+            if signal == Signal::TERM {
+                told.set(Some(Instant::now()));
+            }
+            // Slurm signals the first process of a script alone, or all of them, who then hears it twice. It may have ended.
+            let _ = pidfd_send_signal(script, signal);
+        }
+    };
+    let lost = async {
+        line.ended().await;
+        sleep(TOGETHER).await;
+        if job_ends() {
+            return std::future::pending().await;
+        }
+        if is_shell() {
+            say("the runtime of this allocation has ended; the shell goes on without it");
+            std::future::pending().await
+        }
+    };
+    tokio::select! {
+        ended = end.readable() => drop(ended?),
+        () = signals => {}
+        () = lost => {
+            say("the runtime of this job has ended, and the job ends with it");
+            let _ = pidfd_send_signal(script, Signal::TERM);
+            if timeout(GRACE, end.readable()).await.is_err() {
+                let _ = pidfd_send_signal(script, Signal::KILL);
+            }
+            child.wait()?;
+            return Ok(Exit::Code(RUNTIME_FAILED));
+        }
+    }
+    Ok(Exit::Like(child.wait()?.into_raw()))
+}
+
+/// Whether somebody types into it.
+fn is_shell() -> bool {
+    std::io::stdin().is_terminal()
+}
+
+/// Signals that end a process by default, and that a script may have asked for (`sbatch --signal=B:USR1@60`).
+struct Signals([(Signal, tokio::signal::unix::Signal); 6]);
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let stream = |number: Signal| -> Result<_> {
+            Ok((number, signal(SignalKind::from_raw(number.as_raw()))?))
+        };
+        Ok(Self([
+            stream(Signal::HUP)?,
+            stream(Signal::INT)?,
+            stream(Signal::QUIT)?,
+            stream(Signal::USR1)?,
+            stream(Signal::USR2)?,
+            stream(Signal::TERM)?,
+        ]))
+    }
+
+    /// The next one that is for the script alone: what is typed at a terminal reaches the foreground by itself.
+    async fn next(&mut self) -> Signal {
+        loop {
+            let [a, b, c, d, e, f] = &mut self.0;
+            let signal = tokio::select! {
+                _ = a.1.recv() => a.0,
+                _ = b.1.recv() => b.0,
+                _ = c.1.recv() => c.0,
+                _ = d.1.recv() => d.0,
+                _ = e.1.recv() => e.0,
+                _ = f.1.recv() => f.0,
+            };
+            if !(is_shell() && matches!(signal, Signal::INT | Signal::QUIT)) {
+                return signal;
+            }
+        }
+    }
+}
