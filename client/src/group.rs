@@ -79,7 +79,7 @@ impl Group {
     /// Starts more members; their ranks follow those that there are. Those that cannot be started are left out.
     ///
     /// # Errors
-    /// When the group has ended, or a member cannot be started. After a signal [`Code::Interrupted`]: then none of them is left.
+    /// When the group has ended, or a member cannot be started. After a signal [`Code::Interrupted`](dragon_protocol::Code::Interrupted): then none of them is left.
     pub fn add(&self, count: u32) -> Result<()> {
         let request = ClientRequest::Group(GroupRequest::Add(self.id(), count));
         match Session::attach()?.request_until_signal(&request)? {
@@ -201,7 +201,7 @@ impl GroupOptions {
     ///
     /// # Errors
     /// When there is no runtime, or a member cannot be started; the text says which and why. After a signal
-    /// [`Code::Interrupted`]: the members wait for CPUs and GPUs no longer.
+    /// [`Code::Interrupted`](dragon_protocol::Code::Interrupted): the members wait for CPUs and GPUs no longer.
     pub fn start(self, count: u32) -> Result<Group> {
         let refused = |text: &str| Error::InvalidArgument(text.to_owned());
         let spec = self.spec.map_err(refused)?;
