@@ -10,15 +10,28 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::fd::OwnedFd;
 
-use dragon_protocol::env::{HEAD, JOB_RUNTIME, RUNTIME};
+use dragon_protocol::env::{HEAD, JOB_RUNTIME, RUNTIME, is_of_job};
 
 use crate::attach;
 use crate::error::{Error, Result};
 
 /// The name of an attach socket in the environment. One that is set and empty says that there is to be none.
 pub(crate) fn named() -> Option<OsString> {
-    let name = env::var_os(RUNTIME).or_else(|| env::var_os(JOB_RUNTIME));
-    name.filter(|name| !name.is_empty())
+    let job = env::var("SLURM_JOB_ID").unwrap_or_default();
+    let here = env::var_os(RUNTIME).filter(|name| !is_of_another_job(name, &job));
+    let of_job = || env::var_os(JOB_RUNTIME).filter(|name| !is_of_another_job(name, &job));
+    here.or_else(of_job).filter(|name| !name.is_empty())
+}
+
+/// Whether a name came with the environment of the job that has submitted this one.
+fn is_of_another_job(name: &OsStr, job: &str) -> bool {
+    let name = name.to_string_lossy();
+    let of_slurm = name
+        .split('/')
+        .nth(2)
+        .and_then(|runtime| runtime.split_once('.'))
+        .is_some_and(|(job, step)| job.parse::<u32>().is_ok() && step.parse::<u32>().is_ok());
+    of_slurm && !job.is_empty() && !is_of_job(&name, job)
 }
 
 /// Whether this process is a head in a runtime that goes on after it.
@@ -50,12 +63,9 @@ pub(crate) fn call(name: OsString) -> Result<(OsString, OwnedFd)> {
 
 /// What all attach sockets of a runtime begin with, `dragon/UID/JOB.STEP/`, where it is one of this job.
 fn runtime_of_job<'a>(name: &'a str, job: &str) -> Option<&'a str> {
-    let mut parts = name.splitn(4, '/');
-    let (_, _, runtime) = (parts.next()?, parts.next()?, parts.next()?);
-    let node_and_rest = parts.next()?;
-    let (of_job, _) = runtime.split_once('.')?;
+    let node_and_rest = name.splitn(4, '/').nth(3)?;
     let length = name.len() - node_and_rest.len();
-    (of_job == job).then(|| &name[..length])
+    is_of_job(name, job).then(|| &name[..length])
 }
 
 /// The sockets that listen under names that begin so.
@@ -86,6 +96,24 @@ mod tests {
             ("x", ""),
         ] {
             assert_eq!(runtime_of_job(name, job), None, "{name} {job}");
+        }
+    }
+
+    #[test]
+    fn a_runtime_of_the_job_that_submitted_this_one_does_not_count() {
+        for (name, job, other) in [
+            ("dragon/1000/4711.0/0/00fe", "4711", false),
+            ("dragon/1000/4711.0/0/00fe", "4712", true),
+            ("dragon/1000/4711.0/0/00fe", "", false),
+            ("dragon/1000/8231/0/00fe", "4712", false),
+            ("dragon/1000/12.server/0/00fe", "4712", false),
+            ("", "4712", false),
+        ] {
+            assert_eq!(
+                is_of_another_job(OsStr::new(name), job),
+                other,
+                "{name} {job}"
+            );
         }
     }
 

@@ -675,6 +675,8 @@ struct Signals {
     are_the_programs: bool,
     user1: Signal,
     user2: Signal,
+    quit: Signal,
+    alarm: Signal,
     /// When the job ends at the latest, and what the user said about it.
     time_limit: Option<(Instant, Duration)>,
 }
@@ -692,6 +694,8 @@ impl Signals {
             are_the_programs: false,
             user1: signal(SignalKind::user_defined1())?,
             user2: signal(SignalKind::user_defined2())?,
+            quit: signal(SignalKind::quit())?,
+            alarm: signal(SignalKind::alarm())?,
             time_limit: None,
         })
     }
@@ -731,6 +735,8 @@ impl Signals {
             _ = self.hang_up.recv() => end(rustix::process::Signal::HUP, "SIGHUP"),
             _ = self.user1.recv() => Signalled::ForHead(rustix::process::Signal::USR1),
             _ = self.user2.recv() => Signalled::ForHead(rustix::process::Signal::USR2),
+            _ = self.quit.recv() => Signalled::ForHead(rustix::process::Signal::QUIT),
+            _ = self.alarm.recv() => Signalled::ForHead(rustix::process::Signal::ALARM),
             _ = self.interrupt.recv() => {
                 let before = self.last_interrupt.replace(Instant::now());
                 let twice = before.is_some_and(|at| at.elapsed() < TWICE) && !are_the_programs;

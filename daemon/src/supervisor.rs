@@ -83,7 +83,8 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
         _ => None,
     };
     let is_task = !apart && join::way(arguments).is_some();
-    let parent = rustix::process::getppid();
+    // Who starts the task of a workload manager may come and go.
+    let parent = rustix::process::getppid().filter(|_| !is_task);
     let parent = parent.map(|pid| end_of(pid.as_raw_nonzero().get().cast_unsigned()));
     let mut command = if is_task {
         supervisor(arguments)?

@@ -30,6 +30,17 @@ pub const JOIN_KEY: &str = "DRAGON_JOIN";
 /// Set for a head in a runtime that goes on after it, by whoever starts it: the number of its process. What that process
 /// starts ends with it.
 pub const HEAD: &str = "DRAGON_HEAD";
+
+/// Whether a runtime whose attach socket has this name is one of the job of Slurm with this number: jobs hand their environment
+/// on to those that they submit.
+#[must_use]
+pub fn is_of_job(name: &str, job: &str) -> bool {
+    let runtime = name.split('/').nth(2);
+    runtime
+        .and_then(|runtime| runtime.split_once('.'))
+        .is_some_and(|(of, _)| !job.is_empty() && of == job)
+}
+
 /// Where new processes go when their creator does not say: `roundrobin` (default), `block`, `packed`, `local` or `remote`.
 pub const PLACEMENT: &str = "DRAGON_PLACEMENT";
 /// Set for a process of a group, and for a task of a step that is the program: its number among them.

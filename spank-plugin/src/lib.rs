@@ -77,7 +77,9 @@ fn choose(value: Option<&OsStr>) -> bool {
         (_, Context::Remote) => None,
         ("off", _) if !wish.settings.is_empty() => Some("--dragon=off: without a runtime there are no settings".to_owned()),
         ("off", _) => None,
-        ("spmd", Context::Allocator) => Some("--dragon=spmd is for srun, whose tasks are the program; type srun --dragon=spmd PROGRAM inside the job".to_owned()),
+        ("spmd", Context::Allocator) => Some("--dragon=spmd is for srun, whose tasks are the program; inside the job, leave --dragon out of sbatch and salloc and type srun --dragon=spmd PROGRAM".to_owned()),
+        ("spmd", Context::Local) if has_runtime() => Some("--dragon=spmd: this job has a runtime, and the tasks of its steps attach to it; leave the option out".to_owned()),
+        (_, Context::Local) if !wish.settings.is_empty() && has_runtime() => Some("--dragon: this job has a runtime, whose settings are those of its sbatch or salloc; leave the settings out".to_owned()),
         ("head" | "spmd", _) => DRAGOND.get().and_then(|dragond| dragond.clone().err()),
         (other, _) => Some(format!("--dragon={other:.80}: unknown mode; use --dragon, --dragon=head, --dragon=spmd or --dragon=off")),
     };
@@ -98,6 +100,18 @@ fn has_sense(wish: &Wish) -> bool {
     }
 }
 
+/// Whether the job around this srun has a runtime. A job hands its environment on to those that it submits: the name in there
+/// must be one of this job.
+fn has_runtime() -> bool {
+    let text = |name: &str| std::env::var(name).unwrap_or_default();
+    let (runtime, job) = (text("DRAGON_RUNTIME"), text("SLURM_JOB_ID"));
+    let of = runtime
+        .split('/')
+        .nth(2)
+        .and_then(|name| name.split_once('.'));
+    of.is_some_and(|(of, _)| !job.is_empty() && of == job)
+}
+
 /// The wish, where there is one and this is where it counts.
 fn wanted(context: Context) -> Option<Wish> {
     let wish = WANTED
@@ -113,15 +127,9 @@ fn start(plugin: &Spank<'_>) -> bool {
     let Some(wish) = wanted(Context::Local).filter(|_| !plugin.is_script_or_shell()) else {
         return true;
     };
-    let inside = std::env::var_os("DRAGON_RUNTIME").is_some();
-    if inside && (INHERITED.load(Ordering::Relaxed) || wish.mode != "head") {
+    let inside = has_runtime();
+    if inside && INHERITED.load(Ordering::Relaxed) {
         return true;
-    }
-    if inside && !wish.settings.is_empty() {
-        spank::error(
-            "--dragon: this job has a runtime, whose settings are those of its sbatch or salloc; leave the settings out",
-        );
-        return false;
     }
     let Some(Ok(dragond)) = DRAGOND.get() else {
         return false;

@@ -271,7 +271,8 @@ fn a_broadcast_program_is_named_where_it_lies(rig: &Rig) {
 
 /// The option that a job hands on to its steps is no wish for a head; one that somebody types is.
 fn inside_a_runtime_only_a_typed_option_counts(rig: &Rig) {
-    let runtime = ["env", "DRAGON_RUNTIME=some"];
+    let in_job = "DRAGON_RUNTIME=dragon/1/$SLURM_JOB_ID.0/0/0 exec \"$0\" \"$@\"";
+    let runtime = ["salloc", "-Q", "-N2", "sh", "-c", in_job, "env"];
     let handed_on = "SLURM_SPANK__SLURM_SPANK_OPTION_dragon_dragon=(null)";
     let shows = ["sh", "-c", "echo ${0##*/} $(env | grep -c DRAGON_STEP)"];
     let words = [&runtime[..], &[handed_on, "srun", "-N2"], &shows].concat();
@@ -282,6 +283,21 @@ fn inside_a_runtime_only_a_typed_option_counts(rig: &Rig) {
         let inside =
             |line: &String| field(line, "mode") == "inside" && field(line, "program") == "prog";
         assert!(lines.len() == 2 && lines.iter().all(inside), "{lines:?}");
+    }
+    // The environment of a job that has submitted this one.
+    let other = ["env", "DRAGON_RUNTIME=dragon/1/1.0/0/0"];
+    let lines = rig.lines(&[&other[..], &["srun", "-N2", "--dragon", "prog"]].concat());
+    assert!(
+        lines.iter().all(|line| field(line, "mode") == "head"),
+        "{lines:?}"
+    );
+    for (option, text) in [
+        ("--dragon=spmd", "leave the option out"),
+        ("--dragon=head,pool=8G", "leave the settings out"),
+    ] {
+        let done = rig.login(&[&runtime[..], &["srun", "-N2", option, "prog"]].concat());
+        assert_ne!(done.code, Some(0), "{option}: {done:?}");
+        assert!(done.err.contains(text), "{option}: {done:?}");
     }
 }
 

@@ -53,7 +53,7 @@ enum Task {
         /// Also those that wait for what takes long: Slurm looks at its time limits every 30 s
         #[arg(long)]
         slow: bool,
-        /// With the group slurm alone: the Slurm of another Debian, 24.11 say, which is made in a folder of /var/tmp and stays
+        /// With the group slurm alone: the Slurm of another Debian, 24.11 say, which is made in a folder of /var/lib and stays
         /// there (as root)
         #[arg(long)]
         release: Option<String>,

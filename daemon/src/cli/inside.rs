@@ -28,7 +28,9 @@ pub fn is_meant(arguments: &Arguments) -> Result<bool> {
         || arguments.hostlist.is_some()
         || arguments.hostfile.is_some()
         || arguments.nodes == Some(1);
-    if elsewhere || std::env::var_os(env::JOB_RUNTIME).is_none() {
+    let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
+    let runtime = std::env::var(env::JOB_RUNTIME);
+    if elsewhere || !runtime.is_ok_and(|name| env::is_of_job(&name, &job)) {
         return Ok(false);
     }
     let all = std::env::var("SLURM_JOB_NUM_NODES").unwrap_or_default();

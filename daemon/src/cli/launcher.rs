@@ -1,28 +1,28 @@
 //! The launcher: where no workload manager does it, it starts the daemons, waits for them and sweeps up behind them.
 
+mod line;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use dragon_protocol::env;
 use dragon_protocol::frame::{self, FrameError};
-use dragon_protocol::launch::{FromLauncher, LaunchSpec};
-use rustix::event::{PollFd, PollFlags, Timespec};
+use dragon_protocol::launch::LaunchSpec;
 use rustix::process::{Pid, Resource, Signal};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::line::Line;
 use super::hosts::{Place, place};
 use super::inside;
 use super::outputs::Outputs;
@@ -55,8 +55,6 @@ const END_SOON: Duration = Duration::from_secs(10);
 const TWICE: Duration = Duration::from_secs(1);
 /// How long the other daemons may take to end when they are told that the first one has.
 pub(crate) const HINT_WAIT: Duration = Duration::from_secs(1);
-/// Bytes that fit into a new pipe in any case.
-const ROOM_IN_PIPE: usize = 16 << 10;
 /// Exit code of ssh for its own errors.
 const SHELL_FAILED: u8 = 255;
 /// Exit code of what SIGKILL ended.
@@ -530,80 +528,6 @@ fn start_by_tm(
         task: true,
         ..daemon
     })
-}
-
-/// What the launcher says to a daemon on another host: standard input of a remote shell, or a line by which it has joined.
-#[derive(Clone)]
-struct Line(Arc<Mutex<File>>);
-
-impl Line {
-    /// Begins with the launch message. What follows for the first daemon is what this process reads: the head's.
-    fn saying(pipe: OwnedFd, spec: &LaunchSpec) -> Result<Self> {
-        let line = Self(Arc::new(Mutex::new(pipe.into())));
-        let (message, first) = (encode(spec)?, spec.rank == 0);
-        let (writer, input) = (line.clone(), line.clone());
-        let message_fits = message.len() <= ROOM_IN_PIPE;
-        // One that ended at once says why itself.
-        let write = move || writer.write(&message).is_ok();
-        if message_fits && write() {
-            if first {
-                // What this process reads is the head's.
-                std::thread::spawn(move || input.pass_on_input());
-            }
-        } else if !message_fits {
-            // More than a pipe holds waits for a shell that may hang.
-            std::thread::spawn(move || {
-                if write() && first {
-                    input.pass_on_input();
-                }
-            });
-        }
-        Ok(line)
-    }
-
-    fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write_all(bytes)
-    }
-
-    /// Says that a signal came. False when there is no room for it now, or nobody to hear it.
-    fn signal(&self, signal: Signal) -> bool {
-        let (Ok(mut stdin), Ok(message)) = (
-            self.0.try_lock(),
-            encode(&FromLauncher::Signal(signal.as_raw())),
-        ) else {
-            return false;
-        };
-        // Room in a pipe is room for as much as is written at once; this message is far shorter.
-        let mut room = [PollFd::new(&*stdin, PollFlags::OUT)];
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        matches!(rustix::event::poll(&mut room, Some(&at_once)), Ok(1))
-            && room[0].revents().contains(PollFlags::OUT)
-            && stdin.write_all(&message).is_ok()
-    }
-
-    /// Passes standard input on until it ends, or the other end does.
-    fn pass_on_input(&self) {
-        let mut buffer = vec![0; 16 << 10];
-        loop {
-            let read = match io::stdin().lock().read(&mut buffer) {
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => 0,
-            };
-            let passed = encode(&FromLauncher::Input(buffer[..read].to_vec()))
-                .map_err(io::Error::other)
-                .and_then(|message| self.write(&message));
-            if read == 0 || passed.is_err() {
-                return;
-            }
-        }
-    }
 }
 
 fn watch(

@@ -301,6 +301,7 @@ impl Daemon {
 
     /// What the runtime says to a process by its environment.
     fn complete_environment(&self, request: &mut SpawnRequest, held: &Held) {
+        const RANKS: [&str; 3] = [env::RANK, env::LOCAL_RANK, env::GROUP_SIZE];
         let mut set: Vec<(&str, Vec<u8>)> = vec![(env::RUNTIME, self.socket.clone().into_bytes())];
         if let Some(rank) = request.rank {
             let text = |number: u32| number.to_string().into_bytes();
@@ -317,8 +318,10 @@ impl Daemon {
         let of_task =
             |name: &[u8]| self.tasks.is_some() && is_task_variable(OsStr::from_bytes(name));
         request.environment.retain(|(name, _)| {
-            // What a task starts is none.
-            set.iter().all(|(ours, _)| name != ours.as_bytes()) && !of_task(name)
+            // What a task starts is none, and what a member of a group starts is no member.
+            let of_member =
+                request.rank.is_none() && RANKS.iter().any(|variable| name == variable.as_bytes());
+            set.iter().all(|(ours, _)| name != ours.as_bytes()) && !of_task(name) && !of_member
         });
         let set = set.into_iter();
         request

@@ -14,8 +14,8 @@ const RELEASES: [(&str, &str); 2] = [("22.05", "bookworm"), ("24.11", "trixie")]
 /// What the tests need of it.
 const PACKAGES: &str =
     "slurmctld,slurmd,slurm-client,munge,iproute2,util-linux,procps,python3,python3-venv,binutils";
-/// Where ordinary users can reach it; it stays for the next time.
-const FOLDER: &str = "/var/tmp";
+/// Where ordinary users can look and only root can write; it stays for the next time.
+const FOLDER: &str = "/var/lib";
 
 /// A Debian with a Slurm, and the plugin for that.
 #[derive(Debug)]
