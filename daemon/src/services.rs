@@ -233,9 +233,6 @@ impl End {
 pub async fn run(job: Job) -> Result<Exit> {
     let (sender, mut events) = mpsc::channel(QUEUE);
     let mut signals = Signals::new()?;
-    // An interrupt during the bring-up is the first daemon's to end it by: where the head runs already it is the head's, and
-    // which of the two it is no other daemon can know.
-    signals.head_runs = job.node != NodeIndex::FIRST;
     rustix::process::set_child_subreaper(Pid::from_raw(1))?;
     let mut head_input = None;
     let mut keeper = None;

@@ -188,8 +188,13 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                     }
                 } else if rank == 0 {
                     let by_signal = asked.map_or(RUNTIME_FAILED, code_of_signal);
-                    // Its peers may have ended before it had heard the signal itself.
-                    let told = matches!(asked, Some(Signal::TERM | Signal::HUP));
+                    // Its peers may have ended before it had heard the signal itself, or of an interrupt that was the head's
+                    // where the first one was up already, and was the end of the bring-up where they were not.
+                    let told = match asked {
+                        Some(Signal::TERM | Signal::HUP) => true,
+                        Some(Signal::INT) => interrupts.just_came(),
+                        _ => false,
+                    };
                     code = Some(match exit_code(status) {
                         RUNTIME_FAILED if told => by_signal,
                         _ if terminated => by_signal,
@@ -318,11 +323,16 @@ struct Interrupts {
 }
 
 impl Interrupts {
+    /// Whether the last one came a moment ago.
+    fn just_came(&self) -> bool {
+        self.last.is_some_and(|last| last.elapsed() < TWICE)
+    }
+
     /// One more; returns how long the job may take to end now. The first is the head's, and ends a job that comes up; the
     /// second ends the job; more are for remote shells that hang.
     fn limit(&mut self) -> Option<Duration> {
         let last = self.last.replace(Instant::now());
-        if last.is_some_and(|last| last.elapsed() > TWICE) {
+        if last.is_some_and(|last| last.elapsed() >= TWICE) {
             self.count = 0;
         }
         self.count += 1;
