@@ -179,15 +179,11 @@ impl Core {
         tracing::debug!(?op, %object, %code, "a request without a caller failed");
         // One that came back to a channel that is gone went with it.
         let lost = answer.origin.link.is_some() || code == Code::Full;
-        if !matches!(op, Op::Send | Op::Push) || !lost {
-            return;
-        }
-        if code == Code::NoSuchObject {
+        match code {
+            _ if !lost || !matches!(op, Op::Send | Op::Push) => {}
             // At the end of a program that is as it should be: whoever would have received it is gone.
-            add(&self.counters.messages_lost);
-            tracing::info!(%object, "a message that nobody waits for was dropped: its channel is gone");
-        } else {
-            self.dropped(object, "its channel did not take it");
+            Code::NoSuchObject => drop(add(&self.counters.messages_lost)),
+            _ => self.dropped(object, "its channel did not take it"),
         }
     }
 
