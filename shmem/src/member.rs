@@ -122,6 +122,14 @@ struct Registry {
 }
 
 impl Member {
+    /// Registers this process for the kernel's fences, as the first member does otherwise. Once is enough, and a forked child
+    /// inherits it. The call costs nothing while the process has one thread; with a second one the kernel waits for a grace
+    /// period of its own, some 10 ms: who starts threads before it is a member calls this first.
+    #[cfg(not(loom))]
+    pub fn prepare() {
+        crate::pool::room::barrier::register();
+    }
+
     /// A member with the slot that the daemon gave to this process.
     ///
     /// # Errors
@@ -134,7 +142,7 @@ impl Member {
     ) -> Result<Arc<Self>> {
         let fork = ForkMark::new()?;
         #[cfg(not(loom))]
-        crate::pool::room::barrier::register();
+        Self::prepare();
         Ok(Arc::new(Self {
             own: control.pin_slot(slot.index)?,
             records: control.pin_threads(slot.index)?,

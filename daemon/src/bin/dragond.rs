@@ -16,6 +16,7 @@ use dragon_daemon::exit::Exit;
 use dragon_daemon::supervisor::{self, APART, SUPERVISED};
 use dragon_daemon::{journal, services, sibling, sweep, task};
 use dragon_protocol::env;
+use dragon_shmem::Member;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -73,6 +74,8 @@ fn run() -> Result<Exit> {
         && arguments.len() > 1)
         .then(|| arguments.swap_remove(1));
     let role = adapter::detect(launch.as_deref(), &arguments)?;
+    // Before the first thread: it would cost half of the start afterwards.
+    Member::prepare();
     journal::write_by_thread().context("cannot start a thread")?;
     log(&role);
     let runtime = tokio::runtime::Builder::new_current_thread()
