@@ -67,8 +67,11 @@ pub struct Job {
 /// Who owns the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Manager {
-    /// The `dragon` command on this machine.
-    Launcher,
+    /// The `dragon` command on this machine, or a supervisor between the two.
+    Launcher {
+        /// The pid of the command.
+        pid: u32,
+    },
     /// The `dragon` command over a remote shell. What it says comes on standard input, whose end means that it is gone; on
     /// the first node the head's input is among it.
     RemoteLauncher,
@@ -299,7 +302,7 @@ mod tests {
             siblings: 0,
             cpus: None,
             network: Network::default(),
-            manager: Manager::Launcher,
+            manager: Manager::Launcher { pid: 1 },
         }
     }
 }

@@ -232,6 +232,8 @@ impl Child<'_> {
         self.handled.iter().for_each(|signal| set_default(*signal));
         // The standard library of the daemon ignores it; programs expect that nobody does.
         set_default(libc::SIGPIPE);
+        // The daemon itself rather hears that a file would be too large.
+        set_default(libc::SIGXFSZ);
         set_mask(libc::SIG_SETMASK, false);
         Ok(())
     }
@@ -272,11 +274,30 @@ fn set_mask(how: c_int, block: bool) {
 }
 
 fn has_handler(signal: c_int) -> bool {
+    ![None, Some(libc::SIG_DFL), Some(libc::SIG_IGN)].contains(&action(signal))
+}
+
+/// Whether a signal is ignored.
+pub(crate) fn is_ignored(signal: c_int) -> bool {
+    action(signal) == Some(libc::SIG_IGN)
+}
+
+/// What a signal does; `None` for a number that is none of a signal.
+fn action(signal: c_int) -> Option<libc::sighandler_t> {
     // SAFETY: an action consists of numbers and a set, for which all zeros is a value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: only reads the action of a signal into memory that this function owns; a wrong number is an error.
     let known = unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) } == 0;
-    known && ![libc::SIG_DFL, libc::SIG_IGN].contains(&action.sa_sigaction)
+    known.then_some(action.sa_sigaction)
+}
+
+/// Has a signal do nothing.
+pub(crate) fn ignore(signal: c_int) {
+    // SAFETY: as in `set_default`, but for what it does: SIG_IGN.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = libc::SIG_IGN;
+    // SAFETY: the table of this process; the action is a valid one.
+    unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
 }
 
 /// Has a signal do what it does by default.

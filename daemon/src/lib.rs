@@ -14,6 +14,7 @@ mod exec;
 pub mod exit;
 pub mod forker;
 pub mod groups;
+mod heard;
 pub mod inherited;
 pub mod journal;
 pub mod link;

@@ -6,11 +6,11 @@
 //! has a queue of its own ([`crate::link`]).
 
 mod lines;
+mod outlet;
 
 use std::cell::RefCell;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::thread;
 
 use dragon_transport::descriptors::Frees;
 use tokio::net::unix::pipe;
@@ -18,21 +18,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::lines::Lines;
+use self::outlet::{Outlet, Piece};
 use crate::link::Link;
+use crate::services::Event;
 
-/// Pieces of output that may wait for a slow reader.
-const QUEUE: usize = 16;
 /// As much as is read from a pipe at once: what a pipe holds.
 const READ: usize = 64 << 10;
-
-/// What the writing thread gets.
-#[derive(Debug)]
-pub enum Piece {
-    /// Bytes for standard output, or with `true` for standard error.
-    Bytes(bool, Vec<u8>),
-    /// To be answered when everything before it is written.
-    Flush(oneshot::Sender<()>),
-}
 
 /// What stands before each line of a process.
 #[derive(Clone, Debug)]
@@ -64,7 +55,7 @@ impl Label {
 #[derive(Clone, Debug)]
 pub enum Sink {
     /// To the daemon's own standard output and error.
-    Own(mpsc::Sender<Piece>),
+    Own(Outlet),
     /// Up the tree, to the first node.
     Up(watch::Receiver<Way>),
 }
@@ -113,7 +104,7 @@ impl Upward {
     }
 
     /// The node is the first of the tree now: its output goes to the daemon's own.
-    pub fn lead_out(&self) {
+    pub fn lead_out(&self, events: &mpsc::Sender<Event>) {
         let Some(way) = self
             .0
             .as_ref()
@@ -121,7 +112,7 @@ impl Upward {
         else {
             return;
         };
-        match Sink::own() {
+        match Sink::own(events) {
             Ok(own) => drop(way.send_replace(Way::Out(own))),
             Err(error) => tracing::error!("output of processes cannot be written: {error}"),
         }
@@ -147,37 +138,29 @@ impl Upward {
 }
 
 impl Sink {
-    /// A sink to the daemon's own output. Its thread ends when the last clone is dropped.
+    /// A sink to the daemon's own output.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn own() -> io::Result<Self> {
-        let (queue, mut pieces) = mpsc::channel(QUEUE);
-        thread::Builder::new()
-            .name("output".to_owned())
-            .stack_size(256 << 10)
-            .spawn(move || {
-                while let Some(piece) = pieces.blocking_recv() {
-                    // A reader that went away takes its output with it; the program learns of it by its own writes.
-                    let _ = match piece {
-                        Piece::Bytes(true, bytes) => io::stderr().lock().write_all(&bytes),
-                        Piece::Bytes(false, bytes) => write_out(&bytes),
-                        Piece::Flush(done) => {
-                            let _ = done.send(());
-                            Ok(())
-                        }
-                    };
-                }
-            })?;
-        Ok(Self::Own(queue))
+    pub fn own(events: &mpsc::Sender<Event>) -> io::Result<Self> {
+        Outlet::start(events.clone()).map(Self::Own)
+    }
+
+    /// Whether output was lost here that somebody wanted to read.
+    #[must_use]
+    pub fn has_lost(&self) -> bool {
+        match self {
+            Self::Own(outlet) => outlet.has_lost(),
+            Self::Up(way) => matches!(&*way.borrow(), Way::Out(own) if own.has_lost()),
+        }
     }
 
     /// Passes bytes on, waiting while the queue is full.
     pub async fn write(&self, is_error: bool, bytes: Vec<u8>) {
         let mut bytes = bytes;
         let mut way = match self {
-            Self::Own(queue) => {
-                drop(queue.send(Piece::Bytes(is_error, bytes)).await);
+            Self::Own(outlet) => {
+                drop(outlet.pass(Piece::Bytes(is_error, bytes)).await);
                 return;
             }
             Self::Up(way) => way.clone(),
@@ -206,28 +189,40 @@ impl Sink {
             Self::Up(way) => Some(way.borrow().clone()),
         };
         let own = match (self, &way) {
-            (Self::Own(queue), _) | (_, Some(Way::Out(Self::Own(queue)))) => queue,
+            (Self::Own(outlet), _) | (_, Some(Way::Out(Self::Own(outlet)))) => outlet,
             (_, Some(Way::Parent(link))) => return link.output_passed_on().await,
             _ => return,
         };
         let (done, written) = oneshot::channel();
-        if own.send(Piece::Flush(done)).await.is_ok() {
+        if own.pass(Piece::Flush(done)).await.is_ok() {
             let _ = written.await;
         }
     }
 
-    /// Reads one end of a process's pipe until the other ends are closed.
+    /// Reads one end of a process's pipe until the other ends are closed, or until `refused` says that nobody reads any more:
+    /// then whoever writes gets `SIGPIPE`.
     ///
     /// # Errors
     /// When the descriptor is no pipe.
-    pub fn follow(&self, is_error: bool, label: Label, end: OwnedFd) -> io::Result<JoinHandle<()>> {
+    pub fn follow(
+        &self,
+        is_error: bool,
+        label: Label,
+        end: OwnedFd,
+        mut refused: watch::Receiver<bool>,
+    ) -> io::Result<JoinHandle<()>> {
         let end = pipe::Receiver::from_owned_fd(end)?;
         let sink = self.clone();
         Ok(tokio::spawn(async move {
             let _frees = Frees;
             let end = end;
             let mut lines = Lines::new(label.text().await);
-            while let Some(pieces) = next(&end, &mut lines).await {
+            loop {
+                let pieces = tokio::select! {
+                    pieces = next(&end, &mut lines) => pieces,
+                    Ok(_) = refused.wait_for(|refused| *refused) => return,
+                };
+                let Some(pieces) = pieces else { break };
                 for piece in pieces {
                     sink.write(is_error, piece).await;
                 }
@@ -257,10 +252,4 @@ async fn next(end: &pipe::Receiver, lines: &mut Lines) -> Option<Vec<Vec<u8>>> {
             Err(_) => return None,
         }
     }
-}
-
-fn write_out(piece: &[u8]) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(piece)?;
-    out.flush()
 }

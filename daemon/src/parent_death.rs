@@ -32,6 +32,18 @@ pub fn die_with_parent(command: &mut Command, signal: Signal, files: Rlimit) {
     unsafe { command.pre_exec(child) };
 }
 
+/// Gives the child its own limit of open files.
+#[expect(
+    unsafe_code,
+    reason = "pre_exec is the only place between fork and exec"
+)]
+pub(crate) fn with_files(command: &mut Command, files: Rlimit) {
+    let child = move || Ok(rustix::process::setrlimit(Resource::Nofile, files)?);
+    // SAFETY: the closure makes one system call, and neither allocates nor takes a lock, which is all that is allowed after a fork
+    // in a process with threads.
+    unsafe { command.pre_exec(child) };
+}
+
 /// Added to the badness of every child, so that the kernel's victim is never the daemon.
 const OOM_SCORE: &[u8] = b"500";
 

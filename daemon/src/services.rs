@@ -43,6 +43,7 @@ use crate::config::keys;
 use crate::exit::Exit;
 use crate::forker::Forker;
 use crate::groups::{Due, Groups};
+use crate::heard::Heard;
 use crate::journal;
 use crate::link::{self, Link};
 use crate::listener::Listener;
@@ -76,6 +77,8 @@ pub enum Event {
     Accepted(NodeIndex, TcpStream),
     /// A daemon says something.
     Peer(NodeIndex, PeerMessage),
+    /// Whoever read the output of the job has gone; with `true` its errors.
+    OutputRefused(bool),
     /// A connection to a daemon ended.
     LinkLost(NodeIndex, link::Ended),
     /// A connection to a daemon that we asked for could not be made: why, and whether that shows that the daemon has ended.
@@ -159,6 +162,8 @@ struct Daemon {
     forker: Forker,
     sink: Sink,
     up: Upward,
+    /// Of output and of errors: nobody reads them any more.
+    refused: [watch::Sender<bool>; 2],
     sender: mpsc::Sender<Event>,
     requests: Requests,
     /// What the head is to read, where that is not the daemon's own input.
@@ -246,7 +251,13 @@ pub async fn run(job: Job) -> Result<Exit> {
             }
             head_input = remote::follow(job.node, &signals.parent_gone)?;
         }
-        Manager::Launcher | Manager::Slurm { .. } => watch_parent(&signals.parent_gone),
+        Manager::Launcher { pid } => {
+            watch(*pid, &signals.parent_gone);
+            if supervisor::is_there() {
+                watch_parent(&signals.parent_gone);
+            }
+        }
+        Manager::Slurm { .. } => watch_parent(&signals.parent_gone),
     }
     if let Manager::Slurm {
         keeper: Some(at), ..
@@ -303,7 +314,7 @@ pub async fn run(job: Job) -> Result<Exit> {
         .map(|(node, stream)| link::run(node, stream, None, job.host_limit(), &sender));
     let (up, sink) = match &parent {
         Some(parent) if job.forward_output => Upward::by(parent),
-        _ => (Upward::none(), Sink::own()?),
+        _ => (Upward::none(), Sink::own(&sender)?),
     };
     let below = tree.children.into_iter();
     let patience = job.host_limit();
@@ -343,6 +354,7 @@ pub async fn run(job: Job) -> Result<Exit> {
         node,
         sink,
         up,
+        refused: [false; 2].map(watch::Sender::new),
         sender,
         socket,
         owner_left: false,
@@ -493,6 +505,7 @@ impl Daemon {
                 self.connected(node, stream)
             }
             Event::Peer(node, message) => return self.peer_says(node, message),
+            Event::OutputRefused(is_error) => self.output_refused(is_error),
             Event::LinkLost(node, ended) => return self.link_lost(node, ended),
             Event::Unreachable(node, why, gone) => return self.unreachable(node, &why, gone),
             Event::Attach { pid, reply } => {
@@ -608,10 +621,13 @@ async fn with_siblings(
     Ok((granted, mask))
 }
 
-/// Reports the end of the process that started this one.
+/// Reports the end of the process that started this one, which may be gone already.
 fn watch_parent(gone: &Arc<Notify>) {
-    if let Some(parent) = rustix::process::getppid() {
-        watch(parent.as_raw_nonzero().get().cast_unsigned(), gone);
+    match rustix::process::getppid() {
+        Some(Pid::INIT) => gone.notify_one(),
+        Some(parent) => watch(parent.as_raw_nonzero().get().cast_unsigned(), gone),
+        // It is none of this PID namespace.
+        None => {}
     }
 }
 
@@ -639,7 +655,10 @@ fn watch(process: u32, gone: &Arc<Notify>) {
                 }
             });
         }
-        Err(error) => tracing::warn!("cannot watch the process that started this one: {error}"),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => gone.notify_one(),
+        Err(error) => {
+            tracing::warn!("cannot watch process {process}, which started this one: {error}")
+        }
     }
 }
 
@@ -661,8 +680,8 @@ enum Signalled {
 struct Signals {
     child: Signal,
     terminate: Signal,
-    hang_up: Signal,
-    interrupt: Signal,
+    hang_up: Heard,
+    interrupt: Heard,
     last_interrupt: Option<Instant>,
     /// Whoever started this daemon is gone.
     parent_gone: Arc<Notify>,
@@ -672,7 +691,7 @@ struct Signals {
     are_the_programs: bool,
     user1: Signal,
     user2: Signal,
-    quit: Signal,
+    quit: Heard,
     alarm: Signal,
     /// When the job ends at the latest, and what the user said about it.
     time_limit: Option<(Instant, Duration)>,
@@ -683,15 +702,15 @@ impl Signals {
         Ok(Self {
             child: signal(SignalKind::child())?,
             terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: Heard::new(SignalKind::hangup())?,
+            interrupt: Heard::new(SignalKind::interrupt())?,
             last_interrupt: None,
             parent_gone: Arc::default(),
             head_runs: false,
             are_the_programs: false,
             user1: signal(SignalKind::user_defined1())?,
             user2: signal(SignalKind::user_defined2())?,
-            quit: signal(SignalKind::quit())?,
+            quit: Heard::new(SignalKind::quit())?,
             alarm: signal(SignalKind::alarm())?,
             time_limit: None,
         })
@@ -729,12 +748,12 @@ impl Signals {
             }
             _ = self.child.recv() => Signalled::Child,
             _ = self.terminate.recv() => end(rustix::process::Signal::TERM, "SIGTERM"),
-            _ = self.hang_up.recv() => end(rustix::process::Signal::HUP, "SIGHUP"),
+            () = self.hang_up.recv() => end(rustix::process::Signal::HUP, "SIGHUP"),
             _ = self.user1.recv() => Signalled::ForHead(rustix::process::Signal::USR1),
             _ = self.user2.recv() => Signalled::ForHead(rustix::process::Signal::USR2),
-            _ = self.quit.recv() => Signalled::ForHead(rustix::process::Signal::QUIT),
+            () = self.quit.recv() => Signalled::ForHead(rustix::process::Signal::QUIT),
             _ = self.alarm.recv() => Signalled::ForHead(rustix::process::Signal::ALARM),
-            _ = self.interrupt.recv() => {
+            () = self.interrupt.recv() => {
                 let before = self.last_interrupt.replace(Instant::now());
                 let twice = before.is_some_and(|at| at.elapsed() < TWICE) && !are_the_programs;
                 if !self.head_runs || twice {

@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use dragon_protocol::env;
 use rustix::process::{Pid, Signal, pidfd_send_signal, set_child_subreaper};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::time::sleep;
 
 use crate::adapter::client::is_stopped;
@@ -26,15 +26,21 @@ use crate::adapter::join::{self, Joined};
 use crate::adapter::launcher::{self, NOT_UP, STDIN};
 use crate::cli::RUNTIME_FAILED;
 use crate::cli::launcher::{END_LIMIT, HINT_WAIT};
+use crate::heard::Heard;
 use crate::journal::say;
 use crate::readable::end_of;
-use crate::signal_mask;
 use crate::sweep;
 
 /// The argument of a daemon that has a supervisor.
 pub const SUPERVISED: &str = "--supervised";
 /// One more of a daemon whose supervisor has joined the starter.
 const JOINED: &str = "--joined";
+
+/// Whether this process is the daemon of a supervisor.
+#[must_use]
+pub fn is_there() -> bool {
+    std::env::args_os().any(|word| word == SUPERVISED)
+}
 
 /// Whether this process is the daemon of a supervisor that has joined: whoever started that may come and go.
 #[must_use]
@@ -50,7 +56,6 @@ pub const APART: &str = "--apart";
 /// # Errors
 /// When it cannot be started.
 pub fn run(arguments: &[OsString]) -> Result<u8> {
-    signal_mask::take_all().context("cannot take signals")?;
     // What the daemon's processes leave when it is killed comes to this one.
     set_child_subreaper(Pid::from_raw(1)).context("cannot become subreaper")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -63,22 +68,18 @@ pub fn run(arguments: &[OsString]) -> Result<u8> {
 }
 
 async fn supervise(arguments: &[OsString]) -> Result<u8> {
-    let kinds = [
-        (SignalKind::terminate(), Signal::TERM),
-        (SignalKind::hangup(), Signal::HUP),
-        (SignalKind::user_defined1(), Signal::USR1),
-        (SignalKind::user_defined2(), Signal::USR2),
-    ];
     // Before the daemon is there: none of them may end this process alone.
-    let kinds = kinds.map(|(kind, number)| signal(kind).map(|stream| (stream, number)));
+    let mut term = Heard::new(SignalKind::terminate())?;
+    let hang_up = Heard::new(SignalKind::hangup())?;
+    let user1 = Heard::new(SignalKind::user_defined1())?;
+    let user2 = Heard::new(SignalKind::user_defined2())?;
     // The launcher passes on those that are meant for the daemon.
-    let _interrupt = signal(SignalKind::interrupt())?;
-    let [mut term, hang_up, user1, user2] = kinds;
+    let _interrupt = Heard::new(SignalKind::interrupt())?;
     let apart = arguments.iter().any(|word| word == APART);
     let mut joined = match join::way(arguments) {
         Some(way) if apart => tokio::select! {
             joined = join::join(way, arguments) => Some(joined?),
-            () = next(&mut term) => return Ok(NOT_UP),
+            () = term.recv() => return Ok(NOT_UP),
         },
         _ => None,
     };
@@ -106,19 +107,18 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
             let _ = pidfd_send_signal(daemon, Signal::KILL);
         }
     };
-    let pass_on = async |kind: std::io::Result<(tokio::signal::unix::Signal, Signal)>| {
-        if let Ok((mut stream, number)) = kind {
-            while stream.recv().await.is_some() {
-                // It may have ended in between.
-                let _ = pidfd_send_signal(daemon, number);
-            }
+    let pass_on = async |mut heard: Heard, number: Signal| {
+        loop {
+            heard.recv().await;
+            // It may have ended in between.
+            let _ = pidfd_send_signal(daemon, number);
         }
     };
     let is_joined = joined.is_some();
     let terminate = async {
         let mut number = Signal::TERM;
         loop {
-            next(&mut term).await;
+            term.recv().await;
             let _ = pidfd_send_signal(daemon, number);
             kill_if_stopped();
             // Whoever can end a task by signals alone has no other way to end a daemon that hangs, and what it has started.
@@ -146,9 +146,9 @@ async fn supervise(arguments: &[OsString]) -> Result<u8> {
         ended = end.readable() => drop(ended?),
         () = parent_gone => {}
         () = terminate => {}
-        () = pass_on(hang_up) => {}
-        () = pass_on(user1) => {}
-        () = pass_on(user2) => {}
+        () = pass_on(hang_up, Signal::HUP) => {}
+        () = pass_on(user1, Signal::USR1) => {}
+        () = pass_on(user2, Signal::USR2) => {}
         () = say_to(stdin, &mut joined) => {}
     }
     let status = child.wait()?;
@@ -190,15 +190,6 @@ fn daemon(arguments: &[OsString], joined: bool, apart: bool) -> Result<Command> 
 }
 
 /// Waits for one more signal.
-async fn next(signal: &mut std::io::Result<(tokio::signal::unix::Signal, Signal)>) {
-    if let Ok((stream, _)) = signal
-        && stream.recv().await.is_some()
-    {
-        return;
-    }
-    std::future::pending().await
-}
-
 /// Passes on to the daemon what its starter says; its input ends when the starter is gone.
 async fn say_to(stdin: Option<std::process::ChildStdin>, joined: &mut Option<Joined>) {
     if let (Some(stdin), Some(joined)) = (stdin, joined)

@@ -3,13 +3,19 @@
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 
-use crate::exec::set_default;
+use crate::exec::{ignore, set_default};
 use crate::journal::say;
+use crate::signal_mask;
 
-/// Has the kernel report ends of children: whoever started this process may have wanted none of its own reported, and that is
-/// inherited.
+/// Has the kernel report ends of children, and every other signal: whoever started this process may have wanted none of its own
+/// reported, and may have blocked what it did not want to be disturbed by; both are inherited.
 pub fn hear_of_children() {
     set_default(libc::SIGCHLD);
+    // Where files may not be as large as a pool the call that makes it fails, and a sentence says so.
+    ignore(libc::SIGXFSZ);
+    if let Err(error) = signal_mask::take_all() {
+        say(&format!("cannot take signals: {error}"));
+    }
 }
 
 /// The children of this process, read from the kernel: also those that came to it as subreaper.

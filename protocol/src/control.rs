@@ -302,6 +302,8 @@ pub enum PeerMessage {
     TasksEnded(Vec<NodeIndex>),
     /// Up the tree: the task of a node that is its daemon's own ended with this code, which is not 0. Slurm has not heard of it.
     TaskFailed(NodeIndex, u8),
+    /// Down the tree: nobody reads the output of the job any more, or with `true` its errors.
+    OutputRefused(bool),
 }
 
 impl PeerMessage {

@@ -60,10 +60,13 @@ impl JobKey {
     #[must_use]
     pub fn port(&self, node: NodeIndex, attempt: u32, first: u16, last: u16) -> u16 {
         let span = u64::from(last.saturating_sub(first)) + 1;
-        let mut arguments = [0; 8];
-        arguments[..4].copy_from_slice(&node.get().to_le_bytes());
-        arguments[4..].copy_from_slice(&attempt.to_le_bytes());
-        let offset = self.derive("port", &arguments) % span;
+        let node = node.get().to_le_bytes();
+        // Steps of a width that shares no factor with the span visit each of its ports once before any of them again.
+        let width = 1 + self.derive("width", &node) % span;
+        let width = (width..)
+            .find(|width| common(*width, span) == 1)
+            .unwrap_or(1);
+        let offset = (self.derive("port", &node) % span + u64::from(attempt) * width) % span;
         // The offset is below the span, which is at most last - first + 1: the sum fits.
         first.saturating_add(u16::try_from(offset).unwrap_or(0))
     }
@@ -97,6 +100,11 @@ impl JobKey {
         first.copy_from_slice(&hash.finalize().as_bytes()[..8]);
         u64::from_le_bytes(first)
     }
+}
+
+/// The greatest common divisor.
+fn common(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { common(b, a % b) }
 }
 
 /// How many ports of the sequence a daemon tries before it gives up.

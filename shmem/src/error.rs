@@ -11,7 +11,7 @@ use crate::pool::tag::PoolTag;
 #[non_exhaustive]
 pub enum Error {
     /// The kernel refused a call.
-    #[error("{call}: {errno}")]
+    #[error("{call}: {errno}{}", way_out(*errno))]
     System {
         /// The call.
         call: &'static str,
@@ -202,6 +202,14 @@ impl Error {
             Self::NotAllocated { .. } => Code::InvalidArgument,
             Self::Daemon(code, _) => *code,
         }
+    }
+}
+
+/// What can be done about an error of the kernel whose name does not say it.
+fn way_out(errno: rustix::io::Errno) -> &'static str {
+    match errno {
+        rustix::io::Errno::FBIG => "; no file may be so large here: raise the limit (ulimit -f)",
+        _ => "",
     }
 }
 

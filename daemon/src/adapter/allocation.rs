@@ -42,7 +42,6 @@ use crate::exit::Exit;
 use crate::journal::say;
 use crate::program::{NOT_EXECUTABLE, NOT_FOUND};
 use crate::readable::end_of;
-use crate::signal_mask;
 
 /// The mode of the keeper: what the plugin says in front of a script or shell.
 const KEEPER: &str = "allocation";
@@ -89,7 +88,6 @@ impl Part {
 /// # Errors
 /// When the runtime does not come up.
 pub fn run(arguments: &[OsString]) -> Result<Exit> {
-    signal_mask::take_all().context("cannot take signals")?;
     let script = std::env::var_os(env::STEP_PROGRAM)
         .with_context(|| format!("{} is not set", env::STEP_PROGRAM))?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -125,8 +125,22 @@ pub fn read(source: &OsStr) -> Result<Job> {
         manager: if by_stdin {
             Manager::RemoteLauncher
         } else {
-            Manager::Launcher
+            Manager::Launcher {
+                pid: launcher(source)?,
+            }
         },
+    })
+}
+
+/// The process in whose `/proc` the message lies.
+fn launcher(source: &OsStr) -> Result<u32> {
+    let mut parts = source.to_str().unwrap_or_default().split('/');
+    let pid = parts.nth(2).and_then(|pid| pid.parse().ok());
+    pid.with_context(|| {
+        format!(
+            "--launch {}: /proc/PID/fd/NUMBER is wanted, of the dragon command",
+            source.display()
+        )
     })
 }
 

@@ -14,7 +14,7 @@ use dragon_daemon::adapter::{self, Role, allocation, client, join, wishes};
 use dragon_daemon::config::keys;
 use dragon_daemon::exit::Exit;
 use dragon_daemon::supervisor::{self, APART, SUPERVISED};
-use dragon_daemon::{journal, services, sibling, sweep, task};
+use dragon_daemon::{journal, program, services, sibling, sweep, task};
 use dragon_protocol::env;
 use dragon_shmem::Member;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -74,6 +74,8 @@ fn run() -> Result<Exit> {
         && arguments.len() > 1)
         .then(|| arguments.swap_remove(1));
     let role = adapter::detect(launch.as_deref(), &arguments)?;
+    let (Role::Daemon(job) | Role::Sibling(job)) = &role;
+    program::use_interpreter(job.config.text(&keys::PYTHON));
     // Before the first thread: it would cost half of the start afterwards.
     Member::prepare();
     journal::write_by_thread().context("cannot start a thread")?;

@@ -9,6 +9,9 @@ use super::Arguments;
 use crate::adapter::pbs::Allocation;
 use crate::journal::say;
 
+/// As many nodes as `--nodes` allows.
+const MOST_NODES: usize = 4096;
+
 /// Where the nodes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -30,11 +33,7 @@ pub fn place(arguments: &Arguments) -> Result<Place> {
         (None, Some(file)) => {
             let text = fs::read_to_string(file)
                 .with_context(|| format!("cannot read the host file {}", file.display()))?;
-            let lines = text
-                .lines()
-                .map(str::trim)
-                .filter(|line| !line.is_empty() && !line.starts_with('#'));
-            lines.map(str::to_owned).collect()
+            in_file(&text).with_context(|| format!("the host file {}", file.display()))?
         }
         (None, None) => match arguments.nodes {
             Some(0) if arguments.local_nodes => {
@@ -52,7 +51,48 @@ pub fn place(arguments: &Arguments) -> Result<Place> {
         bail!("the host list names no host");
     }
     shorten(&mut hosts, arguments.nodes, "the host list names")?;
+    check(&hosts)?;
     Ok(Place::Hosts(hosts))
+}
+
+/// The hosts of a host file: a name or a host list on each line, and comments behind #.
+fn in_file(text: &str) -> Result<Vec<String>> {
+    let mut hosts = Vec::new();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    for (line, number) in text.lines().zip(1..) {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if line.is_empty() {
+            continue;
+        }
+        if line.contains(char::is_whitespace) {
+            bail!(
+                "line {number}: '{line}': one host a line is wanted, without further words; a node has all the CPUs that its daemon finds"
+            );
+        }
+        hosts.extend(hostlist::expand(line).with_context(|| format!("line {number}"))?);
+    }
+    Ok(hosts)
+}
+
+/// Refuses what is no name of a host, and more of them than a job has nodes.
+fn check(hosts: &[String]) -> Result<()> {
+    if hosts.len() > MOST_NODES {
+        bail!(
+            "{} hosts; a job has at most {MOST_NODES} nodes: -N takes the first so many",
+            hosts.len()
+        );
+    }
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:@%".contains(&byte);
+    for host in hosts {
+        // A remote shell would take it for an option.
+        if host.is_empty() || host.starts_with('-') || !host.bytes().all(fits) {
+            bail!(
+                "'{}' is no name of a host: letters, digits, '.', '-', '_', ':' and '@' make one, and no '-' at its beginning",
+                host.escape_debug()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The place where nobody names one: the hosts of the workload manager's job around this command, or this machine.
@@ -126,6 +166,32 @@ mod tests {
         ] {
             assert_eq!(said(one), None, "{one:?}");
         }
+    }
+
+    #[test]
+    fn host_files_have_a_host_or_a_list_on_each_line() {
+        let hosts = in_file("\u{feff}a # first\n\n# none\n n[1-2],b\r\n").unwrap();
+        assert_eq!(hosts, ["a", "n1", "n2", "b"]);
+        let error = in_file("a\nb slots=4\n").unwrap_err().to_string();
+        assert!(error.starts_with("line 2: 'b slots=4'"), "{error}");
+    }
+
+    #[test]
+    fn names_of_hosts_are_names() {
+        let checked = |name: &str| check(&[name.to_owned()]).map_err(|error| error.to_string());
+        for name in ["n1", "user@n-1.site", "fe80::1%eth0", "10.0.0.1"] {
+            checked(name).unwrap();
+        }
+        for name in ["-oProxyCommand=x", "a b", "a;b", "$(x)", ""] {
+            assert!(checked(name).is_err(), "{name}");
+        }
+        let many = vec!["n".to_owned(); MOST_NODES + 1];
+        assert!(
+            check(&many)
+                .unwrap_err()
+                .to_string()
+                .starts_with("4097 hosts")
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The launcher: where no workload manager does it, it starts the daemons, waits for them and sweeps up behind them.
 
 mod line;
+mod signals;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,13 +17,14 @@ use anyhow::{Context, Result, anyhow, ensure};
 use dragon_protocol::env;
 use dragon_protocol::frame::{self, FrameError};
 use dragon_protocol::launch::LaunchSpec;
-use rustix::process::{Pid, Resource, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use self::line::Line;
+pub(crate) use self::signals::END_LIMIT;
+use self::signals::{Interrupts, Signals, is_for_head};
 use super::hosts::{Place, place};
 use super::inside;
 use super::outputs::Outputs;
@@ -34,7 +36,7 @@ use crate::adapter::launcher::{self, BRING_UP, NOT_UP, STDIN};
 use crate::adapter::pbs::{Allocation, tm};
 use crate::config::{Config, keys};
 use crate::journal::{self, say};
-use crate::parent_death::die_with_parent;
+use crate::parent_death::{die_with_parent, with_files};
 use crate::program;
 use crate::readable::end_of;
 use crate::supervisor::APART;
@@ -42,17 +44,14 @@ use crate::sweep;
 
 /// Children of a node in the tree of daemons.
 const FANOUT: u32 = 16;
+/// Files that the launcher has open for each daemon at most, and beside them.
+const FILES_OF_DAEMON: u64 = 3;
+const FILES: u64 = 64;
 /// How long daemons may take to end after SIGTERM.
 const LAST_WAIT: Duration = Duration::from_secs(10);
 
 /// How long the first daemon may take to say why the job does not come up.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
-/// How long an orderly end may take, that of a job with a slow reader of its output included.
-pub(crate) const END_LIMIT: Duration = Duration::from_secs(90);
-/// The same after a second interrupt: whoever types it is in a hurry.
-const END_SOON: Duration = Duration::from_secs(10);
-/// Interrupts that follow each other within this time belong together.
-const TWICE: Duration = Duration::from_secs(1);
 /// How long the other daemons may take to end when they are told that the first one has.
 pub(crate) const HINT_WAIT: Duration = Duration::from_secs(1);
 /// Exit code of ssh for its own errors.
@@ -178,8 +177,17 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                 if status.code().is_some() {
                     others_code = exit_code(status).max(others_code);
                 }
+                let never_began = rank == 0 && daemon.line.as_ref().is_some_and(Line::is_untouched);
                 if code.is_none() && asked.is_none() && !terminated {
-                    complain(rank, &daemon.host, status);
+                    if never_began {
+                        say(&format!(
+                            "the daemon of node 0 ({}) was not started: the remote shell ended with {status} before it had passed on what is to be done; does {} reach that host, and run what it is given?",
+                            daemon.host,
+                            start.config.text(&keys::RSH)
+                        ));
+                    } else {
+                        complain(rank, &daemon.host, status);
+                    }
                 }
                 if goes_on && !terminated && goes_on_without(rank, status) {
                     // Daemons that are told to end succeed: now those that do not hear anything have their time.
@@ -198,6 +206,7 @@ async fn run(start: &Start<'_>) -> Result<u8> {
                     code = Some(match exit_code(status) {
                         RUNTIME_FAILED if told => by_signal,
                         _ if terminated => by_signal,
+                        _ if never_began => RUNTIME_FAILED,
                         code => code,
                     });
                     let wait = if goes_on {
@@ -284,11 +293,6 @@ fn at_latest(next: Option<(Instant, Last)>, limit: Duration) -> (Instant, Last) 
     next.map_or((at, Last::Terminate), |(other, last)| (other.min(at), last))
 }
 
-/// Whether a signal means nothing to the runtime.
-fn is_for_head(signal: Signal) -> bool {
-    matches!(signal, Signal::USR1 | Signal::USR2)
-}
-
 /// What is done with daemons that are left.
 #[derive(Clone, Copy)]
 enum Last {
@@ -312,35 +316,6 @@ fn kill_stopped(daemons: &BTreeMap<u32, Daemon>) {
             daemon.host
         ));
         daemon.kill();
-    }
-}
-
-/// Interrupts from the terminal, as far as they follow each other within a second.
-#[derive(Default)]
-struct Interrupts {
-    count: u32,
-    last: Option<Instant>,
-}
-
-impl Interrupts {
-    /// Whether the last one came a moment ago.
-    fn just_came(&self) -> bool {
-        self.last.is_some_and(|last| last.elapsed() < TWICE)
-    }
-
-    /// One more; returns how long the job may take to end now. The first is the head's, and ends a job that comes up; the
-    /// second ends the job; more are for remote shells that hang.
-    fn limit(&mut self) -> Option<Duration> {
-        let last = self.last.replace(Instant::now());
-        if last.is_some_and(|last| last.elapsed() >= TWICE) {
-            self.count = 0;
-        }
-        self.count += 1;
-        match self.count {
-            1 => None,
-            2 => Some(END_SOON),
-            _ => Some(Duration::ZERO),
-        }
     }
 }
 
@@ -421,6 +396,7 @@ fn start_all(start: &Start<'_>) -> Result<(BTreeMap<u32, Daemon>, Option<Door>)>
             .push((keys::POOL.name.to_owned(), local_pool(nodes).to_string()));
     }
     let dragond = dragond()?;
+    let files = room_for_daemons(spec.hosts.len());
     let mut daemons = BTreeMap::new();
     let mut door = match &start.place {
         Place::Pbs(allocation) if allocation.hosts.len() > 1 => {
@@ -446,9 +422,14 @@ fn start_all(start: &Start<'_>) -> Result<(BTreeMap<u32, Daemon>, Option<Door>)>
         };
         start.outputs.give(&mut command, rank)?;
         let daemon = match (&start.place, &mut door) {
-            (Place::Hosts(_), _) => start_on_host(command, &host, &spec),
-            (Place::Pbs(_), Some(door)) if rank != 0 => start_by_tm(command, &host, &spec, door),
-            (place, _) => start_here(command, &spec, matches!(place, Place::Pbs(_))),
+            (Place::Hosts(_), _) => start_on_host(command, &host, &spec, files),
+            (Place::Pbs(_), Some(door)) if rank != 0 => {
+                start_by_tm(command, &host, &spec, door, files)
+            }
+            (place, _) => {
+                let apart = matches!(place, Place::Pbs(_));
+                start_here(command, &spec, apart, files)
+            }
         };
         daemons.insert(
             rank,
@@ -468,7 +449,28 @@ fn local_pool(nodes: u32) -> u64 {
     (crate::resources::granted().memory / 2 / u64::from(nodes)).max(keys::LEAST_POOL)
 }
 
-fn start_here(mut command: Command, spec: &LaunchSpec, apart: bool) -> Result<Daemon> {
+/// Raises the limit of open files as far as so many daemons need it; returns the one that they are to have.
+fn room_for_daemons(count: usize) -> Rlimit {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let wanted = FILES + FILES_OF_DAEMON * count as u64;
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+            tracing::debug!("the limit of open files stays: {error}");
+        }
+    }
+    limit
+}
+
+fn start_here(
+    mut command: Command,
+    spec: &LaunchSpec,
+    apart: bool,
+    files: Rlimit,
+) -> Result<Daemon> {
     let (reader, mut writer) = io::pipe()?;
     let message = encode(spec)?;
     // Larger than what a pipe holds: written by a thread, which ends with the daemon's end of the pipe.
@@ -484,12 +486,15 @@ fn start_here(mut command: Command, spec: &LaunchSpec, apart: bool) -> Result<Da
     if spec.rank != 0 {
         command.stdin(Stdio::null());
     }
+    if rustix::process::getrlimit(Resource::Nofile) != files {
+        with_files(&mut command, files);
+    }
     let child = command.spawn()?;
     watch(child, "this machine".to_owned(), None, Some(reader))
 }
 
 /// The remote shell. An interrupt from the terminal is not for it: this process passes it on.
-fn remote_shell(rsh: &str, host: &str, dragond: &PathBuf) -> Result<Command> {
+fn remote_shell(rsh: &str, host: &str, dragond: &Path) -> Result<Command> {
     let words: Vec<_> = rsh.split_whitespace().collect();
     ensure!(!words.is_empty(), "--rsh is empty");
     let mut command = Command::new("/bin/sh");
@@ -497,17 +502,40 @@ fn remote_shell(rsh: &str, host: &str, dragond: &PathBuf) -> Result<Command> {
         .args(["-c", "trap '' INT; exec \"$@\"", "dragon"])
         .args(words)
         .arg(host)
-        .arg(dragond)
+        .arg(quoted(dragond))
         .arg("--launch")
         .arg(STDIN)
         .stdin(Stdio::piped());
     Ok(command)
 }
 
-fn start_on_host(mut command: Command, host: &str, spec: &LaunchSpec) -> Result<Daemon> {
+/// A path as one word of the shell on the other side, which gets all words as one line. Words without anything that a shell
+/// minds stay as they are: not every remote shell has a shell behind it.
+fn quoted(path: &Path) -> OsString {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(byte);
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.iter().all(plain) {
+        return path.as_os_str().to_owned();
+    }
+    let mut word = vec![b'\''];
+    for byte in bytes {
+        match byte {
+            b'\'' => word.extend(b"'\\''"),
+            other => word.push(*other),
+        }
+    }
+    word.push(b'\'');
+    OsString::from_vec(word)
+}
+
+fn start_on_host(
+    mut command: Command,
+    host: &str,
+    spec: &LaunchSpec,
+    files: Rlimit,
+) -> Result<Daemon> {
     command.arg(launcher::from(spec.rank));
     // When this process is killed the remote shell ends, and what it runs learns of it as of any lost connection.
-    let files = rustix::process::getrlimit(Resource::Nofile);
     die_with_parent(&mut command, Signal::TERM, files);
     let mut child = command.spawn()?;
     let stdin = child.stdin.take().context("no pipe to the remote shell")?;
@@ -521,6 +549,7 @@ fn start_by_tm(
     host: &str,
     spec: &LaunchSpec,
     door: &mut Door,
+    files: Rlimit,
 ) -> Result<Daemon> {
     let (says, ended) = door.expect(spec.rank)?;
     command
@@ -529,7 +558,6 @@ fn start_by_tm(
         .env(env::JOIN_KEY, door.key())
         .stdin(ended);
     // When this process is killed the task is ended, which learns of it by the end of its line, too.
-    let files = rustix::process::getrlimit(Resource::Nofile);
     die_with_parent(&mut command, Signal::TERM, files);
     let child = command.spawn()?;
     let line = Line::saying(OwnedFd::from(says), spec)?;
@@ -696,43 +724,25 @@ fn exit_code(status: std::process::ExitStatus) -> u8 {
         .unwrap_or(RUNTIME_FAILED)
 }
 
-/// Signals for the job: the first daemon ends it, or passes them on to the head. An interrupt from the terminal reaches
-/// the head and the daemons without this process.
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    hang_up: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-    user1: tokio::signal::unix::Signal,
-    user2: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            user1: signal(SignalKind::user_defined1())?,
-            user2: signal(SignalKind::user_defined2())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.terminate.recv() => Signal::TERM,
-            _ = self.hang_up.recv() => Signal::HUP,
-            _ = self.user1.recv() => Signal::USR1,
-            _ = self.user2.recv() => Signal::USR2,
-            _ = self.interrupt.recv() => Signal::INT,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::ExitStatus;
 
     use super::*;
+
+    #[test]
+    fn a_path_is_one_word_of_a_shell() {
+        for path in ["/usr/bin/dragond", "/a b/ü/dragond", "/it's/$HOME/`x`"] {
+            let word = quoted(Path::new(path));
+            let line = format!("printf %s {}", word.display());
+            let said = Command::new("sh").args(["-c", &line]).output().unwrap();
+            assert_eq!(String::from_utf8(said.stdout).unwrap(), path);
+        }
+        assert_eq!(
+            quoted(Path::new("/opt/x-1.0/dragond")),
+            "/opt/x-1.0/dragond"
+        );
+    }
 
     #[test]
     fn a_first_daemon_that_was_killed_leaves_the_job_to_the_others() {

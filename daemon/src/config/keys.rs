@@ -261,7 +261,7 @@ keys! {
     /// Where processes go.
     PLACEMENT = Key {
         name: "placement",
-        kind: Kind::Text(any),
+        kind: Kind::Word(&["roundrobin", "block", "packed", "local", "remote"]),
         default: "",
         otherwise: "roundrobin",
         shown: "POLICY",

@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Daemon, End, Event, Signals};
 use crate::adapter::Manager;
+use crate::cli::RUNTIME_FAILED;
 use crate::exit::Exit;
 use crate::journal;
 use crate::link::Link;
@@ -95,7 +96,20 @@ impl Daemon {
         }
         self.node.shutdown(AGENT);
         enter(self.job.node, State::Gone);
-        tasks.map_or(Exit::Code(end.code), |tasks| tasks.exit(&end))
+        let code = if end.code == 0 && self.sink.has_lost() {
+            RUNTIME_FAILED
+        } else {
+            end.code
+        };
+        tasks.map_or(Exit::Code(code), |tasks| tasks.exit(&end))
+    }
+
+    /// Nobody reads the job's output any more, or its errors: programs of all nodes learn it when they write.
+    pub(super) fn output_refused(&mut self, is_error: bool) {
+        for link in &self.children {
+            link.post(PeerMessage::OutputRefused(is_error));
+        }
+        self.refused[usize::from(is_error)].send_replace(true);
     }
 
     /// Handles what still comes until `done` or the deadline.

@@ -377,7 +377,7 @@ impl Daemon {
         }
         match &self.parent {
             Some(parent) => self.up.lead_to(parent),
-            None if above.is_none() => self.up.lead_out(),
+            None if above.is_none() => self.up.lead_out(&self.sender),
             None => self.up.wait(),
         }
         self.follow_on();

@@ -238,6 +238,7 @@ impl Daemon {
             | PeerMessage::Logged { .. }
             | PeerMessage::LogsTaken { .. }
             | PeerMessage::UnfollowLogs { .. }) => self.peer_follows(node, message),
+            PeerMessage::OutputRefused(is_error) => self.output_refused(is_error),
             PeerMessage::TasksEnded(nodes) => return self.tasks_ended_below(nodes),
             PeerMessage::TaskFailed(failed, code) => self.task_failed(failed, code),
             PeerMessage::Shutdown(why) => return Some(End { code: 0, why }),

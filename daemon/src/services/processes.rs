@@ -213,7 +213,7 @@ impl Daemon {
             Manager::Slurm { .. } if signal == Signal::INT && io::stdin().is_terminal() => false,
             Manager::Slurm { .. } => resources::in_step_group(),
             // The launcher was meant; only the terminal's interrupt has reached the head too, unless it came too early.
-            Manager::Launcher => signal != Signal::INT || !self.processes.head_hears,
+            Manager::Launcher { .. } => signal != Signal::INT || !self.processes.head_hears,
             Manager::RemoteLauncher | Manager::Client { .. } => true,
         };
         if !wanted {

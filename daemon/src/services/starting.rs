@@ -518,7 +518,12 @@ impl Daemon {
             processes.readers_kept = processes.readers.len();
         }
         rustix::io::ioctl_fionbio(&end, true)?;
-        let reader = self.sink.follow(is_error, label, end)?;
+        let reader = self.sink.follow(
+            is_error,
+            label,
+            end,
+            self.refused[usize::from(is_error)].subscribe(),
+        )?;
         processes.readers.push(reader);
         Ok(())
     }

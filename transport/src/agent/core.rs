@@ -182,8 +182,10 @@ impl Core {
         let lost = answer.origin.link.is_some() || code == Code::Full;
         match code {
             _ if !lost || !matches!(op, Op::Send | Op::Push) => {}
-            // At the end of a program that is as it should be: whoever would have received it is gone.
-            Code::NoSuchObject => drop(add(&self.counters.messages_lost)),
+            // At the end of a program that is as it should be: whoever would have received it has destroyed it, or is gone.
+            Code::NoSuchObject | Code::Destroyed => {
+                add(&self.counters.messages_lost);
+            }
             _ => self.dropped(object, "its channel did not take it"),
         }
     }
