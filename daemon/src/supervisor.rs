@@ -26,6 +26,7 @@ use crate::adapter::join::{self, Joined};
 use crate::adapter::launcher::{self, NOT_UP, STDIN};
 use crate::cli::RUNTIME_FAILED;
 use crate::cli::launcher::{END_LIMIT, HINT_WAIT};
+use crate::exec::set_default;
 use crate::heard::Heard;
 use crate::journal::say;
 use crate::readable::end_of;
@@ -56,6 +57,9 @@ pub const APART: &str = "--apart";
 /// # Errors
 /// When it cannot be started.
 pub fn run(arguments: &[OsString]) -> Result<u8> {
+    // The launcher has its remote shell ignore the terminal's interrupts, and one that stays on this machine leaves that to what it
+    // runs.
+    set_default(libc::SIGINT);
     // What the daemon's processes leave when it is killed comes to this one.
     set_child_subreaper(Pid::from_raw(1)).context("cannot become subreaper")?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -79,7 +79,10 @@ fn a_host_without_the_daemon_ends_the_bring_up_at_once() {
     let hosts = Hosts::new(2).with(0, missing);
     let mut job = start(&mut hosts.dragon(HEAD));
     let ended = job.ends();
-    assert_eq!(ended.code, Some(127), "{ended:?}");
+    assert_eq!(ended.code, Some(125), "{ended:?}");
+    let sentence =
+        "node 0 (127.0.0.1) was not started: the remote shell ended with exit status: 127";
+    assert!(ended.err.contains(sentence), "{ended:?}");
 }
 
 #[test]
