@@ -1,5 +1,6 @@
 //! `cargo xtask test`: installs what the tests need, runs the groups, ends with one line of totals.
 
+mod cpython;
 mod other_slurm;
 mod totals;
 
@@ -33,13 +34,26 @@ pub(crate) enum Group {
     Slurm,
     /// A real OpenPBS of several nodes, where one is installed in /opt/pbs
     Pbs,
+    /// CPython's own tests of multiprocessing under the start method "dragon"; only when it is named. With
+    /// DRAGON_PLACEMENT=remote every child is on another node
+    Cpython,
 }
 
 impl Group {
+    /// What runs when nothing is named.
+    const DEFAULT: [Self; 5] = [
+        Self::Rust,
+        Self::Python,
+        Self::Nodes,
+        Self::Slurm,
+        Self::Pbs,
+    ];
+
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Rust => &["libslurm-dev"],
-            Self::Python => &[],
+            // What the last needs depends on the Python that is found.
+            Self::Python | Self::Cpython => &[],
             Self::Nodes | Self::Pbs => &[
                 "iproute2",
                 "util-linux",
@@ -70,7 +84,7 @@ pub(crate) fn test(
         other: other.as_ref(),
     };
     let groups = if groups.is_empty() {
-        Group::value_variants()
+        &Group::DEFAULT[..]
     } else {
         groups
     };
@@ -141,6 +155,7 @@ fn run_group(repo: &Repo, group: Group, options: &Options<'_>) -> Result<Counts>
     match group {
         Group::Rust => rust(repo),
         Group::Python => pytest(repo),
+        Group::Cpython => cpython::run(repo),
         Group::Nodes if setup::is_root() => {
             let other = |name: &str| !name.starts_with("slurm") && !name.starts_with("pbs");
             system(repo, other, options)

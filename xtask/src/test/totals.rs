@@ -92,6 +92,22 @@ impl CargoTest {
     }
 }
 
+/// Reads a line as `Counts` are written; `None` for any other line.
+pub(crate) fn own_totals(line: &str) -> Option<Counts> {
+    let mut numbers = [0; 3];
+    let mut parts = line.split(", ");
+    for (number, what) in numbers.iter_mut().zip(["passed", "failed", "skipped"]) {
+        let digits = parts.next()?.strip_suffix(what)?.strip_suffix(' ')?;
+        *number = digits.parse().ok()?;
+    }
+    let [passed, failed, skipped] = numbers;
+    parts.next().is_none().then_some(Counts {
+        passed,
+        failed,
+        skipped,
+    })
+}
+
 /// Reads pytest's closing line.
 #[derive(Debug, Default)]
 pub(crate) struct Pytest {
@@ -167,6 +183,24 @@ mod tests {
              test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
         );
         assert_eq!(counts.to_string(), "0 passed, 1 failed, 0 skipped");
+    }
+
+    #[test]
+    fn own_totals_are_read_and_other_lines_are_not() {
+        let counts = Counts {
+            passed: 190,
+            failed: 2,
+            skipped: 26,
+        };
+        assert_eq!(own_totals(&counts.to_string()), Some(counts));
+        for line in [
+            "",
+            "190 passed, 2 failed",
+            "190 passed, 2 failed, 26 skipped, 1 lost",
+            "FAILED a.b: 1 passed, 2",
+        ] {
+            assert_eq!(own_totals(line), None, "{line}");
+        }
     }
 
     #[test]

@@ -1,0 +1,43 @@
+//! CPython's own tests of `multiprocessing`, those of the interpreter in `.venv`, under the start method "dragon".
+
+use anyhow::{Context, Result};
+
+use crate::repo::{self, Repo};
+use crate::test::closed;
+use crate::test::totals::{self, Counts};
+use crate::{build_cmd, children, setup};
+
+pub(crate) fn run(repo: &Repo) -> Result<Counts> {
+    build_cmd::build(repo)?;
+    ensure_tests(repo)?;
+    let mut command = repo.in_venv(repo.venv_bin("python"));
+    command
+        .arg(repo.path("tests/python/cpython/suite.py"))
+        .arg("--logs")
+        .arg(repo.target("cpython"));
+    command.current_dir(repo.path(""));
+    let mut counts = Counts::default();
+    let ended = children::run_lines(&mut command, super::GROUP_LIMIT, |line| {
+        println!("{line}");
+        if let Some(totals) = totals::own_totals(line) {
+            counts = totals;
+        }
+    })?;
+    Ok(closed(&command, counts, &ended))
+}
+
+/// Debian has the tests in a package of their own; other Pythons have them beside the library.
+fn ensure_tests(repo: &Repo) -> Result<()> {
+    const FIND: &str = "import importlib.util, sys\n\
+        try: found = importlib.util.find_spec('test._test_multiprocessing')\n\
+        except ModuleNotFoundError: found = None\n\
+        print('' if found else 'libpython{}.{}-testsuite'.format(*sys.version_info))";
+    let mut python = repo.in_venv(repo.venv_bin("python"));
+    let missing = repo::read(python.args(["-c", FIND]))?;
+    match missing.trim() {
+        "" => Ok(()),
+        package => setup::install(&[package]).context(
+            "the Python in .venv lacks its own tests (the module test._test_multiprocessing)",
+        ),
+    }
+}
