@@ -3,21 +3,28 @@
 `multiprocessing.Queue` and its like are methods of a default context, bound when `multiprocessing` was imported, and they
 make the standard library's objects whatever context is set. So that they make ours under this start method, also where
 a program imported them by name before it imported `dragon`, the functions behind these methods get another body: it asks
-which context is set, and for every context but ours does what it did before.
+which context is set, and for every context but ours does what it did before. The same goes for those functions of
+`multiprocessing.connection` and `multiprocessing.reduction` that managers and others call without a context.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import types
-from multiprocessing import context
+from multiprocessing import context, process
+
+from dragon._imports import when_imported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 METHOD = "dragon"
 
 _originals: dict[str, types.FunctionType] = {}
+_called_by_ours: contextvars.ContextVar[bool] = contextvars.ContextVar("dragon_called_by_ours", default=False)
 
 
 def register(concrete: context.BaseContext) -> None:
@@ -25,10 +32,12 @@ def register(concrete: context.BaseContext) -> None:
     if METHOD in context._concrete_contexts:
         return
     context._concrete_contexts[METHOD] = concrete
-    for name, body in vars(_Bodies).items():
-        if isinstance(body, types.FunctionType):
-            _replace_body(getattr(context.BaseContext, name), body)
+    _replace_functions(context.BaseContext, _Bodies)
     _replace_body(context.DefaultContext.get_all_start_methods, _Methods.get_all_start_methods)
+    _replace_body(process.BaseProcess.sentinel.fget, _Process.sentinel)
+    when_imported("multiprocessing.connection", _change_connection)
+    when_imported("multiprocessing.reduction", lambda module: _replace_functions(module, _Reduction))
+    when_imported("multiprocessing.pool", _change_pool)
 
 
 def call(name: str, caller: Any, *args: Any) -> Any:
@@ -36,7 +45,7 @@ def call(name: str, caller: Any, *args: Any) -> Any:
     actual = _chosen(caller)
     if actual is not None:
         return getattr(actual, name)(*args)
-    return _originals[name](caller, *args)
+    return original(f"BaseContext.{name}")(caller, *args)
 
 
 def call_keyword(name: str, caller: Any, *args: Any, lock: Any) -> Any:
@@ -44,13 +53,76 @@ def call_keyword(name: str, caller: Any, *args: Any, lock: Any) -> Any:
     actual = _chosen(caller)
     if actual is not None:
         return getattr(actual, name)(*args, lock=lock)
-    return _originals[name](caller, *args, lock=lock)
+    return original(f"BaseContext.{name}")(caller, *args, lock=lock)
+
+
+def original(name: str) -> types.FunctionType:
+    """The function with this qualified name, with the body that it had."""
+    return _originals[name]
+
+
+def is_chosen() -> bool:
+    """Whether a module's function that knows no context makes objects of ours: under this start method, and for a context
+    of ours that has it called."""
+    return _called_by_ours.get() or _chosen(context._default_context) is not None
+
+
+@contextlib.contextmanager
+def called_by_ours() -> Iterator[None]:
+    """Inside, functions that know no context make objects of ours."""
+    token = _called_by_ours.set(True)
+    try:
+        yield
+    finally:
+        _called_by_ours.reset(token)
+
+
+#: What the address of a listener of ours begins with.
+ADDRESS = "dragon:"
+
+
+def has_our_form(address: Any) -> bool:
+    """Whether an address is one of a listener of ours."""
+    return isinstance(address, str) and address.startswith(ADDRESS)
+
+
+def is_ours(address: Any, family: str | None) -> bool:
+    """Whether a listener with this address and family is to be one of ours."""
+    return family is None and (has_our_form(address) or not address and is_chosen())
 
 
 def _chosen(caller: Any) -> Any:
     # Only the default context has a choice. It is looked at without making it: asking would fix the default.
     actual = getattr(caller, "_actual_context", None)
     return actual if actual is not None and actual._name == METHOD else None
+
+
+def _change_connection(connection: Any) -> None:
+    _replace_functions(connection, _Connection)
+    _replace_body(connection.Listener.__init__, _Listener.__init__)
+
+
+def _change_pool(pool: Any) -> None:
+    pool.Pool.__new__ = staticmethod(_new_pool)
+
+
+def _new_pool(cls: Any, *args: Any, context: Any = None, **kwargs: Any) -> Any:
+    """`Pool()` of the module: one of ours where the context is ours, or the start method when none is given."""
+    from multiprocessing import pool
+
+    if len(args) == 5:
+        context = args[4]
+    if cls is pool.Pool and (is_chosen() if context is None else context.get_context()._name == METHOD):
+        from dragon.mp.pool import Pool
+
+        cls = Pool
+    return object.__new__(cls)
+
+
+def _replace_functions(of: Any, bodies: type) -> None:
+    for name, body in vars(bodies).items():
+        if isinstance(body, types.FunctionType):
+            _replace_body(getattr(of, name), body)
 
 
 def _replace_body(function: Any, body: types.FunctionType) -> None:
@@ -60,9 +132,9 @@ def _replace_body(function: Any, body: types.FunctionType) -> None:
         raise ImportError(
             f"multiprocessing.{function.__name__} of this Python has other arguments than this release of dragon knows"
         )
-    original = types.FunctionType(old, function.__globals__, function.__name__, function.__defaults__)
-    original.__kwdefaults__ = function.__kwdefaults__
-    _originals[function.__name__] = original
+    kept = types.FunctionType(old, function.__globals__, function.__name__, function.__defaults__)
+    kept.__kwdefaults__ = function.__kwdefaults__
+    _originals[function.__qualname__] = kept
     function.__code__ = new
 
 
@@ -144,5 +216,66 @@ class _Bodies:
 
 class _Methods:
     def get_all_start_methods(self):
-        from dragon._hook import METHOD, _originals
-        return [*_originals["get_all_start_methods"](self), METHOD]
+        from dragon._hook import METHOD, original
+        return [*original("DefaultContext.get_all_start_methods")(self), METHOD]
+
+
+class _Process:
+    def sentinel(self):
+        from dragon._hook import original
+        sentinel = original("BaseProcess.sentinel")(self)
+        return sentinel if type(sentinel) is int else sentinel.number()
+
+
+class _Listener:
+    def __init__(self, address=None, family=None, backlog=1, authkey=None):
+        from dragon._hook import is_ours, original
+        if is_ours(address, family):
+            from dragon.mp.listener import listen
+            listen(self, address, authkey)
+        else:
+            original("Listener.__init__")(self, address, family, backlog, authkey)
+
+
+class _Connection:
+    """Functions of `multiprocessing.connection`."""
+
+    def Client(address, family=None, authkey=None):
+        from dragon._hook import has_our_form, original
+        if family is None and has_our_form(address):
+            from dragon.mp.listener import client
+            return client(address, authkey)
+        return original("Client")(address, family, authkey)
+
+    def Pipe(duplex=True):
+        from dragon._hook import is_chosen, original
+        if is_chosen():
+            from dragon.mp.connection import Pipe
+            return Pipe(duplex)
+        return original("Pipe")(duplex)
+
+    def wait(object_list, timeout=None):
+        object_list = list(object_list)
+        if any(hasattr(one, "_wait_for") for one in object_list):
+            from dragon.mp.waiting import wait
+            return wait(object_list, timeout)
+        from dragon._hook import original
+        return original("wait")(object_list, timeout)
+
+
+class _Reduction:
+    """Functions of `multiprocessing.reduction`."""
+
+    def send_handle(conn, handle, destination_pid):
+        if hasattr(conn, "_wait_for"):
+            from dragon.mp.handles import send_handle
+            return send_handle(conn, handle)
+        from dragon._hook import original
+        return original("send_handle")(conn, handle, destination_pid)
+
+    def recv_handle(conn):
+        if hasattr(conn, "_wait_for"):
+            from dragon.mp.handles import recv_handle
+            return recv_handle(conn)
+        from dragon._hook import original
+        return original("recv_handle")(conn)

@@ -62,6 +62,7 @@ def make_payload(process_obj: Any) -> tuple[bytes, _native.Channel | None]:
         # A program that was read from standard input is in no file: there is nothing to run again in a worker.
         if not os.path.exists(preparation.get("init_main_from_path", os.curdir)):
             del preparation["init_main_from_path"]
+        preparation["dragon_parent"] = _sign_of_life().descriptor
         Pickler(stream, 5).dump(preparation)
         Pickler(stream, 5).dump(process_obj)
     finally:
@@ -76,14 +77,16 @@ def make_payload(process_obj: Any) -> tuple[bytes, _native.Channel | None]:
 class _Spawning:
     """Stands for the process being started, towards objects that ask whether one is."""
 
-    DupFd = int
-
     @staticmethod
     def duplicate_for_child(fd: int) -> int:
-        raise NotImplementedError(
-            f"file descriptor {fd} cannot be given to a process of the start method 'dragon', which may run on another "
-            "node; give it a Queue or a Pipe, or open the file there"
-        )
+        return fd
+
+    @staticmethod
+    def DupFd(fd: int) -> Any:
+        """What stands for a file descriptor: the child fetches it from this process, if it runs on the same node."""
+        from multiprocessing.resource_sharer import DupFd
+
+        return DupFd(fd)
 
 
 class _ExitBoard:
@@ -133,12 +136,33 @@ def _exit_board() -> _ExitBoard:
     return _board
 
 
-def _forget_board() -> None:
-    global _board
-    _board = None
+_life: _native.Event | None = None
 
 
-os.register_at_fork(after_in_child=_forget_board)
+def _sign_of_life() -> _native.Event:
+    """An object that is there as long as this process: its children see by it when their parent is gone."""
+    global _life
+    if _life is None:
+        _life = _native.Event()
+    return _life
+
+
+class ParentSentinel:
+    """What is ready when the parent of this process has ended: to be waited for as the sentinel of a child."""
+
+    def __init__(self, sign_of_life: bytes) -> None:
+        self._sign = sign_of_life
+
+    def _wait_for(self) -> bytes:
+        return self._sign
+
+
+def _forget_after_fork() -> None:
+    global _board, _life
+    _board = _life = None
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 class Popen:
@@ -236,16 +260,17 @@ class Popen:
 
 
 class Sentinel:
-    """Becomes readable when a process ends: to be waited for with `multiprocessing.connection.wait` or a selector.
+    """What is ready when a process has ended: to be waited for with `multiprocessing.connection.wait`.
 
-    The file descriptor is made when it is first asked for, together with a thread that waits for the process.
+    Who asks the process for its sentinel gets a number instead, a file descriptor for any selector. It is made when it is
+    first asked for, together with a thread that waits for the process.
     """
 
     def __init__(self, popen: Popen) -> None:
         self._popen = weakref.ref(popen)
         self._fd: int | None = None
 
-    def fileno(self) -> int:
+    def number(self) -> int:
         """The file descriptor."""
         if self._fd is None:
             self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -256,7 +281,7 @@ class Sentinel:
                 threading.Thread(target=_announce_end, args=(popen, self), daemon=True).start()
         return self._fd
 
-    __index__ = fileno
+    fileno = __index__ = number
 
     def __del__(self) -> None:
         if self._fd is not None:
@@ -268,4 +293,4 @@ def _announce_end(popen: Popen, sentinel: Sentinel) -> None:
         popen.wait()
     except DragonError as error:
         util.sub_warning("waiting for process %s: %s", popen.pid, error)
-    os.eventfd_write(sentinel.fileno(), 1)
+    os.eventfd_write(sentinel.number(), 1)

@@ -202,7 +202,7 @@ def run(payload: bytes) -> int:
         child = pickle.load(stream)
     finally:
         del process.current_process()._inheriting
-    return child._bootstrap(parent_sentinel=_NoSentinel())
+    return child._bootstrap(parent_sentinel=_popen.ParentSentinel(first["dragon_parent"]))
 
 
 def _leave(code: int) -> NoReturn:
@@ -215,16 +215,6 @@ def _leave(code: int) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(code)
-
-
-class _NoSentinel:
-    """In place of a file descriptor that would become readable at the parent's end."""
-
-    def fileno(self) -> int:
-        raise NotImplementedError(
-            "a process of the start method 'dragon' cannot wait for its parent, which may be on another node; have the "
-            "parent close a Pipe or set an Event"
-        )
 
 
 def _replace_interpreter(order: Order, daemon: int) -> NoReturn:

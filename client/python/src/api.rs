@@ -132,6 +132,19 @@ impl RawStat {
     };
 }
 
+/// `DRAGON_READABLE`.
+pub(crate) const READABLE: u32 = 1;
+
+/// `dragon_ready`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ready {
+    pub(crate) token: u64,
+    pub(crate) member: u64,
+    pub(crate) ready: u32,
+    pub(crate) reserved: u32,
+}
+
 /// `DRAGON_BY_POLICY`.
 pub(crate) const BY_POLICY: i32 = -1;
 
@@ -221,6 +234,7 @@ functions! {
     fn dragon_event_is_set(Object, *mut i32) -> i32;
 
     fn dragon_semaphore_create(u32, u32, u64, *mut Object) -> i32;
+    fn dragon_semaphore_create_owned(u32, u32, u64, *mut Object) -> i32;
     fn dragon_semaphore_attach(*const u8, i32, *mut Object) -> i32;
     fn dragon_semaphore_close(Object) -> i32;
     fn dragon_semaphore_descriptor(Object, *mut u8) -> i32;
@@ -228,6 +242,14 @@ functions! {
     fn dragon_semaphore_acquire(Object, i64) -> i32;
     fn dragon_semaphore_release(Object, u32) -> i32;
     fn dragon_semaphore_value(Object, *mut u32) -> i32;
+
+    fn dragon_set_create(u32, u64, *mut Object) -> i32;
+    fn dragon_set_attach(*const u8, i32, *mut Object) -> i32;
+    fn dragon_set_close(Object) -> i32;
+    fn dragon_set_descriptor(Object, *mut u8) -> i32;
+    fn dragon_set_export(Object, *mut u8) -> i32;
+    fn dragon_set_add(Object, *const u8, u32, u64, *mut u64) -> i32;
+    fn dragon_set_wait(Object, i64, *mut Ready, usize, *mut usize) -> i32;
 
     fn dragon_spawn_many(*const SpawnRequest, usize, *mut SpawnResult) -> i32;
     fn dragon_process_attach(*const u8, i32, *mut Object) -> i32;

@@ -14,6 +14,7 @@ mod fork;
 mod handle;
 mod process;
 mod runtime;
+mod set;
 mod sync;
 mod wait;
 
@@ -31,6 +32,8 @@ mod _native {
     use crate::runtime::{
         attach, info, is_attached, nodes, set_parent_death_signal, stats, version, warm_up,
     };
+    #[pymodule_export]
+    use crate::set::Set;
     #[pymodule_export]
     use crate::sync::{Event, Lock, Semaphore};
 }

@@ -34,6 +34,8 @@ macro_rules! kind {
     };
 }
 
+pub(crate) use kind;
+
 kind!(
     LockKind,
     "Lock",
@@ -361,18 +363,25 @@ pub(crate) struct Semaphore {
 
 #[pymethods]
 impl Semaphore {
+    /// `owned`: what a process took and did not give back is given back when it ends, however it ends.
     #[new]
-    #[pyo3(signature = (value=1, max=0x7fff_ffff, descriptor=None, adopt=false))]
+    #[pyo3(signature = (value=1, max=0x7fff_ffff, descriptor=None, adopt=false, owned=false))]
     fn new(
         py: Python<'_>,
         value: u32,
         max: u32,
         descriptor: Option<&[u8]>,
         adopt: bool,
+        owned: bool,
     ) -> PyResult<Self> {
         let handle = open(py, descriptor, adopt, |api, object| {
+            let create = if owned {
+                api.dragon_semaphore_create_owned
+            } else {
+                api.dragon_semaphore_create
+            };
             // SAFETY: the result is writable.
-            unsafe { (api.dragon_semaphore_create)(value, max, 0, object) }
+            unsafe { create(value, max, 0, object) }
         })?;
         Ok(Self { handle })
     }

@@ -117,9 +117,16 @@ class DragonContext(context.BaseContext):
 
         return Pool(processes, initializer, initargs, maxtasksperchild, context=self)
 
-    def Manager(self) -> NoReturn:
-        """Not there yet."""
-        _not_yet("Manager")
+    def Manager(self) -> Any:
+        """A process that keeps objects for others, which use them through proxies, from any node."""
+        from multiprocessing.managers import SyncManager
+
+        from dragon._hook import ADDRESS, called_by_ours
+
+        manager = SyncManager(ADDRESS, ctx=self.get_context())
+        with called_by_ours():
+            manager.start()
+        return manager
 
     def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> NoReturn:
         """Not there yet."""

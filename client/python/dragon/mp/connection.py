@@ -18,6 +18,7 @@ from multiprocessing.connection import _ConnectionBase
 from dragon import _native
 from dragon._errors import DestroyedError, NoSuchObjectError
 from dragon._serialize import dump_parts, loads
+from dragon.mp.readiness import Readiness
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,9 +64,12 @@ class _End:
 
     @classmethod
     def adopt(cls, parts: tuple[bytes | None, ...]) -> _End:
-        kinds = (_native.Channel, _native.Channel, _native.Semaphore, _native.Semaphore)
+        read, write, holders, peers = parts
         return cls(
-            *(kind.attach(part, True) if part is not None else None for kind, part in zip(kinds, parts, strict=True))
+            _native.Channel.attach(read, True) if read is not None else None,
+            _attach_writer(write) if write is not None else None,
+            _native.Semaphore.attach(holders, True),
+            _native.Semaphore.attach(peers, True),
         )
 
     def close(self) -> None:
@@ -82,6 +86,29 @@ class _End:
         self.read = self.write = None
 
 
+def _attach_writer(descriptor: bytes) -> Any:
+    try:
+        return _native.Channel.attach(descriptor, True)
+    except (DestroyedError, NoSuchObjectError) as error:
+        # The other end was closed while this one was on its way: what it sent can still be read.
+        return _NoReader(error)
+
+
+class _NoReader:
+    """In place of a channel whose reader has closed it."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def send(self, *_message: Any) -> None:
+        raise self._error
+
+    send_parts = export = send
+
+    def send_end(self) -> None:
+        pass
+
+
 class Connection(_ConnectionBase):
     """An end of a pipe. It can be given to another process, on any node, at any time."""
 
@@ -94,6 +121,7 @@ class Connection(_ConnectionBase):
         self._send = end.write.send if end.write is not None else None
         self._peers_gone = False
         self._until_check = _CAPACITY
+        self._readiness: Readiness | None = None
         self._close_end = util.Finalize(self, end.close, exitpriority=-10)
 
     def __reduce__(self) -> Any:
@@ -101,9 +129,17 @@ class Connection(_ConnectionBase):
         return _rebuild, (self._handle.export(),)
 
     def fileno(self) -> int:
-        raise NotImplementedError(
-            "a connection of the start method 'dragon' has no file descriptor; wait for it with its method poll(timeout)"
-        )
+        """A file descriptor that is readable while there is something to receive: for selectors, not for reading."""
+        self._check_closed()
+        if self._readiness is None:
+            self._check_readable()
+            self._readiness = Readiness(self._handle.read)
+        return self._readiness.fd
+
+    def _wait_for(self) -> bytes | bool:
+        self._check_closed()
+        self._check_readable()
+        return self._peers_gone or self._handle.read.descriptor
 
     def send(self, obj: Any) -> None:
         """Send an object."""
@@ -135,6 +171,8 @@ class Connection(_ConnectionBase):
             raise
         if message is None:
             raise EOFError
+        if self._readiness is not None:
+            self._readiness.look_again()
         return message
 
     def _check_peers(self) -> None:
@@ -168,6 +206,8 @@ class Connection(_ConnectionBase):
         return stream
 
     def _close(self) -> None:
+        if self._readiness is not None:
+            self._readiness.close()
         self._receive = self._send = None
         self._close_end()
 

@@ -94,6 +94,9 @@ class Pool(std.Pool):
         self._terminate = util.Finalize(self, engine.terminate, exitpriority=15)
         self._state = std.RUN
 
+    def _repopulate_pool(self) -> None:
+        """Does nothing: whoever ends is replaced at once, without being asked."""
+
     def close(self) -> None:
         """No more tasks; the workers end when all are done."""
         if self._state == std.RUN:

@@ -1,8 +1,9 @@
 """Queues that processes of all nodes share.
 
-A queue is one channel on its creator's node. Objects are pickled by :meth:`put` itself, so that an object that cannot be
-pickled raises there, and one that changes afterwards does not change in the queue. When `put` returns, the object has
-left the process: nothing is lost when the process is killed afterwards, and no thread has to be waited for at its end.
+A queue is one channel on its creator's node. Objects are pickled by :meth:`put` itself, so that one that changes afterwards
+does not change in the queue. When `put` returns, the object has left the process: nothing is lost when the process is killed
+afterwards, and no thread has to be waited for at its end. An object that cannot be pickled is reported, with a traceback, and
+left out, as programs that were written for the standard library's queues expect.
 
 Without `maxsize` a `put` does not wait for a reader: the channel grows from its node's pool. With `maxsize` a `put` waits
 for room, exactly as many items as that fit, whoever put them.
@@ -10,6 +11,7 @@ for room, exactly as many items as that fit, whoever put them.
 
 from __future__ import annotations
 
+import traceback
 import types
 from queue import Empty, Full
 
@@ -51,6 +53,7 @@ class Queue:
         self._maxsize = maxsize
         self._channel = channel
         self._receive = channel.receive_object
+        self._reader = _Reader(channel)
         self._closed = False
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -64,8 +67,21 @@ class Queue:
         """Put an object into the queue; raises `queue.Full` when there is no room in time."""
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
-        if not _send(self._channel, dump_parts(obj), timeout if block else 0):
+        try:
+            message = dump_parts(obj)
+        except Exception as error:
+            self._on_queue_feeder_error(error, obj)
+            return
+        self._put(message, timeout if block else 0)
+
+    def _put(self, message: Any, timeout: float | None) -> None:
+        if not _send(self._channel, message, timeout):
             raise Full
+
+    @staticmethod
+    def _on_queue_feeder_error(e: Exception, obj: Any) -> None:
+        """What becomes of an object that cannot be pickled; `e` says why. Subclasses may do more than print it."""
+        traceback.print_exception(e)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take the next object; raises `queue.Empty` when none comes in time."""
@@ -131,14 +147,13 @@ class JoinableQueue(Queue):
         self._unfinished = _native.Semaphore.attach(unfinished, True)
         self._idle = _native.Event.attach(idle, True)
 
-    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
-        """Put an object into the queue and count it as unfinished."""
+    def _put(self, message: Any, timeout: float | None) -> None:
         # Counted first: its reader may be done with it before this returns.
         with self._counting:
             self._unfinished.release()
             self._idle.clear()
         try:
-            super().put(obj, block, timeout)
+            super()._put(message, timeout)
         except BaseException:
             self.task_done()
             raise
@@ -156,6 +171,26 @@ class JoinableQueue(Queue):
         self._idle.wait()
 
 
+class _Reader:
+    """What can be waited for of a queue, under the name that users of `multiprocessing.connection.wait` expect it."""
+
+    def __init__(self, channel: _native.Channel) -> None:
+        self._channel = channel
+        self.closed = False
+
+    def _wait_for(self) -> bytes:
+        return self._channel.descriptor
+
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        """Whether there is something to get."""
+        return self._channel.poll(timeout) > 0
+
+    def fileno(self) -> int:
+        raise NotImplementedError(
+            "a queue of the start method 'dragon' has no file descriptor; wait for it with multiprocessing.connection.wait"
+        )
+
+
 class SimpleQueue:
     """A queue with nothing but `put`, `get`, `empty` and `close`."""
 
@@ -165,6 +200,7 @@ class SimpleQueue:
     def _setup(self, channel: _native.Channel) -> None:
         self._channel = channel
         self._receive = channel.receive_object
+        self._reader = _Reader(channel)
 
     def __getstate__(self) -> bytes:
         return self._channel.export()
@@ -186,6 +222,11 @@ class SimpleQueue:
 
     def close(self) -> None:
         """Let go of the queue; what was put still arrives."""
+        self._reader.closed = True
         self._channel.close()
+
+    @property
+    def _writer(self) -> _Reader:
+        return self._reader
 
     __class_getitem__ = classmethod(types.GenericAlias)
