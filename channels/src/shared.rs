@@ -1,15 +1,22 @@
-//! Memory that several processes read: a block with a number, a descriptor and a count of those who refer to it.
+//! Memory that several processes share: a block with a number, a descriptor and a count of those who refer to it.
+//!
+//! Processes of its node have it mapped. Those of other nodes copy to and from it, in pieces of [`PIECE`] bytes.
 
+use std::io::IoSlice;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
+use dragon_protocol::op::Op;
 use dragon_protocol::{Descriptor, ObjectKind};
-use dragon_shmem::Member;
 use dragon_shmem::pool::tag::PoolTag;
+use dragon_shmem::{Deadline, Member};
 
 use crate::error::{Error, Result};
-use crate::object::Handle;
+use crate::object::{Handle, is_local};
+use crate::pool::PIECE;
+use crate::remote;
 
-/// A handle on memory of this node. The memory is freed when the last handle of all processes is dropped.
+/// A handle on memory of this or another node. The memory is freed when the last handle of all processes is dropped.
 ///
 /// Whoever creates it writes it before anybody else can see it. Later writes are seen by all; nothing orders them but what
 /// the processes agree on.
@@ -30,7 +37,8 @@ use crate::object::Handle;
 #[derive(Debug)]
 pub struct SharedMemory {
     handle: Handle,
-    address: u64,
+    /// Where it lies, when that is on this node.
+    here: Option<u64>,
     length: u64,
 }
 
@@ -63,29 +71,25 @@ impl SharedMemory {
     /// Attaches to the memory that a descriptor names; see [`crate::Channel::attach`].
     ///
     /// # Errors
-    /// As [`crate::Channel::attach`]; [`Error::InvalidArgument`] for memory of another node, which cannot be mapped here.
+    /// As [`crate::Channel::attach`].
     pub fn attach(member: &Arc<Member>, descriptor: &Descriptor, adopt: bool) -> Result<Self> {
-        if descriptor.object.node != member.control().node() {
-            return Err(Error::InvalidArgument {
-                what: "node of memory to attach to (only memory of the own node can be mapped)",
-                value: descriptor.object.node.get().into(),
-                least: member.control().node().get().into(),
-                most: member.control().node().get().into(),
-            });
-        }
-        Self::of(Handle::attach(
-            member,
-            descriptor,
-            ObjectKind::Memory,
-            adopt,
-        )?)
+        let handle = Handle::attach(member, descriptor, ObjectKind::Memory, adopt)?;
+        Self::of(handle)
     }
 
     fn of(handle: Handle) -> Result<Self> {
-        let (address, length) = handle.member().memory(handle.id())?;
+        if is_local(handle.member(), handle.id()) {
+            let (address, length) = handle.member().memory(handle.id())?;
+            return Ok(Self {
+                handle,
+                here: Some(address),
+                length,
+            });
+        }
+        let [length, _] = handle.call(Op::Attributes, [0, 0], Deadline::Never)?;
         Ok(Self {
             handle,
-            address,
+            here: None,
             length,
         })
     }
@@ -102,28 +106,68 @@ impl SharedMemory {
         self.length == 0
     }
 
-    /// The block's address, for [`Member::bytes`] and the like.
-    #[must_use]
-    pub fn address(&self) -> u64 {
-        self.address
+    /// Where its bytes lie, as long as this handle lives; `None` when that is on another node.
+    ///
+    /// # Errors
+    /// In a forked child; when shared memory is corrupt.
+    pub fn bytes(&self) -> Result<Option<NonNull<u8>>> {
+        self.handle.local()?;
+        let bytes = |address| Ok(self.handle.member().bytes(address, self.length)?);
+        self.here.map(bytes).transpose()
     }
 
     /// Copies bytes out, from `at` on.
     ///
     /// # Errors
-    /// When the memory is shorter.
+    /// When the memory is shorter; [`Error::Elsewhere`] tells how far it came on another node.
     pub fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
-        self.within(at, bytes.len() as u64)?;
-        Ok(self.handle.member().read(self.address, at, bytes)?)
+        let length = bytes.len() as u64;
+        self.within(at, length)?;
+        self.handle.local()?;
+        let (member, id) = (self.handle.member(), self.handle.id());
+        if let Some(address) = self.here {
+            return Ok(member.read(address, at, bytes)?);
+        }
+        let pieces = bytes.chunks_mut(usize::try_from(PIECE).unwrap_or(usize::MAX));
+        let mut done = 0;
+        for piece in pieces {
+            let expected = piece.len() as u64;
+            let came = remote::copy_out(member, id, [0, at + done], expected)
+                .map_err(|error| error.elsewhere("reading", id, length, done))?;
+            if came.len() as u64 != expected {
+                return Err(dragon_shmem::Error::Corrupt {
+                    what: "length of what another node sent",
+                    value: came.len() as u64,
+                }
+                .into());
+            }
+            came.copy_to(0, piece);
+            done += expected;
+        }
+        Ok(())
     }
 
     /// Copies bytes in, from `at` on.
     ///
     /// # Errors
-    /// When the memory is shorter.
+    /// When the memory is shorter; [`Error::Elsewhere`] tells how far it came on another node.
     pub fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        self.within(at, bytes.len() as u64)?;
-        Ok(self.handle.member().write(self.address, at, bytes)?)
+        let length = bytes.len() as u64;
+        self.within(at, length)?;
+        self.handle.local()?;
+        let (member, id) = (self.handle.member(), self.handle.id());
+        if let Some(address) = self.here {
+            return Ok(member.write(address, at, bytes)?);
+        }
+        let mut done = 0;
+        for piece in bytes.chunks(usize::try_from(PIECE).unwrap_or(usize::MAX)) {
+            let parts = [IoSlice::new(piece)];
+            let to = [0, at + done];
+            remote::call_with(member, Op::CopyIn, id, to, &parts, Deadline::Never)
+                .map_err(|error| error.elsewhere("writing", id, length, done))?;
+            done += piece.len() as u64;
+        }
+        Ok(())
     }
 
     fn within(&self, at: u64, length: u64) -> Result<()> {

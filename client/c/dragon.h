@@ -86,6 +86,7 @@ typedef struct dragon_stream_sender dragon_stream_sender;
 typedef struct dragon_stream_receiver dragon_stream_receiver;
 typedef struct dragon_pump dragon_pump;
 typedef struct dragon_pool dragon_pool;
+typedef struct dragon_memory dragon_memory;
 typedef struct dragon_pool_block dragon_pool_block;
 
 /* How the waits of a handle wait for an object of this node; a wait for another node sleeps. */
@@ -642,6 +643,23 @@ int32_t dragon_pool_block_free(dragon_pool_block *block);
  * there when it is sent; dragon_last_error() says how far that came. With success it is the receiver's and *block is NULL;
  * otherwise it stays, and *block may have changed. */
 int32_t dragon_pool_block_send(dragon_pool_block **block, const dragon_channel *channel, uint64_t hint, int64_t timeout);
+
+/* Memory: bytes that processes share ----------------------------------------------------------------------------------- */
+
+/* Makes memory of a fixed length in this node's default pool, with contents. user: a number that no other memory of the node
+ * has (DRAGON_INVALID_ARGUMENT). It goes with the last handle of all processes. Nothing orders what several of them do with it: use a
+ * lock beside it. */
+int32_t dragon_memory_create(uint64_t user, const void *contents, size_t length, dragon_memory **memory);
+int32_t dragon_memory_attach(const uint8_t descriptor[32], int32_t adopt, dragon_memory **memory);
+int32_t dragon_memory_close(dragon_memory *memory);
+int32_t dragon_memory_destroy(const dragon_memory *memory);
+int32_t dragon_memory_descriptor(const dragon_memory *memory, uint8_t descriptor[32]);
+int32_t dragon_memory_export(const dragon_memory *memory, uint8_t descriptor[32]);
+/* Where it lies, as long as the handle is open; *data is NULL for memory of another node. data and length may be NULL. */
+int32_t dragon_memory_data(const dragon_memory *memory, void **data, uint64_t *length);
+/* Copies to and from it, on whatever node it lies. */
+int32_t dragon_memory_write(const dragon_memory *memory, uint64_t at, const void *data, size_t length);
+int32_t dragon_memory_read(const dragon_memory *memory, uint64_t at, void *data, size_t length);
 
 /* Sets: one wait for thousands of objects, of this node and of others ---------------------------------------------- */
 

@@ -15,6 +15,7 @@ pub mod event;
 pub mod function;
 pub mod last_error;
 pub mod lock;
+pub mod memory;
 pub mod names;
 pub mod pool;
 pub mod priority;

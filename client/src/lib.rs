@@ -24,6 +24,7 @@ mod error;
 pub mod ffi;
 mod group;
 mod handle;
+mod memory;
 pub mod names;
 mod objects;
 mod pool;
@@ -52,6 +53,7 @@ pub use dragon_protocol::{Code, Descriptor, NodeIndex, ObjectId, PoolOptions, Ru
 pub use dragon_shmem::Deadline;
 pub use error::{Error, Result};
 pub use group::{Group, GroupOptions};
+pub use memory::Memory;
 pub use objects::{Channel, Message, Process};
 pub use pool::{Pool, PoolBlock, PoolStats};
 pub use priority::PriorityQueue;

@@ -14,7 +14,7 @@ pub enum Op {
     Receive = 2,
     /// Wait until a channel is readable. The reply's argument 0: messages in it.
     PollReadable = 3,
-    /// How many messages a channel holds and can hold: reply arguments 0 and 1.
+    /// How many messages a channel holds and can hold: reply arguments 0 and 1. Of memory: how many bytes it has.
     Attributes = 4,
     /// Mark the object destroyed and wake everyone who waits on it.
     Destroy = 5,
@@ -94,9 +94,10 @@ pub enum Op {
     /// Close an end of a stream. Argument 0: 0 the sender's, 1 the same, breaking off, 2 the receiver's, 3 take an accepting
     /// back, 4 take an opening back. Argument 1: the conversation.
     StreamClose = 41,
-    /// Write the payload into a block of a pool. Argument 0: its address; argument 1: where in it.
+    /// Write the payload into a block of a pool, or into memory. Argument 0: the block's address, 0 for memory; argument 1:
+    /// where in it.
     CopyIn = 42,
-    /// Read a block of a pool: the reply's payload. Arguments as for [`Op::CopyIn`]; the payload: how many bytes, u64.
+    /// Read a block of a pool, or memory: the reply's payload. Arguments as for [`Op::CopyIn`]; the payload: how many bytes, u64.
     CopyOut = 43,
     /// Wait until a message was received.
     AwaitReceipt = 44,

@@ -38,6 +38,7 @@ def register(concrete: context.BaseContext) -> None:
     when_imported("multiprocessing.connection", _change_connection)
     when_imported("multiprocessing.reduction", lambda module: _replace_functions(module, _Reduction))
     when_imported("multiprocessing.pool", _change_pool)
+    when_imported("multiprocessing.sharedctypes", lambda module: _replace_functions(module, _SharedTypes))
 
 
 def call(name: str, caller: Any, *args: Any) -> Any:
@@ -279,3 +280,36 @@ class _Reduction:
             return recv_handle(conn)
         from dragon._hook import original
         return original("recv_handle")(conn)
+
+
+class _SharedTypes:
+    """Functions of `multiprocessing.sharedctypes`."""
+
+    def _new_value(type_):
+        from dragon._hook import is_chosen, original
+        if is_chosen():
+            from dragon.mp.sharedctypes import new_value
+            return new_value(type_)
+        return original("_new_value")(type_)
+
+    def rebuild_ctype(type_, wrapper, length):
+        memory = getattr(wrapper, "memory", None)
+        if memory is not None and not memory.is_local():
+            from dragon.mp.sharedctypes import rebuild
+            return rebuild(type_, wrapper, length)
+        from dragon._hook import original
+        return original("rebuild_ctype")(type_, wrapper, length)
+
+    def synchronized(obj, lock=None, ctx=None):
+        if type(obj).__module__ == "dragon.mp.sharedctypes":
+            from dragon.mp.sharedctypes import synchronized
+            return synchronized(obj, lock, ctx)
+        from dragon._hook import original
+        return original("synchronized")(obj, lock, ctx)
+
+    def copy(obj):
+        if type(obj).__module__ == "dragon.mp.sharedctypes":
+            from dragon.mp.sharedctypes import copy
+            return copy(obj)
+        from dragon._hook import original
+        return original("copy")(obj)

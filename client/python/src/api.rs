@@ -145,6 +145,15 @@ pub(crate) struct Ready {
     pub(crate) reserved: u32,
 }
 
+/// `dragon_value`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct NamedValue {
+    pub(crate) is_object: i32,
+    pub(crate) descriptor: [u8; DESCRIPTOR],
+    pub(crate) length: usize,
+}
+
 /// `DRAGON_BY_POLICY`.
 pub(crate) const BY_POLICY: i32 = -1;
 
@@ -243,6 +252,15 @@ functions! {
     fn dragon_semaphore_release(Object, u32) -> i32;
     fn dragon_semaphore_value(Object, *mut u32) -> i32;
 
+    fn dragon_memory_create(u64, *const c_void, usize, *mut Object) -> i32;
+    fn dragon_memory_attach(*const u8, i32, *mut Object) -> i32;
+    fn dragon_memory_close(Object) -> i32;
+    fn dragon_memory_descriptor(Object, *mut u8) -> i32;
+    fn dragon_memory_export(Object, *mut u8) -> i32;
+    fn dragon_memory_data(Object, *mut *mut c_void, *mut u64) -> i32;
+    fn dragon_memory_write(Object, u64, *const c_void, usize) -> i32;
+    fn dragon_memory_read(Object, u64, *mut c_void, usize) -> i32;
+
     fn dragon_set_create(u32, u64, *mut Object) -> i32;
     fn dragon_set_attach(*const u8, i32, *mut Object) -> i32;
     fn dragon_set_close(Object) -> i32;
@@ -250,6 +268,10 @@ functions! {
     fn dragon_set_export(Object, *mut u8) -> i32;
     fn dragon_set_add(Object, *const u8, u32, u64, *mut u64) -> i32;
     fn dragon_set_wait(Object, i64, *mut Ready, usize, *mut usize) -> i32;
+
+    fn dragon_name_publish(*const c_char, *const u8, i32) -> i32;
+    fn dragon_name_lookup(*const c_char, *mut NamedValue, *mut c_void, usize) -> i32;
+    fn dragon_name_unpublish(*const c_char) -> i32;
 
     fn dragon_spawn_many(*const SpawnRequest, usize, *mut SpawnResult) -> i32;
     fn dragon_process_attach(*const u8, i32, *mut Object) -> i32;

@@ -387,13 +387,13 @@ impl Message {
 }
 
 /// Bytes of a Python object, held as long as this lives.
-struct View {
+pub(crate) struct View {
     buffer: Option<Box<ffi::Py_buffer>>,
     bytes: Bytes,
 }
 
 impl View {
-    fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+    pub(crate) fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
         // The caller of the method that this is for holds the object.
         if let Ok(bytes) = object.cast_exact::<PyBytes>() {
             return Ok(Self {
@@ -426,7 +426,7 @@ impl View {
         })
     }
 
-    fn bytes(&self) -> Bytes {
+    pub(crate) fn bytes(&self) -> Bytes {
         self.bytes
     }
 }

@@ -12,6 +12,8 @@ mod channel;
 mod error;
 mod fork;
 mod handle;
+mod memory;
+mod names;
 mod process;
 mod runtime;
 mod set;
@@ -26,6 +28,10 @@ mod _native {
     use crate::channel::{Channel, Message};
     #[pymodule_export]
     use crate::fork::fork_sibling;
+    #[pymodule_export]
+    use crate::memory::Memory;
+    #[pymodule_export]
+    use crate::names::{lookup, publish, unpublish};
     #[pymodule_export]
     use crate::process::{Process, spawn_python, spawn_python_many};
     #[pymodule_export]

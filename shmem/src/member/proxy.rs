@@ -80,6 +80,14 @@ impl Member {
         Ok(())
     }
 
+    /// Whether the slot has a reference to the object that [`Member::hold_for`] counted.
+    #[must_use]
+    pub fn holds_for(&self, slot: SlotId, id: ObjectId) -> bool {
+        let proxies = self.proxies();
+        let registry = proxies.get(&slot.index);
+        registry.is_some_and(|registry| registry.further.contains_key(&id))
+    }
+
     /// Whether [`Member::hold_block_for`] recorded the block for that slot, and it was not freed since.
     #[must_use]
     pub fn holds_block_for(&self, slot: SlotId, address: u64) -> bool {

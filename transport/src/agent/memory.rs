@@ -1,4 +1,5 @@
-//! What processes of other nodes do with pools of this one: they allocate and free blocks, and copy to and from them.
+//! What processes of other nodes do with pools and memory of this one: they allocate and free blocks, and copy to and from
+//! them and memory.
 //!
 //! A block is held, by its address, in the held table of the process's proxy slot, and only that process can name it. So it is
 //! freed when the process dies, and what it sends late reaches no memory that is another's by then.
@@ -34,7 +35,8 @@ pub(super) fn attempt(
             | Op::BlockHash
             | Op::CopyIn
             | Op::CopyOut
-    ) || job.op == Op::Attributes && job.object.kind == ObjectKind::Pool;
+    ) || job.op == Op::Attributes
+        && matches!(job.object.kind, ObjectKind::Pool | ObjectKind::Memory);
     if !of_pools {
         return None;
     }
@@ -99,7 +101,11 @@ impl Call<'_> {
                 Ok(([0, 0], Body::Bytes(hash.to_vec())))
             }
             Op::CopyIn => {
-                self.is_held(address)?;
+                let length = match body {
+                    body if body.is_empty() => self.small.len() as u64,
+                    body => body.len(),
+                };
+                let address = self.place(address, at, length)?;
                 match body {
                     Body::Block(block) => {
                         let came = block.block();
@@ -112,8 +118,11 @@ impl Call<'_> {
             }
             Op::CopyOut => {
                 let [length] = self.words(body)?;
-                self.is_held(address)?;
+                let address = self.place(address, at, length)?;
                 Ok(([0, 0], self.bytes(address, at, length)?))
+            }
+            _ if job.object.kind == ObjectKind::Memory => {
+                Ok(([self.memory()?.1, 0], Body::empty()))
             }
             _ => self.attributes(),
         }
@@ -188,6 +197,34 @@ impl Call<'_> {
         }
         let entry = self.member.control().entry(object)?;
         table::tag_of(entry).ok_or(Error::NoSuchObject(object))
+    }
+
+    /// The address of the block to copy to or from, where so many bytes may be copied.
+    fn place(&self, address: u64, at: u64, length: u64) -> Result<u64> {
+        if self.job.object.kind != ObjectKind::Memory {
+            self.is_held(address)?;
+            return Ok(address);
+        }
+        let (address, size) = self.memory()?;
+        match at.checked_add(length) {
+            Some(end) if end <= size => Ok(address),
+            _ => Err(Error::Corrupt {
+                what: "place in memory of another node",
+                value: at,
+            }),
+        }
+    }
+
+    /// Address and length of the memory that the request is for. The process has a reference, which keeps it.
+    fn memory(&self) -> Result<(u64, u64)> {
+        let object = self.job.object;
+        if !self.member.holds_for(self.on_behalf, object) {
+            return Err(Error::NoSuchObject(object));
+        }
+        if self.member.control().entry(object)?.read().0 != State::Alive {
+            return Err(Error::Destroyed(object));
+        }
+        self.member.memory(object)
     }
 
     /// Fails unless the address is that of a block of this pool which the process holds.

@@ -8,7 +8,7 @@ from dragon import _native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, NoReturn
+    from typing import Any, Callable
 
 __all__ = ["DragonContext", "DragonProcess", "context_instance"]
 
@@ -128,28 +128,30 @@ class DragonContext(context.BaseContext):
             manager.start()
         return manager
 
-    def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> NoReturn:
-        """Not there yet."""
-        _not_yet("Value")
+    def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> Any:
+        """A ctypes object in shared memory, with a lock unless `lock` is False."""
+        return _shared("Value", typecode_or_type, *args, lock=lock, ctx=self.get_context())
 
-    def Array(self, typecode_or_type: Any, size_or_initializer: Any, *, lock: Any = True) -> NoReturn:
-        """Not there yet."""
-        _not_yet("Array")
+    def Array(self, typecode_or_type: Any, size_or_initializer: Any, *, lock: Any = True) -> Any:
+        """A ctypes array in shared memory, with a lock unless `lock` is False."""
+        return _shared("Array", typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
 
-    def RawValue(self, typecode_or_type: Any, *args: Any) -> NoReturn:
-        """Not there yet."""
-        _not_yet("RawValue")
+    def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:
+        """A ctypes object in shared memory."""
+        return _shared("RawValue", typecode_or_type, *args)
 
-    def RawArray(self, typecode_or_type: Any, size_or_initializer: Any) -> NoReturn:
-        """Not there yet."""
-        _not_yet("RawArray")
+    def RawArray(self, typecode_or_type: Any, size_or_initializer: Any) -> Any:
+        """A ctypes array in shared memory."""
+        return _shared("RawArray", typecode_or_type, size_or_initializer)
 
 
-def _not_yet(name: str) -> NoReturn:
-    raise NotImplementedError(
-        f"multiprocessing.{name} does not work with the start method 'dragon' yet: the standard library's would reach "
-        "only the processes of one node; use a Queue or a Pipe"
-    )
+def _shared(name: str, *args: Any, **kwargs: Any) -> Any:
+    from multiprocessing import sharedctypes
+
+    from dragon._hook import called_by_ours
+
+    with called_by_ours():
+        return getattr(sharedctypes, name)(*args, **kwargs)
 
 
 context_instance = DragonContext()

@@ -1,0 +1,227 @@
+"""Values and arrays that processes of all nodes share.
+
+The bytes lie in memory of their creator's node. There every process has them mapped, and gets the ctypes object that the
+standard library would make. A process of another node gets an object with the same methods, each of which copies what it
+needs: an element, a field, a slice. Several of them together are one change only under the lock of a `Value` or an `Array`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import secrets
+from multiprocessing import sharedctypes as std
+
+from dragon import _native
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+__all__ = ["Far", "SharedBuffer", "copy", "new_value", "rebuild", "synchronized"]
+
+
+class SharedBuffer:
+    """The memory of an object, under the interface that `multiprocessing.heap.BufferWrapper` has."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = _native.Memory(max(size, 1), secrets.randbits(63))
+
+    def create_memoryview(self) -> memoryview:
+        """The bytes; on their own node only."""
+        return memoryview(self.memory)
+
+    def __reduce__(self) -> Any:
+        return _attach, (self.memory.export(),)
+
+
+def _attach(descriptor: bytes) -> SharedBuffer:
+    buffer = SharedBuffer.__new__(SharedBuffer)
+    buffer.memory = _native.Memory.attach(descriptor, True)
+    return buffer
+
+
+def new_value(kind: Any) -> Any:
+    """An object of a ctypes type, in memory that processes share."""
+    return std.rebuild_ctype(kind, SharedBuffer(ctypes.sizeof(kind)), None)
+
+
+def rebuild(kind: Any, buffer: SharedBuffer, length: int | None) -> Far:
+    """The object in a buffer of another node."""
+    return _far(kind if length is None else kind * length, buffer, 0)
+
+
+def copy(far: Far) -> Any:
+    """A copy, on this node."""
+    copied = new_value(far._kind)
+    copied._wrapper.memory.write(0, far._bytes())
+    return copied
+
+
+def synchronized(far: Far, lock: Any, ctx: Any) -> Any:
+    """An object of another node together with a lock."""
+    if isinstance(far, FarArray):
+        of_characters = far._kind._type_ is ctypes.c_char
+        return (std.SynchronizedString if of_characters else std.SynchronizedArray)(far, lock, ctx)
+    if isinstance(far, FarValue):
+        return std.Synchronized(far, lock, ctx)
+    kind = _synchronized_structures.get(far._kind)
+    if kind is None:
+        fields = {field[0]: std.make_property(field[0]) for field in far._kind._fields_}
+        kind = type("Synchronized" + far._kind.__name__, (std.SynchronizedBase,), fields)
+        _synchronized_structures[far._kind] = kind
+    return kind(far, lock, ctx)
+
+
+_synchronized_structures: dict[Any, type] = {}
+
+
+def _far(kind: Any, buffer: SharedBuffer, at: int) -> Far:
+    if issubclass(kind, ctypes._SimpleCData):
+        return FarValue(kind, buffer, at)
+    return (FarArray if issubclass(kind, ctypes.Array) else FarStructure)(kind, buffer, at)
+
+
+class Far:
+    """A ctypes object whose bytes lie on another node."""
+
+    __slots__ = ("_kind", "_wrapper", "_at")
+
+    def __init__(self, kind: Any, buffer: SharedBuffer, at: int) -> None:
+        set_own = object.__setattr__  # Fields of structures have any names.
+        set_own(self, "_kind", kind)
+        set_own(self, "_wrapper", buffer)
+        set_own(self, "_at", at)
+
+    def _bytes(self) -> bytes:
+        return self._wrapper.memory.read(self._at, ctypes.sizeof(self._kind))
+
+    def _copy(self) -> Any:
+        return self._kind.from_buffer_copy(self._bytes())
+
+    def _get(self, kind: Any, offset: int) -> Any:
+        """What is at an offset: the value of a simple object, and for any other an object that refers to it."""
+        part = _far(kind, self._wrapper, self._at + offset)
+        # Subclasses of the simple types stay objects, as they do in arrays and structures of ctypes.
+        return part.value if kind.__base__ is ctypes._SimpleCData else part
+
+    def _set(self, kind: Any, offset: int, value: Any) -> None:
+        holder = (kind * 1)()
+        holder[0] = value._copy() if isinstance(value, Far) else value
+        self._wrapper.memory.write(self._at + offset, bytes(holder))
+
+    def __reduce__(self) -> Any:
+        std.assert_spawning(self)
+        if self._at != 0:
+            raise TypeError("a part of a shared object cannot be given to another process: give it the whole")
+        if isinstance(self, FarArray):
+            return std.rebuild_ctype, (self._kind._type_, self._wrapper, self._kind._length_)
+        return std.rebuild_ctype, (self._kind, self._wrapper, None)
+
+    def __repr__(self) -> str:
+        return f"<{self._copy()!r} on another node>"
+
+
+class FarValue(Far):
+    """A number or a character."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> Any:
+        """The present value."""
+        return self._copy().value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self._wrapper.memory.write(self._at, bytes(self._kind(value)))
+
+
+class FarArray(Far):
+    """An array."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return self._kind._length_
+
+    def _offset(self, index: int) -> int:
+        length = self._kind._length_
+        at = index + length if index < 0 else index
+        if not 0 <= at < length:
+            raise IndexError("invalid index")
+        return at * ctypes.sizeof(self._kind._type_)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self._copy()[index]
+        return self._get(self._kind._type_, self._offset(index.__index__()))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if not isinstance(index, slice):
+            self._set(self._kind._type_, self._offset(index.__index__()), value)
+            return
+        copied = self._copy()
+        copied[index] = value
+        places = range(*index.indices(self._kind._length_))
+        if abs(places.step) == 1:
+            # Nothing beside the slice is written: others may change it meanwhile.
+            first, end = (places[0], places[-1] + 1) if places.step > 0 else (places[-1], places[0] + 1) if places else (0, 0)
+            size = ctypes.sizeof(self._kind._type_)
+            self._wrapper.memory.write(self._at + first * size, memoryview(copied).cast("B")[first * size : end * size])
+            return
+        for at in places:
+            self._set(self._kind._type_, self._offset(at), copied[at])
+
+    def __iter__(self) -> Iterator[Any]:
+        if issubclass(self._kind._type_, ctypes._SimpleCData):
+            return iter(self._copy())
+        return (self[at] for at in range(len(self)))
+
+    @property
+    def value(self) -> Any:
+        """An array of characters as a string, up to its first zero."""
+        return self._copy().value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        copied = self._copy()
+        copied.value = value
+        self._wrapper.memory.write(self._at, bytes(copied))
+
+    @property
+    def raw(self) -> Any:
+        """An array of characters as bytes."""
+        return self._copy().raw
+
+    @raw.setter
+    def raw(self, value: Any) -> None:
+        copied = self._copy()
+        copied.raw = value
+        self._wrapper.memory.write(self._at, bytes(copied))
+
+
+class FarStructure(Far):
+    """A structure or a union."""
+
+    __slots__ = ()
+
+    def _field(self, name: str) -> tuple[Any, Any, bool]:
+        for base in self._kind.__mro__:
+            for field, kind, *bits in getattr(base, "_fields_", ()):
+                if field == name:
+                    return getattr(self._kind, name), kind, bool(bits)
+        raise AttributeError(f"{self._kind.__name__!r} has no field {name!r}")
+
+    def __getattr__(self, name: str) -> Any:
+        field, kind, has_bits = self._field(name)
+        return getattr(self._copy(), name) if has_bits else self._get(kind, field.offset)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        field, kind, has_bits = self._field(name)
+        if not has_bits:
+            self._set(kind, field.offset, value)
+            return
+        copied = self._copy()
+        setattr(copied, name, value)
+        self._wrapper.memory.write(self._at, bytes(copied))
