@@ -69,6 +69,11 @@ fn pools() {
 }
 
 #[test]
+fn memory() {
+    leaves_nothing("memory.c");
+}
+
+#[test]
 fn sets_and_streams() {
     leaves_nothing("streams.c");
 }

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 METHOD = "dragon"
 
 _originals: dict[str, types.FunctionType] = {}
-_called_by_ours: contextvars.ContextVar[bool] = contextvars.ContextVar("dragon_called_by_ours", default=False)
+#: Whether a context of ours, or one of another start method, has a module's function called; None outside of both.
+_caller: contextvars.ContextVar[bool | None] = contextvars.ContextVar("dragon_caller", default=None)
 
 
 def register(concrete: context.BaseContext) -> None:
@@ -38,6 +39,8 @@ def register(concrete: context.BaseContext) -> None:
     when_imported("multiprocessing.connection", _change_connection)
     when_imported("multiprocessing.reduction", lambda module: _replace_functions(module, _Reduction))
     when_imported("multiprocessing.pool", _change_pool)
+    when_imported("multiprocessing.spawn", lambda module: _replace_functions(module, _Spawn))
+    when_imported("multiprocessing.shared_memory", _change_shared_memory)
     when_imported("multiprocessing.sharedctypes", lambda module: _replace_functions(module, _SharedTypes))
 
 
@@ -46,7 +49,8 @@ def call(name: str, caller: Any, *args: Any) -> Any:
     actual = _chosen(caller)
     if actual is not None:
         return getattr(actual, name)(*args)
-    return original(f"BaseContext.{name}")(caller, *args)
+    with _called_by(False):
+        return original(f"BaseContext.{name}")(caller, *args)
 
 
 def call_keyword(name: str, caller: Any, *args: Any, lock: Any) -> Any:
@@ -54,7 +58,8 @@ def call_keyword(name: str, caller: Any, *args: Any, lock: Any) -> Any:
     actual = _chosen(caller)
     if actual is not None:
         return getattr(actual, name)(*args, lock=lock)
-    return original(f"BaseContext.{name}")(caller, *args, lock=lock)
+    with _called_by(False):
+        return original(f"BaseContext.{name}")(caller, *args, lock=lock)
 
 
 def original(name: str) -> types.FunctionType:
@@ -63,19 +68,24 @@ def original(name: str) -> types.FunctionType:
 
 
 def is_chosen() -> bool:
-    """Whether a module's function that knows no context makes objects of ours: under this start method, and for a context
-    of ours that has it called."""
-    return _called_by_ours.get() or _chosen(context._default_context) is not None
+    """Whether a module's function that knows no context makes objects of ours: as the context wants it that has it called,
+    and otherwise when this start method is set."""
+    caller = _caller.get()
+    return _chosen(context._default_context) is not None if caller is None else caller
+
+
+def called_by_ours() -> contextlib.AbstractContextManager[None]:
+    """Inside, functions that know no context make objects of ours."""
+    return _called_by(True)
 
 
 @contextlib.contextmanager
-def called_by_ours() -> Iterator[None]:
-    """Inside, functions that know no context make objects of ours."""
-    token = _called_by_ours.set(True)
+def _called_by(ours: bool) -> Iterator[None]:
+    token = _caller.set(ours)
     try:
         yield
     finally:
-        _called_by_ours.reset(token)
+        _caller.reset(token)
 
 
 #: What the address of a listener of ours begins with.
@@ -101,6 +111,13 @@ def _chosen(caller: Any) -> Any:
 def _change_connection(connection: Any) -> None:
     _replace_functions(connection, _Connection)
     _replace_body(connection.Listener.__init__, _Listener.__init__)
+
+
+def _change_shared_memory(module: Any) -> None:
+    # The argument `track` came with Python 3.13.
+    tracked = module.SharedMemory.__init__.__kwdefaults__ is not None
+    _replace_functions(module.SharedMemory, _SharedMemoryTracked if tracked else _SharedMemoryUntracked)
+    _replace_functions(module.SharedMemory, _SharedMemory)
 
 
 def _change_pool(pool: Any) -> None:
@@ -282,6 +299,18 @@ class _Reduction:
         return original("recv_handle")(conn)
 
 
+class _Spawn:
+    """Functions of `multiprocessing.spawn`."""
+
+    def get_preparation_data(name):
+        from dragon._hook import METHOD, original
+        data = original("get_preparation_data")(name)
+        # A process of another start method learns this name before it imports what makes it known.
+        if data.get("start_method") == METHOD:
+            del data["start_method"]
+        return data
+
+
 class _SharedTypes:
     """Functions of `multiprocessing.sharedctypes`."""
 
@@ -313,3 +342,41 @@ class _SharedTypes:
             return copy(obj)
         from dragon._hook import original
         return original("copy")(obj)
+
+
+class _SharedMemoryUntracked:
+    def __init__(self, name=None, create=False, size=0):
+        from dragon._hook import is_chosen, original
+        if is_chosen():
+            from dragon.mp.shared_memory import open_memory
+            open_memory(self, name, create, size)
+        else:
+            original("SharedMemory.__init__")(self, name, create, size)
+
+
+class _SharedMemoryTracked:
+    def __init__(self, name=None, create=False, size=0, *, track=True):
+        from dragon._hook import is_chosen, original
+        if is_chosen():
+            from dragon.mp.shared_memory import open_memory
+            open_memory(self, name, create, size)
+        else:
+            original("SharedMemory.__init__")(self, name, create, size, track=track)
+
+
+class _SharedMemory:
+    def close(self):
+        if hasattr(self, "_dragon_memory"):
+            from dragon.mp.shared_memory import close
+            close(self)
+        else:
+            from dragon._hook import original
+            original("SharedMemory.close")(self)
+
+    def unlink(self):
+        if hasattr(self, "_dragon_memory"):
+            from dragon.mp.shared_memory import unlink
+            unlink(self)
+        else:
+            from dragon._hook import original
+            original("SharedMemory.unlink")(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 from collections import namedtuple
 
 from dragon import _native
@@ -43,7 +44,7 @@ def on_node(index: int) -> Iterator[None]:
             process.start()
 
     Outside, the policy of the runtime decides (round robin, unless DRAGON_PLACEMENT says something else). The workers of
-    a Pool are always spread over all nodes.
+    a Pool are always spread over all nodes, or over all others when DRAGON_PLACEMENT is `remote`.
     """
     count = _native.info()["nodes"]
     if not 0 <= index < count:
@@ -53,6 +54,15 @@ def on_node(index: int) -> Iterator[None]:
         yield
     finally:
         _node.reset(token)
+
+
+def worker_nodes() -> list[Node]:
+    """The nodes that the workers of pools are spread over: all, unless DRAGON_PLACEMENT wants children on other nodes only."""
+    everywhere = nodes()
+    if os.environ.get("DRAGON_PLACEMENT") != "remote" or len(everywhere) == 1:
+        return everywhere
+    here = _native.info()["node"]
+    return [node for node in everywhere if node.index != here]
 
 
 def default_node() -> int | None:

@@ -62,6 +62,7 @@ def make_payload(process_obj: Any) -> tuple[bytes, _native.Channel | None]:
         # A program that was read from standard input is in no file: there is nothing to run again in a worker.
         if not os.path.exists(preparation.get("init_main_from_path", os.curdir)):
             del preparation["init_main_from_path"]
+        preparation["start_method"] = Popen.method
         preparation["dragon_parent"] = _sign_of_life().descriptor
         Pickler(stream, 5).dump(preparation)
         Pickler(stream, 5).dump(process_obj)

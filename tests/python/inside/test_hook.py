@@ -42,14 +42,6 @@ def test_a_node_that_is_not_there():
             pass
 
 
-@pytest.mark.parametrize(
-    ("name", "args"), [("Manager", ()), ("Value", ("i", 0)), ("Array", ("i", 3)), ("RawValue", ("i",)), ("RawArray", ("i", 3))]
-)
-def test_what_is_not_there_yet_says_so(ctx, name, args):
-    with pytest.raises(NotImplementedError, match=f"multiprocessing.{name} does not work"):
-        getattr(ctx, name)(*args)
-
-
 def test_error_numbers_are_the_protocol_s():
     codes = {kind.code: kind for kind in vars(dragon).values() if isinstance(kind, type) and issubclass(kind, dragon.DragonError)}
     assert codes[16] is dragon.NoRuntimeError

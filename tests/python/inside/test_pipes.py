@@ -1,6 +1,7 @@
 """Pipes whose ends are on any nodes."""
 
 import os
+import selectors
 from multiprocessing import BufferTooShort
 
 import pytest
@@ -160,7 +161,29 @@ def test_a_connection_over_a_connection(ctx, start, node):
         reader.recv()
 
 
-def test_there_is_no_file_descriptor(ctx):
-    ours, _theirs = ctx.Pipe()
-    with pytest.raises(NotImplementedError, match="no file descriptor"):
-        ours.fileno()
+def test_file_descriptor_is_readable_while_there_is_something_to_receive(ctx, start, node):
+    ours, theirs = ctx.Pipe()
+    start(node, echo, theirs)
+    with selectors.DefaultSelector() as selector:
+        selector.register(ours, selectors.EVENT_READ)
+        assert selector.select(0) == []
+        for value in range(3):
+            ours.send(value)
+            assert len(selector.select(60)) == 1
+            assert ours.recv() == value
+        assert selector.select(0) == []
+
+
+def test_end_that_was_closed_while_the_other_was_on_its_way(ctx):
+    ours, theirs = ctx.Pipe()
+    way, out = ctx.Pipe()
+    ours.send("sent before")
+    way.send(theirs)
+    theirs.close()
+    ours.close()
+    arrived = out.recv()
+    assert arrived.recv() == "sent before"
+    with pytest.raises(EOFError):
+        arrived.recv()
+    with pytest.raises(BrokenPipeError):
+        arrived.send(1)

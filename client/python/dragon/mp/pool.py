@@ -30,7 +30,7 @@ from multiprocessing import util
 
 from dragon import _native
 from dragon._errors import DragonError, NodeDownError, WorkerLostError
-from dragon._placement import Node, nodes
+from dragon._placement import Node, worker_nodes
 from dragon._popen import interpreter, make_payload, parse_notice
 from dragon._serialize import dump_parts, dumps, loads
 
@@ -138,7 +138,7 @@ class _Engine:
         self._window = max(_WINDOW, 2 * processes)
         self._tasks = _native.Channel(self._window + processes + _SLACK)
         self._results = _native.Channel(self._window + processes + _SLACK)
-        members = nodes()
+        members = worker_nodes()
         self._nodes = len(members)
         self._places = _places(members)
         self._lost_nodes: set[int] = set()

@@ -105,10 +105,8 @@ class Far:
         # Subclasses of the simple types stay objects, as they do in arrays and structures of ctypes.
         return part.value if kind.__base__ is ctypes._SimpleCData else part
 
-    def _set(self, kind: Any, offset: int, value: Any) -> None:
-        holder = (kind * 1)()
-        holder[0] = value._copy() if isinstance(value, Far) else value
-        self._wrapper.memory.write(self._at + offset, bytes(holder))
+    def _write(self, content: Any, offset: int = 0) -> None:
+        self._wrapper.memory.write(self._at + offset, bytes(content))
 
     def __reduce__(self) -> Any:
         std.assert_spawning(self)
@@ -134,7 +132,7 @@ class FarValue(Far):
 
     @value.setter
     def value(self, value: Any) -> None:
-        self._wrapper.memory.write(self._at, bytes(self._kind(value)))
+        self._write(self._kind(value))
 
 
 class FarArray(Far):
@@ -159,19 +157,22 @@ class FarArray(Far):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if not isinstance(index, slice):
-            self._set(self._kind._type_, self._offset(index.__index__()), value)
+            self._set(index.__index__(), value)
             return
-        copied = self._copy()
-        copied[index] = value
+        # Nothing beside the slice is written: others may change it meanwhile.
         places = range(*index.indices(self._kind._length_))
-        if abs(places.step) == 1:
-            # Nothing beside the slice is written: others may change it meanwhile.
-            first, end = (places[0], places[-1] + 1) if places.step > 0 else (places[-1], places[0] + 1) if places else (0, 0)
-            size = ctypes.sizeof(self._kind._type_)
-            self._wrapper.memory.write(self._at + first * size, memoryview(copied).cast("B")[first * size : end * size])
+        if len(places) != len(value):
+            raise ValueError("Can only assign sequence of same size")
+        if places.step == 1 and places:
+            self._write((self._kind._type_ * len(value))(*value), self._offset(places[0]))
             return
-        for at in places:
-            self._set(self._kind._type_, self._offset(at), copied[at])
+        for at, one in zip(places, value, strict=True):
+            self._set(at, one)
+
+    def _set(self, index: int, value: Any) -> None:
+        element = (self._kind._type_ * 1)()
+        element[0] = _near(value)
+        self._write(element, self._offset(index))
 
     def __iter__(self) -> Iterator[Any]:
         if issubclass(self._kind._type_, ctypes._SimpleCData):
@@ -187,7 +188,7 @@ class FarArray(Far):
     def value(self, value: Any) -> None:
         copied = self._copy()
         copied.value = value
-        self._wrapper.memory.write(self._at, bytes(copied))
+        self._write(copied)
 
     @property
     def raw(self) -> Any:
@@ -198,7 +199,7 @@ class FarArray(Far):
     def raw(self, value: Any) -> None:
         copied = self._copy()
         copied.raw = value
-        self._wrapper.memory.write(self._at, bytes(copied))
+        self._write(copied)
 
 
 class FarStructure(Far):
@@ -219,9 +220,13 @@ class FarStructure(Far):
 
     def __setattr__(self, name: str, value: Any) -> None:
         field, kind, has_bits = self._field(name)
-        if not has_bits:
-            self._set(kind, field.offset, value)
-            return
         copied = self._copy()
-        setattr(copied, name, value)
-        self._wrapper.memory.write(self._at, bytes(copied))
+        setattr(copied, name, _near(value))
+        if has_bits:
+            self._write(copied)
+        else:
+            self._write(bytes(copied)[field.offset : field.offset + ctypes.sizeof(kind)], field.offset)
+
+
+def _near(value: Any) -> Any:
+    return value._copy() if isinstance(value, Far) else value

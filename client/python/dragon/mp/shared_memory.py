@@ -1,0 +1,129 @@
+"""`multiprocessing.shared_memory.SharedMemory` over memory of the runtime, found by its name from any node.
+
+Where the memory lies, `buf` is the memory. On other nodes it is a copy that is made when the object is made; `close` writes
+back which bytes were changed, and no others. As in the standard library, the memory lasts until somebody unlinks it, at most
+as long as the runtime.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import secrets
+from multiprocessing import shared_memory as std
+
+from dragon import _native
+from dragon._errors import NameTakenError, NoSuchNameError, NoSuchObjectError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+__all__ = ["close", "open_memory", "unlink"]
+
+#: What its names begin with among the names of the runtime.
+_PREFIX = "multiprocessing.shared_memory"
+
+
+def open_memory(self: Any, name: str | None, create: bool, size: int) -> None:
+    """Makes a `SharedMemory` one that we keep."""
+    if size < 0:
+        raise ValueError("'size' must be a positive integer")
+    if create:
+        self._flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+        if size == 0:
+            raise ValueError("'size' must be a positive number different from zero")
+    if name is None and not self._flags & os.O_EXCL:
+        raise ValueError("'name' can only be None if create=True")
+    if name is not None:
+        self._name = "/" + name if self._prepend_leading_slash else name
+        memory = _find_or_make(self._name, self._flags, size)
+    else:
+        memory = None
+        while memory is None:
+            self._name = std._make_filename()
+            memory = _make(self._name, size)
+    self._dragon_memory = memory
+    self._size = len(memory)
+    if memory.is_local():
+        self._buf = memoryview(memory)
+    else:
+        self._dragon_fetched = memory.read(0, self._size)
+        self._buf = memoryview(bytearray(self._dragon_fetched))
+
+
+def _find_or_make(name: str, flags: int, size: int) -> _native.Memory:
+    if not flags & os.O_EXCL:
+        memory = _find(name)
+        if memory is None and not flags & os.O_CREAT:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        if memory is not None:
+            return memory
+    memory = _make(name, size)
+    if memory is None:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    return memory
+
+
+def _find(name: str) -> _native.Memory | None:
+    try:
+        return _native.Memory.attach(_native.lookup(_PREFIX + name))
+    except (NoSuchNameError, NoSuchObjectError):
+        return None
+
+
+def _make(name: str, size: int) -> _native.Memory | None:
+    """New memory with this name, or None when the name is taken."""
+    memory = _native.Memory(size, secrets.randbits(63))
+    # The reference that is counted here is the name's; who unlinks it gives it back.
+    descriptor = memory.export()
+    try:
+        _native.publish(_PREFIX + name, descriptor)
+    except NameTakenError:
+        _native.Memory.attach(descriptor, True)
+        return None
+    return memory
+
+
+def close(self: Any) -> None:
+    """What `SharedMemory.close` does with memory of ours."""
+    memory = self._dragon_memory
+    if memory is None:
+        return
+    if self._buf is not None:
+        if not memory.is_local():
+            for start, changed in _changes(self._dragon_fetched, self._buf):
+                memory.write(start, changed)
+        self._buf.release()
+        self._buf = None
+    memory.close()  # Refused while somebody has a view of it: then it can be called again.
+    self._dragon_memory = None
+
+
+def _changes(before: bytes, after: memoryview) -> Iterator[tuple[int, bytes]]:
+    """Runs of bytes that differ, each with its place."""
+    piece = 4096
+    for at in range(0, len(before), piece):
+        old, new = before[at : at + piece], bytes(after[at : at + piece])
+        if old == new:
+            continue
+        differ = itertools.groupby(range(len(old)), key=lambda place: old[place] != new[place])
+        for is_different, places in differ:
+            if is_different:
+                run = list(places)
+                yield at + run[0], new[run[0] : run[-1] + 1]
+
+
+def unlink(self: Any) -> None:
+    """What `SharedMemory.unlink` does with memory of ours."""
+    try:
+        descriptor = _native.lookup(_PREFIX + self._name)
+        _native.unpublish(_PREFIX + self._name)
+    except NoSuchNameError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._name) from None
+    try:
+        _native.Memory.attach(descriptor, True)
+    except NoSuchObjectError:
+        pass  # Its node has gone, and the memory with it.
