@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from multiprocessing import connection
+from multiprocessing import connection, reduction
 
 import pytest
 
@@ -16,6 +16,11 @@ import dragon
 
 def leave(code):
     sys.exit(code)
+
+
+def send_over(sock):
+    with sock:
+        sock.sendall(b"from the child")
 
 
 def fail():
@@ -200,11 +205,20 @@ def test_close(ctx, node):
         process.join()
 
 
-def test_file_descriptors_are_refused(ctx):
-    with socket.socket() as sock:
-        process = ctx.Process(target=print, args=(sock,))
-        with pytest.raises(NotImplementedError, match="cannot be given to a process"):
-            process.start()
+def test_file_descriptors_go_to_processes_of_this_node(start):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = start(0, send_over, theirs)
+        assert ours.recv(100) == b"from the child"
+        process.join()
+        assert process.exitcode == 0
+
+
+def test_file_descriptors_of_another_node_are_refused(ctx):
+    ours, theirs = ctx.Pipe()
+    theirs.send_bytes(b"\0dragon-handle-of-a-process-elsewhere")
+    with pytest.raises(NotImplementedError, match="process of the same node"):
+        reduction.recv_handle(ours)
 
 
 def test_target_that_cannot_be_pickled(ctx):

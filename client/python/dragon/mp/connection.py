@@ -103,10 +103,13 @@ class _NoReader:
     def send(self, *_message: Any) -> None:
         raise self._error
 
-    send_parts = export = send
+    send_parts = send
 
     def send_end(self) -> None:
         pass
+
+    def export(self) -> None:
+        """Whoever gets the end next can only read."""
 
 
 class Connection(_ConnectionBase):
