@@ -153,6 +153,22 @@ def test_other_start_methods_are_untouched(program):
     assert (ended.code, ended.out) == (0, "hello\n"), ended.text()
 
 
+@pytest.mark.parametrize("method", ["spawn", "dragon"])
+@pytest.mark.parametrize("closes", [True, False])
+def test_shared_memory_is_silent_at_the_end_of_the_interpreter(program, method, closes):
+    path = program(
+        "import dragon, multiprocessing\n"
+        "from multiprocessing import shared_memory\n"
+        "if __name__ == '__main__':\n"
+        f"    multiprocessing.set_start_method({method!r})\n"
+        "    memory = shared_memory.SharedMemory(create=True, size=10)\n"
+        "    print(bytes(memory.buf)[:10])\n"
+        "    memory.unlink()\n" + "    memory.close()\n" * closes
+    )
+    ended = run_plain([sys.executable, path])
+    assert (ended.code, ended.out, ended.err) == (0, f"{bytes(10)}\n", ""), ended.text()
+
+
 def test_names_imported_before_dragon_follow_the_start_method(dragon_command, program):
     path = program(
         "from multiprocessing import Pool, Queue, Process, cpu_count\n"

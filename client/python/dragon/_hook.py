@@ -118,6 +118,8 @@ def _change_shared_memory(module: Any) -> None:
     tracked = module.SharedMemory.__init__.__kwdefaults__ is not None
     _replace_functions(module.SharedMemory, _SharedMemoryTracked if tracked else _SharedMemoryUntracked)
     _replace_functions(module.SharedMemory, _SharedMemory)
+    module.SharedMemory._original_close = original("SharedMemory.close")
+    module.SharedMemory._original_unlink = original("SharedMemory.unlink")
 
 
 def _change_pool(pool: Any) -> None:
@@ -365,18 +367,18 @@ class _SharedMemoryTracked:
 
 
 class _SharedMemory:
+    # Called when the interpreter ends, too, when nothing can be imported.
+
     def close(self):
-        if hasattr(self, "_dragon_memory"):
-            from dragon.mp.shared_memory import close
-            close(self)
+        ours = getattr(self, "_dragon", None)
+        if ours is not None:
+            ours.close(self)
         else:
-            from dragon._hook import original
-            original("SharedMemory.close")(self)
+            self._original_close()
 
     def unlink(self):
-        if hasattr(self, "_dragon_memory"):
-            from dragon.mp.shared_memory import unlink
-            unlink(self)
+        ours = getattr(self, "_dragon", None)
+        if ours is not None:
+            ours.unlink(self)
         else:
-            from dragon._hook import original
-            original("SharedMemory.unlink")(self)
+            self._original_unlink()

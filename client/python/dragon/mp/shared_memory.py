@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["close", "open_memory", "unlink"]
+__all__ = ["open_memory"]
 
 #: What its names begin with among the names of the runtime.
 _PREFIX = "multiprocessing.shared_memory"
@@ -45,13 +45,9 @@ def open_memory(self: Any, name: str | None, create: bool, size: int) -> None:
         while memory is None:
             self._name = std._make_filename()
             memory = _make(self._name, size)
-    self._dragon_memory = memory
     self._size = len(memory)
-    if memory.is_local():
-        self._buf = memoryview(memory)
-    else:
-        self._dragon_fetched = memory.read(0, self._size)
-        self._buf = memoryview(bytearray(self._dragon_fetched))
+    self._dragon = Opened(memory)
+    self._buf = self._dragon.buffer()
 
 
 def _find_or_make(name: str, flags: int, size: int) -> _native.Memory:
@@ -87,21 +83,6 @@ def _make(name: str, size: int) -> _native.Memory | None:
     return memory
 
 
-def close(self: Any) -> None:
-    """What `SharedMemory.close` does with memory of ours."""
-    memory = self._dragon_memory
-    if memory is None:
-        return
-    if self._buf is not None:
-        if not memory.is_local():
-            for start, changed in _changes(self._dragon_fetched, self._buf):
-                memory.write(start, changed)
-        self._buf.release()
-        self._buf = None
-    memory.close()  # Refused while somebody has a view of it: then it can be called again.
-    self._dragon_memory = None
-
-
 def _changes(before: bytes, after: memoryview) -> Iterator[tuple[int, bytes]]:
     """Runs of bytes that differ, each with its place."""
     piece = 4096
@@ -116,14 +97,41 @@ def _changes(before: bytes, after: memoryview) -> Iterator[tuple[int, bytes]]:
                 yield at + run[0], new[run[0] : run[-1] + 1]
 
 
-def unlink(self: Any) -> None:
-    """What `SharedMemory.unlink` does with memory of ours."""
-    try:
-        descriptor = _native.lookup(_PREFIX + self._name)
-        _native.unpublish(_PREFIX + self._name)
-    except NoSuchNameError:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._name) from None
-    try:
-        _native.Memory.attach(descriptor, True)
-    except NoSuchObjectError:
-        pass  # Its node has gone, and the memory with it.
+class Opened:
+    """The memory of a `SharedMemory`, until it is closed.
+
+    Its methods import nothing: they are called when the interpreter ends, too.
+    """
+
+    def __init__(self, memory: _native.Memory) -> None:
+        self._memory: _native.Memory | None = memory
+        self._fetched = b"" if memory.is_local() else memory.read(0, len(memory))
+
+    def buffer(self) -> memoryview:
+        """The memory, or a copy of it where it lies on another node."""
+        return memoryview(bytearray(self._fetched) if self._fetched else self._memory)
+
+    def close(self, shared: Any) -> None:
+        """What `SharedMemory.close` does."""
+        if self._memory is None:
+            return
+        if shared._buf is not None:
+            for start, changed in _changes(self._fetched, shared._buf):
+                self._memory.write(start, changed)
+            shared._buf.release()
+            shared._buf = None
+        self._memory.close()  # Refused while somebody has a view of it: then it can be called again.
+        self._memory = None
+
+    def unlink(self, shared: Any) -> None:
+        """What `SharedMemory.unlink` does."""
+        name = _PREFIX + shared._name
+        try:
+            descriptor = _native.lookup(name)
+            _native.unpublish(name)
+        except NoSuchNameError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), shared._name) from None
+        try:
+            _native.Memory.attach(descriptor, True)
+        except NoSuchObjectError:
+            pass  # Its node has gone, and the memory with it.
