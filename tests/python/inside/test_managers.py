@@ -169,7 +169,8 @@ def test_wait_for_connections_files_and_processes(ctx, start, node):
     assert connection.wait(everything, 60) == [reader, file]
     queue.put(1)
     event.set()
-    process.join()
+    # Its sentinel is ready a moment after somebody else may know that it has ended.
+    assert connection.wait([process.sentinel], 60) == [process.sentinel]
     assert connection.wait(everything, 60) == everything
     os.close(file)
     os.close(other)
