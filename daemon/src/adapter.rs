@@ -135,6 +135,7 @@ pub(crate) fn is_secret(name: &OsStr) -> bool {
     let ours = [
         env::STEP_KEY,
         env::STEP_PROGRAM,
+        env::STEP_DRAGOND,
         env::STEP_MODE,
         env::STEP_SETTINGS,
         env::STEP_BAD_EXIT,

@@ -12,6 +12,8 @@ pub const PYTHON: &str = "DRAGON_PYTHON";
 pub const STEP_KEY: &str = "SLURM_DRAGON_STEP_KEY";
 /// Set by the Slurm plugin: the program that the user named. Removed likewise.
 pub const STEP_PROGRAM: &str = "SLURM_DRAGON_STEP_PROGRAM";
+/// Set by the Slurm plugin: the `dragond` that it has put in the place of the program. Removed likewise.
+pub const STEP_DRAGOND: &str = "SLURM_DRAGON_STEP_DRAGOND";
 /// Set by the Slurm plugin: what `dragond` is to be in the place of the program: `head`; `allocation`, in front of a batch
 /// script or an interactive shell; `inside`, a head in a runtime that runs. By `dragond` itself: `node`, of an allocation.
 /// Removed likewise.

@@ -155,6 +155,7 @@ fn start(plugin: &Spank<'_>) -> bool {
     let set = [
         (KEY, hex.as_c_str()),
         (PROGRAM, &program),
+        (DRAGOND_PATH, dragond),
         (MODE, if inside { c"inside" } else { &mode }),
         (SETTINGS, &settings),
         (c"SLURM_DRAGON_STEP_BAD_EXIT", bad_exit),
@@ -163,11 +164,30 @@ fn start(plugin: &Spank<'_>) -> bool {
         .all(|(name, value)| spank::set_environment(name, value))
 }
 
-/// In the task of a batch script or an interactive shell, as the user: puts `dragond` in its place.
-fn start_allocation(plugin: &Spank<'_>) -> bool {
-    let Some(wish) = wanted(Context::Remote).filter(|_| plugin.is_script_or_shell()) else {
+/// In a task of a step that has the option, as the user.
+fn start_task(plugin: &Spank<'_>) -> bool {
+    match wanted(Context::Remote) {
+        Some(wish) if plugin.is_script_or_shell() => start_allocation(plugin, wish),
+        Some(_) => keep_place(plugin),
+        None => true,
+    }
+}
+
+/// Puts `dragond` back where srun has put the name of a copy there after [`start`]: with `--bcast` it does, from 23.02 on.
+fn keep_place(plugin: &Spank<'_>) -> bool {
+    // Without it, [`start`] has left the program alone.
+    let Some(dragond) = plugin.task_environment(DRAGOND_PATH) else {
         return true;
     };
+    if plugin.program().as_ref() == Some(&dragond) {
+        return true;
+    }
+    let copy = plugin.replace_program(&dragond);
+    copy.is_some_and(|copy| plugin.set_task_environment(PROGRAM, &copy))
+}
+
+/// In the task of a batch script or an interactive shell: puts `dragond` in its place.
+fn start_allocation(plugin: &Spank<'_>, wish: Wish) -> bool {
     let dragond = match configured(plugin.arguments()) {
         Ok(dragond) => dragond,
         Err(text) => {
@@ -193,6 +213,7 @@ fn start_allocation(plugin: &Spank<'_>) -> bool {
 // Only names with this prefix reach the tasks whatever --export says. `dragond` keeps them from user programs.
 const KEY: &CStr = c"SLURM_DRAGON_STEP_KEY";
 const PROGRAM: &CStr = c"SLURM_DRAGON_STEP_PROGRAM";
+const DRAGOND_PATH: &CStr = c"SLURM_DRAGON_STEP_DRAGOND";
 const MODE: &CStr = c"SLURM_DRAGON_STEP_MODE";
 const SETTINGS: &CStr = c"SLURM_DRAGON_STEP_SETTINGS";
 
@@ -257,7 +278,7 @@ pub unsafe extern "C" fn slurm_spank_task_init(
     words: *mut *mut c_char,
 ) -> c_int {
     // SAFETY: passed on as they came.
-    unsafe { spank::callback(handle, count, words, start_allocation) }
+    unsafe { spank::callback(handle, count, words, start_task) }
 }
 
 unsafe extern "C" fn dragon_option(_: c_int, argument: *const c_char, _: c_int) -> c_int {

@@ -50,6 +50,12 @@ unsafe extern "C" {
     fn spank_context() -> c_int;
     fn spank_option_register(spank: *mut Handle, option: *mut RawOption) -> c_int;
     fn spank_get_item(spank: *mut Handle, item: c_int, ...) -> c_int;
+    fn spank_getenv(
+        spank: *mut Handle,
+        name: *const c_char,
+        buffer: *mut c_char,
+        length: c_int,
+    ) -> c_int;
     fn spank_setenv(
         spank: *mut Handle,
         name: *const c_char,
@@ -138,12 +144,7 @@ impl<'a> Spank<'a> {
     /// How many words the job's program and its arguments are. In srun, once the job is known.
     #[must_use]
     pub fn program_words(&self) -> usize {
-        let (mut count, mut words): (c_int, *mut *mut c_char) = (0, std::ptr::null_mut());
-        // SAFETY: this item takes an int and an array of strings, both by address.
-        let found =
-            unsafe { spank_get_item(self.handle, S_JOB_ARGV, &raw mut count, &raw mut words) };
-        let count = usize::try_from(count).unwrap_or(0);
-        if found == SUCCESS { count } else { 0 }
+        self.words().map_or(0, |(count, _)| count)
     }
 
     /// Whether the step is a batch script or an interactive shell. In srun and in slurmstepd, once the step is known.
@@ -155,6 +156,17 @@ impl<'a> Spank<'a> {
         found == SUCCESS && matches!(step, BATCH_SCRIPT | INTERACTIVE)
     }
 
+    /// A variable of the step's environment, of at most 4095 bytes. In slurmstepd.
+    #[must_use]
+    pub fn task_environment(&self, name: &CStr) -> Option<CString> {
+        let mut buffer = [0_u8; 4096];
+        // SAFETY: Slurm's own handle, a terminated name, and a buffer of the length that is said.
+        let found =
+            unsafe { spank_getenv(self.handle, name.as_ptr(), buffer.as_mut_ptr().cast(), 4096) };
+        let value = CStr::from_bytes_until_nul(&buffer).ok()?;
+        (found == SUCCESS).then(|| value.to_owned())
+    }
+
     /// Sets a variable of the step's environment. In slurmstepd, before its tasks execute their program.
     #[must_use]
     pub fn set_task_environment(&self, name: &CStr, value: &CStr) -> bool {
@@ -162,24 +174,22 @@ impl<'a> Spank<'a> {
         unsafe { spank_setenv(self.handle, name.as_ptr(), value.as_ptr(), 1) == SUCCESS }
     }
 
+    /// The job's program. In srun, once the job is known, and in a task before it executes its program.
+    #[must_use]
+    pub fn program(&self) -> Option<CString> {
+        let first = self.program_place()?;
+        // SAFETY: the array has at least one element.
+        let first = unsafe { first.read() };
+        // SAFETY: a terminated string of Slurm's, or null.
+        (!first.is_null()).then(|| unsafe { CStr::from_ptr(first) }.to_owned())
+    }
+
     /// Puts `program` in the place of the job's program and returns what stood there. In srun, once the job is known, and in
     /// a task before it executes its program.
     #[must_use]
     pub fn replace_program(&self, program: &CStr) -> Option<CString> {
-        let (mut count, mut words): (c_int, *mut *mut c_char) = (0, std::ptr::null_mut());
-        // SAFETY: this item takes an int and an array of strings, both by address.
-        let found =
-            unsafe { spank_get_item(self.handle, S_JOB_ARGV, &raw mut count, &raw mut words) };
-        if found != SUCCESS || count < 1 || words.is_null() {
-            return None;
-        }
-        // SAFETY: Slurm returned an array of at least one string.
-        let first = unsafe { words.read() };
-        if first.is_null() {
-            return None;
-        }
-        // SAFETY: a terminated string of Slurm's.
-        let before = unsafe { CStr::from_ptr(first) }.to_owned();
+        let before = self.program()?;
+        let first = self.program_place()?;
         // With --bcast, srun (from 23.02 on) frees the first string by its own allocator afterwards: so it comes from there.
         // SAFETY: a terminated string, which Slurm copies.
         let copy = unsafe { slurm_xstrdup(program.as_ptr()) };
@@ -187,8 +197,23 @@ impl<'a> Spank<'a> {
             return None;
         }
         // SAFETY: the array has at least one element, and it is Slurm's own, writable one.
-        unsafe { words.write(copy) };
+        unsafe { first.write(copy) };
         Some(before)
+    }
+
+    /// Where the job's words begin, of which there is at least one.
+    fn program_place(&self) -> Option<*mut *mut c_char> {
+        let (count, words) = self.words()?;
+        (count > 0 && !words.is_null()).then_some(words)
+    }
+
+    /// The job's program and its arguments.
+    fn words(&self) -> Option<(usize, *mut *mut c_char)> {
+        let (mut count, mut words): (c_int, *mut *mut c_char) = (0, std::ptr::null_mut());
+        // SAFETY: this item takes an int and an array of strings, both by address.
+        let found =
+            unsafe { spank_get_item(self.handle, S_JOB_ARGV, &raw mut count, &raw mut words) };
+        (found == SUCCESS).then_some((usize::try_from(count).unwrap_or(0), words))
     }
 }
 
