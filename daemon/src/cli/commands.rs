@@ -25,9 +25,12 @@ pub enum Command {
         /// bash, elvish, fish, powershell or zsh.
         shell: clap_complete::Shell,
     },
-    /// Print the manual page, or write the pages of all commands into a folder.
+    /// Print a manual page, or write the pages of all commands into a folder.
     #[command(after_help = MAN_EXAMPLES)]
     Man {
+        /// Which one is printed.
+        #[arg(value_enum, default_value_t = Page::Dragon, conflicts_with = "folder")]
+        page: Page,
         /// Folder for the pages.
         #[arg(long, value_name = "FOLDER")]
         folder: Option<PathBuf>,
@@ -36,6 +39,18 @@ pub enum Command {
     #[command(flatten)]
     Tool(Tool),
 }
+
+/// What there are pages about.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Page {
+    /// dragon(1): this command
+    Dragon,
+    /// dragon-slurm(7): the option --dragon of srun, sbatch and salloc
+    Slurm,
+}
+
+/// Written by hand: the option is Slurm's to parse.
+const SLURM_PAGE: &str = include_str!("../../../docs/man/dragon-slurm.7");
 
 const CONFIG_EXAMPLES: &str = "\
 Examples:
@@ -54,6 +69,7 @@ Examples:
 const MAN_EXAMPLES: &str = "\
 Examples:
   dragon man | man -l -
+  dragon man slurm | man -l -
   dragon man --folder ~/.local/share/man/man1";
 
 /// What `dragon config` takes.
@@ -101,13 +117,21 @@ pub fn run(command: &Command) -> Result<u8> {
             clap_complete::generate(*shell, &mut whole(), "dragon", &mut text);
             say(&text)?;
         }
-        Command::Man { folder: None } => {
+        Command::Man {
+            folder: None,
+            page: Page::Slurm,
+        } => say(SLURM_PAGE.as_bytes())?,
+        Command::Man {
+            folder: None,
+            page: Page::Dragon,
+        } => {
             let mut text = Vec::new();
             clap_mangen::Man::new(whole()).render(&mut text)?;
             say(&text)?;
         }
         Command::Man {
             folder: Some(folder),
+            ..
         } => clap_mangen::generate_to(whole(), folder)
             .with_context(|| format!("cannot write manual pages to {}", folder.display()))?,
     }
@@ -204,6 +228,29 @@ mod tests {
         let page = String::from_utf8(page).unwrap();
         for words in ["dragon attach", "Exit codes: the program", "124 when"] {
             assert!(page.contains(words), "{words}");
+        }
+    }
+
+    #[test]
+    fn the_page_about_slurm_is_rendered_without_a_warning() {
+        let groff = std::process::Command::new("groff")
+            .args(["-ww", "-man", "-Tutf8"])
+            .arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../docs/man/dragon-slurm.7"
+            ))
+            .output();
+        let Ok(groff) = groff else {
+            println!(
+                "SKIPPED the_page_about_slurm_is_rendered_without_a_warning: groff is not installed"
+            );
+            return;
+        };
+        let said = String::from_utf8_lossy(&groff.stderr);
+        assert!(groff.status.success() && said.is_empty(), "{said}");
+        let page = String::from_utf8_lossy(&groff.stdout);
+        for mode in ["head", "spmd", "off"] {
+            assert!(page.contains(mode), "{mode}");
         }
     }
 }
