@@ -35,6 +35,7 @@ pub use self::head::run as run_head;
 use self::line::{Door, Line};
 pub use self::line::{Keeper, connect};
 use self::step::Step;
+pub use self::step::is_option;
 use super::{is_secret, slurm, wishes};
 use crate::cli::RUNTIME_FAILED;
 use crate::config::{Config, keys};
@@ -168,7 +169,7 @@ fn script_in(runtime: &OsStr, script: &OsStr, arguments: &[OsString]) -> Command
         .env(env::RUNTIME, runtime)
         .env(env::JOB_RUNTIME, runtime);
     for (name, _) in std::env::vars_os() {
-        if is_secret(&name) || step::is_option(&name) {
+        if is_secret(&name) || is_option(&name) {
             command.env_remove(name);
         }
     }

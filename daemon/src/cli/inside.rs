@@ -23,14 +23,9 @@ use crate::program::{self, NOT_EXECUTABLE};
 /// # Errors
 /// When fewer or more nodes are wanted than it has.
 pub fn is_meant(arguments: &Arguments) -> Result<bool> {
-    let elsewhere = arguments.single
-        || arguments.local_nodes
-        || arguments.hostlist.is_some()
-        || arguments.hostfile.is_some()
-        || arguments.nodes == Some(1);
     let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
     let runtime = std::env::var(env::JOB_RUNTIME);
-    if elsewhere || !runtime.is_ok_and(|name| env::is_of_job(&name, &job)) {
+    if names_a_place(arguments) || !runtime.is_ok_and(|name| env::is_of_job(&name, &job)) {
         return Ok(false);
     }
     let all = std::env::var("SLURM_JOB_NUM_NODES").unwrap_or_default();
@@ -41,6 +36,15 @@ pub fn is_meant(arguments: &Arguments) -> Result<bool> {
         );
     }
     Ok(true)
+}
+
+/// Whether the command line says where the runtime is to be.
+pub fn names_a_place(arguments: &Arguments) -> bool {
+    arguments.single
+        || arguments.local_nodes
+        || arguments.hostlist.is_some()
+        || arguments.hostfile.is_some()
+        || arguments.nodes == Some(1)
 }
 
 /// Becomes the program; returns only when that fails.

@@ -28,6 +28,7 @@ use self::signals::{Interrupts, Signals, is_for_head};
 use super::hosts::{Place, place};
 use super::inside;
 use super::outputs::Outputs;
+use super::step;
 use super::{Arguments, RUNTIME_FAILED, TIME_IS_UP};
 use crate::adapter::client::is_stopped;
 use crate::adapter::host_limit;
@@ -80,6 +81,9 @@ pub fn launch(arguments: &Arguments) -> Result<u8, Failure> {
     };
     if inside::is_meant(arguments).map_err(usage)? {
         return inside::become_head(arguments);
+    }
+    if let Some(option) = step::wanted(arguments) {
+        return step::become_srun(arguments, &option);
     }
     let place = place(arguments).map_err(usage)?;
     arguments.habits.check(&place).map_err(usage)?;

@@ -156,7 +156,8 @@ fn shapes_steps(name: &OsStr) -> bool {
 }
 
 /// Whether a variable hands `--dragon` on to the steps of a job.
-pub(super) fn is_option(name: &OsStr) -> bool {
+#[must_use]
+pub fn is_option(name: &OsStr) -> bool {
     // Slurm's own prefix, and the plugin's name.
     name.to_string_lossy()
         .ends_with("SLURM_SPANK_OPTION_dragon_dragon")
