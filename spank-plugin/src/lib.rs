@@ -11,7 +11,7 @@ mod wish;
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use slurm_spank_sys as spank;
 use spank::{Context, Handle, OptionSpec, Spank};
@@ -30,18 +30,34 @@ const OPTION: OptionSpec = OptionSpec {
 };
 
 /// Path of `dragond`, or what is wrong with the line of plugstack.conf that should name it.
-static DRAGOND: OnceLock<Result<CString, String>> = OnceLock::new();
+static DRAGOND: Mutex<Option<Result<CString, String>>> = Mutex::new(None);
 const DEFAULT_DRAGOND: &CStr = c"/usr/libexec/dragon/dragond";
 
 fn init(plugin: &Spank<'_>) -> bool {
     match spank::context() {
         Context::Local | Context::Allocator => {
-            DRAGOND.get_or_init(|| configured(plugin.arguments()));
+            *DRAGOND.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(configured(plugin.arguments()));
             plugin.register(&OPTION)
         }
         Context::Remote => plugin.register(&OPTION),
         Context::Other => true,
     }
+}
+
+/// Gives back what the statics hold: Slurm unloads the plugin, and nobody else could.
+fn exit(_: &Spank<'_>) -> bool {
+    *DRAGOND.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    *WANTED.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    true
+}
+
+/// The path that [`init`] has found.
+fn dragond() -> Option<Result<CString, String>> {
+    DRAGOND
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
 }
 
 /// Reads the plugin's words in plugstack.conf.
@@ -80,7 +96,7 @@ fn choose(value: Option<&OsStr>) -> bool {
         ("spmd", Context::Allocator) => Some("--dragon=spmd is for srun, whose tasks are the program; inside the job, leave --dragon out of sbatch and salloc and type srun --dragon=spmd PROGRAM".to_owned()),
         ("spmd", Context::Local) if has_runtime() => Some("--dragon=spmd: this job has a runtime, and the tasks of its steps attach to it; leave the option out".to_owned()),
         (_, Context::Local) if !wish.settings.is_empty() && has_runtime() => Some("--dragon: this job has a runtime, whose settings are those of its sbatch or salloc; leave the settings out".to_owned()),
-        ("head" | "spmd", _) => DRAGOND.get().and_then(|dragond| dragond.clone().err()),
+        ("head" | "spmd", _) => dragond().and_then(Result::err),
         (other, _) => Some(format!("--dragon={other:.80}: unknown mode; use --dragon, --dragon=head, --dragon=spmd or --dragon=off")),
     };
     if let Some(text) = &refusal {
@@ -94,8 +110,8 @@ fn choose(value: Option<&OsStr>) -> bool {
 
 /// Whether the settings make sense; `dragond` has said what does not.
 fn has_sense(wish: &Wish) -> bool {
-    match DRAGOND.get() {
-        Some(Ok(dragond)) => wish.makes_sense(dragond),
+    match dragond() {
+        Some(Ok(dragond)) => wish.makes_sense(&dragond),
         _ => true,
     }
 }
@@ -131,7 +147,7 @@ fn start(plugin: &Spank<'_>) -> bool {
     if inside && INHERITED.load(Ordering::Relaxed) {
         return true;
     }
-    let Some(Ok(dragond)) = DRAGOND.get() else {
+    let Some(Ok(dragond)) = dragond() else {
         return false;
     };
     let mut key = [0; 32];
@@ -145,7 +161,7 @@ fn start(plugin: &Spank<'_>) -> bool {
     let options = &options[..options.len().saturating_sub(plugin.program_words())];
     let bad_exit =
         wish::kills_on_bad_exit(options).map_or(c"", |kills| if kills { c"1" } else { c"0" });
-    let Some(program) = plugin.replace_program(dragond) else {
+    let Some(program) = plugin.replace_program(&dragond) else {
         spank::error("dragon: srun has no program to run");
         return false;
     };
@@ -155,7 +171,7 @@ fn start(plugin: &Spank<'_>) -> bool {
     let set = [
         (KEY, hex.as_c_str()),
         (PROGRAM, &program),
-        (DRAGOND_PATH, dragond),
+        (DRAGOND_PATH, &dragond),
         (MODE, if inside { c"inside" } else { &mode }),
         (SETTINGS, &settings),
         (c"SLURM_DRAGON_STEP_BAD_EXIT", bad_exit),
@@ -265,6 +281,20 @@ pub unsafe extern "C" fn slurm_spank_local_user_init(
 ) -> c_int {
     // SAFETY: passed on as they came.
     unsafe { spank::callback(handle, count, words, start) }
+}
+
+/// Called by Slurm before it unloads the plugin.
+///
+/// # Safety
+/// As [`slurm_spank_init`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slurm_spank_exit(
+    handle: *mut Handle,
+    count: c_int,
+    words: *mut *mut c_char,
+) -> c_int {
+    // SAFETY: passed on as they came.
+    unsafe { spank::callback(handle, count, words, exit) }
 }
 
 /// Called in each task before it executes its program.

@@ -69,6 +69,7 @@ fn main() -> ExitCode {
             ("dragond_has_a_usual_place", dragond_has_a_usual_place),
             ("slurmd_has_nothing_to_say", slurmd_has_nothing_to_say),
             ("symbols_are_bound_when_used", symbols_are_bound_when_used),
+            ("srun_is_clean_under_valgrind", srun_is_clean_under_valgrind),
         ],
     )
 }
@@ -505,4 +506,48 @@ fn symbols_are_bound_when_used(rig: &Rig) {
         "{}",
         dynamic.out
     );
+}
+
+/// How many errors valgrind finds in an srun. What is lost in it may be Slurm's, but none of the plugin's.
+fn errors(rig: &Rig, words: &[&str]) -> String {
+    let valgrind = [
+        "valgrind",
+        "--leak-check=full",
+        "--show-leak-kinds=definite",
+        "--errors-for-leak-kinds=none",
+        // Slurm has unloaded the plugin at the end.
+        "--keep-debuginfo=yes",
+        "--child-silent-after-fork=yes",
+        "--log-file=valgrind",
+        "srun",
+        "-N2",
+    ];
+    let done = rig.login(&[&valgrind[..], words].concat());
+    assert_eq!(done.code, Some(0), "{words:?}: {done:?}");
+    let log = fs::read_to_string(rig.folder.join("home/alice/valgrind")).unwrap();
+    let ours = log.contains("libdragon_spank.so");
+    assert!(!ours, "{words:?}: {log}");
+    let (_, errors) = log.split_once("ERROR SUMMARY: ").unwrap();
+    errors.lines().next().unwrap().to_owned()
+}
+
+/// No more errors with the plugin than without, asked for or not.
+fn srun_is_clean_under_valgrind(rig: &Rig) {
+    if rig.login(&["valgrind", "--version"]).code != Some(0) {
+        println!("SKIPPED srun_is_clean_under_valgrind: valgrind is not installed");
+        return;
+    }
+    let file = rig.folder.join("etc/plugstack.conf");
+    let before = fs::read_to_string(&file).unwrap();
+    fs::write(&file, "").unwrap();
+    let plain = errors(rig, &["true"]);
+    fs::write(&file, before).unwrap();
+    for words in [
+        &["true"][..],
+        &["--dragon", "true"],
+        &["--dragon=spmd,pool=8G", "-K", "true"],
+        &["--dragon=off", "true"],
+    ] {
+        assert_eq!(errors(rig, words), plain, "{words:?}");
+    }
 }

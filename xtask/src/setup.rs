@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::repo;
 
 /// What the tests with a real Slurm and with several nodes need, and the plugin's build.
-pub(crate) const DEBIAN_PACKAGES: [&str; 8] = [
+pub(crate) const DEBIAN_PACKAGES: [&str; 9] = [
     "slurmctld",
     "slurmd",
     "slurm-client",
@@ -20,6 +20,7 @@ pub(crate) const DEBIAN_PACKAGES: [&str; 8] = [
     "iproute2",
     "util-linux",
     "procps",
+    "valgrind",
 ];
 
 /// What the tests of nodes behind ssh need besides.
