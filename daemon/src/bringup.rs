@@ -103,15 +103,31 @@ pub struct Failure {
     pub why: anyhow::Error,
     /// The node above or below knows it too, and says it.
     pub told: bool,
+    /// This node has waited in vain for the one above.
+    pub silent_above: bool,
 }
 
 impl Failure {
     fn own(why: anyhow::Error) -> Self {
-        Self { why, told: false }
+        Self {
+            why,
+            told: false,
+            silent_above: false,
+        }
     }
 
     fn of_others(why: anyhow::Error) -> Self {
-        Self { why, told: true }
+        Self {
+            told: true,
+            ..Self::own(why)
+        }
+    }
+
+    fn of_silence_above(why: anyhow::Error) -> Self {
+        Self {
+            silent_above: true,
+            ..Self::own(why)
+        }
     }
 }
 
@@ -131,7 +147,7 @@ pub async fn run(
         Some(above) => {
             enter(job.node, State::Connecting);
             let connected = connect_to_parent(job, above, deadline).await;
-            Some((above, connected.map_err(Failure::own)?))
+            Some((above, connected.map_err(Failure::of_silence_above)?))
         }
     };
     if let Some((_, stream)) = &parent
@@ -150,7 +166,10 @@ pub async fn run(
                     send(stream, &message).await.is_ok()
                 }
             };
-            return Err(Failure { why, told });
+            return Err(Failure {
+                told,
+                ..Failure::own(why)
+            });
         }
     };
     let membership = match &mut parent {
@@ -161,6 +180,8 @@ pub async fn run(
         },
         Some((above, stream)) => {
             enter(job.node, State::Ready);
+            // The node above waits as long for others, and says who is missing.
+            let deadline = deadline + job.bring_up / 20;
             match ready(job, *above, stream, nodes, deadline).await {
                 Ok(membership) => membership,
                 Err(failure) => {
@@ -225,8 +246,10 @@ async fn ready(
             Ok(there) => *stream = there,
             Err(why) => {
                 let told = send(stream, &PeerMessage::Failed(format!("{why:#}"))).await;
-                let told = told.is_ok();
-                return Err(Failure { why, told });
+                return Err(Failure {
+                    told: told.is_ok(),
+                    ..Failure::own(why)
+                });
             }
         }
         send(stream, &ready).await.map_err(lost)?;
@@ -239,7 +262,7 @@ async fn ready(
             "node {above} ({host}) sent {other:?} where 'up' was expected"
         ))),
         Ok(Err(error)) => Err(lost(error)),
-        Err(_) => Err(Failure::own(anyhow!(
+        Err(_) => Err(Failure::of_silence_above(anyhow!(
             "node {above} ({host}) did not say within {:?} that all nodes are up",
             job.bring_up
         ))),

@@ -12,6 +12,7 @@ pub mod objects;
 pub mod outputs;
 pub mod runtime;
 pub mod settings;
+pub mod step;
 pub mod table;
 pub mod tools;
 pub mod top;

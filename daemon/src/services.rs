@@ -35,7 +35,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::adapter::launcher::NOT_UP;
-use crate::adapter::{Job, Manager, allocation, client, remote};
+use crate::adapter::{Job, Manager, allocation, client, remote, slurm};
 use crate::attach;
 use crate::bringup;
 use crate::cli::RUNTIME_FAILED;
@@ -69,6 +69,8 @@ use tasks::Tasks;
 const QUEUE: usize = 1024;
 /// A second interrupt within this time ends the job whatever the head does with it.
 const TWICE: Duration = Duration::from_secs(1);
+/// How long nodes may take to end that were told that the bring-up has failed.
+const OTHERS_END: Duration = Duration::from_secs(2);
 
 /// What the loop handles.
 #[derive(Debug)]
@@ -290,6 +292,7 @@ pub async fn run(job: Job) -> Result<Exit> {
     };
     let gpus = resources::gpus(|name| std::env::var(name).ok());
     let metrics = metrics::listen(job.config.text(&keys::METRICS), &job, &sender)?;
+    let begun = Instant::now();
     let tree = tokio::select! {
         tree = bringup::run(&job, me, &mut events) => tree,
         end = signals.ending() => return Ok(ended_early(&job, &end)),
@@ -298,7 +301,12 @@ pub async fn run(job: Job) -> Result<Exit> {
         Ok(tree) => tree,
         Err(failure) => {
             enter(job.node, State::Failed);
-            return did_not_come_up(&job, failure.why, failure.told);
+            let silent_above = failure.silent_above;
+            let exit = did_not_come_up(&job, failure.why, failure.told);
+            if begun.elapsed() >= job.bring_up / 2 {
+                return cancel_step_that_hangs(&job, silent_above, exit).await;
+            }
+            return exit;
         }
     };
     enter(job.node, State::Running);
@@ -418,6 +426,29 @@ fn did_not_come_up(job: &Job, why: anyhow::Error, told: bool) -> Result<Exit> {
         return Err(why);
     }
     tracing::info!("the bring-up failed: {why:#}");
+    Ok(Exit::Code(not_up(job, RUNTIME_FAILED)))
+}
+
+/// A node that has not come up when the time was over may never end, and a step of Slurm lasts as long as it: the first node, or
+/// where that is the silent one the second, has Slurm kill the step.
+async fn cancel_step_that_hangs(job: &Job, silent_above: bool, exit: Result<Exit>) -> Result<Exit> {
+    let Manager::Slurm { step, keeper: None } = &job.manager else {
+        // The srun of an allocation sees to it.
+        return exit;
+    };
+    let second = silent_above && job.node.get() == 1;
+    if job.node != NodeIndex::FIRST && !second {
+        return exit;
+    }
+    // Said before this process is killed, and before those end that were told just now.
+    if let Err(why) = &exit {
+        journal::say(&format!("{why:#}"));
+    }
+    tokio::time::sleep(OTHERS_END).await;
+    journal::say(&format!(
+        "step {step} is cancelled, since what hangs there would never end"
+    ));
+    slurm::cancel(step).await;
     Ok(Exit::Code(not_up(job, RUNTIME_FAILED)))
 }
 

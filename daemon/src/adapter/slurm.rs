@@ -2,16 +2,20 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use dragon_protocol::key::JobKey;
 use dragon_protocol::{NodeIndex, env, hostlist};
+use tokio::time::timeout;
 
 use super::task::{Shape, Task};
 use super::{Job, Manager, Role, allocation, wishes};
 use crate::config::{Config, keys};
 use crate::inherited::{self, Inherited};
+use crate::journal::say;
+use crate::readable::end_of;
 use crate::resources;
 
 /// Children of a node in the tree of daemons.
@@ -106,6 +110,23 @@ fn shape(mode: &str) -> Result<Shape> {
             dragon_protocol::RELEASE
         ),
     }
+}
+
+/// How long Slurm may take to cancel a step.
+const CANCEL: Duration = Duration::from_secs(5);
+
+/// Has Slurm kill a step, this daemon included: one of its tasks hangs, and the step would last as long as that does.
+pub async fn cancel(step: &str) {
+    let mut scancel = Command::new("scancel");
+    scancel.args(["-s", "KILL", step]).stdin(Stdio::null());
+    let why = match scancel.spawn().and_then(|scancel| end_of(scancel.id())) {
+        Ok(end) => match timeout(CANCEL, end.readable()).await {
+            Ok(_) => return,
+            Err(_) => format!("scancel has not ended within {CANCEL:?}"),
+        },
+        Err(error) => format!("scancel failed: {error}"),
+    };
+    say(&format!("{why}; type scancel -s KILL {step}"));
 }
 
 /// Variables that make a process look like a task of the step: an `MPI_Init` in a library would wait for its peers.

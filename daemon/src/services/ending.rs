@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | nodes below told, own processes get SIGTERM | their ends | [`GRACE`] | SIGKILL |
 //! | killed processes, and what they left | their ends | [`KILLED`] | given up; the workload manager or launcher kills |
-//! | nodes below | "stopped" from each | [`BELOW`] | under Slurm the step is cancelled |
+//! | nodes below | "stopped" from each | [`BELOW`] | under Slurm the step is cancelled; also where the first node does not answer |
 //! | output | end of every pipe, "ended" from the nodes below | [`DRAIN`], with a slow reader [`SLOW`] | the rest is lost: a background process holds the pipe |
 //! | agent | its threads | [`AGENT`] | the process ends under it |
 
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Daemon, End, Event, Signals};
-use crate::adapter::Manager;
+use crate::adapter::{Manager, slurm};
 use crate::cli::RUNTIME_FAILED;
 use crate::exit::Exit;
 use crate::journal;
@@ -34,8 +34,6 @@ const SLOW: Duration = Duration::from_secs(60);
 /// A queue that empties within this time was empty.
 const IDLE: Duration = Duration::from_millis(5);
 const AGENT: Duration = Duration::from_millis(500);
-/// How long the workload manager may take to cancel the step.
-const CANCEL: Duration = Duration::from_secs(5);
 
 impl Daemon {
     /// Ends the daemon; returns how its process is to end.
@@ -70,10 +68,10 @@ impl Daemon {
         self.wait(events, signals, Instant::now() + KILLED, Self::no_children)
             .await;
         self.wait(events, signals, started + BELOW, |daemon| {
-            daemon.running().next().is_none()
+            daemon.running().next().is_none() && daemon.stuck().is_empty()
         })
         .await;
-        self.cancel_step_if_stuck(events, signals).await;
+        self.cancel_step_if_stuck().await;
         self.children
             .retain(|link| self.stopped.contains(&link.node));
         if let Some(parent) = &self.parent {
@@ -199,6 +197,15 @@ impl Daemon {
         self.children.iter().filter(stopped)
     }
 
+    /// Who keeps a step of Slurm from ending, as far as it is for this node to act.
+    fn stuck(&self) -> Vec<NodeIndex> {
+        match self.job.node.get() {
+            0 => self.running().map(|link| link.node).collect(),
+            1 if self.cluster.is_silent(NodeIndex::FIRST) => vec![NodeIndex::FIRST],
+            _ => Vec::new(),
+        }
+    }
+
     /// A node below has nothing more to say.
     pub(super) fn close_child(&mut self, node: NodeIndex) {
         for link in self.children.extract_if(.., |link| link.node == node) {
@@ -218,45 +225,22 @@ impl Daemon {
         let _ = timeout(GRACE, closed).await;
     }
 
-    /// The last resort of the first node under Slurm: a step of which one daemon hangs would last for ever.
-    async fn cancel_step_if_stuck(
-        &mut self,
-        events: &mut mpsc::Receiver<Event>,
-        signals: &mut Signals,
-    ) {
-        let Manager::Slurm { step, .. } = self.job.manager.clone() else {
+    /// The last resort under Slurm: a step of which one daemon hangs would last for ever. The first node sees to it, or the second
+    /// where that is the one that hangs.
+    async fn cancel_step_if_stuck(&self) {
+        let Manager::Slurm { step, .. } = &self.job.manager else {
             return;
         };
-        let names: Vec<_> = self
-            .running()
-            .map(|link| self.job.host(link.node))
-            .collect();
-        if self.job.node != NodeIndex::FIRST || names.is_empty() {
+        let stuck = self.stuck();
+        if stuck.is_empty() {
             return;
         }
+        let names: Vec<_> = stuck.iter().map(|node| self.job.host(*node)).collect();
         journal::say(&format!(
             "{} did not end within {BELOW:?}; step {step} is cancelled",
             names.join(", ")
         ));
-        let mut scancel = std::process::Command::new("scancel");
-        scancel.args(["-s", "KILL", &step]);
-        match scancel.stdin(std::process::Stdio::null()).spawn() {
-            // It is reaped as every other child.
-            Ok(scancel) => {
-                let pid = scancel.id();
-                let reaped = |_: &Self| !sweep::is_child(pid);
-                self.wait(events, signals, Instant::now() + CANCEL, reaped)
-                    .await;
-                if sweep::is_child(pid) {
-                    journal::say(&format!(
-                        "scancel has not ended within {CANCEL:?}; type scancel -s KILL {step}"
-                    ));
-                }
-            }
-            Err(error) => journal::say(&format!(
-                "scancel failed: {error}; type scancel -s KILL {step}"
-            )),
-        }
+        slurm::cancel(step).await;
     }
 
     /// Kills and reaps children; true when there are none left.

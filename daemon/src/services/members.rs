@@ -63,6 +63,12 @@ impl Membership {
         }
     }
 
+    /// Whether a node was lost because it does not answer: it may hang, and never end.
+    pub(super) fn is_silent(&self, node: NodeIndex) -> bool {
+        let cause = self.causes.get(&node);
+        matches!(cause, Some(Cause::Silent | Cause::HostSilent))
+    }
+
     /// Whether this node may answer as global services now.
     pub(super) fn answers(&self) -> bool {
         let leased = |members: &Members| members.answers(now());
@@ -249,6 +255,7 @@ impl Daemon {
     /// A node is lost, and the job ends with it.
     fn without(&mut self, node: NodeIndex, cause: Cause) -> End {
         self.node.node_down(node);
+        self.cluster.causes.insert(node, cause);
         self.creators_gone(|creator| creator.node == node);
         let why = format!(
             "{}: node {node} ({}) is lost",
