@@ -13,6 +13,8 @@ pub struct Cluster {
     manager: Manager,
     nodes: u32,
     site: Site,
+    /// Variables for the rig.
+    settings: Vec<(&'static str, String)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ impl Cluster {
     /// # Errors
     /// Why there can be none here.
     pub fn plain(nodes: u32) -> Result<Self, String> {
-        Self::up(nodes, Manager::None)
+        Self::up(nodes, Manager::None, &[])
     }
 
     /// Nodes with a real Slurm that has the plugin.
@@ -42,8 +44,16 @@ impl Cluster {
     /// # Errors
     /// Why there can be none here.
     pub fn slurm(nodes: u32) -> Result<Self, String> {
+        Self::slurm_with(nodes, &[])
+    }
+
+    /// The same, where the site has set up its Slurm otherwise: variables of the rig.
+    ///
+    /// # Errors
+    /// Why there can be none here.
+    pub fn slurm_with(nodes: u32, settings: &[(&'static str, &str)]) -> Result<Self, String> {
         slurm_possible()?;
-        Self::up(nodes, Manager::Slurm)
+        Self::up(nodes, Manager::Slurm, settings)
     }
 
     /// Nodes with a real OpenPBS, each told to have 4 CPUs.
@@ -52,11 +62,11 @@ impl Cluster {
     /// Why there can be none here.
     pub fn pbs(nodes: u32) -> Result<Self, String> {
         pbs_possible()?;
-        Self::up(nodes, Manager::Pbs)
+        Self::up(nodes, Manager::Pbs, &[])
     }
 
     /// Without the product, the tests fail; only what this machine lacks lets them be skipped.
-    fn up(nodes: u32, manager: Manager) -> Result<Self, String> {
+    fn up(nodes: u32, manager: Manager, settings: &[(&'static str, &str)]) -> Result<Self, String> {
         nodes_possible()?;
         installed("/usr/bin/python3")?;
         let folder = PathBuf::from(FOLDER).join(format!("dragon-rig-{}", std::process::id()));
@@ -71,6 +81,10 @@ impl Cluster {
             manager,
             nodes,
             site,
+            settings: settings
+                .iter()
+                .map(|(name, value)| (*name, (*value).to_owned()))
+                .collect(),
         };
         let up = run(cluster.rig().args(["up", &nodes.to_string()]));
         if up.code == Some(0) {
@@ -134,10 +148,69 @@ impl Cluster {
             }
         }
         command
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// Starts nodes again that were killed, and waits until Slurm uses all of them.
+    ///
+    /// # Panics
+    /// When they do not come back.
+    pub fn revive(&self) {
+        for node in self.nodes() {
+            if run(self.rig().args(["exec", &node, "true"])).code != Some(0) {
+                assert_eq!(run(self.rig().args(["start", &node])).code, Some(0));
+            }
+        }
+        eventually_empty("the list of nodes", || {
+            let idle = self.login(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"]);
+            if idle.out.lines().count() == self.nodes as usize {
+                String::new()
+            } else {
+                format!("{:?}", self.login(["sinfo", "-N", "-l"]))
+            }
+        });
+    }
+
+    /// Does something while slurm.conf has more lines.
+    ///
+    /// # Panics
+    /// When Slurm does not take them.
+    pub fn configured<T>(&self, more: &str, during: impl FnOnce() -> T) -> T {
+        let file = self.folder.join("etc/slurm.conf");
+        let before = std::fs::read_to_string(&file).expect("the rig has written it");
+        let configure = |text: &str| {
+            std::fs::write(&file, text).expect("it can be written");
+            let done = run(&mut self.on("ctl", ["-u", "root", "scontrol", "reconfigure"]));
+            assert_eq!(done.code, Some(0), "{done:?}");
+        };
+        configure(&format!("{before}\n{more}\n"));
+        let result = during();
+        configure(&before);
+        result
+    }
+
+    /// Ends the daemon of Slurm that a node has, and starts it again. slurmctld may save its state: without that it would take jobs
+    /// that ended a moment ago for others, and their nodes out of use.
+    ///
+    /// # Panics
+    /// When that is not possible.
+    pub fn restart_slurm(&self, node: &str) {
+        let (name, signal) = match node {
+            "ctl" => ("slurmctld", "TERM"),
+            _ => ("slurmd", "KILL"),
+        };
+        let log = self.folder.join(format!("log/{name}-{node}-again.out"));
+        let script = format!(
+            "old=$(pgrep -x {name}) && kill -{signal} $old && while kill -0 $old 2> /dev/null; do sleep 0.02; done
+            setsid {name} -D > {} 2>&1 < /dev/null &",
+            log.display()
+        );
+        let done = run(&mut self.on(node, ["-u", "root", "sh", "-c", &script]));
+        assert_eq!(done.code, Some(0), "{done:?}");
     }
 
     /// The home of an ordinary user, which all nodes share.
@@ -166,7 +239,7 @@ impl Cluster {
     pub fn bytes_for(&self, node: &str, user: &str) -> usize {
         // Head and body of an answer may come one after the other.
         let program = "import socket\n\
-            names = [l.split()[-1] for l in open('/proc/net/unix') if '@dragon/' in l]\n\
+            names = [l.split()[-1] for l in open('/proc/net/unix') if '@dragon/' in l and l.split()[3] == '00010000']\n\
             s = socket.socket(socket.AF_UNIX); s.settimeout(30); s.connect('\\0' + names[0][1:])\n\
             try: s.sendall(b'DRGNATT1' + bytes([1, 0, 1, 0] + [0] * 12))\n\
             except OSError: pass\n\

@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod child;
 pub mod cluster;
 pub mod cpus;
+pub mod faults;
 pub mod hosts;
 pub mod job;
 pub mod local;

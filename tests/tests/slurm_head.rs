@@ -6,11 +6,10 @@ mod members;
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, ExitCode};
-use std::time::Duration;
 
 use dragon_tests::cluster::Cluster;
 use dragon_tests::cpus::allowed;
-use dragon_tests::local::{Finished, WATCHDOG, eventually_empty, finish, pause, run};
+use dragon_tests::local::{Finished, eventually_empty, finish, run};
 use dragon_tests::suite;
 
 fn main() -> ExitCode {
@@ -111,6 +110,7 @@ fn plugin_exports_only_its_callbacks(cluster: &Cluster) {
         "plugin_name",
         "plugin_type",
         "plugin_version",
+        "slurm_spank_exit",
         "slurm_spank_init",
         "slurm_spank_local_user_init",
         "slurm_spank_task_init",
@@ -553,26 +553,7 @@ fn dead_node_ends_the_runtime(cluster: &Cluster) {
 /// says that the other is down, and not before. Takes as long as nodes take to come back and to be missed.
 fn slurm_has_a_vote_about_dead_nodes(cluster: &Cluster) {
     // Whatever the tests before this one have ended.
-    for node in cluster.nodes() {
-        if run(cluster.rig().args(["exec", &node, "true"])).code != Some(0) {
-            assert_eq!(run(cluster.rig().args(["start", &node])).code, Some(0));
-        }
-    }
-    let idle = || {
-        cluster
-            .login(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"])
-            .out
-    };
-    let begun = std::time::Instant::now();
-    while idle().lines().count() < 3 {
-        assert!(
-            begun.elapsed() < WATCHDOG,
-            "{:?}",
-            cluster.login(["sinfo", "-N", "-l"])
-        );
-        pause(Duration::from_millis(100));
-    }
-
+    cluster.revive();
     let program = cluster.site().root().join("bin/members");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let program = program.to_str().unwrap();
