@@ -120,8 +120,8 @@ fn ring() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// `-N2` with three tasks on the first node and one on the second, so that nodes are unequal.
-const UNEQUAL: [&str; 4] = ["-N2", "-n4", "-m", "arbitrary"];
+/// Three tasks on the first node and one on the second, so that nodes are unequal: as many nodes as the file of hosts names.
+const UNEQUAL: [&str; 3] = ["-n4", "-m", "arbitrary"];
 
 fn srun<'a>(more: &[&'a str], program: &[&'a str]) -> Vec<&'a str> {
     [&["srun"], more, &["--dragon=spmd"], program].concat()
