@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn the_page_about_slurm_is_rendered_without_a_warning() {
         let groff = std::process::Command::new("groff")
-            .args(["-ww", "-man", "-Tutf8"])
+            .args(["-ww", "-man", "-Tascii", "-P-cbou"])
             .arg(concat!(
                 env!("CARGO_MANIFEST_DIR"),
                 "/../docs/man/dragon-slurm.7"
