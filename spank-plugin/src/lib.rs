@@ -10,6 +10,7 @@
 mod wish;
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -144,16 +145,17 @@ fn start(plugin: &Spank<'_>) -> bool {
         return true;
     };
     let inside = has_runtime();
-    if inside && INHERITED.load(Ordering::Relaxed) {
-        return true;
+    if !inside || !INHERITED.load(Ordering::Relaxed) {
+        spank::or_end(AssertUnwindSafe(|| start_step(plugin, wish, inside)));
     }
-    let Some(Ok(dragond)) = dragond() else {
-        return false;
-    };
+    true
+}
+
+fn start_step(plugin: &Spank<'_>, wish: Wish, inside: bool) -> Result<(), String> {
+    let dragond = dragond().ok_or("srun has not loaded the plugin")??;
     let mut key = [0; 32];
     if !spank::random(&mut key) {
-        spank::error("dragon: no random numbers from the kernel");
-        return false;
+        return Err("no random numbers from the kernel".to_owned());
     }
     let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
     let options = std::env::args_os().skip(1);
@@ -161,10 +163,8 @@ fn start(plugin: &Spank<'_>) -> bool {
     let options = &options[..options.len().saturating_sub(plugin.program_words())];
     let bad_exit =
         wish::kills_on_bad_exit(options).map_or(c"", |kills| if kills { c"1" } else { c"0" });
-    let Some(program) = plugin.replace_program(&dragond) else {
-        spank::error("dragon: srun has no program to run");
-        return false;
-    };
+    let program = plugin.replace_program(&dragond);
+    let program = program.ok_or("srun has no program to run")?;
     // None of them has a NUL in it: they are digits, or came as terminated strings.
     let text = |text: String| CString::new(text).unwrap_or_default();
     let (hex, mode, settings) = (text(hex), text(wish.mode), text(wish.settings));
@@ -176,45 +176,46 @@ fn start(plugin: &Spank<'_>) -> bool {
         (SETTINGS, &settings),
         (c"SLURM_DRAGON_STEP_BAD_EXIT", bad_exit),
     ];
-    set.into_iter()
-        .all(|(name, value)| spank::set_environment(name, value))
+    let all = set
+        .into_iter()
+        .all(|(name, value)| spank::set_environment(name, value));
+    all.then_some(()).ok_or_else(no_environment)
 }
 
-/// In a task of a step that has the option, as the user.
+/// In a task of a job or step that has the option, as the user.
 fn start_task(plugin: &Spank<'_>) -> bool {
-    match wanted(Context::Remote) {
-        Some(wish) if plugin.is_script_or_shell() => start_allocation(plugin, wish),
-        Some(_) => keep_place(plugin),
-        None => true,
+    if let Some(wish) = wanted(Context::Remote) {
+        spank::or_end(AssertUnwindSafe(|| {
+            if plugin.is_script_or_shell() {
+                start_keeper(plugin, wish)
+            } else {
+                keep_place(plugin)
+            }
+        }));
     }
+    true
 }
 
 /// Puts `dragond` back where srun has put the name of a copy there after [`start`]: with `--bcast` it does, from 23.02 on.
-fn keep_place(plugin: &Spank<'_>) -> bool {
+fn keep_place(plugin: &Spank<'_>) -> Result<(), String> {
     // Without it, [`start`] has left the program alone.
     let Some(dragond) = plugin.task_environment(DRAGOND_PATH) else {
-        return true;
+        return Ok(());
     };
     if plugin.program().as_ref() == Some(&dragond) {
-        return true;
+        return Ok(());
     }
     let copy = plugin.replace_program(&dragond);
-    copy.is_some_and(|copy| plugin.set_task_environment(PROGRAM, &copy))
+    let copy = copy.ok_or("the task has no program to run")?;
+    let set = plugin.set_task_environment(PROGRAM, &copy);
+    set.then_some(()).ok_or_else(no_environment)
 }
 
 /// In the task of a batch script or an interactive shell: puts `dragond` in its place.
-fn start_allocation(plugin: &Spank<'_>, wish: Wish) -> bool {
-    let dragond = match configured(plugin.arguments()) {
-        Ok(dragond) => dragond,
-        Err(text) => {
-            spank::error(&text);
-            return false;
-        }
-    };
-    let Some(program) = plugin.replace_program(&dragond) else {
-        spank::error("dragon: the job has no script to run");
-        return false;
-    };
+fn start_keeper(plugin: &Spank<'_>, wish: Wish) -> Result<(), String> {
+    let dragond = configured(plugin.arguments())?;
+    let program = plugin.replace_program(&dragond);
+    let program = program.ok_or("the job has no script to run")?;
     // It came as a terminated string.
     let settings = CString::new(wish.settings).unwrap_or_default();
     let set = [
@@ -222,8 +223,14 @@ fn start_allocation(plugin: &Spank<'_>, wish: Wish) -> bool {
         (MODE, c"allocation"),
         (SETTINGS, &settings),
     ];
-    set.into_iter()
-        .all(|(name, value)| plugin.set_task_environment(name, value))
+    let all = set
+        .into_iter()
+        .all(|(name, value)| plugin.set_task_environment(name, value));
+    all.then_some(()).ok_or_else(no_environment)
+}
+
+fn no_environment() -> String {
+    "Slurm does not set the environment of the job's tasks".to_owned()
 }
 
 // Only names with this prefix reach the tasks whatever --export says. `dragond` keeps them from user programs.

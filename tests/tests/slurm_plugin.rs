@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-use dragon_tests::local::{Finished, binary, repository, run};
+use dragon_tests::local::{Finished, binary, eventually_empty, finish, repository, run};
 use dragon_tests::suite;
 
 /// Says, in one line each: host, own path, the step's variables, arguments.
@@ -47,6 +47,10 @@ fn main() -> ExitCode {
             (
                 "dragond_takes_the_place_of_a_batch_script",
                 dragond_takes_the_place_of_a_batch_script,
+            ),
+            (
+                "a_script_that_cannot_have_its_runtime_does_not_run",
+                a_script_that_cannot_have_its_runtime_does_not_run,
             ),
             (
                 "mode_and_settings_are_taken_apart",
@@ -160,14 +164,31 @@ impl Rig {
         keys[0].to_owned()
     }
 
-    /// Runs `srun --dragon true` while plugstack.conf says something else. srun reads it anew each time.
+    /// Runs `srun --dragon true` while plugstack.conf says something else.
     fn with_plugstack(&self, text: &str) -> Finished {
-        let file = self.folder.join("etc/plugstack.conf");
+        let _other = Plugstack::says(self, text);
+        self.login(&["srun", "--dragon", "true"])
+    }
+}
+
+/// Another plugstack.conf, until the value is dropped. Whatever loads plugins reads it anew each time.
+struct Plugstack {
+    file: PathBuf,
+    before: String,
+}
+
+impl Plugstack {
+    fn says(rig: &Rig, text: &str) -> Self {
+        let file = rig.folder.join("etc/plugstack.conf");
         let before = fs::read_to_string(&file).unwrap();
         fs::write(&file, text).unwrap();
-        let done = self.login(&["srun", "--dragon", "true"]);
-        fs::write(&file, before).unwrap();
-        done
+        Self { file, before }
+    }
+}
+
+impl Drop for Plugstack {
+    fn drop(&mut self) {
+        fs::write(&self.file, &self.before).unwrap();
     }
 }
 
@@ -327,6 +348,43 @@ fn dragond_takes_the_place_of_a_batch_script(rig: &Rig) {
     assert_eq!(submit("--quiet"), "slurm_script 0\n");
 }
 
+/// What the host of sbatch could not see: a line of the batch node's, for a plugin that is optional.
+fn a_script_that_cannot_have_its_runtime_does_not_run(rig: &Rig) {
+    let home = rig.folder.join("home/alice");
+    fs::write(home.join("script"), "#!/bin/sh\necho ran\n").unwrap();
+    for (option, code, text) in [
+        (
+            "--dragon",
+            125,
+            "dragon: plugstack.conf: dragnod=/x: the plugin takes only dragond=",
+        ),
+        ("--dragon=off", 0, "ran"),
+    ] {
+        let words = [
+            "sbatch", "--hold", "--wait", "-Q", "-N2", "-o", "out", option, "script",
+        ];
+        let mut command = rig.command();
+        let sbatch = command.args(["exec", "ctl"]).args(words).spawn().unwrap();
+        let held = || {
+            let held = rig.login(&["squeue", "-h", "-t", "PD", "-o", "%A %r"]).out;
+            let id = held.strip_suffix(" JobHeldUser\n");
+            id.map(str::to_owned)
+        };
+        eventually_empty("the queue", || match held() {
+            Some(_) => String::new(),
+            None => "no job is held".to_owned(),
+        });
+        let _other = Plugstack::says(rig, &rig.plugstack("dragnod=/x"));
+        let released = rig.login(&["scontrol", "release", &held().unwrap()]);
+        assert_eq!(released.code, Some(0), "{released:?}");
+        let done = finish(sbatch);
+        let said = fs::read_to_string(home.join("out")).unwrap();
+        assert_eq!(done.code, Some(code), "{option}: {done:?} {said}");
+        assert_eq!(said.matches(text).count(), 1, "{option}: {said}");
+        assert!(option == "--dragon=off" || !said.contains("ran"), "{said}");
+    }
+}
+
 fn mode_and_settings_are_taken_apart(rig: &Rig) {
     for (option, mode, settings) in [
         ("--dragon=head", "head", ""),
@@ -375,15 +433,9 @@ fn settings_are_looked_at_before_the_step(rig: &Rig) {
     assert_eq!((done.code, done.out.as_str()), (Some(255), ""), "{done:?}");
     assert_eq!(done.err.matches("refused\n").count(), 1, "{done:?}");
     assert_eq!(rig.login(&["squeue", "-h"]).out, "");
-    let file = rig.folder.join("etc/plugstack.conf");
-    let before = fs::read_to_string(&file).unwrap();
-    fs::write(
-        &file,
-        format!("optional {} dragond=/no/such\n", rig.plugin().display()),
-    )
-    .unwrap();
+    let other = format!("optional {} dragond=/no/such\n", rig.plugin().display());
+    let _other = Plugstack::says(rig, &other);
     let done = rig.login(&["srun", "--dragon=head,bad=1", "prog"]);
-    fs::write(&file, before).unwrap();
     assert!(done.err.contains("/no/such"), "{done:?}");
 }
 

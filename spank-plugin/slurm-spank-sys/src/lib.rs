@@ -22,6 +22,9 @@ pub const SUCCESS: c_int = 0;
 /// What a callback returns to refuse.
 pub const ERROR: c_int = -1;
 
+/// Exit code of a process that ends because the plugin could not do what the job needs.
+const FAILED: c_int = 125;
+
 /// An option, as Slurm reads it.
 #[repr(C)]
 struct RawOption {
@@ -293,6 +296,20 @@ pub unsafe fn callback(
             ERROR
         }
     }
+}
+
+/// Does what the job cannot do without, or ends this process with a sentence: plugins are optional, and Slurm would go on after
+/// an error of one.
+pub fn or_end(what: impl FnOnce() -> Result<(), String> + UnwindSafe) {
+    let done = catch_unwind(what);
+    let why = match done {
+        Ok(Ok(())) => return,
+        Ok(Err(why)) => why,
+        Err(_) => "internal error in the plugin".to_owned(),
+    };
+    error(&format!("dragon: {why}"));
+    // SAFETY: takes a number. What Slurm has for its own exit is not for a task that did not become its program.
+    unsafe { libc::_exit(FAILED) }
 }
 
 /// Runs the body of an option's callback likewise. At most 4096 bytes of the argument are looked at.
