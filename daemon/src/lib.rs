@@ -27,6 +27,7 @@ pub mod network;
 pub mod node;
 pub mod output;
 pub mod parent_death;
+pub mod passed;
 pub mod program;
 pub mod readable;
 pub mod reservations;

@@ -52,6 +52,7 @@ use crate::metrics::{self, Metrics};
 use crate::names::Names;
 use crate::node::Node;
 use crate::output::{Sink, Upward};
+use crate::passed::{FOR_PROGRAMS, Passed, STOPPING};
 use crate::program;
 use crate::readable::end_of;
 use crate::reservations::{Cpu, Ledger};
@@ -225,6 +226,11 @@ impl End {
         }
     }
 
+    /// Whether SIGTERM has told this or another daemon to end: whoever sent it means the job.
+    fn is_asked_for(&self) -> bool {
+        self.code == 128 + 15
+    }
+
     fn abandoned() -> Self {
         Self {
             code: RUNTIME_FAILED,
@@ -239,7 +245,7 @@ impl End {
 /// When the runtime does not come up.
 pub async fn run(job: Job) -> Result<Exit> {
     let (sender, mut events) = mpsc::channel(QUEUE);
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(&job.manager)?;
     rustix::process::set_child_subreaper(Pid::from_raw(1))?;
     let mut head_input = None;
     let mut keeper = None;
@@ -372,14 +378,20 @@ pub async fn run(job: Job) -> Result<Exit> {
     if let Manager::Client { .. } = daemon.job.manager {
         client::is_up(&daemon.socket);
     }
-    if let Some(keeper) = keeper {
-        keeper.follow(&daemon.socket, &daemon.sender)?;
-    }
+    let keeper = match keeper {
+        Some(keeper) => Some(keeper.follow(&daemon.socket, &daemon.sender)?),
+        None => None,
+    };
     signals.limit_time(daemon.job.config.time(&keys::TIME_LIMIT));
     let end = match daemon.start_programs() {
         Ok(()) => daemon.serve(&mut events, &mut signals).await,
         Err(end) => end,
     };
+    if let Some(keeper) = keeper
+        && end.is_asked_for()
+    {
+        keeper.say_told();
+    }
     // Tasks that are the program learn from it that they are to end; what waits for the end of a head, that all is over.
     let until_the_end = daemon.tasks.is_none().then_some(share);
     let exit = daemon.end(end, &mut events, &mut signals).await;
@@ -720,16 +732,19 @@ struct Signals {
     head_runs: bool,
     /// All that Slurm sends to a task is for the program, whose end is the task's.
     are_the_programs: bool,
-    user1: Signal,
-    user2: Signal,
     quit: Heard,
-    alarm: Signal,
+    passed: Passed,
     /// When the job ends at the latest, and what the user said about it.
     time_limit: Option<(Instant, Duration)>,
 }
 
 impl Signals {
-    fn new() -> Result<Self> {
+    fn new(manager: &Manager) -> Result<Self> {
+        // Elsewhere the terminal stops all that it has started.
+        let stopping = match manager {
+            Manager::Slurm { .. } => &STOPPING[..],
+            _ => &[],
+        };
         Ok(Self {
             child: signal(SignalKind::child())?,
             terminate: signal(SignalKind::terminate())?,
@@ -739,10 +754,8 @@ impl Signals {
             parent_gone: Arc::default(),
             head_runs: false,
             are_the_programs: false,
-            user1: signal(SignalKind::user_defined1())?,
-            user2: signal(SignalKind::user_defined2())?,
             quit: Heard::new(SignalKind::quit())?,
-            alarm: signal(SignalKind::alarm())?,
+            passed: Passed::take(&[&FOR_PROGRAMS, stopping])?,
             time_limit: None,
         })
     }
@@ -780,10 +793,8 @@ impl Signals {
             _ = self.child.recv() => Signalled::Child,
             _ = self.terminate.recv() => end(rustix::process::Signal::TERM, "SIGTERM"),
             () = self.hang_up.recv() => end(rustix::process::Signal::HUP, "SIGHUP"),
-            _ = self.user1.recv() => Signalled::ForHead(rustix::process::Signal::USR1),
-            _ = self.user2.recv() => Signalled::ForHead(rustix::process::Signal::USR2),
             () = self.quit.recv() => Signalled::ForHead(rustix::process::Signal::QUIT),
-            _ = self.alarm.recv() => Signalled::ForHead(rustix::process::Signal::ALARM),
+            signal = self.passed.next() => Signalled::ForHead(signal),
             () = self.interrupt.recv() => {
                 let before = self.last_interrupt.replace(Instant::now());
                 let twice = before.is_some_and(|at| at.elapsed() < TWICE) && !are_the_programs;

@@ -2,12 +2,12 @@
 //! child, and ends as that does.
 //!
 //! It stays in front of the program, because the program must not outlive the runtime: whoever kills the daemon, or this process,
-//! ends the program. Slurm sees one task that gets signals, and ends by itself or by one of them.
+//! ends the program. Slurm sees one task that gets signals, and ends by itself or by one of them. What the program reads and writes
+//! is the program's alone: whoever is at the other end sees the end when the program closes its own.
 
-use std::io;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use dragon_protocol::attach::{AttachReply, ROLE_TASK};
 use dragon_protocol::process::Settings;
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -20,8 +20,9 @@ use crate::adapter::Job;
 use crate::adapter::task::Task;
 use crate::cli::RUNTIME_FAILED;
 use crate::exit::Exit;
-use crate::forker::{Fork, Forker, Source};
+use crate::forker::{Fork, Forker, Source, null};
 use crate::journal;
+use crate::passed::{ENDING, FOR_PROGRAMS, Passed, STOPPING};
 use crate::program::{self, Program};
 use crate::resources;
 use crate::services::Event;
@@ -32,11 +33,11 @@ use crate::tree;
 /// How long a program may take to end when the runtime does before it.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Runs the program of the task.
+/// Runs the program of the task, which gets all that this process was started with.
 ///
 /// # Errors
 /// When the node's daemon does not come up, or the kernel refuses what a child needs.
-pub async fn run(job: &Job, task: &Task) -> Result<Exit> {
+pub async fn run(job: &Job, task: Task) -> Result<Exit> {
     let mut daemon = sibling::report(job, ROLE_TASK).await?;
     let mut reply = [0; size_of::<AttachReply>()];
     if daemon.read_exact(&mut reply).await.is_err() {
@@ -53,12 +54,13 @@ pub async fn run(job: &Job, task: &Task) -> Result<Exit> {
     // What the program leaves behind is this process's to end, where the runtime ends before it.
     rustix::process::set_child_subreaper(Pid::from_raw(1))?;
     // What is handled here is handled before the thread that starts the program notes what is.
-    let mut signals = Passed::new()?;
+    let mut signals = Passed::take(&[&ENDING, &FOR_PROGRAMS, &STOPPING])?;
     let mut child = signal(SignalKind::child())?;
     let (events, mut started) = mpsc::channel(1);
     // The program ends with the thread, and that with its last handle.
     let forker = Forker::start(events)?;
-    forker.start_process(Some(0), fork_of(job, task, program));
+    forker.start_process(Some(0), fork_of(job, &task, program));
+    drop(task);
     let pid = match started.recv().await {
         Some(Event::Started(_, Ok(pid))) => pid,
         Some(Event::Started(_, Err(text))) => {
@@ -67,6 +69,7 @@ pub async fn run(job: &Job, task: &Task) -> Result<Exit> {
         }
         _ => bail!("the thread that starts the program has ended"),
     };
+    read_and_write_nothing().context("cannot let go of what the program reads and writes")?;
     let mut word = [0];
     loop {
         if let Some(status) = ended(pid) {
@@ -103,6 +106,14 @@ pub(crate) fn fork_of(job: &Job, task: &Task, program: Program) -> Fork {
     }
 }
 
+/// Closes input, output and errors of this process, which the program has too. It says nothing more.
+fn read_and_write_nothing() -> std::io::Result<()> {
+    let null = null()?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(rustix::stdio::dup2_stderr(&null)?)
+}
+
 /// Ends a program that the runtime has left behind, and all that it started: Slurm's own part may be gone too.
 async fn end(pid: u32, child: &mut Heard) {
     tree::signal(pid, false, Signal::TERM);
@@ -124,36 +135,4 @@ fn ended(pid: u32) -> Option<i32> {
         }
     }
     found
-}
-
-/// The signals that the workload manager may send to a task, and which are for its program.
-struct Passed(Vec<(Signal, Heard)>);
-
-impl Passed {
-    fn new() -> io::Result<Self> {
-        const ALL: [(Signal, SignalKind); 7] = [
-            (Signal::HUP, SignalKind::hangup()),
-            (Signal::INT, SignalKind::interrupt()),
-            (Signal::QUIT, SignalKind::quit()),
-            (Signal::ALARM, SignalKind::alarm()),
-            (Signal::TERM, SignalKind::terminate()),
-            (Signal::USR1, SignalKind::user_defined1()),
-            (Signal::USR2, SignalKind::user_defined2()),
-        ];
-        let heard = ALL.map(|(name, kind)| Ok((name, signal(kind)?)));
-        heard.into_iter().collect::<io::Result<_>>().map(Self)
-    }
-
-    /// The next one.
-    async fn next(&mut self) -> Signal {
-        std::future::poll_fn(|context| {
-            for (name, heard) in &mut self.0 {
-                if heard.poll_recv(context).is_ready() {
-                    return std::task::Poll::Ready(*name);
-                }
-            }
-            std::task::Poll::Pending
-        })
-        .await
-    }
 }

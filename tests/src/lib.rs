@@ -14,4 +14,5 @@ pub mod local;
 pub mod netns;
 pub mod nodes;
 pub mod site;
+pub mod step;
 pub mod suite;

@@ -5,12 +5,13 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Child, ExitCode, Stdio};
+use std::process::{Child, ExitCode};
 
 use dragon_tests::cluster::Cluster;
 use dragon_tests::local::{Finished, eventually_empty, finish, run};
+use dragon_tests::step::Step;
 use dragon_tests::suite;
 
 fn main() -> ExitCode {
@@ -46,6 +47,14 @@ fn main() -> ExitCode {
             (
                 "a_signal_for_the_script_reaches_it",
                 a_signal_for_the_script_reaches_it,
+            ),
+            (
+                "every_signal_that_one_can_ask_for_reaches_the_script",
+                every_signal_that_one_can_ask_for_reaches_the_script,
+            ),
+            (
+                "a_runtime_lost_after_a_signal_is_noticed",
+                a_runtime_lost_after_a_signal_is_noticed,
             ),
             (
                 "a_shell_is_in_the_runtime_of_its_allocation",
@@ -343,6 +352,51 @@ fn a_signal_for_the_script_reaches_it(cluster: &Cluster) {
     );
 }
 
+/// Each by its number: `scancel` knows few by name.
+fn every_signal_that_one_can_ask_for_reaches_the_script(cluster: &Cluster) {
+    const ALL: [&str; 16] = [
+        "HUP", "INT", "QUIT", "ABRT", "USR1", "USR2", "ALRM", "TERM", "CONT", "TSTP", "URG",
+        "XCPU", "XFSZ", "VTALRM", "PROF", "PWR",
+    ];
+    let script = format!(
+        "for s in {}; do trap \"echo heard $s\" $s; done; echo ready
+        until [ -e go ]; do sleep 0.05; done; rm go; dragon status | grep -o '2 nodes up'",
+        ALL.join(" ")
+    );
+    let job = Job::submit(cluster, &["-N2", "--dragon"], &script);
+    job.says("ready");
+    let id = running(cluster);
+    for name in ALL {
+        let number = run(&mut cluster.on("ctl", ["bash", "-c", &format!("kill -l {name}")])).out;
+        // To the script, then to the steps: the runtime does not mind.
+        cluster.login(["scancel", "--batch", "-s", number.trim(), &id]);
+        job.says(&format!("heard {name}"));
+        if !["HUP", "INT", "TERM"].contains(&name) {
+            cluster.login(["scancel", "-s", number.trim(), &id]);
+        }
+    }
+    fs::write(cluster.home("alice").join("go"), "").unwrap();
+    let done = job.ends();
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.said.ends_with("\n2 nodes up\n"), "{done:?}");
+}
+
+/// A script may be told to end without the runtime, and take its time.
+fn a_runtime_lost_after_a_signal_is_noticed(cluster: &Cluster) {
+    let script = "trap 'echo told' TERM; echo ready; while :; do sleep 0.05; done";
+    let job = Job::submit(cluster, &["-N3", "--dragon"], script);
+    job.says("ready");
+    cluster.login(["scancel", "--batch", "-s", "TERM", &running(cluster)]);
+    job.says("told");
+    kill_on(cluster, "n2", "KILL", DAEMON);
+    let done = job.ends();
+    assert_eq!(done.code, Some(125), "{done:?}");
+    assert!(
+        done.said.contains("the runtime of this job has ended"),
+        "{done:?}"
+    );
+}
+
 /// A shell of salloc at a terminal, into which these lines are typed, each when the shell asks for it. What came then.
 fn type_into_shell(cluster: &Cluster, lines: &[&str]) -> (String, Finished) {
     let salloc = "salloc -N2 -c2 --dragon";
@@ -354,27 +408,16 @@ fn type_into_shell(cluster: &Cluster, lines: &[&str]) -> (String, Finished) {
         salloc,
         "/dev/null",
     ];
-    let mut command = cluster.on("ctl", words);
-    let mut terminal = command.stdin(Stdio::piped()).spawn().unwrap();
-    let mut keyboard = terminal.stdin.take().unwrap();
-    let mut screen = terminal.stdout.take().unwrap();
-    let mut said = Vec::new();
-    let mut lines = lines.iter();
-    let mut bytes = [0; 4096];
-    loop {
-        let read = screen.read(&mut bytes).unwrap();
-        if read == 0 {
-            break;
-        }
-        said.extend_from_slice(&bytes[..read]);
-        if said.ends_with(b"$ ")
-            && let Some(line) = lines.next()
-        {
-            keyboard.write_all(format!("{line}\n").as_bytes()).unwrap();
-        }
+    let (mut terminal, mut keyboard) = Step::with_input(&mut cluster.on("ctl", words));
+    let mut said = String::new();
+    for line in lines {
+        said += &terminal
+            .out()
+            .until("prompt", |text| text.ends_with(b"$ ").then_some(text.len()));
+        keyboard.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
-    let said = String::from_utf8_lossy(&said).replace('\r', "");
-    (said, finish(terminal))
+    let (rest, done) = terminal.ended();
+    ((said + &rest).replace('\r', ""), done)
 }
 
 fn a_shell_is_in_the_runtime_of_its_allocation(cluster: &Cluster) {

@@ -4,12 +4,13 @@
 
 mod members;
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, ChildStdout, Command, ExitCode};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use dragon_tests::cluster::Cluster;
-use dragon_tests::cpus::allowed;
-use dragon_tests::local::{Finished, eventually_empty, finish, run};
+use dragon_tests::cpus::{SHOW, allowed, bound_tasks};
+use dragon_tests::local::{Finished, WATCHDOG, eventually_empty, finish, pause, run};
+use dragon_tests::step::Step;
 use dragon_tests::suite;
 
 fn main() -> ExitCode {
@@ -304,24 +305,17 @@ fn two_jobs_at_once(cluster: &Cluster) {
 }
 
 /// Starts a job whose head says "ready", and waits for that.
-fn ready(cluster: &Cluster, program: &str) -> (Child, BufReader<ChildStdout>) {
-    let mut child = cluster
-        .on("ctl", ["srun", "-N3", "--dragon", "sh", "-c", program])
-        .spawn()
-        .unwrap();
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    out.read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    (child, out)
+fn ready(cluster: &Cluster, program: &str) -> Step {
+    let srun = ["srun", "-N3", "--dragon", "sh", "-c", program];
+    Step::start(&mut cluster.on("ctl", srun)).ready(1)
 }
 
 fn another_user_cannot_attach(cluster: &Cluster) {
-    let (child, _out) = ready(cluster, "echo ready; sleep 1000");
+    let step = ready(cluster, "echo ready; sleep 1000");
     assert_eq!(cluster.bytes_for("n1", "bob"), 0);
     assert_ne!(cluster.bytes_for("n1", "alice"), 0);
     cluster.login(["scancel", "-u", "alice"]);
-    let _ = finish(child);
+    let _ = step.ended();
     cluster.assert_nothing_left();
 }
 
@@ -335,7 +329,7 @@ fn shows<'a>(words: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn a_job_is_entered_from_outside_and_from_inside(cluster: &Cluster) {
-    let (child, _out) = ready(cluster, "echo ready; sleep 1000");
+    let step = ready(cluster, "echo ready; sleep 1000");
     let jobs = cluster.login(["squeue", "-h", "-t", "R", "-o", "%i"]);
     let job = jobs.out.trim();
     // What ran is a program of the node: by the name of its runtime, and by its host.
@@ -385,54 +379,44 @@ fn a_job_is_entered_from_outside_and_from_inside(cluster: &Cluster) {
     assert_ne!(nobodys.code, Some(0), "{nobodys:?}");
     assert!(nobodys.err.contains("job"), "{nobodys:?}");
     cluster.login(["scancel", "-u", "alice"]);
-    let _ = finish(child);
+    let _ = step.ended();
     cluster.assert_nothing_left();
 }
 
 fn cancelled_job_leaves_nothing(cluster: &Cluster) {
-    let (child, _out) = ready(
+    let step = ready(
         cluster,
         "echo ready; sleep 1000 & setsid sleep 1000 & sleep 1000",
     );
     cluster.login(["scancel", "-u", "alice"]);
-    assert_ne!(finish(child).code, Some(0));
+    assert_ne!(step.ended().1.code, Some(0));
     cluster.assert_nothing_left();
 }
 
 /// Tasks are bound to one CPU each: the head, and what it starts, may run on those of all of them.
 fn granted_cpus_are_those_of_all_tasks_of_the_node(cluster: &Cluster) {
-    let own = std::fs::read_to_string("/proc/self/status").unwrap();
-    let own = allowed(&own);
-    let tasks = own.len().min(4);
-    let some: Vec<_> = own.iter().take(tasks).map(u32::to_string).collect();
-    let bind = format!("--cpu-bind=map_cpu:{}", some.join(","));
-    let tasks = format!("-n{tasks}");
-    let srun = ["srun", "-N1", &tasks, "-c1", &bind];
-    let show = ["sh", "-c", "grep Cpus_allowed_list: /proc/self/status"];
-    let plain = cluster.login([&srun[..], &show].concat());
+    let (options, cpus) = bound_tasks();
+    let srun: Vec<&str> = ["srun"]
+        .into_iter()
+        .chain(options.iter().map(String::as_str))
+        .collect();
+    let plain = cluster.login([&srun[..], &["sh", "-c", SHOW]].concat());
     let alone = plain.out.lines().all(|line| allowed(line).len() == 1);
     assert!(alone, "the tasks are not bound: {plain:?}");
-    let head = "grep Cpus_allowed_list: /proc/self/status; dragon status --json";
-    let ours = cluster.login([&srun[..], &["--dragon", "sh", "-c", head]].concat());
+    let head = format!("{SHOW}; dragon status --json");
+    let ours = cluster.login([&srun[..], &["--dragon", "sh", "-c", &head]].concat());
     assert_eq!(ours.code, Some(0), "{ours:?}");
     assert_eq!(allowed(&ours.out), allowed(&plain.out), "{ours:?}");
-    let count = format!("\"cpus\": {},", some.len());
+    let count = format!("\"cpus\": {cpus},");
     assert!(ours.out.contains(&count), "{ours:?}");
-}
-
-/// All that comes of a job that is to end: its output from "ready" on, and how it ended.
-fn ended(child: Child, mut out: BufReader<ChildStdout>) -> (String, Finished) {
-    let mut text = String::new();
-    out.read_to_string(&mut text).unwrap();
-    (text, finish(child))
 }
 
 const TRAPS: &str = "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
 
 fn a_cancelled_head_is_told_and_ends_by_itself(cluster: &Cluster) {
-    let (child, out) = ready(cluster, TRAPS);
+    let step = ready(cluster, TRAPS);
     cluster.login(["scancel", "-u", "alice"]);
-    let (text, done) = ended(child, out);
+    let (text, done) = step.ended();
     assert_eq!(text, "told\n", "{done:?}");
     assert_eq!(done.code, Some(128 + 15), "{done:?}");
     cluster.assert_nothing_left();
@@ -441,9 +425,9 @@ fn a_cancelled_head_is_told_and_ends_by_itself(cluster: &Cluster) {
 /// Two seconds, since that is how long it may take.
 fn a_cancelled_head_that_is_deaf_is_killed(cluster: &Cluster) {
     let deaf = "trap '' TERM; sleep 1000 & echo ready; sleep 1000; echo deaf";
-    let (child, out) = ready(cluster, deaf);
+    let step = ready(cluster, deaf);
     cluster.login(["scancel", "-u", "alice"]);
-    let (text, done) = ended(child, out);
+    let (text, done) = step.ended();
     assert_eq!(text, "", "{done:?}");
     assert_ne!(done.code, Some(0), "{done:?}");
     cluster.assert_nothing_left();
@@ -452,12 +436,12 @@ fn a_cancelled_head_that_is_deaf_is_killed(cluster: &Cluster) {
 /// As with any step: what srun started goes on when the host of srun is gone.
 fn a_step_outlives_its_srun_and_can_be_cancelled(cluster: &Cluster) {
     let beats = "echo ready; while :; do echo beat >> $HOME/beats; sleep 0.05; done";
-    let (child, _out) = ready(cluster, beats);
+    let step = ready(cluster, beats);
     // srun has a child that would cancel the step: on a host that is gone both are. The child is the later one.
     let gone = "kill -9 $(pgrep -x srun | sort -rn)";
     let killed = run(&mut cluster.on("ctl", ["-u", "root", "sh", "-c", gone]));
     assert_eq!(killed.code, Some(0), "{killed:?}");
-    let _ = finish(child);
+    let _ = step.ended();
     let count = || cluster.login(["sh", "-c", "wc -l < $HOME/beats"]).out;
     let beats: u32 = count().trim().parse().unwrap();
     eventually_empty("the head", || {
@@ -482,30 +466,33 @@ fn a_step_outlives_its_srun_and_can_be_cancelled(cluster: &Cluster) {
 
 /// Up to 30 s and a little more: slurmctld looks at the limits no more often.
 fn the_time_limit_ends_the_job_in_order(cluster: &Cluster) {
-    let (child, out) = ready(cluster, TRAPS);
+    let step = ready(cluster, TRAPS);
     let job = cluster.login(["squeue", "-h", "-t", "R", "-o", "%i"]).out;
     // A limit counts minutes; the end of the job is a time like any other, which root may set.
     let id = format!("JobId={}", job.trim());
     let update = ["-u", "root", "scontrol", "update", &id, "EndTime=now+1"];
     let updated = run(&mut cluster.on("ctl", update));
     assert_eq!(updated.code, Some(0), "{updated:?}");
-    let (text, done) = ended(child, out);
+    let (text, done) = step.ended();
     assert_eq!(text, "told\n", "{done:?}");
     assert_eq!(done.code, Some(128 + 15), "{done:?}");
     cluster.assert_nothing_left();
 }
 
 fn signal_for_the_program_reaches_it(cluster: &Cluster) {
-    let (child, mut out) = ready(
-        cluster,
-        "trap 'echo signalled; exit 3' USR1; echo ready; while :; do sleep 0.05; done",
+    let names = "USR1 USR2 QUIT ABRT ALRM URG XCPU TSTP CONT";
+    let traps = format!(
+        "for s in {names}; do trap \"echo $s\" $s; done; echo ready; while :; do sleep 0.05; done"
     );
+    let mut step = ready(cluster, &traps);
     let job = cluster.login(["squeue", "-h", "-t", "R", "-o", "%i"]).out;
-    cluster.login(["scancel", "-s", "USR1", job.trim()]);
-    let mut line = String::new();
-    out.read_line(&mut line).unwrap();
-    assert_eq!(line, "signalled\n");
-    assert_eq!(finish(child).code, Some(3));
+    for name in names.split(' ') {
+        let kill = format!("scancel -s $(bash -c 'kill -l {name}') {}", job.trim());
+        cluster.login(["sh", "-c", &kill]);
+        assert_eq!(step.line(), format!("{name}\n"));
+    }
+    cluster.login(["scancel", "-u", "alice"]);
+    let _ = step.ended();
 }
 
 fn kill_on(cluster: &Cluster, node: &str, pattern: &str) {
@@ -520,33 +507,31 @@ fn kill_on(cluster: &Cluster, node: &str, pattern: &str) {
 
 fn killed_daemon_ends_the_step(cluster: &Cluster) {
     for node in ["n1", "n3"] {
-        let (child, _out) = ready(cluster, "echo ready; sleep 1000");
+        let step = ready(cluster, "echo ready; sleep 1000");
         kill_on(cluster, node, "^.*bin/dragond");
-        let done = finish(child);
+        let (_, done) = step.ended();
         assert_ne!(done.code, Some(0), "{done:?}");
         cluster.assert_nothing_left();
     }
 }
 
 fn killed_stepd_ends_its_daemon(cluster: &Cluster) {
-    let (mut child, _out) = ready(cluster, "echo ready; sleep 1000");
+    let step = ready(cluster, "echo ready; sleep 1000");
     kill_on(cluster, "n2", "slurmstepd: \\[");
     // srun itself waits for ever for a lost slurmstepd; what counts is that nothing of ours is left.
     cluster.assert_nothing_left();
     cluster.login(["scancel", "-s", "KILL", "-u", "alice"]);
-    let _ = child.kill();
-    let _ = child.wait();
+    step.kill();
 }
 
 fn dead_node_ends_the_runtime(cluster: &Cluster) {
-    let (mut child, _out) = ready(cluster, "echo ready; sleep 1000");
+    let step = ready(cluster, "echo ready; sleep 1000");
     run(cluster.rig().args(["kill", "n3"]));
     for node in ["n1", "n2"] {
         eventually_empty(node, || cluster.traces(node));
     }
     cluster.login(["scancel", "-s", "KILL", "-u", "alice"]);
-    let _ = child.kill();
-    let _ = child.wait();
+    step.kill();
 }
 
 /// A job that goes on without nodes: two of three go on without the first by themselves; the last one alone does when Slurm

@@ -28,7 +28,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use dragon_protocol::env;
 use rustix::process::{Signal, pidfd_send_signal};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
 pub use self::head::run as run_head;
@@ -41,6 +40,7 @@ use crate::cli::RUNTIME_FAILED;
 use crate::config::{Config, keys};
 use crate::exit::Exit;
 use crate::journal::say;
+use crate::passed::{self, FOR_PROGRAMS, Passed, STOPPING};
 use crate::program::{NOT_EXECUTABLE, NOT_FOUND};
 use crate::readable::end_of;
 
@@ -57,7 +57,7 @@ const MARGIN: Duration = Duration::from_secs(10);
 const END: Duration = Duration::from_secs(75);
 /// How long a signal that ends both the runtime and the script may take from the one to the other.
 const TOGETHER: Duration = Duration::from_secs(1);
-/// How long a runtime may take to end after SIGTERM.
+/// How long a runtime may take to end that was told to with its script.
 const ENDING: Duration = Duration::from_secs(20);
 /// How long a script may take to end after its runtime has ended.
 const GRACE: Duration = Duration::from_secs(10);
@@ -99,7 +99,7 @@ pub fn run(arguments: &[OsString]) -> Result<Exit> {
 }
 
 async fn keep(script: &OsStr, arguments: &[OsString]) -> Result<Exit> {
-    let mut signals = Signals::new()?;
+    let mut signals = Passed::take(&[&passed::ENDING, &FOR_PROGRAMS, &STOPPING])?;
     // The daemons read the same: what makes no sense is said once, and here.
     let settings = std::env::var(env::STEP_SETTINGS).unwrap_or_default();
     let config = Config::load(&wishes::parse(&settings).context("--dragon")?)?;
@@ -113,7 +113,7 @@ async fn keep(script: &OsStr, arguments: &[OsString]) -> Result<Exit> {
                 return Err(why);
             }
         },
-        signal = signals.next() => {
+        signal = ending(&mut signals) => {
             step.stop().await;
             let code = u8::try_from(128 + signal.as_raw());
             return Ok(Exit::Code(code.unwrap_or(RUNTIME_FAILED)));
@@ -177,15 +177,20 @@ fn script_in(runtime: &OsStr, script: &OsStr, arguments: &[OsString]) -> Command
 }
 
 /// Waits for the end of the script, and passes on what comes for it.
-async fn run_script(mut child: Child, line: &Line, signals: &mut Signals) -> Result<Exit> {
+async fn run_script(mut child: Child, line: &Line, signals: &mut Passed) -> Result<Exit> {
     let end = end_of(child.id())?;
     let script = end.get_ref();
-    // What ends the job ends the runtime too, and is no reason to complain of it. A script may also be told to end alone.
+    // Whoever ends the job tells the script as well as the runtime, and gives the script the time that it has. One of the two may
+    // also be told alone.
     let told = Cell::new(None::<Instant>);
     let job_ends = || told.get().is_some_and(|at| at.elapsed() < ENDING);
     let signals = async {
         loop {
             let signal = signals.next().await;
+            // What is typed at a terminal reaches the foreground by itself.
+            if is_shell() && matches!(signal, Signal::INT | Signal::QUIT | Signal::TSTP) {
+                continue;
+            }
             if signal == Signal::TERM {
                 told.set(Some(Instant::now()));
             }
@@ -194,9 +199,9 @@ async fn run_script(mut child: Child, line: &Line, signals: &mut Signals) -> Res
         }
     };
     let lost = async {
-        line.ended().await;
+        let was_told = line.ended().await;
         sleep(TOGETHER).await;
-        if job_ends() {
+        if was_told && job_ends() {
             return std::future::pending().await;
         }
         if is_shell() {
@@ -225,39 +230,12 @@ fn is_shell() -> bool {
     std::io::stdin().is_terminal()
 }
 
-/// Signals that end a process by default, and that a script may have asked for (`sbatch --signal=B:USR1@60`).
-struct Signals([(Signal, tokio::signal::unix::Signal); 6]);
-
-impl Signals {
-    fn new() -> Result<Self> {
-        let stream = |number: Signal| -> Result<_> {
-            Ok((number, signal(SignalKind::from_raw(number.as_raw()))?))
-        };
-        Ok(Self([
-            stream(Signal::HUP)?,
-            stream(Signal::INT)?,
-            stream(Signal::QUIT)?,
-            stream(Signal::USR1)?,
-            stream(Signal::USR2)?,
-            stream(Signal::TERM)?,
-        ]))
-    }
-
-    /// The next one that is for the script alone: what is typed at a terminal reaches the foreground by itself.
-    async fn next(&mut self) -> Signal {
-        loop {
-            let [a, b, c, d, e, f] = &mut self.0;
-            let signal = tokio::select! {
-                _ = a.1.recv() => a.0,
-                _ = b.1.recv() => b.0,
-                _ = c.1.recv() => c.0,
-                _ = d.1.recv() => d.0,
-                _ = e.1.recv() => e.0,
-                _ = f.1.recv() => f.0,
-            };
-            if !(is_shell() && matches!(signal, Signal::INT | Signal::QUIT)) {
-                return signal;
-            }
+/// Waits for a signal that ends the job. There is no script yet that others could be for.
+async fn ending(signals: &mut Passed) -> Signal {
+    loop {
+        let signal = signals.next().await;
+        if passed::ENDING.contains(&signal) {
+            return signal;
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the program of a job is to its runtime: one head, or every task of a step.
 
 use std::ffi::OsString;
+use std::mem;
 use std::os::unix::ffi::OsStringExt;
 
 use dragon_protocol::env;
@@ -40,6 +41,19 @@ impl Shape {
             Self::Head => None,
             Self::Spmd(task) => Some(task),
         }
+    }
+
+    /// The task with the descriptors that it was given, which are from here on the caller's to close.
+    #[must_use]
+    pub fn take_task(&mut self) -> Option<Task> {
+        let Self::Spmd(task) = self else {
+            return None;
+        };
+        let inherited = mem::take(&mut task.inherited);
+        Some(Task {
+            inherited,
+            ..task.clone()
+        })
     }
 }
 

@@ -86,7 +86,7 @@ fn run() -> Result<Exit> {
         .context("cannot start the event loop")?;
     let exit = match role {
         Role::Daemon(job) => runtime.block_on(services::run(*job)),
-        Role::Sibling(job) => match job.shape.task() {
+        Role::Sibling(mut job) => match job.shape.take_task() {
             Some(task) => runtime.block_on(task::run(&job, task)),
             None => runtime.block_on(sibling::run(&job)).map(Exit::Code),
         },

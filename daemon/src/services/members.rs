@@ -388,7 +388,7 @@ impl Daemon {
             None => self.up.wait(),
         }
         self.follow_on();
-        self.tell_of_ended_tasks();
+        self.tell_of_tasks();
     }
 
     /// A connection that stands and has no place in the tree yet.

@@ -204,13 +204,18 @@ impl Processes {
     }
 }
 
+/// What a terminal sends by itself to the programs in its foreground.
+fn is_typed(signal: Signal) -> bool {
+    [Signal::INT, Signal::QUIT, Signal::TSTP].contains(&signal)
+}
+
 impl Daemon {
     /// Passes a signal on that is meant for the head. Most senders reach every process of the job themselves (the terminal,
     /// Slurm without control groups); Slurm with control groups sends only to the tasks of a step, and that is the daemon.
     pub(super) fn pass_to_head(&mut self, signal: Signal) {
         let wanted = match self.job.manager {
-            // The terminal of srun --pty interrupts the program itself.
-            Manager::Slurm { .. } if signal == Signal::INT && io::stdin().is_terminal() => false,
+            // The terminal of srun --pty speaks to the program itself.
+            Manager::Slurm { .. } if is_typed(signal) && io::stdin().is_terminal() => false,
             Manager::Slurm { .. } => resources::in_step_group(),
             // The launcher was meant; only the terminal's interrupt has reached the head too, unless it came too early.
             Manager::Launcher { .. } => signal != Signal::INT || !self.processes.head_hears,

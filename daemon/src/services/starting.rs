@@ -80,11 +80,6 @@ pub(super) enum StartedFor {
 impl Daemon {
     /// Starts the head program: it inherits everything, the terminal included.
     pub(super) fn start_head(&mut self, program: program::Program) -> Result<(), End> {
-        let name = program
-            .words
-            .first()
-            .map(|word| word.to_string_lossy().into_owned())
-            .unwrap_or_default();
         let (tag, stdio) = self.stdio_of_head().map_err(|error| End {
             code: RUNTIME_FAILED,
             why: format!("no pipes for the head program: {error}"),
@@ -103,8 +98,15 @@ impl Daemon {
             cpus: Vec::new(),
             inherited: Inherited::default(),
         };
+        self.start_program(fork, tag)
+    }
+
+    /// Starts the program that this daemon was started for: the head, or that of its own task.
+    pub(super) fn start_program(&mut self, fork: Fork, tag: Tag) -> Result<(), End> {
+        let name = fork.words.first().map(|word| word.to_string_lossy());
+        let name = name.unwrap_or_default().into_owned();
         let object = self.node.create_process().map_err(|(_, text)| {
-            let why = format!("the head program was not started: {text}");
+            let why = format!("{name} was not started: {text}");
             journal::say(&why);
             End {
                 code: RUNTIME_FAILED,

@@ -10,14 +10,10 @@ use std::net::SocketAddr;
 
 use dragon_protocol::NodeIndex;
 use dragon_protocol::control::PeerMessage;
-use dragon_protocol::process::Lives;
 
-use super::processes::Process;
-use super::starting::StartedFor;
 use super::{Daemon, End, Event};
 use crate::adapter::Job;
 use crate::adapter::declared::kills_on_bad_exit;
-use crate::adapter::task::{Shape, Task};
 use crate::cli::RUNTIME_FAILED;
 use crate::exit::{Exit, code_of, status_of};
 use crate::journal;
@@ -35,6 +31,10 @@ pub(super) struct Tasks {
     ended: BTreeSet<NodeIndex>,
     /// Over which connection this node has said so, and of how many nodes.
     told: Option<((SocketAddr, SocketAddr), usize)>,
+    /// The first of this node, or of those below it, whose own task has ended badly, and with which code.
+    failed: Option<(NodeIndex, u8)>,
+    /// Over which connection this node has said that.
+    failure_told: Option<(SocketAddr, SocketAddr)>,
     /// Slurm has been asked what a bad exit means.
     asked: bool,
 }
@@ -47,6 +47,8 @@ impl Tasks {
             own: None,
             ended: BTreeSet::new(),
             told: None,
+            failed: None,
+            failure_told: None,
             asked: false,
         })
     }
@@ -77,40 +79,10 @@ impl Daemon {
                 return self.own_task_ended(status_of(no.code));
             }
         };
-        let Shape::Spmd(task) = &mut self.job.shape else {
-            return None;
-        };
-        // Closed with the order: this daemon holds nobody's line open.
-        let inherited = mem::take(&mut task.inherited);
-        let task = Task {
-            inherited,
-            ..task.clone()
-        };
-        let name = program.words.first().map(|word| word.to_string_lossy());
-        let name = name.unwrap_or_default().into_owned();
+        // Its descriptors close with the order: this daemon holds nobody's line open.
+        let task = self.job.shape.take_task()?;
         let fork = fork_of(&self.job, &task, program);
-        let object = match self.node.create_process() {
-            Ok(object) => object,
-            Err((_, text)) => {
-                let why = format!("{name} was not started: {text}");
-                journal::say(&why);
-                let code = RUNTIME_FAILED;
-                return Some(End { code, why });
-            }
-        };
-        let number = self.processes.number();
-        let process = Process {
-            object,
-            notify: None,
-            head: true,
-            number,
-            creator: None,
-            lives: Lives::UntilTheEnd,
-            member: None,
-        };
-        self.forker.start_process(Some(number), fork);
-        self.expect(process, StartedFor::Head, name, None);
-        None
+        self.start_program(fork, None).err()
     }
 
     /// The program that this daemon started when the runtime was up has ended: the head, or that of a task.
@@ -136,12 +108,30 @@ impl Daemon {
     /// A task that is its daemon's own has ended badly: Slurm hears of it when that daemon has ended, and may be meant to kill the
     /// step at the first bad exit. One daemon asks Slurm, for all.
     pub(super) fn task_failed(&mut self, node: NodeIndex, code: u8) {
-        if let Some(parent) = &self.parent {
-            return parent.post(PeerMessage::TaskFailed(node, code));
+        if let Some(tasks) = &mut self.tasks {
+            tasks.failed.get_or_insert((node, code));
         }
-        let Some(tasks) = self.tasks.as_mut() else {
+        self.tell_of_failed_task();
+    }
+
+    /// Tells the node above of the first bad exit, where there is one; on a connection that is another one it says so again. The
+    /// first node of the view asks Slurm.
+    fn tell_of_failed_task(&mut self) {
+        let Some(tasks) = &mut self.tasks else {
             return;
         };
+        let Some((node, code)) = tasks.failed else {
+            return;
+        };
+        if self.membership.global_services != self.job.node {
+            // Without a node above it is on its way to one.
+            if let Some(parent) = &self.parent
+                && tasks.failure_told.replace(parent.addresses) != Some(parent.addresses)
+            {
+                parent.post(PeerMessage::TaskFailed(node, code));
+            }
+            return;
+        }
         if mem::replace(&mut tasks.asked, true) {
             return;
         }
@@ -181,7 +171,7 @@ impl Daemon {
 
     /// Tells the node above when the tasks from here on have ended; ends the job when all have.
     pub(super) fn end_with_tasks(&mut self) -> Option<End> {
-        self.tell_of_ended_tasks();
+        self.tell_of_tasks();
         let tasks = self.tasks.as_ref()?;
         let mut members = self.membership.nodes.iter();
         let all = members.all(|member| tasks.ended.contains(&member.node));
@@ -191,9 +181,15 @@ impl Daemon {
         })
     }
 
+    /// Tells the node above of tasks what it does not know: a connection, or this node's place in the tree, is another one.
+    pub(super) fn tell_of_tasks(&mut self) {
+        self.tell_of_failed_task();
+        self.tell_of_ended_tasks();
+    }
+
     /// Tells the node above that the tasks of this node and of those below it have ended, when they have. On a connection that is
     /// another one it says so again.
-    pub(super) fn tell_of_ended_tasks(&mut self) {
+    fn tell_of_ended_tasks(&mut self) {
         let (Some(tasks), Some(parent)) = (&mut self.tasks, &self.parent) else {
             return;
         };

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! daemon → keeper   '+', the name of the attach socket, newline: the runtime is up
+//! daemon → keeper   't': the runtime ends, because its daemons were told to
 //! keeper → daemon   'x': the script has ended
 //! ```
 //!
@@ -14,6 +15,7 @@ use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::{SocketAddr, UnixListener as StdListener, UnixStream as StdStream};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use rustix::net::sockopt::socket_peercred;
@@ -82,17 +84,22 @@ impl Line {
                 return Ok(Some(OsString::from_vec(name.to_vec())));
             }
             ensure!(said.len() < LONGEST, "the daemon's answer is too long");
-            let mut bytes = [0; LONGEST];
-            match self.read(&mut bytes).await {
+            // What comes behind the line is for [`Line::ended`].
+            let mut byte = [0; 1];
+            match self.read(&mut byte).await {
                 0 => return Ok(None),
-                read => said.extend_from_slice(&bytes[..read]),
+                _ => said.extend(byte),
             }
         }
     }
 
-    /// Waits until the daemon is gone.
-    pub(super) async fn ended(&self) {
-        while self.read(&mut [0; 1]).await > 0 {}
+    /// Waits until the daemon is gone; whether it was told to end.
+    pub(super) async fn ended(&self) -> bool {
+        let mut told = false;
+        while self.read(&mut [0; 1]).await > 0 {
+            told = true;
+        }
+        told
     }
 
     /// Tells the daemon that the script has ended.
@@ -137,12 +144,12 @@ impl Keeper {
     ///
     /// # Errors
     /// When it cannot be watched.
-    pub fn follow(mut self, socket: &str, events: &mpsc::Sender<Event>) -> io::Result<()> {
+    pub fn follow(mut self, socket: &str, events: &mpsc::Sender<Event>) -> io::Result<Followed> {
         // One that is gone is noticed below.
         let _ = self.0.write_all(format!("+{socket}\n").as_bytes());
         self.0.set_nonblocking(true)?;
-        let stream = UnixStream::from_std(self.0)?;
-        let events = events.clone();
+        let stream = Arc::new(UnixStream::from_std(self.0)?);
+        let (followed, events) = (Followed(stream.clone()), events.clone());
         tokio::spawn(async move {
             // It says nothing but that.
             let _ = stream.readable().await;
@@ -151,7 +158,19 @@ impl Keeper {
             std::future::pending::<()>().await;
             drop(stream);
         });
-        Ok(())
+        Ok(followed)
+    }
+}
+
+/// The line of a runtime that is up.
+#[derive(Debug)]
+pub struct Followed(Arc<UnixStream>);
+
+impl Followed {
+    /// Tells the keeper that the end that comes was asked for.
+    pub fn say_told(&self) {
+        // There is room for one byte, unless it is gone.
+        let _ = self.0.try_write(b"t");
     }
 }
 
@@ -173,13 +192,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_keeper_hears_that_the_end_was_asked_for() {
+        let door = Door::open().unwrap();
+        let keeper = connect(door.name()).unwrap();
+        let line = door.accept().await.unwrap();
+        let (events, _loop) = mpsc::channel(1);
+        let ends = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let ended = std::thread::spawn(move || {
+            ends.block_on(async {
+                let followed = keeper.follow("dragon/1/4.0/0/ab", &events).unwrap();
+                followed.say_told();
+            });
+        });
+        line.runtime().await.unwrap();
+        ended.join().unwrap();
+        assert!(line.ended().await);
+    }
+
+    #[tokio::test]
     async fn either_learns_that_the_other_is_gone() {
         let door = Door::open().unwrap();
         let keeper = connect(door.name()).unwrap();
         let line = door.accept().await.unwrap();
         drop(keeper);
         assert_eq!(line.runtime().await.unwrap(), None);
-        line.ended().await;
+        assert!(!line.ended().await);
 
         let keeper = connect(door.name()).unwrap();
         drop(door.accept().await.unwrap());
