@@ -31,6 +31,7 @@ use crate::listener::Listener;
 use crate::memory::Memory;
 use crate::readable::end_of;
 use crate::services::Event;
+use crate::task::program_from;
 
 /// How long a process may take to say what it wants.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
@@ -230,12 +231,23 @@ async fn task(
     shared.wait_for(Option::is_some).await?;
     let head = reply_head(Code::Ok, 0, 0)?;
     let until_it_ends = async {
-        // It says nothing more, and may be gone already.
+        // It may be gone already.
         let _ = stream.write_all(&head).await;
+        let mut program = [0; 8];
+        let pid = match stream.read_exact(&mut program).await {
+            Ok(_) => {
+                let (pid, rank) = program_from(program);
+                events.send(Event::TaskRuns(pid, rank)).await?;
+                Some(pid)
+            }
+            Err(_) => None,
+        };
+        // It says nothing more.
         while matches!(stream.read(&mut [0]).await, Ok(1..)) {}
+        anyhow::Ok(pid)
     };
     tokio::select! {
-        () = until_it_ends => events.send(Event::TaskEnded).await?,
+        pid = until_it_ends => events.send(Event::TaskEnded(pid?)).await?,
         // The runtime ends: the end of the connection tells the task so.
         Err(_) = shared.changed() => {}
     }

@@ -119,8 +119,10 @@ pub enum Event {
     Undelivered(ClientReply, bool),
     /// Another task of the step on this node reports its CPU mask.
     Sibling(Vec<u8>),
-    /// Another task of the step on this node, which was the program, has ended.
-    TaskEnded,
+    /// The program of another task of the step on this node runs: its pid, and the number of the task.
+    TaskRuns(u32, u32),
+    /// Another task of the step on this node, which was the program, has ended; the pid of that, if it ever ran.
+    TaskEnded(Option<u32>),
     /// The task of a node ended with a code that is to end the step.
     BadExit(NodeIndex, u8),
     /// The process with this number was started; its pid, or why not.
@@ -583,7 +585,8 @@ impl Daemon {
             Event::Tell(node, message) => self.tell(node, message),
             Event::TellSlotsGone(node) => self.tell_slots_gone(node),
             Event::Sibling(_) => {}
-            Event::TaskEnded => return self.task_ended(),
+            Event::TaskRuns(pid, rank) => self.task_runs(pid, rank),
+            Event::TaskEnded(pid) => return self.other_task_ended(pid),
             Event::BadExit(node, code) => return Some(self.bad_exit(node, code)),
             Event::Inspected(what) => self.inspected(what),
             Event::Followed(what) => self.followed(what),

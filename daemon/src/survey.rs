@@ -71,14 +71,35 @@ pub struct Known {
 pub struct Managed {
     /// Its pid.
     pub pid: u32,
-    /// Its object.
-    pub object: ObjectId,
-    /// It is the head program.
-    pub head: bool,
+    /// Its object; tasks that their daemon has not started have none.
+    pub object: Option<ObjectId>,
+    /// What it is to the runtime.
+    pub role: ManagedRole,
     /// The group that it belongs to; empty: none.
     pub group: String,
-    /// Its rank there.
+    /// Its rank there, or in the step.
     pub rank: Option<u64>,
+}
+
+/// What a process is to the runtime that started it. In this order they are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ManagedRole {
+    /// The head program.
+    Head,
+    /// A task of a step whose tasks are the program.
+    Task,
+    /// One that somebody asked for.
+    Managed,
+}
+
+impl ManagedRole {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Task => "task",
+            Self::Managed => "managed",
+        }
+    }
 }
 
 /// Answers a question about this node.
@@ -233,7 +254,11 @@ impl View {
             add_counters(&mut rows[at], &slot.counters);
         }
         let total = rows.len() as u64;
-        rows.sort_by_key(|row| (row.role != "head", row.pid));
+        let programs = [ManagedRole::Head, ManagedRole::Task].map(ManagedRole::name);
+        rows.sort_by_key(|row| match programs.contains(&row.role.as_str()) {
+            true => (0, row.rank, row.pid),
+            false => (1, None, row.pid),
+        });
         rows.truncate(limit);
         let uptime_ms = uptime_ms();
         for row in &mut rows {
@@ -342,8 +367,11 @@ fn statistics(pool: &Pool) -> Statistics {
 fn managed(process: &Managed) -> ProcessRow {
     ProcessRow {
         pid: process.pid,
-        object: process.object.to_string(),
-        role: if process.head { "head" } else { "managed" }.to_owned(),
+        object: process
+            .object
+            .map(|object| object.to_string())
+            .unwrap_or_default(),
+        role: process.role.name().to_owned(),
         group: process.group.clone(),
         rank: process.rank,
         ..ProcessRow::default()

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use dragon_protocol::attach::{AttachReply, ROLE_TASK};
 use dragon_protocol::process::Settings;
 use rustix::process::{Pid, Signal, WaitOptions};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{Signal as Heard, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -60,6 +60,7 @@ pub async fn run(job: &Job, task: Task) -> Result<Exit> {
     // The program ends with the thread, and that with its last handle.
     let forker = Forker::start(events)?;
     forker.start_process(Some(0), fork_of(job, &task, program));
+    let rank = task.rank;
     drop(task);
     let pid = match started.recv().await {
         Some(Event::Started(_, Ok(pid))) => pid,
@@ -69,6 +70,8 @@ pub async fn run(job: &Job, task: Task) -> Result<Exit> {
         }
         _ => bail!("the thread that starts the program has ended"),
     };
+    // One that is gone is noticed below.
+    let _ = daemon.write_all(&told_program(pid, rank)).await;
     read_and_write_nothing().context("cannot let go of what the program reads and writes")?;
     let mut word = [0];
     loop {
@@ -89,6 +92,18 @@ pub async fn run(job: &Job, task: Task) -> Result<Exit> {
             }
         }
     }
+}
+
+/// What the daemon of the node is told of the program that runs now: its pid, and the number of its task.
+fn told_program(pid: u32, rank: u32) -> [u8; 8] {
+    (u64::from(rank) << 32 | u64::from(pid)).to_le_bytes()
+}
+
+/// The pid of a program, and the number of its task, as the daemon is told.
+#[must_use]
+pub fn program_from(told: [u8; 8]) -> (u32, u32) {
+    let half = |at: usize| [told[at], told[at + 1], told[at + 2], told[at + 3]];
+    (u32::from_le_bytes(half(0)), u32::from_le_bytes(half(4)))
 }
 
 /// How the program of a task is started: as Slurm would have started it, and with the end of this process for its own.

@@ -138,20 +138,35 @@ fn wanted(context: Context) -> Option<Wish> {
     wish.filter(|_| spank::context() == context)
 }
 
+/// In srun, before it asks for an allocation: looks at what no runtime can be made of.
+fn look_at_shape(_: &Spank<'_>) -> bool {
+    if wanted(Context::Local).is_some() && !attaches_by_itself() {
+        let words: Vec<_> = std::env::args_os().skip(1).collect();
+        spank::or_end(AssertUnwindSafe(|| {
+            wish::refused_shape(&words, &spank::options()).map_or(Ok(()), Err)
+        }));
+    }
+    true
+}
+
+/// Whether this is a step of a job that has a runtime and the option, which is handed on: its tasks attach by themselves.
+fn attaches_by_itself() -> bool {
+    has_runtime() && INHERITED.load(Ordering::Relaxed)
+}
+
 /// In srun, as the user: makes the key and puts `dragond` in the place of the program. Where a runtime runs already, the
 /// program becomes a head in it, unless the option is one that the job has handed on: then the tasks attach by themselves.
 fn start(plugin: &Spank<'_>) -> bool {
     let Some(wish) = wanted(Context::Local).filter(|_| !plugin.is_script_or_shell()) else {
         return true;
     };
-    let inside = has_runtime();
-    if !inside || !INHERITED.load(Ordering::Relaxed) {
-        spank::or_end(AssertUnwindSafe(|| start_step(plugin, wish, inside)));
+    if !attaches_by_itself() {
+        spank::or_end(AssertUnwindSafe(|| start_step(plugin, wish)));
     }
     true
 }
 
-fn start_step(plugin: &Spank<'_>, wish: Wish, inside: bool) -> Result<(), String> {
+fn start_step(plugin: &Spank<'_>, wish: Wish) -> Result<(), String> {
     let dragond = dragond().ok_or("srun has not loaded the plugin")??;
     let mut key = [0; 32];
     if !spank::random(&mut key) {
@@ -172,7 +187,7 @@ fn start_step(plugin: &Spank<'_>, wish: Wish, inside: bool) -> Result<(), String
         (KEY, hex.as_c_str()),
         (PROGRAM, &program),
         (DRAGOND_PATH, &dragond),
-        (MODE, if inside { c"inside" } else { &mode }),
+        (MODE, if has_runtime() { c"inside" } else { &mode }),
         (SETTINGS, &settings),
         (c"SLURM_DRAGON_STEP_BAD_EXIT", bad_exit),
     ];
@@ -274,6 +289,20 @@ pub unsafe extern "C" fn slurm_spank_init(
 ) -> c_int {
     // SAFETY: passed on as they came.
     unsafe { spank::callback(handle, count, words, init) }
+}
+
+/// Called when all options have been read.
+///
+/// # Safety
+/// As [`slurm_spank_init`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slurm_spank_init_post_opt(
+    handle: *mut Handle,
+    count: c_int,
+    words: *mut *mut c_char,
+) -> c_int {
+    // SAFETY: passed on as they came.
+    unsafe { spank::callback(handle, count, words, look_at_shape) }
 }
 
 /// Called in srun when the job is known.

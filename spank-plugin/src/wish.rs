@@ -85,3 +85,32 @@ pub(crate) fn kills_on_bad_exit(words: &[OsString]) -> Option<bool> {
         value.map(|value| value != b"0")
     })
 }
+
+/// Why no runtime can be made of what srun was told, and the way out. `words` are all of its command line, `options` those that
+/// stand before the program.
+pub(crate) fn refused_shape(words: &[OsString], options: &[OsString]) -> Option<String> {
+    let group = ["het-group", "pack-group"].map(|name| value_of(options, name, 5));
+    let several = |group: &&[u8]| group.iter().any(|byte| b",-".contains(byte));
+    if words.iter().any(|word| word == ":") || group.iter().flatten().any(several) {
+        return Some(
+            "--dragon: a heterogeneous step is several steps, and a runtime is one: leave out what stands behind ':', or name one --het-group; --dragon=off runs all of it without a runtime".to_owned(),
+        );
+    }
+    let multiple = value_of(options, "multi-prog", 2).is_some()
+        || std::env::var_os("SLURM_MULTI_PROG").is_some();
+    multiple.then(|| {
+        "--dragon: with --multi-prog Slurm starts programs out of a file, and would start them without the runtime: name one program that looks at DRAGON_RANK (--dragon=spmd), or one that starts the others (--dragon)".to_owned()
+    })
+}
+
+/// The value of the last option of this name, in the same word or the next one; `shortest` letters of the name are enough.
+fn value_of<'a>(options: &'a [OsString], name: &str, shortest: usize) -> Option<&'a [u8]> {
+    let at = options.iter().rposition(|word| {
+        let word = word.as_bytes().strip_prefix(b"--").unwrap_or_default();
+        let typed = word.split(|byte| *byte == b'=').next().unwrap_or_default();
+        typed.len() >= shortest && name.as_bytes().starts_with(typed)
+    })?;
+    let mut parts = options[at].as_bytes().splitn(2, |byte| *byte == b'=');
+    let next = options.get(at + 1).map(|word| word.as_bytes());
+    Some(parts.nth(1).or(next).unwrap_or_default())
+}

@@ -113,6 +113,7 @@ fn plugin_exports_only_its_callbacks(cluster: &Cluster) {
         "plugin_version",
         "slurm_spank_exit",
         "slurm_spank_init",
+        "slurm_spank_init_post_opt",
         "slurm_spank_local_user_init",
         "slurm_spank_task_init",
         "spank_plugin_version",
@@ -329,7 +330,7 @@ fn shows<'a>(words: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn a_job_is_entered_from_outside_and_from_inside(cluster: &Cluster) {
-    let step = ready(cluster, "echo ready; sleep 1000");
+    let running = ready(cluster, "echo ready; sleep 1000");
     let jobs = cluster.login(["squeue", "-h", "-t", "R", "-o", "%i"]);
     let job = jobs.out.trim();
     // What ran is a program of the node: by the name of its runtime, and by its host.
@@ -379,7 +380,7 @@ fn a_job_is_entered_from_outside_and_from_inside(cluster: &Cluster) {
     assert_ne!(nobodys.code, Some(0), "{nobodys:?}");
     assert!(nobodys.err.contains("job"), "{nobodys:?}");
     cluster.login(["scancel", "-u", "alice"]);
-    let _ = step.ended();
+    let _ = running.ended();
     cluster.assert_nothing_left();
 }
 

@@ -103,6 +103,11 @@ async fn keep(script: &OsStr, arguments: &[OsString]) -> Result<Exit> {
     // The daemons read the same: what makes no sense is said once, and here.
     let settings = std::env::var(env::STEP_SETTINGS).unwrap_or_default();
     let config = Config::load(&wishes::parse(&settings).context("--dragon")?)?;
+    if let Some(groups) = heterogeneous() {
+        bail!(
+            "this job is a heterogeneous one of {groups} groups of nodes, and a runtime has one: leave --dragon out of sbatch or salloc, and type srun --het-group=0 --dragon PROGRAM in the job"
+        );
+    }
     let door = Door::open()?;
     let mut step = Step::start(door.name(), &settings, &config).await?;
     let (line, runtime) = tokio::select! {
@@ -132,6 +137,12 @@ async fn keep(script: &OsStr, arguments: &[OsString]) -> Result<Exit> {
     line.say_end();
     step.ends(END).await;
     ended
+}
+
+/// Of how many groups of nodes the job is, where it is of several.
+fn heterogeneous() -> Option<u32> {
+    let groups: u32 = std::env::var("SLURM_HET_SIZE").ok()?.parse().ok()?;
+    (groups > 1).then_some(groups)
 }
 
 /// Waits until the runtime is up, and its first daemon says where it listens.

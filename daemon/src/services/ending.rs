@@ -46,6 +46,9 @@ impl Daemon {
         tracing::info!("ending: {}", end.why);
         // What ends from here on is ended.
         let tasks = self.tasks.take();
+        if let Some(tasks) = &tasks {
+            tasks.stop_asking();
+        }
         enter(self.job.node, State::Ending);
         let started = Instant::now();
         self.cluster.stop();

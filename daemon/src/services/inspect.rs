@@ -242,7 +242,7 @@ impl Daemon {
                 .as_ref()
                 .map(|metrics| metrics.place.clone())
                 .unwrap_or_default(),
-            processes: self.processes.listed(),
+            processes: self.listed(),
         };
         self.node.view(Arc::new(known))
     }

@@ -14,7 +14,7 @@ use super::{Daemon, End, Event};
 use crate::adapter::Manager;
 use crate::groups::MemberKey;
 use crate::resources;
-use crate::survey::Managed;
+use crate::survey::{Managed, ManagedRole};
 use crate::tree;
 use crate::zygote::Zygotes;
 
@@ -180,8 +180,11 @@ impl Processes {
         let live = self.live.iter();
         live.map(|(pid, process)| Managed {
             pid: *pid,
-            object: process.object,
-            head: process.head,
+            object: Some(process.object),
+            role: match process.head {
+                true => ManagedRole::Head,
+                false => ManagedRole::Managed,
+            },
             group: process
                 .member
                 .map(|member| member.batch.group_name())

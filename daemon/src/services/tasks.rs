@@ -4,12 +4,12 @@
 //! the tree when those below it have; the first node ends the job when all nodes of the view have. Nodes that come to be elsewhere
 //! in the tree say it again, so that nothing is lost with a node that is.
 
-use std::collections::BTreeSet;
-use std::mem;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use dragon_protocol::NodeIndex;
 use dragon_protocol::control::PeerMessage;
+use tokio::task::AbortHandle;
 
 use super::{Daemon, End, Event};
 use crate::adapter::Job;
@@ -18,6 +18,7 @@ use crate::cli::RUNTIME_FAILED;
 use crate::exit::{Exit, code_of, status_of};
 use crate::journal;
 use crate::program;
+use crate::survey::{Managed, ManagedRole};
 use crate::task::fork_of;
 
 /// The tasks, as a node knows of them.
@@ -25,6 +26,8 @@ use crate::task::fork_of;
 pub(super) struct Tasks {
     /// Those of this node that run.
     running: u32,
+    /// The programs of those that are not this daemon's own: their pids, and the numbers of their tasks.
+    others: BTreeMap<u32, u32>,
     /// How the one has ended that is this daemon's own.
     own: Option<i32>,
     /// The nodes, of this one and those below it, whose tasks have all ended.
@@ -36,7 +39,7 @@ pub(super) struct Tasks {
     /// Over which connection this node has said that.
     failure_told: Option<(SocketAddr, SocketAddr)>,
     /// Slurm has been asked what a bad exit means.
-    asked: bool,
+    asked: Option<AbortHandle>,
 }
 
 impl Tasks {
@@ -44,18 +47,26 @@ impl Tasks {
     pub(super) fn of(job: &Job) -> Option<Self> {
         job.shape.task().map(|_| Self {
             running: job.siblings + 1,
+            others: BTreeMap::new(),
             own: None,
             ended: BTreeSet::new(),
             told: None,
             failed: None,
             failure_told: None,
-            asked: false,
+            asked: None,
         })
     }
 
     /// Whether the one that is this daemon's own has ended.
     pub(super) fn own_has_ended(&self) -> bool {
         self.own.is_some()
+    }
+
+    /// The runtime ends: an answer that does not come any more is missed by nobody.
+    pub(super) fn stop_asking(&self) {
+        if let Some(asks) = &self.asked {
+            asks.abort();
+        }
     }
 
     /// How this process ends, with which the runtime ends so.
@@ -132,15 +143,16 @@ impl Daemon {
             }
             return;
         }
-        if mem::replace(&mut tasks.asked, true) {
+        if tasks.asked.is_some() {
             return;
         }
         let events = self.sender.clone();
-        tokio::spawn(async move {
+        let asks = tokio::spawn(async move {
             if kills_on_bad_exit().await {
                 let _ = events.send(Event::BadExit(node, code)).await;
             }
         });
+        tasks.asked = Some(asks.abort_handle());
     }
 
     /// The bad exit of a task is to end the step.
@@ -152,8 +164,45 @@ impl Daemon {
         End { code, why }
     }
 
+    /// The program of another task of this node runs.
+    pub(super) fn task_runs(&mut self, pid: u32, rank: u32) {
+        if let Some(tasks) = &mut self.tasks {
+            tasks.others.insert(pid, rank);
+        }
+    }
+
+    /// Another task of this node, whose program had this pid, has ended.
+    pub(super) fn other_task_ended(&mut self, pid: Option<u32>) -> Option<End> {
+        if let (Some(tasks), Some(pid)) = (&mut self.tasks, pid) {
+            tasks.others.remove(&pid);
+        }
+        self.task_ended()
+    }
+
+    /// The live processes of this node, for those who ask what there is. What the daemon of a task starts first is the task.
+    pub(super) fn listed(&self) -> Vec<Managed> {
+        let mut listed = self.processes.listed();
+        let (Some(tasks), Some(own)) = (&self.tasks, self.job.shape.task()) else {
+            return listed;
+        };
+        for process in &mut listed {
+            if process.role == ManagedRole::Head {
+                process.role = ManagedRole::Task;
+                process.rank = Some(own.rank.into());
+            }
+        }
+        listed.extend(tasks.others.iter().map(|(pid, rank)| Managed {
+            pid: *pid,
+            object: None,
+            role: ManagedRole::Task,
+            group: String::new(),
+            rank: Some((*rank).into()),
+        }));
+        listed
+    }
+
     /// A task of this node has ended.
-    pub(super) fn task_ended(&mut self) -> Option<End> {
+    fn task_ended(&mut self) -> Option<End> {
         let me = self.job.node;
         let tasks = self.tasks.as_mut()?;
         tasks.running = tasks.running.saturating_sub(1);

@@ -4,7 +4,7 @@
 //! functions are undefined symbols that srun, sbatch, salloc, slurmd and slurmstepd provide. Everything unsafe of the plugin
 //! is in this crate; what it exports is safe to call from a SPANK callback.
 
-use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int};
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -67,6 +67,8 @@ unsafe extern "C" {
     ) -> c_int;
     fn slurm_error(format: *const c_char, ...);
     fn slurm_xstrdup(text: *const c_char) -> *mut c_char;
+    /// The C library's: where the options that getopt has read end.
+    static optind: c_int;
 }
 
 /// Where a callback runs.
@@ -92,6 +94,15 @@ pub fn context() -> Context {
         3 => Context::Allocator,
         _ => Context::Other,
     }
+}
+
+/// The words of this command that Slurm has read as options, once it has.
+#[must_use]
+pub fn options() -> Vec<OsString> {
+    // SAFETY: a number of the C library's; srun reads its options in the thread that calls its plugins.
+    let end = unsafe { optind };
+    let options = usize::try_from(end).unwrap_or(0).saturating_sub(1);
+    std::env::args_os().skip(1).take(options).collect()
 }
 
 /// Prints a line by Slurm's own log.

@@ -204,6 +204,8 @@ mod tests {
         let ended = std::thread::spawn(move || {
             ends.block_on(async {
                 let followed = keeper.follow("dragon/1/4.0/0/ab", &events).unwrap();
+                // As in the daemon, which has waited for events before.
+                followed.0.writable().await.unwrap();
                 followed.say_told();
             });
         });
