@@ -5,11 +5,10 @@
 mod members;
 
 use std::process::{Command, ExitCode};
-use std::time::Duration;
 
 use dragon_tests::cluster::Cluster;
 use dragon_tests::cpus::{SHOW, allowed, bound_tasks};
-use dragon_tests::local::{Finished, WATCHDOG, eventually_empty, finish, pause, run};
+use dragon_tests::local::{Finished, eventually_empty, finish, run};
 use dragon_tests::step::Step;
 use dragon_tests::suite;
 
