@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, anyhow};
+use dragon_protocol::handshake::HandshakeError;
 use dragon_transport::strangers::{HALF_OPEN, HalfOpen, Refusals};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
@@ -77,6 +78,10 @@ impl<T: Send + 'static> Strangers<T> {
         let stranger = self.half_open.leave(|task| task.id() == id);
         match (shaken, stranger) {
             (Ok((_, Ok(proved))), _) => self.proved.push(proved),
+            // Whoever looks for a node tries several ports, and on one machine those of its neighbours are among them now and then.
+            (Ok((_, Err(error))), Some(stranger)) if means_another(&error) => {
+                tracing::debug!(from = %stranger.from, "a {} was for another node: {error:#}", self.name);
+            }
             (Ok((_, Err(error))), Some(stranger)) => self.refuse(stranger.from, &error),
             // It had to go, and was refused then.
             _ => {}
@@ -89,4 +94,8 @@ impl<T: Send + 'static> Strangers<T> {
             tracing::warn!(%from, untold, "refused a {}: {why:#}", self.name);
         }
     }
+}
+
+fn means_another(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(HandshakeError::WrongPeer { .. }))
 }
