@@ -60,13 +60,15 @@ impl JobKey {
     #[must_use]
     pub fn port(&self, node: NodeIndex, attempt: u32, first: u16, last: u16) -> u16 {
         let span = u64::from(last.saturating_sub(first)) + 1;
-        let node = node.get().to_le_bytes();
+        let mut first_try = [0; 8];
+        first_try[..4].copy_from_slice(&node.get().to_le_bytes());
         // Steps of a width that shares no factor with the span visit each of its ports once before any of them again.
-        let width = 1 + self.derive("width", &node) % span;
+        let width = 1 + self.derive("width", &first_try) % span;
         let width = (width..)
             .find(|width| common(*width, span) == 1)
             .unwrap_or(1);
-        let offset = (self.derive("port", &node) % span + u64::from(attempt) * width) % span;
+        let begin = self.derive("port", &first_try) % span;
+        let offset = (begin + u64::from(attempt) * width) % span;
         // The offset is below the span, which is at most last - first + 1: the sum fits.
         first.saturating_add(u16::try_from(offset).unwrap_or(0))
     }

@@ -30,25 +30,37 @@ fn main() -> ExitCode {
                 "interrupts_end_a_head_at_the_second",
                 interrupts_end_a_head_at_the_second,
             ),
-            (
-                "a_daemon_that_hangs_at_its_start",
-                a_daemon_that_hangs_at_its_start,
-            ),
-            ("a_daemon_that_hangs_later", a_daemon_that_hangs_later),
             ("slurmd_may_be_restarted", slurmd_may_be_restarted),
             ("slurmctld_may_be_restarted", slurmctld_may_be_restarted),
             (
                 "a_killed_slurmstepd_on_any_node",
                 a_killed_slurmstepd_on_any_node,
             ),
-            ("a_link_that_is_cut", a_link_that_is_cut),
-            (
-                "a_kill_wait_shorter_than_the_grace",
-                a_kill_wait_shorter_than_the_grace,
-            ),
-            ("a_node_that_dies", a_node_that_dies),
         ],
         &[
+            (
+                (
+                    "a_daemon_that_hangs_at_its_start",
+                    a_daemon_that_hangs_at_its_start,
+                ),
+                "takes half a minute",
+            ),
+            (
+                ("a_daemon_that_hangs_later", a_daemon_that_hangs_later),
+                "takes a minute and a half",
+            ),
+            (("a_link_that_is_cut", a_link_that_is_cut), "takes a minute"),
+            (
+                (
+                    "a_kill_wait_shorter_than_the_grace",
+                    a_kill_wait_shorter_than_the_grace,
+                ),
+                "takes a minute",
+            ),
+            (
+                ("a_node_that_dies", a_node_that_dies),
+                "Slurm looks for nodes every few seconds",
+            ),
             (
                 ("the_time_limit_ends_tasks", the_time_limit_ends_tasks),
                 "Slurm looks at its limits every 30 s",

@@ -220,11 +220,27 @@ async fn run_script(mut child: Child, line: &Line, signals: &mut Passed) -> Resu
             std::future::pending().await
         }
     };
+    // Without its slurmstepd nobody would end the script any more, nor hear how it ended.
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+    let parent = parent.map(end_of).transpose()?;
+    let orphaned = async {
+        match &parent {
+            Some(parent) => drop(parent.readable().await),
+            None => std::future::pending().await,
+        }
+        "slurmstepd has ended"
+    };
+    let why = async {
+        tokio::select! {
+            () = lost => "the runtime of this job has ended",
+            why = orphaned => why,
+        }
+    };
     tokio::select! {
         ended = end.readable() => drop(ended?),
         () = signals => {}
-        () = lost => {
-            say("the runtime of this job has ended, and the job ends with it");
+        why = why => {
+            say(&format!("{why}, and the job ends with it"));
             let _ = pidfd_send_signal(script, Signal::TERM);
             if timeout(GRACE, end.readable()).await.is_err() {
                 let _ = pidfd_send_signal(script, Signal::KILL);

@@ -85,6 +85,14 @@ const PORT: u16 = 25_431;
 
 proptest! {
     #[test]
+    fn no_port_is_tried_twice_before_all_were(seed in any::<[u8; 32]>(), n in 0..1000_u32, first in 1024..60_000_u16, span in 0..40_u16) {
+        let hex: String = seed.iter().map(|b| format!("{b:02x}")).collect();
+        let key = JobKey::from_hex(&hex).unwrap();
+        let ports: std::collections::BTreeSet<_> = (0..=u32::from(span)).map(|attempt| key.port(node(n), attempt, first, first + span)).collect();
+        prop_assert_eq!(ports.len(), usize::from(span) + 1);
+    }
+
+    #[test]
     fn ports_lie_in_their_range(seed in any::<[u8; 32]>(), n in 0..1000_u32, attempt in 0..8_u32, first in 1024..60_000_u16, span in 0..5000_u16) {
         let hex: String = seed.iter().map(|b| format!("{b:02x}")).collect();
         let key = JobKey::from_hex(&hex).unwrap();
