@@ -58,10 +58,6 @@ fn main() -> ExitCode {
                 "each_job_of_an_array_has_a_runtime",
                 each_job_of_an_array_has_a_runtime,
             ),
-            (
-                "a_requeued_job_comes_up_again",
-                a_requeued_job_comes_up_again,
-            ),
             ("a_suspended_step_goes_on", a_suspended_step_goes_on),
             (
                 "a_suspended_allocation_goes_on",
@@ -492,61 +488,6 @@ fn each_job_of_an_array_has_a_runtime(cluster: &Cluster) {
             "{said}"
         );
     }
-    cluster.assert_nothing_left();
-}
-
-fn a_requeued_job_comes_up_again(cluster: &Cluster) {
-    let script = "echo life ${SLURM_RESTART_COUNT:-0} of ${DRAGON_RUNTIME##*/}
-        dragon python -c \"
-import dragon, multiprocessing, time
-multiprocessing.set_start_method('dragon')
-for _ in range(4): multiprocessing.Process(target=time.sleep, args=(1000,), daemon=True).start()
-print('ready', flush=True)
-time.sleep(1000 if ${SLURM_RESTART_COUNT:-0} == 0 else 0)\" 
-        dragon status | grep -o '2 nodes up'";
-    let words = sbatch(cluster, &["--dragon", "--requeue", "-N2", "-c2"], script);
-    let batch = cluster.on("ctl", words).spawn().unwrap();
-    says(cluster, "ready", 1);
-    let job = running(cluster);
-    let done = cluster.login(["scontrol", "requeue", &job]);
-    assert_eq!(done.code, Some(0), "{done:?}");
-    // Nothing of the first life.
-    cluster.assert_nothing_left();
-    eventually_empty("the queue", || {
-        let queued = cluster.login(["squeue", "-h", "-o", "%t %r"]).out;
-        match queued.trim() {
-            "PD BeginTime" => String::new(),
-            other => other.to_owned(),
-        }
-    });
-    // Slurm would wait two minutes.
-    as_root(
-        cluster,
-        &[
-            "scontrol",
-            "update",
-            &format!("JobId={job}"),
-            "StartTime=now",
-        ],
-    );
-    says(cluster, "2 nodes up", 1);
-    // sbatch --wait has ended with the first life.
-    let _ = finish(batch);
-    let said = said(cluster);
-    let lives: Vec<_> = said
-        .lines()
-        .filter(|line| line.starts_with("life "))
-        .collect();
-    assert!(
-        lives.len() == 2 && lives[1].starts_with("life 1 of "),
-        "{said}"
-    );
-    assert_ne!(
-        lives[0].split(' ').nth(3),
-        lives[1].split(' ').nth(3),
-        "{said}"
-    );
-    assert!(said.ends_with("ready\n2 nodes up\n"), "{said}");
     cluster.assert_nothing_left();
 }
 

@@ -228,6 +228,7 @@ async fn run_script(mut child: Child, line: &Line, signals: &mut Passed) -> Resu
             Some(parent) => drop(parent.readable().await),
             None => std::future::pending().await,
         }
+        end_own_group();
         "slurmstepd has ended"
     };
     let why = async {
@@ -250,6 +251,14 @@ async fn run_script(mut child: Child, line: &Line, signals: &mut Passed) -> Resu
         }
     }
     Ok(Exit::Like(child.wait()?.into_raw()))
+}
+
+/// Ends what the script has started, which Slurm's containers would do otherwise. This process hears it, and goes on.
+fn end_own_group() {
+    let own = rustix::process::getpid();
+    if rustix::process::getpgrp() == own {
+        let _ = rustix::process::kill_process_group(own, Signal::TERM);
+    }
 }
 
 /// Whether somebody types into it.
