@@ -121,6 +121,7 @@ fn write_all(is_error: bool, bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Without a limit: a slow reader may be. It is the thread of this alone that waits, and it ends with the process.
 fn wait_for_room(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut room = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
     match rustix::event::poll(&mut room, None) {
