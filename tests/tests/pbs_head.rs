@@ -616,6 +616,9 @@ fn a_job_outlives_the_mom_of_another_host(cluster: &Cluster) {
     assert!(nodes.out.contains("3 nodes up"), "{nodes:?}");
     go(cluster);
     job.ends_with(Some(3));
+    // The server hears of the new mom when it likes, and starts nothing there before.
+    let down = || run(&mut cluster.on("ctl", ["pbsnodes", "-l"])).out;
+    eventually_empty("the list of nodes that are down", down);
 }
 
 fn a_dead_node_ends_the_runtime(cluster: &Cluster) {
