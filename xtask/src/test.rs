@@ -13,7 +13,7 @@ use clap::ValueEnum;
 
 use crate::repo::{self, Repo, shown};
 use crate::test::other_slurm::OtherSlurm;
-use crate::test::totals::{CargoTest, Counts, Pytest};
+use crate::test::totals::{CargoTest, Counts, Outcome, Pytest};
 use crate::{build_cmd, children, python, setup};
 
 /// A group that takes longer than this hangs; it is ended and counted as a failure.
@@ -89,20 +89,24 @@ pub(crate) fn test(
         groups
     };
     children::adopt_orphans()?;
-    let mut totals = Counts::default();
-    for group in prepared(groups, &mut totals)? {
+    let mut total = Outcome::default();
+    for group in prepared(groups, &mut total.counts)? {
         eprintln!("== {group:?}");
         // A group that cannot run is a failure, but no reason to leave out the others.
         match run_group(repo, group, &options) {
-            Ok(counts) => totals.add(counts),
+            Ok(outcome) => total.add(outcome),
             Err(error) => {
                 eprintln!("error: {error:#}");
-                totals.failed += 1;
+                total.fail(format!("{group:?}: {error:#}"));
             }
         }
     }
-    println!("{totals}");
-    Ok(if totals.failed == 0 {
+    // Hours of output may stand between a failure and the end.
+    if !total.failures.is_empty() {
+        println!("== What failed\n{}", total.failures.join("\n"));
+    }
+    println!("{}", total.counts);
+    Ok(if total.counts.failed == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -151,7 +155,7 @@ fn prepared(groups: &[Group], totals: &mut Counts) -> Result<Vec<Group>> {
     Ok(left)
 }
 
-fn run_group(repo: &Repo, group: Group, options: &Options<'_>) -> Result<Counts> {
+fn run_group(repo: &Repo, group: Group, options: &Options<'_>) -> Result<Outcome> {
     match group {
         Group::Rust => rust(repo),
         Group::Python => pytest(repo),
@@ -167,7 +171,7 @@ fn run_group(repo: &Repo, group: Group, options: &Options<'_>) -> Result<Counts>
     }
 }
 
-fn rust(repo: &Repo) -> Result<Counts> {
+fn rust(repo: &Repo) -> Result<Outcome> {
     let mut cargo = repo.cargo();
     // The native Python module links only as part of an interpreter; group `python` tests it.
     cargo.args([
@@ -188,27 +192,27 @@ fn rust(repo: &Repo) -> Result<Counts> {
         );
         cargo.args(["--exclude", "dragon-spank"]);
     }
-    let mut counts = cargo_test(&mut cargo)?;
-    counts.skipped += u64::from(plugin_left_out);
+    let mut outcome = cargo_test(&mut cargo)?;
+    outcome.counts.skipped += u64::from(plugin_left_out);
     // What is killed there are the release libraries, as they ship.
-    counts.add(cargo_test(repo.cargo().args([
+    outcome.add(cargo_test(repo.cargo().args([
         "test",
         "--release",
         "-p",
         "dragon-torture",
     ]))?);
-    Ok(counts)
+    Ok(outcome)
 }
 
 /// The tests in `tests/tests` whose name is wanted. They drive the release binaries.
-fn system(repo: &Repo, wanted: impl Fn(&str) -> bool, options: &Options<'_>) -> Result<Counts> {
+fn system(repo: &Repo, wanted: impl Fn(&str) -> bool, options: &Options<'_>) -> Result<Outcome> {
     let targets: Vec<String> = test_targets(repo)?
         .into_iter()
         .filter(|name| wanted(name))
         .collect();
     if targets.is_empty() {
         eprintln!("no such tests yet");
-        return Ok(Counts::default());
+        return Ok(Outcome::default());
     }
     build_cmd::build(repo)?;
     let mut cargo = repo.cargo();
@@ -245,11 +249,11 @@ fn test_targets(repo: &Repo) -> Result<Vec<String>> {
         .collect())
 }
 
-fn cargo_test(cargo: &mut Command) -> Result<Counts> {
+fn cargo_test(cargo: &mut Command) -> Result<Outcome> {
     cargo_test_with(cargo, &[])
 }
 
-fn cargo_test_with(cargo: &mut Command, options: &[&str]) -> Result<Counts> {
+fn cargo_test_with(cargo: &mut Command, options: &[&str]) -> Result<Outcome> {
     cargo
         .args(["--no-fail-fast", "--", "--show-output"])
         .args(options);
@@ -258,14 +262,14 @@ fn cargo_test_with(cargo: &mut Command, options: &[&str]) -> Result<Counts> {
         println!("{line}");
         reader.line(line);
     })?;
-    Ok(closed(cargo, reader.counts(), &ended))
+    Ok(closed(cargo, reader.outcome(), &ended))
 }
 
-fn pytest(repo: &Repo) -> Result<Counts> {
+fn pytest(repo: &Repo) -> Result<Outcome> {
     let tests = repo.path("tests/python");
     if !tests.exists() {
         eprintln!("no such tests yet");
-        return Ok(Counts::default());
+        return Ok(Outcome::default());
     }
     build_cmd::build(repo)?;
     python::ensure_module(repo, &repo.venv(), "pytest", "pytest>=8,<10")?;
@@ -273,7 +277,7 @@ fn pytest(repo: &Repo) -> Result<Counts> {
     run_pytest(repo, &tests)
 }
 
-fn run_pytest(repo: &Repo, tests: &Path) -> Result<Counts> {
+fn run_pytest(repo: &Repo, tests: &Path) -> Result<Outcome> {
     let mut command = repo.in_venv(repo.venv_bin("python"));
     command
         .args([
@@ -294,23 +298,21 @@ fn run_pytest(repo: &Repo, tests: &Path) -> Result<Counts> {
     /// What pytest says when a directory holds no test.
     const NOTHING_COLLECTED: Option<i32> = Some(5);
     if ended.status.code() == NOTHING_COLLECTED {
-        return Ok(Counts::default());
+        return Ok(Outcome::default());
     }
-    Ok(closed(&command, reader.counts(), &ended))
+    Ok(closed(&command, reader.outcome(), &ended))
 }
 
 /// A run that did not end well without naming a failed test (a broken build, a crash, the time limit) counts as one failure.
-fn closed(command: &Command, mut counts: Counts, ended: &children::Ended) -> Counts {
+fn closed(command: &Command, mut outcome: Outcome, ended: &children::Ended) -> Outcome {
+    let command = shown(command);
     if ended.timed_out {
-        eprintln!(
-            "error: `{}` took longer than {} minutes and was ended",
-            shown(command),
-            GROUP_LIMIT.as_secs() / 60
-        );
-        counts.failed += 1;
-    } else if !ended.status.success() && counts.failed == 0 {
-        eprintln!("error: `{}` ended with {}", shown(command), ended.status);
-        counts.failed += 1;
+        let minutes = GROUP_LIMIT.as_secs() / 60;
+        outcome.fail(format!(
+            "`{command}` took longer than {minutes} minutes and was ended"
+        ));
+    } else if !ended.status.success() && outcome.counts.failed == 0 {
+        outcome.fail(format!("`{command}` ended with {}", ended.status));
     }
-    counts
+    outcome
 }

@@ -4,10 +4,10 @@ use anyhow::{Context, Result};
 
 use crate::repo::{self, Repo};
 use crate::test::closed;
-use crate::test::totals::{self, Counts};
+use crate::test::totals::{self, Outcome};
 use crate::{build_cmd, children, setup};
 
-pub(crate) fn run(repo: &Repo) -> Result<Counts> {
+pub(crate) fn run(repo: &Repo) -> Result<Outcome> {
     build_cmd::build(repo)?;
     ensure_tests(repo)?;
     let mut command = repo.in_venv(repo.venv_bin("python"));
@@ -16,14 +16,14 @@ pub(crate) fn run(repo: &Repo) -> Result<Counts> {
         .arg("--logs")
         .arg(repo.target("cpython"));
     command.current_dir(repo.path(""));
-    let mut counts = Counts::default();
+    let mut outcome = Outcome::default();
     let ended = children::run_lines(&mut command, super::GROUP_LIMIT, |line| {
         println!("{line}");
         if let Some(totals) = totals::own_totals(line) {
-            counts = totals;
+            outcome.counts = totals;
         }
     })?;
-    Ok(closed(&command, counts, &ended))
+    Ok(closed(&command, outcome, &ended))
 }
 
 /// Debian has the tests in a package of their own; other Pythons have them beside the library.

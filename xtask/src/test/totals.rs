@@ -1,6 +1,27 @@
-//! Reads how many tests passed, failed and were skipped out of what the test programs print.
+//! Reads how many tests passed, failed and were skipped out of what the test programs print, and what the failed ones said.
 
 use std::fmt;
+
+/// What is read of a run.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) counts: Counts,
+    /// The lines that tell why something failed, to be said again at the end of all groups.
+    pub(crate) failures: Vec<String>,
+}
+
+impl Outcome {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.counts.add(other.counts);
+        self.failures.extend(other.failures);
+    }
+
+    /// Something failed that no test stands for.
+    pub(crate) fn fail(&mut self, why: String) {
+        self.counts.failed += 1;
+        self.failures.push(why);
+    }
+}
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Counts {
@@ -32,7 +53,7 @@ impl fmt::Display for Counts {
 /// A test that finds it cannot run here prints a line that starts with `SKIPPED ` and returns; libtest counts it as passed.
 #[derive(Debug, Default)]
 pub(crate) struct CargoTest {
-    counts: Counts,
+    outcome: Outcome,
     section: Section,
     /// Tests of the current binary that passed, but said that they were skipped.
     skipped_here: u64,
@@ -44,8 +65,10 @@ enum Section {
     Outside,
     /// The output of a test that passed and has not said yet that it was skipped.
     Passed,
-    /// Output that says nothing: of a failed test, or of a skipped one that was counted.
-    Other,
+    /// The rest of the output of a test that said that it was skipped.
+    Skipped,
+    /// The output of failed tests, and then their names.
+    Failed,
 }
 
 impl CargoTest {
@@ -55,20 +78,23 @@ impl CargoTest {
         } else if line == "successes:" {
             self.section = Section::Passed;
         } else if line == "failures:" {
-            self.section = Section::Outside;
-        } else if line.starts_with("---- ") && self.section == Section::Other {
+            self.section = Section::Failed;
+        } else if line.starts_with("---- ") && self.section == Section::Skipped {
             self.section = Section::Passed;
         } else if line.starts_with("SKIPPED ") && self.section == Section::Passed {
             self.skipped_here += 1;
-            self.section = Section::Other;
+            self.section = Section::Skipped;
+        } else if self.section == Section::Failed {
+            self.outcome.failures.push(line.to_owned());
         }
     }
 
-    pub(crate) fn counts(&self) -> Counts {
-        self.counts
+    pub(crate) fn outcome(self) -> Outcome {
+        self.outcome
     }
 
     fn result(&mut self, text: &str) {
+        let counts = &mut self.outcome.counts;
         let (_, numbers) = text.split_once(". ").unwrap_or(("", text));
         for part in numbers.split(';') {
             let Some((number, what)) = part.trim().split_once(' ') else {
@@ -79,11 +105,11 @@ impl CargoTest {
             };
             match what {
                 "passed" => {
-                    self.counts.passed += number.saturating_sub(self.skipped_here);
-                    self.counts.skipped += self.skipped_here;
+                    counts.passed += number.saturating_sub(self.skipped_here);
+                    counts.skipped += self.skipped_here;
                 }
-                "failed" => self.counts.failed += number,
-                "ignored" => self.counts.skipped += number,
+                "failed" => counts.failed += number,
+                "ignored" => counts.skipped += number,
                 _ => {}
             }
         }
@@ -108,14 +134,23 @@ pub(crate) fn own_totals(line: &str) -> Option<Counts> {
     })
 }
 
-/// Reads pytest's closing line.
+/// Reads pytest's reports of what failed, and its closing line.
 #[derive(Debug, Default)]
 pub(crate) struct Pytest {
-    counts: Counts,
+    outcome: Outcome,
+    /// Among the reports of what failed.
+    reports: bool,
 }
 
 impl Pytest {
     pub(crate) fn line(&mut self, line: &str) {
+        if line.starts_with("====") {
+            self.reports = [" FAILURES ", " ERRORS "]
+                .iter()
+                .any(|of| line.contains(of));
+        } else if self.reports {
+            self.outcome.failures.push(line.to_owned());
+        }
         let line = line.trim_matches(['=', ' ']);
         let Some((numbers, time)) = line.rsplit_once(" in ") else {
             return;
@@ -139,11 +174,11 @@ impl Pytest {
                 _ => return,
             }
         }
-        self.counts = counts;
+        self.outcome.counts = counts;
     }
 
-    pub(crate) fn counts(&self) -> Counts {
-        self.counts
+    pub(crate) fn outcome(self) -> Outcome {
+        self.outcome
     }
 }
 
@@ -154,7 +189,7 @@ mod tests {
     fn cargo_test(text: &str) -> Counts {
         let mut reader = CargoTest::default();
         text.lines().for_each(|line| reader.line(line));
-        reader.counts()
+        reader.outcome().counts
     }
 
     #[test]
@@ -209,6 +244,39 @@ mod tests {
         reader.line("SKIPPED [1] tests/python/test_a.py:3: no network in here");
         reader.line("===== 5 passed, 1 failed, 2 skipped, 1 error, 3 warnings in 1.25s =====");
         reader.line("left 3 files in place");
-        assert_eq!(reader.counts().to_string(), "5 passed, 2 failed, 2 skipped");
+        let outcome = reader.outcome();
+        assert_eq!(outcome.counts.to_string(), "5 passed, 2 failed, 2 skipped");
+        assert!(outcome.failures.is_empty());
+    }
+
+    #[test]
+    fn what_failed_is_kept_and_what_passed_is_not() {
+        let mut cargo = CargoTest::default();
+        let mut pytest = Pytest::default();
+        for line in [
+            "successes:",
+            "",
+            "---- one stdout ----",
+            "good",
+            "failures:",
+            "---- two stdout ----",
+            "bad",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "     Running tests/other.rs",
+        ] {
+            cargo.line(line);
+        }
+        for line in [
+            "tests/python/test_a.py .F",
+            "===== FAILURES =====",
+            "____ test_two ____",
+            "E   bad",
+            "===== short test summary info =====",
+            "FAILED tests/python/test_a.py::test_two - bad",
+        ] {
+            pytest.line(line);
+        }
+        assert_eq!(cargo.outcome().failures, ["---- two stdout ----", "bad"]);
+        assert_eq!(pytest.outcome().failures, ["____ test_two ____", "E   bad"]);
     }
 }
