@@ -95,7 +95,7 @@ class Exceptions:
     def __init__(self, path):
         with open(path, "rb") as file:
             entries = tomllib.load(file).get("exception", [])
-        self._reasons = {entry["case"]: entry["reason"] for entry in entries}
+        self._reasons = {entry["case"]: entry["reason"] for entry in entries if is_met(entry.get("since", "3"))}
         self._used = set()
 
     def reason(self, case):
@@ -107,6 +107,10 @@ class Exceptions:
 
     def unused(self):
         return sorted(self._reasons.keys() - self._used)
+
+
+def is_met(version):
+    return sys.version_info >= tuple(map(int, version.split(".")))
 
 
 def run_class(name, methods, exceptions, limit, log):

@@ -55,6 +55,7 @@ class Queue:
         self._receive = channel.receive_object
         self._reader = _Reader(channel)
         self._closed = False
+        self._has_put = False
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._maxsize, self._channel.export()
@@ -72,6 +73,7 @@ class Queue:
         except Exception as error:
             self._on_queue_feeder_error(error, obj)
             return
+        self._has_put = True
         self._put(message, timeout if block else 0)
 
     def _put(self, message: Any, timeout: float | None) -> None:
@@ -98,6 +100,9 @@ class Queue:
 
     def empty(self) -> bool:
         """Whether nothing is in the queue."""
+        # As in the standard library, where `close` does nothing to a queue into which its process has put nothing.
+        if self._closed and self._has_put:
+            raise OSError(f"Queue {self!r} is closed")
         return self._channel.poll(0) == 0
 
     def full(self) -> bool:
@@ -191,6 +196,18 @@ class _Reader:
         )
 
 
+class _Closed:
+    """The channel of a closed :class:`SimpleQueue`."""
+
+    def receive_object(self, *_: Any) -> Any:
+        raise OSError("this SimpleQueue is closed")
+
+    poll = send = send_parts = export = receive_object
+
+    def close(self) -> None:
+        """It is."""
+
+
 class SimpleQueue:
     """A queue with nothing but `put`, `get`, `empty` and `close`."""
 
@@ -224,6 +241,8 @@ class SimpleQueue:
         """Let go of the queue; what was put still arrives."""
         self._reader.closed = True
         self._channel.close()
+        self._channel = _Closed()
+        self._receive = self._channel.receive_object
 
     @property
     def _writer(self) -> _Reader:
