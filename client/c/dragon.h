@@ -281,14 +281,15 @@ typedef struct dragon_broadcast_options {
 #define DRAGON_OUTPUT_NULL 1    /* nowhere */
 
 /* How a process is to be started. Set size to sizeof(dragon_spawn_request) and all that is not needed to 0 (node: see
- * there). Either argv or interpreter is set. */
+ * there). */
 typedef struct dragon_spawn_request {
     size_t size;
     int32_t node;                   /* index of the node, or DRAGON_BY_POLICY */
     int32_t output;                 /* DRAGON_OUTPUT_... */
-    const dragon_bytes *argv;       /* an executable and its arguments, without NULs */
+    const dragon_bytes *argv;       /* an executable and its arguments, without NULs; or options of the interpreter */
     size_t argc;
     const char *interpreter;        /* a Python worker instead: the interpreter's path */
+    dragon_bytes preload;           /* what it imports before it forks workers, as the package dragon writes it */
     dragon_bytes payload;           /* what the worker unpickles */
     const char *const *environment; /* "NAME=value" strings and a final NULL; NULL: the caller's environment */
     const char *directory;          /* working directory; NULL: the caller's */

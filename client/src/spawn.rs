@@ -67,6 +67,8 @@ impl Spawn {
     pub fn python(interpreter: impl AsRef<OsStr>, payload: Vec<u8>) -> Self {
         Self::new(Program::Python {
             interpreter: interpreter.as_ref().as_bytes().to_vec(),
+            options: Vec::new(),
+            preload: Vec::new(),
             payload,
         })
     }
@@ -86,11 +88,23 @@ impl Spawn {
         }
     }
 
-    /// One more argument of an executable. A Python worker has none: its payload says everything.
+    /// One more argument of an executable, or one more option of a Python worker's interpreter, as `-O`.
     #[must_use]
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
-        if let Program::Executable(words) = &mut self.request.program {
+        if let Program::Executable(words) | Program::Python { options: words, .. } =
+            &mut self.request.program
+        {
             words.push(arg.as_ref().as_bytes().to_vec());
+        }
+        self
+    }
+
+    /// What the interpreter of a Python worker imports once, before it forks this worker and others that ask for the same, as
+    /// the package `dragon` writes it. An executable imports nothing.
+    #[must_use]
+    pub fn preload(mut self, wanted: Vec<u8>) -> Self {
+        if let Program::Python { preload, .. } = &mut self.request.program {
+            *preload = wanted;
         }
         self
     }

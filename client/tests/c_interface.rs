@@ -229,6 +229,7 @@ fn header_and_library_agree_on_layouts_and_numbers() {
         argv,
         argc,
         interpreter,
+        preload,
         payload,
         environment,
         directory,

@@ -1,11 +1,13 @@
 //! Warm Python interpreters that fork workers.
 //!
 //! One zygote per interpreter and search path. It imports what workers need, stays single-threaded, and forks on order:
-//! the worker is forked as a child of the daemon itself (`CLONE_PARENT`), which reads its status.
+//! the worker is forked as a child of the daemon itself (`CLONE_PARENT`), which reads its status. Where workers ask for more
+//! to be imported, as the program's main module, the zygote forks another one for them in the same way.
 //!
 //! ```text
-//! daemon → zygote   u32 length; then u32 pairs, (u32 n, bytes) × 2 each; u32 n, directory; u32 n, payload; u32 n, settings
-//!                   [stdin, stdout, stderr of the worker by SCM_RIGHTS with the first byte]
+//! daemon → zygote   u32 length; u32 0: worker, 1: zygote; then u32 pairs, (u32 n, bytes) × 2 each; u32 n, directory;
+//!                   u32 n, payload; u32 n, settings
+//!                   [by SCM_RIGHTS with the first byte: stdin (of a zygote: its socket), stdout, stderr]
 //! zygote → daemon   i32 pid, or a negative error number
 //! ```
 //! All numbers are little-endian. End of file ends the zygote.
@@ -32,26 +34,44 @@ use crate::inherited::Inherited;
 use crate::journal;
 use crate::services::Event;
 
-/// Variables that decide what an interpreter imports: workers that differ in one need another zygote.
-const DECISIVE: [&[u8]; 5] = [
+/// Variables that decide what an interpreter imports, or that libraries read when they are imported: workers that differ in
+/// one need another zygote.
+const DECISIVE: [&[u8]; 11] = [
     b"PYTHONPATH",
     b"PYTHONHOME",
     b"VIRTUAL_ENV",
     b"LD_LIBRARY_PATH",
     b"LD_PRELOAD",
+    b"OMP_NUM_THREADS",
+    b"OPENBLAS_NUM_THREADS",
+    b"MKL_NUM_THREADS",
+    b"CUDA_VISIBLE_DEVICES",
+    b"HIP_VISIBLE_DEVICES",
+    b"ROCR_VISIBLE_DEVICES",
 ];
+
+/// Without the working directory in the path: a file there must not pass for a module. Workers see the options that were asked
+/// for, and `-P` is none of them.
+const RUN: &str =
+    "import sys; sys.flags.safe_path or sys.path.pop(0); from dragon._zygote import main; main()";
 
 /// Which zygote serves a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     interpreter: Vec<u8>,
-    search: Vec<Option<Vec<u8>>>,
+    options: Vec<Vec<u8>>,
+    preload: Vec<u8>,
+    decisive: Vec<Option<Vec<u8>>>,
 }
 
 impl Key {
-    /// The key of an interpreter in an environment.
+    /// The key of an interpreter with these options in an environment, that imports nothing but what all workers need.
     #[must_use]
-    pub fn new(interpreter: &[u8], environment: &[(Vec<u8>, Vec<u8>)]) -> Self {
+    pub fn new(
+        interpreter: Vec<u8>,
+        options: Vec<Vec<u8>>,
+        environment: &[(Vec<u8>, Vec<u8>)],
+    ) -> Self {
         let value = |name: &[u8]| {
             environment
                 .iter()
@@ -59,8 +79,19 @@ impl Key {
                 .map(|(_, v)| v.clone())
         };
         Self {
-            interpreter: interpreter.to_vec(),
-            search: DECISIVE.iter().map(|name| value(name)).collect(),
+            interpreter,
+            options,
+            preload: Vec::new(),
+            decisive: DECISIVE.iter().map(|name| value(name)).collect(),
+        }
+    }
+
+    /// The key of the zygote that imports this, too.
+    #[must_use]
+    pub fn with(&self, preload: &[u8]) -> Self {
+        Self {
+            preload: preload.to_vec(),
+            ..self.clone()
         }
     }
 }
@@ -108,16 +139,17 @@ impl Zygotes {
     }
 }
 
-/// A worker to be forked.
+/// A worker to be forked, or another zygote.
 #[derive(Debug)]
 pub struct Order {
-    /// The number of its start, under which [`Event::Started`] tells its pid, or why there is none.
-    pub number: u64,
+    /// The number of its start, under which [`Event::Started`] tells its pid, or why there is none. None: a zygote, of which
+    /// nobody is told.
+    pub number: Option<u64>,
     /// Its environment.
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
     /// Its working directory.
     pub directory: Vec<u8>,
-    /// What it unpickles.
+    /// What it unpickles: what to do, or, of a zygote, what to import.
     pub payload: Vec<u8>,
     /// Its standard input, output and error: set when it is ordered.
     pub stdio: Option<[OwnedFd; 3]>,
@@ -142,21 +174,15 @@ impl Zygote {
     pub fn start(
         forker: &Forker,
         events: &mpsc::Sender<Event>,
-        interpreter: &[u8],
+        key: &Key,
         environment: &[(Vec<u8>, Vec<u8>)],
         errors: Source,
     ) -> io::Result<Self> {
         let (ours, theirs) = StdStream::pair()?;
-        ours.set_nonblocking(true)?;
-        let string = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
-        let words = vec![
-            string(interpreter),
-            // Without the working directory in the path: a file there must not pass for a module.
-            "-P".into(),
-            "-m".into(),
-            "dragon._zygote".into(),
-            "0".into(),
-        ];
+        let interpreter = std::iter::once(&key.interpreter);
+        let words = interpreter.chain(&key.options).cloned();
+        let mut words: Vec<_> = words.map(OsString::from_vec).collect();
+        words.extend(["-c", RUN, "0"].map(OsString::from));
         let fork = Fork {
             words,
             look_up: false,
@@ -169,9 +195,41 @@ impl Zygote {
             inherited: Inherited::default(),
         };
         forker.start_process(None, fork);
+        Self::behind(ours, key, events)
+    }
+
+    /// Has this zygote fork another one that imports what its key says, in the environment and directory of a worker. It
+    /// prints to `outputs` until it is ready, its errors later too.
+    ///
+    /// # Errors
+    /// When the socket pair cannot be made.
+    pub fn fork(
+        &self,
+        key: &Key,
+        environment: &[(Vec<u8>, Vec<u8>)],
+        directory: &[u8],
+        outputs: [OwnedFd; 2],
+    ) -> io::Result<Self> {
+        let (ours, theirs) = StdStream::pair()?;
+        let [output, errors] = outputs;
+        self.order(Order {
+            number: None,
+            environment: environment.to_vec(),
+            directory: directory.to_vec(),
+            payload: key.preload.clone(),
+            stdio: Some([theirs.into(), output, errors]),
+            settings: Settings::default(),
+            cpus: Vec::new(),
+        });
+        Self::behind(ours, key, &self.events)
+    }
+
+    /// The zygote at the other end of a socket.
+    fn behind(socket: StdStream, key: &Key, events: &mpsc::Sender<Event>) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
         let (orders, inbox) = mpsc::unbounded_channel();
-        let (read, write) = UnixStream::from_std(ours)?.into_split();
-        let name = String::from_utf8_lossy(interpreter).into_owned();
+        let (read, write) = UnixStream::from_std(socket)?.into_split();
+        let name = String::from_utf8_lossy(&key.interpreter).into_owned();
         tokio::spawn(serve(name, inbox, events.clone(), read, write));
         let events = events.clone();
         Ok(Self { orders, events })
@@ -195,8 +253,10 @@ impl Zygote {
 
 const GONE: &str = "the warm interpreter ended; is the package 'dragon' installed for it?";
 
-async fn report(events: &mpsc::Sender<Event>, number: u64, result: Result<u32, String>) {
-    let _ = events.send(Event::Started(number, result)).await;
+async fn report(events: &mpsc::Sender<Event>, number: Option<u64>, result: Result<u32, String>) {
+    if let Some(number) = number {
+        let _ = events.send(Event::Started(number, result)).await;
+    }
 }
 
 /// An interpreter that gives no answer for so long is told of, once.
@@ -210,7 +270,7 @@ async fn serve(
     mut write: OwnedWriteHalf,
 ) {
     // Orders are sent without waiting for answers, which come in the same order.
-    let mut waiting: VecDeque<u64> = VecDeque::new();
+    let mut waiting: VecDeque<Option<u64>> = VecDeque::new();
     let mut answer = [0; 4];
     let mut filled = 0;
     let (mut open, mut said) = (true, false);
@@ -269,6 +329,7 @@ fn encode(order: &Order) -> Vec<u8> {
         out.extend_from_slice(bytes);
     }
     let mut out = vec![0; 4];
+    out.extend_from_slice(&length(usize::from(order.number.is_none())));
     out.extend_from_slice(&length(order.environment.len()));
     for (name, value) in &order.environment {
         field(&mut out, name);
@@ -316,7 +377,7 @@ mod tests {
 
     fn key(n: u32) -> Key {
         let path = (b"PYTHONPATH".to_vec(), n.to_string().into_bytes());
-        Key::new(b"python3", &[path])
+        Key::new(b"python3".to_vec(), Vec::new(), &[path])
     }
 
     /// A zygote without a process, and where its orders come.
@@ -372,7 +433,7 @@ mod tests {
         let zygote = Zygote { orders, events };
         for number in 1..=2 {
             zygote.order(Order {
-                number,
+                number: Some(number),
                 environment: Vec::new(),
                 directory: Vec::new(),
                 payload: Vec::new(),

@@ -36,7 +36,7 @@ pub use pool::PoolOptions;
 
 /// Version of the control messages, the gateway requests and the wire, one number for all: daemons and clients of one
 /// runtime come from one release, and whoever differs is told so at the first contact.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// The release, as every refusal names it.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

@@ -56,6 +56,10 @@ pub enum Program {
     Python {
         /// The interpreter's path.
         interpreter: Vec<u8>,
+        /// The interpreter's own options, as `-O`.
+        options: Vec<Vec<u8>>,
+        /// What is imported once, before workers are forked, in the form that the package `dragon` gives it. Empty: nothing.
+        preload: Vec<u8>,
         /// What the worker unpickles.
         payload: Vec<u8>,
     },

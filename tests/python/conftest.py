@@ -24,3 +24,15 @@ def dragon_command():
     found = str(beside) if beside.exists() else shutil.which("dragon")
     assert found, f"no dragon command at {beside} or on PATH: build first (cargo xtask build)"
     return found
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Writes a program; the code goes below `if __name__ == "__main__"` unless it has a main of its own."""
+
+    def write(text, name="program.py"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write

@@ -10,18 +10,6 @@ import pytest
 from programs import BENCHES, OUTSIDE, run, run_plain
 
 
-@pytest.fixture
-def program(tmp_path):
-    """Writes a program; the code goes below `if __name__ == "__main__"` unless it has a main of its own."""
-
-    def write(text, name="program.py"):
-        path = tmp_path / name
-        path.write_text(text)
-        return path
-
-    return write
-
-
 def test_import_needs_no_runtime(program):
     path = program("import dragon, multiprocessing\nprint(dragon.__version__, multiprocessing.get_all_start_methods())\n")
     ended = run_plain([sys.executable, path])

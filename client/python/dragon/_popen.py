@@ -11,13 +11,12 @@ import os
 import pickle
 import signal
 import struct
-import sys
 import threading
 import weakref
-from multiprocessing import spawn, util
+from multiprocessing import util
 from multiprocessing.context import set_spawning_popen
 
-from dragon import _native
+from dragon import _interpreter, _native
 from dragon._errors import DragonError, NodeDownError
 from dragon._placement import default_node
 from dragon._serialize import Pickler
@@ -48,22 +47,14 @@ def identity(descriptor: bytes) -> bytes:
 Started = tuple[_native.Process, int, _native.Channel | None]
 
 
-def interpreter() -> bytes:
-    """The interpreter that workers run under."""
-    return os.fsencode(spawn.get_executable() or sys.executable)
-
-
 def make_payload(process_obj: Any) -> tuple[bytes, _native.Channel | None]:
     """What a worker unpickles to become this process, and the channel that holds it where it is large."""
     stream = io.BytesIO()
     set_spawning_popen(_Spawning)
     try:
-        preparation = spawn.get_preparation_data(process_obj._name)
-        # A program that was read from standard input is in no file: there is nothing to run again in a worker.
-        if not os.path.exists(preparation.get("init_main_from_path", os.curdir)):
-            del preparation["init_main_from_path"]
-        preparation["start_method"] = Popen.method
+        preparation = _interpreter.preparation(process_obj._name)
         preparation["dragon_parent"] = _sign_of_life().descriptor
+        preparation["dragon_fresh"] = _interpreter.fresh
         Pickler(stream, 5).dump(preparation)
         Pickler(stream, 5).dump(process_obj)
     finally:
@@ -187,7 +178,7 @@ class Popen:
         child = None
         try:
             payload, channel = make_payload(process_obj)
-            process, pid = _native.spawn_python(interpreter(), payload, default_node(), self._board.channel)
+            process, pid = _native.spawn_python(_interpreter.interpreter(), payload, default_node(), self._board.channel)
             self._adopt((process, pid, channel))
             child = self
         finally:

@@ -1,18 +1,21 @@
-"""A warm interpreter that forks workers on a daemon's order: ``python -m dragon._zygote FD``.
+"""A warm interpreter that forks workers on a daemon's order.
 
-FD is a stream socket. Every number is little-endian. For each worker the daemon sends one frame, and gets one answer::
+It runs as ``python -c RUN FD``, where RUN calls :func:`main` and FD is a stream socket. Every number is little-endian. For
+each worker the daemon sends one frame, and gets one answer::
 
     u32 length of what follows
+    u32 0 for a worker, 1 for another interpreter that forks workers
     u32 number of variables; for each: u32 length, name, u32 length, value
     u32 length, working directory
-    u32 length, payload
+    u32 length, payload: what a worker does, what such an interpreter imports first
     u32 length, settings: words as ``umask=23 nice=5 cpus=0,1 limit=7:1024:4096``
-    with its first byte, as SCM_RIGHTS: the worker's standard input, output and error
+    with its first byte, as SCM_RIGHTS: standard input (of such an interpreter: its socket), output and error
 
-    i32 the worker's pid, or a negative error number
+    i32 the pid, or a negative error number
 
-The zygote has one thread, imports what every worker needs, and ends when the socket does. A worker is forked as a child
-of the daemon, its sibling, so that the daemon reads its exit status and its parent-death signal is the daemon's death.
+The zygote has one thread, imports what every worker needs, and ends when the socket does. Workers that want more imported,
+as the program's main module is, come from another one that it forks for them. What is forked is a child of the daemon, a
+sibling, so that the daemon reads its exit status and its parent-death signal is the daemon's death.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import pickle
 import signal
 import socket
 import struct
+import subprocess
 import sys
 from multiprocessing import process, spawn
 
@@ -37,7 +41,7 @@ import runpy  # noqa: F401
 import traceback
 
 import dragon  # noqa: F401
-from dragon import _native, _popen  # noqa: F401
+from dragon import _interpreter, _native, _popen  # noqa: F401
 from dragon.mp import connection, pool, queues, synchronize  # noqa: F401
 
 TYPE_CHECKING = False
@@ -46,16 +50,20 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _U32 = struct.Struct("<I")
+_HEAD = struct.Struct("<II")
 _I32 = struct.Struct("<i")
 _FDS = 3
+#: RUN.
+_run: str
 
 
 class Order:
-    """A worker to be forked."""
+    """A worker to be forked, or another zygote."""
 
     def __init__(self, frame: bytes, fds: list[int]) -> None:
         fields = _fields(frame)
-        (count,) = _U32.unpack_from(frame)
+        is_zygote, count = _HEAD.unpack_from(frame)
+        self.is_zygote = bool(is_zygote)
         self.environment = {next(fields): next(fields) for _ in range(count)}
         self.directory = next(fields)
         self.payload = next(fields)
@@ -64,7 +72,7 @@ class Order:
 
 
 def _fields(frame: bytes) -> Iterator[bytes]:
-    at = _U32.size
+    at = _HEAD.size
     while at < len(frame):
         (length,) = _U32.unpack_from(frame, at)
         at += _U32.size
@@ -74,26 +82,39 @@ def _fields(frame: bytes) -> Iterator[bytes]:
         at += length
 
 
-def main(fd: int) -> None:
+def main() -> None:
+    """What RUN calls, with the words that follow it."""
+    global _run
+    _run = sys.orig_argv[-len(sys.argv)]
+    if sys.argv[1] == "--worker":
+        _fresh_worker(int(sys.argv[2]), int(sys.argv[3]))
+    # One more word: what is to be said of this interpreter has been said.
+    _begin(int(sys.argv[1]), again=len(sys.argv) > 2)
+
+
+def _begin(fd: int, again: bool) -> None:
     """Serves orders until the daemon closes the socket."""
-    daemon = os.getppid()
     orders = socket.socket(fileno=os.dup(fd))
     os.set_inheritable(orders.fileno(), False)
     os.close(fd)
     if fd == 0:
         os.open(os.devnull, os.O_RDONLY)
     _native.warm_up()
-    threads = len(os.listdir("/proc/self/task"))
-    if threads > 1:
+    threads = _interpreter.threads()
+    if threads > 1 and not again:
         print(
             f"dragon: the warm interpreter has {threads} threads after its imports (a sitecustomize or .pth file starts "
             "them?), and cannot be forked safely; each worker starts an interpreter of its own, which is slower",
             file=sys.stderr,
         )
+    _serve(orders, os.getppid(), fresh=threads > 1)
+
+
+def _serve(orders: socket.socket, daemon: int, fresh: bool) -> None:
     gc.collect()
     gc.freeze()
     while (order := _receive(orders)) is not None:
-        _fork(order, orders, daemon, fresh=threads > 1)
+        _fork(order, orders, daemon, fresh)
         for passed in order.fds:
             os.close(passed)
 
@@ -128,6 +149,10 @@ def _fork(order: Order, orders: socket.socket, daemon: int, fresh: bool) -> None
         code = 1
         try:
             orders.close()
+            os.setpgid(0, 0)
+            die_with(daemon)
+            if order.is_zygote:
+                _become_zygote(order, daemon, fresh)
             code = _become_worker(order, daemon, fresh)
         except BaseException:
             traceback.print_exc()
@@ -136,9 +161,31 @@ def _fork(order: Order, orders: socket.socket, daemon: int, fresh: bool) -> None
     orders.sendall(_I32.pack(answer))
 
 
+def _become_zygote(order: Order, daemon: int, fresh: bool) -> NoReturn:
+    requests, *outputs = order.fds
+    for number, fd in enumerate(outputs, 1):
+        os.dup2(fd, number)
+        os.close(fd)
+    _enter(order)
+    on_request = order.payload == _interpreter.FRESH
+    if fresh or not on_request and not _interpreter.preload(order.payload):
+        # What was half imported is best forgotten whole.
+        os.set_inheritable(requests, True)
+        os.execv(sys.executable, _command(str(requests), "again"))
+    # What the imports have printed is out; nobody waits for the rest of this stream.
+    sys.stdout.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    _serve(socket.socket(fileno=requests), daemon, fresh=on_request)
+    os._exit(0)
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", _run, *arguments]
+
+
 def _become_worker(order: Order, daemon: int, fresh: bool) -> int:
-    os.setpgid(0, 0)
-    die_with(daemon)
     for number, fd in enumerate(order.fds):
         os.dup2(fd, number)
         os.close(fd)
@@ -146,13 +193,19 @@ def _become_worker(order: Order, daemon: int, fresh: bool) -> int:
         _settle(order.settings)
     if fresh:
         _replace_interpreter(order, daemon)
+    _enter(order)
+    _interpreter.unlike_others()
+    return run(order.payload)
+
+
+def _enter(order: Order) -> None:
+    """Takes over environment and directory, and prints as that environment says."""
     _set_environment(order.environment)
     if order.directory:
         os.chdir(order.directory)
     # The daemon passes output on by whole lines; what a worker prints must not wait for the worker's end.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, write_through=b"PYTHONUNBUFFERED" in order.environment)
-    return run(order.payload)
 
 
 def _settle(settings: str) -> None:
@@ -197,6 +250,7 @@ def run(payload: bytes) -> int:
         stream = io.BytesIO(_native.Channel.attach(first, True).receive())
         first = pickle.load(stream)
     process.current_process()._inheriting = True
+    _interpreter.fresh = first["dragon_fresh"]
     try:
         spawn.prepare(first)
         child = pickle.load(stream)
@@ -223,8 +277,7 @@ def _replace_interpreter(order: Order, daemon: int) -> NoReturn:
         stream.write(order.payload)
     if order.directory:
         os.chdir(order.directory)
-    command = [sys.executable, "-m", "dragon._zygote", "--worker", str(payload), str(daemon)]
-    os.execve(sys.executable, command, order.environment)
+    os.execve(sys.executable, _command("--worker", str(payload), str(daemon)), order.environment)
 
 
 def _fresh_worker(payload: int, daemon: int) -> NoReturn:
@@ -239,9 +292,3 @@ def _fresh_worker(payload: int, daemon: int) -> NoReturn:
         traceback.print_exc()
     finally:
         _leave(code)
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "--worker":
-        _fresh_worker(int(sys.argv[2]), int(sys.argv[3]))
-    main(int(sys.argv[1]))

@@ -167,6 +167,7 @@ pub(crate) struct SpawnRequest {
     pub(crate) argv: *const Bytes,
     pub(crate) argc: usize,
     pub(crate) interpreter: *const c_char,
+    pub(crate) preload: Bytes,
     pub(crate) payload: Bytes,
     pub(crate) environment: *const *const c_char,
     pub(crate) directory: *const c_char,

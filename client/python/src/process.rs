@@ -106,18 +106,26 @@ pub(crate) enum Started<'py> {
     Failed(Bound<'py, PyAny>),
 }
 
+/// What workers run in: the path of an interpreter, its options, and what it is to import before it forks them.
+#[derive(FromPyObject)]
+pub(crate) struct Interpreter<'py>(
+    Bound<'py, PyBytes>,
+    Vec<Bound<'py, PyBytes>>,
+    Bound<'py, PyBytes>,
+);
+
 /// Starts a Python worker with this process's environment and directory. `node` None: where the policy says.
 /// `notify` gets a notice of its end.
 #[pyfunction]
 #[pyo3(signature = (interpreter, payload, node=None, notify=None))]
 pub(crate) fn spawn_python(
     py: Python<'_>,
-    interpreter: &[u8],
+    interpreter: Interpreter<'_>,
     payload: &[u8],
     node: Option<i32>,
     notify: Option<&Bound<'_, Channel>>,
 ) -> PyResult<(Process, u32)> {
-    let results = start(py, interpreter, &[payload], &[node], notify)?;
+    let results = start(py, &interpreter, &[payload], &[node], notify)?;
     match results.as_slice() {
         [result] if result.code == OK => process(py, result),
         [result] => Err(error(py, api::api()?, result.code)),
@@ -130,14 +138,14 @@ pub(crate) fn spawn_python(
 #[pyo3(signature = (interpreter, payloads, nodes, notify=None))]
 pub(crate) fn spawn_python_many<'py>(
     py: Python<'py>,
-    interpreter: &[u8],
+    interpreter: Interpreter<'py>,
     payloads: Vec<Bound<'py, PyBytes>>,
     nodes: Vec<Option<i32>>,
     notify: Option<&Bound<'py, Channel>>,
 ) -> PyResult<Vec<Started<'py>>> {
     let api = api::api()?;
     let payloads: Vec<&[u8]> = payloads.iter().map(|payload| payload.as_bytes()).collect();
-    let results = start(py, interpreter, &payloads, &nodes, notify)?;
+    let results = start(py, &interpreter, &payloads, &nodes, notify)?;
     results
         .iter()
         .map(|result| {
@@ -177,13 +185,14 @@ unsafe impl Send for Requests {}
 
 fn start(
     py: Python<'_>,
-    interpreter: &[u8],
+    interpreter: &Interpreter<'_>,
     payloads: &[&[u8]],
     nodes: &[Option<i32>],
     notify: Option<&Bound<'_, Channel>>,
 ) -> PyResult<Vec<SpawnResult>> {
     let api = api::api()?;
-    let interpreter = CString::new(interpreter)
+    let Interpreter(path, options, preload) = interpreter;
+    let path = CString::new(path.as_bytes())
         .map_err(|_| PyValueError::new_err("the path of an interpreter has no NUL in it"))?;
     if payloads.len() != nodes.len() {
         return Err(PyValueError::new_err(format!(
@@ -192,13 +201,18 @@ fn start(
             nodes.len()
         )));
     }
+    let options: Vec<_> = options
+        .iter()
+        .map(|option| Bytes::new(option.as_bytes()))
+        .collect();
     let request = |payload: &[u8], node: Option<i32>, notify: Object| SpawnRequest {
         size: size_of::<SpawnRequest>(),
         node: node.unwrap_or(BY_POLICY),
         output: 0,
-        argv: std::ptr::null(),
-        argc: 0,
-        interpreter: interpreter.as_ptr(),
+        argv: options.as_ptr(),
+        argc: options.len(),
+        interpreter: path.as_ptr(),
+        preload: Bytes::new(preload.as_bytes()),
         payload: Bytes::new(payload),
         environment: std::ptr::null(),
         directory: std::ptr::null(),

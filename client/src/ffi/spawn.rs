@@ -27,12 +27,14 @@ pub struct DragonSpawnRequest {
     pub node: i32,
     /// 0: to the output of the job. 1: nowhere.
     pub output: i32,
-    /// An executable and its arguments.
+    /// An executable and its arguments, or options of the interpreter.
     pub argv: *const DragonBytes,
     /// How many.
     pub argc: usize,
     /// A Python worker instead.
     pub interpreter: *const c_char,
+    /// What the interpreter imports once for all workers that ask for the same.
+    pub preload: DragonBytes,
     /// What the worker unpickles.
     pub payload: DragonBytes,
     /// `NAME=value` strings and a final null, or null.
@@ -100,31 +102,30 @@ impl DragonSpawnRequest {
     unsafe fn program(&self) -> Result<Spawn> {
         // SAFETY: the caller's promise.
         let words = unsafe { many(self.argv, self.argc, "argv") }?;
-        if self.interpreter.is_null() {
+        let (mut spawn, arguments) = if self.interpreter.is_null() {
             let Some((program, arguments)) = words.split_first() else {
                 return Err(Error::InvalidArgument(
                     "neither argv nor interpreter says what to start".to_owned(),
                 ));
             };
             // SAFETY: the caller's promise.
-            let mut spawn = Spawn::program(OsStr::from_bytes(unsafe { program.get() }?));
-            for argument in arguments {
-                // SAFETY: the caller's promise.
-                spawn = spawn.arg(OsStr::from_bytes(unsafe { argument.get() }?));
-            }
-            return Ok(spawn);
+            let program = OsStr::from_bytes(unsafe { program.get() }?);
+            (Spawn::program(program), arguments)
+        } else {
+            // SAFETY: the caller's promise.
+            let interpreter = unsafe { text(self.interpreter, "interpreter") }?;
+            // SAFETY: the caller's promise.
+            let payload = unsafe { self.payload.get() }?;
+            // SAFETY: the caller's promise.
+            let preload = unsafe { self.preload.get() }?;
+            let spawn = Spawn::python(os(interpreter), payload.to_vec());
+            (spawn.preload(preload.to_vec()), words)
+        };
+        for argument in arguments {
+            // SAFETY: the caller's promise.
+            spawn = spawn.arg(OsStr::from_bytes(unsafe { argument.get() }?));
         }
-        if !words.is_empty() {
-            return Err(Error::InvalidArgument(
-                "argv and interpreter are both set; a Python worker has no arguments but its payload"
-                    .to_owned(),
-            ));
-        }
-        // SAFETY: the caller's promise.
-        let interpreter = unsafe { text(self.interpreter, "interpreter") }?;
-        // SAFETY: the caller's promise.
-        let payload = unsafe { self.payload.get() }?;
-        Ok(Spawn::python(os(interpreter), payload.to_vec()))
+        Ok(spawn)
     }
 }
 

@@ -149,17 +149,11 @@ impl Daemon {
             .into_iter()
             .map(|(name, value)| (name.into_vec(), value.into_vec()))
             .collect();
-        let interpreter = python.as_os_str().as_bytes();
-        let key = Key::new(interpreter, &environment);
+        let interpreter = python.as_os_str().as_bytes().to_vec();
+        let key = Key::new(interpreter, Vec::new(), &environment);
         let started = null().and_then(|errors| {
             let errors = Source::Fd(errors);
-            Zygote::start(
-                &self.forker,
-                &self.sender,
-                interpreter,
-                &environment,
-                errors,
-            )
+            Zygote::start(&self.forker, &self.sender, &key, &environment, errors)
         });
         match started {
             Ok(zygote) => self.processes.zygotes.insert(key, zygote),
@@ -359,10 +353,13 @@ impl Daemon {
             }
             Program::Python {
                 interpreter,
+                options,
+                preload,
                 payload,
             } => {
+                let key = Key::new(interpreter, options, &environment);
                 let order = Order {
-                    number,
+                    number: Some(number),
                     environment,
                     directory,
                     payload,
@@ -370,40 +367,52 @@ impl Daemon {
                     settings,
                     cpus,
                 };
-                self.order_worker(&interpreter, order, stdio)?;
+                let zygote = self.zygote(key, &preload, &order);
+                self.order_worker(zygote.map_err(no_interpreter)?, order, stdio);
                 Ok(tag)
             }
             _ => Err("a kind of program that this release does not know".to_owned()),
         }
     }
 
-    fn order_worker(
-        &mut self,
-        interpreter: &[u8],
-        mut order: Order,
-        stdio: [Source; 3],
-    ) -> Result<(), String> {
-        let key = Key::new(interpreter, &order.environment);
-        let directory = path(order.directory.clone());
-        let zygote = match self.processes.zygotes.live(&key).cloned() {
-            Some(zygote) => zygote,
+    /// The zygote that forks a worker: one that runs, or a new one.
+    fn zygote(&mut self, plain: Key, preload: &[u8], order: &Order) -> io::Result<Zygote> {
+        let Order {
+            environment,
+            directory,
+            ..
+        } = order;
+        let key = plain.with(preload);
+        if let Some(zygote) = self.processes.zygotes.live(&key) {
+            return Ok(zygote.clone());
+        }
+        let base = match self.processes.zygotes.live(&plain) {
+            Some(zygote) => zygote.clone(),
             None => {
-                let (reader, writer) =
-                    pipe_with(PipeFlags::CLOEXEC).map_err(|error| no_interpreter(error.into()))?;
-                self.follow(true, self.label_of_node(), reader)
-                    .map_err(no_interpreter)?;
-                let zygote = Zygote::start(
-                    &self.forker,
-                    &self.sender,
-                    interpreter,
-                    &order.environment,
-                    Source::Fd(writer),
-                )
-                .map_err(no_interpreter)?;
-                self.processes.zygotes.insert(key, zygote.clone());
-                zygote
+                let errors = Source::Fd(self.output_of_node(true)?);
+                let new = Zygote::start(&self.forker, &self.sender, &plain, environment, errors)?;
+                self.processes.zygotes.insert(plain, new.clone());
+                new
             }
         };
+        if preload.is_empty() {
+            return Ok(base);
+        }
+        let outputs = [self.output_of_node(false)?, self.output_of_node(true)?];
+        let new = base.fork(&key, environment, directory, outputs)?;
+        self.processes.zygotes.insert(key, new.clone());
+        Ok(new)
+    }
+
+    /// A pipe into the output of the job for what belongs to no process of a user.
+    fn output_of_node(&mut self, errors: bool) -> io::Result<OwnedFd> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        self.follow(errors, self.label_of_node(), reader)?;
+        Ok(writer)
+    }
+
+    fn order_worker(&mut self, zygote: Zygote, mut order: Order, stdio: [Source; 3]) {
+        let directory = path(order.directory.clone());
         match stdio.map(|source| match source {
             Source::Fd(fd) => Ok(fd),
             other => Err(other),
@@ -425,13 +434,14 @@ impl Daemon {
                             later.order(order);
                         }
                         Err(text) => {
-                            let _ = events.send(Event::Started(order.number, Err(text))).await;
+                            if let Some(number) = order.number {
+                                let _ = events.send(Event::Started(number, Err(text))).await;
+                            }
                         }
                     }
                 });
             }
         }
-        Ok(())
     }
 
     /// Where standard input, output and error come from.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multiprocessing import context, process
 
-from dragon import _native
+from dragon import _interpreter, _native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ class DragonContext(context.BaseContext):
     def cpu_count(self) -> int:
         """The CPUs that the runtime has on all its nodes."""
         return int(_native.info()["cpus"])
+
+    def set_fresh_interpreters(self, fresh: bool = True) -> None:
+        """Start an interpreter for each worker from now on, which imports everything itself, instead of forking a warm one.
+
+        For modules that do not survive a fork. A worker then takes as long to start as an interpreter does.
+        """
+        _interpreter.fresh = fresh
 
     def Pipe(self, duplex: bool = True) -> Any:
         """Two connected ends."""

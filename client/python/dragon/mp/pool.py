@@ -31,7 +31,8 @@ from multiprocessing import util
 from dragon import _native
 from dragon._errors import DragonError, NodeDownError, WorkerLostError
 from dragon._placement import Node, worker_nodes
-from dragon._popen import interpreter, make_payload, parse_notice
+from dragon._interpreter import interpreter
+from dragon._popen import make_payload, parse_notice
 from dragon._serialize import dump_parts, dumps, loads
 
 TYPE_CHECKING = False
