@@ -48,11 +48,35 @@ impl SharedMemory {
     /// # Errors
     /// When the number is taken, or there is no room.
     pub fn create(member: &Arc<Member>, pool: PoolTag, user: u64, contents: &[u8]) -> Result<Self> {
+        let fill = |address| member.write(address, 0, contents);
+        Self::create_with(member, pool, user, contents.len() as u64, fill)
+    }
+
+    /// As [`SharedMemory::create`], with `length` zeros.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::create`].
+    pub fn create_zeroed(
+        member: &Arc<Member>,
+        pool: PoolTag,
+        user: u64,
+        length: u64,
+    ) -> Result<Self> {
+        let fill = |address| member.fill(address, 0, length, 0);
+        Self::create_with(member, pool, user, length, fill)
+    }
+
+    fn create_with(
+        member: &Arc<Member>,
+        pool: PoolTag,
+        user: u64,
+        length: u64,
+        fill: impl FnOnce(u64) -> dragon_shmem::Result<()>,
+    ) -> Result<Self> {
         if member.is_forked() {
             return Err(Error::Forked);
         }
-        let fill = |address| member.write(address, 0, contents);
-        let id = member.create_memory(pool, user, contents.len() as u64, fill)?;
+        let id = member.create_memory(pool, user, length, fill)?;
         Self::of(Handle::created(member, id, user))
     }
 

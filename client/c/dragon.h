@@ -647,7 +647,7 @@ int32_t dragon_pool_block_send(dragon_pool_block **block, const dragon_channel *
 
 /* Memory: bytes that processes share ----------------------------------------------------------------------------------- */
 
-/* Makes memory of a fixed length in this node's default pool, with contents. user: a number that no other memory of the node
+/* Makes memory of a fixed length in this node's default pool, with contents; NULL: all zeros. user: a number that no other memory of the node
  * has (DRAGON_INVALID_ARGUMENT). It goes with the last handle of all processes. Nothing orders what several of them do with it: use a
  * lock beside it. */
 int32_t dragon_memory_create(uint64_t user, const void *contents, size_t length, dragon_memory **memory);

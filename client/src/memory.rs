@@ -62,6 +62,22 @@ impl Memory {
         .map(Self)
     }
 
+    /// As [`Memory::create`], with `length` zeros.
+    ///
+    /// # Errors
+    /// As [`Memory::create`].
+    pub fn create_zeroed(user: u64, length: u64) -> Result<Self> {
+        Handle::create(|member| {
+            Ok(channels::SharedMemory::create_zeroed(
+                member,
+                PoolTag::DEFAULT,
+                user,
+                length,
+            )?)
+        })
+        .map(Self)
+    }
+
     /// Bytes of the memory.
     ///
     /// # Errors

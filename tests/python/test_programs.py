@@ -64,6 +64,23 @@ def test_a_program_from_standard_input_and_one_word_programs_start_a_runtime():
         assert sorted(ended.stdout.split()) == ["0", "7", "worker"], ended
 
 
+@pytest.mark.parametrize("change", ["sys.stdout = None", "sys.stderr = None", "sys.stdout.close()"])
+def test_a_worker_that_has_no_standard_streams_any_more_ends_in_silence(program, change):
+    path = program(
+        "import dragon, multiprocessing, sys\n"
+        "def work():\n"
+        f"    {change}\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('dragon')\n"
+        "    worker = multiprocessing.Process(target=work)\n"
+        "    worker.start()\n"
+        "    worker.join()\n"
+        "    print(worker.exitcode)\n"
+    )
+    ended = run_plain([sys.executable, path])
+    assert ended == (0, "0\n", ""), ended.text()
+
+
 def test_a_killed_program_takes_its_runtime_along(program):
     path = program(
         "import dragon, multiprocessing, os, time\n"

@@ -145,8 +145,8 @@ class ParentSentinel:
     def __init__(self, sign_of_life: bytes) -> None:
         self._sign = sign_of_life
 
-    def _wait_for(self) -> bytes:
-        return self._sign
+    def _wait_for(self) -> tuple[bytes, ...]:
+        return (self._sign,)
 
 
 def _forget_after_fork() -> None:

@@ -30,7 +30,7 @@ import socket
 import struct
 import subprocess
 import sys
-from multiprocessing import process, spawn
+from multiprocessing import process, spawn, util
 
 # Imported here so that no worker has to.
 import multiprocessing.connection  # noqa: F401
@@ -263,8 +263,8 @@ def _leave(code: int) -> NoReturn:
     """Ends the process as an interpreter that has run a program does, but for the interpreter's own memory."""
     try:
         atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        # The program may have closed them, or have put None in their place.
+        util._flush_std_streams()
     except BaseException:
         traceback.print_exc()
     finally:

@@ -134,6 +134,8 @@ impl RawStat {
 
 /// `DRAGON_READABLE`.
 pub(crate) const READABLE: u32 = 1;
+/// `DRAGON_WRITABLE`.
+pub(crate) const WRITABLE: u32 = 2;
 
 /// `dragon_ready`.
 #[repr(C)]

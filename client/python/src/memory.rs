@@ -42,10 +42,9 @@ impl Memory {
     fn new(py: Python<'_>, length: usize, user: u64) -> PyResult<Self> {
         let api = api::api()?;
         let mut object = std::ptr::null_mut();
-        let zeros = vec![0_u8; length];
-        let contents = zeros.as_ptr().cast();
-        // SAFETY: the contents have their length, and the result is writable.
-        let code = unsafe { (api.dragon_memory_create)(user, contents, length, &raw mut object) };
+        let zeros = std::ptr::null();
+        // SAFETY: without contents it is zeros; the result is writable.
+        let code = unsafe { (api.dragon_memory_create)(user, zeros, length, &raw mut object) };
         check(py, api, code)?;
         Self::of(py, Handle::new(object, true))
     }

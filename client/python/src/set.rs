@@ -3,7 +3,7 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::api::{self, Api, DESCRIPTOR, Object, READABLE, Ready};
+use crate::api::{self, Api, DESCRIPTOR, Object, READABLE, Ready, WRITABLE};
 use crate::error::check;
 use crate::handle::{Handle, Kind};
 use crate::sync::kind;
@@ -44,17 +44,25 @@ impl Set {
 
     /// Adds the object that a descriptor names: a channel, an event, a semaphore or a process. The set does not keep it alive.
     /// `token` comes back when there is a message, the event is set, there is a unit, the process has ended, or the object
-    /// is gone or lost.
-    fn add(&self, py: Python<'_>, descriptor: &[u8], token: u64) -> PyResult<()> {
+    /// is gone or lost. `writable`: when there is room in the channel, instead.
+    #[pyo3(signature = (descriptor, token, writable=false))]
+    fn add(
+        &self,
+        py: Python<'_>,
+        descriptor: &[u8],
+        token: u64,
+        writable: bool,
+    ) -> PyResult<()> {
         let api = api::api()?;
         let descriptor: &[u8; DESCRIPTOR] = descriptor
             .try_into()
             .map_err(|_| PyValueError::new_err(format!("a descriptor has {DESCRIPTOR} bytes")))?;
+        let interest = if writable { WRITABLE } else { READABLE };
         let code = self.handle.using(py, |open| {
             let member = std::ptr::null_mut();
             // SAFETY: the object is open, the descriptor has its bytes, and the place is not asked for.
             unsafe {
-                (api.dragon_set_add)(open.object(), descriptor.as_ptr(), READABLE, token, member)
+                (api.dragon_set_add)(open.object(), descriptor.as_ptr(), interest, token, member)
             }
         })?;
         check(py, api, code)

@@ -19,9 +19,12 @@ object! {
 
 functions! {
     fn dragon_memory_create(user: u64, contents: *const c_void, length: usize, memory: Out<*mut Memory>) {
-        // SAFETY: the caller's promise.
-        let contents = unsafe { many(contents.cast::<u8>(), length, "contents") }?;
-        memory.give(Memory::create(user, contents)?);
+        memory.give(if contents.is_null() {
+            Memory::create_zeroed(user, length as u64)?
+        } else {
+            // SAFETY: the caller's promise.
+            Memory::create(user, unsafe { many(contents.cast::<u8>(), length, "contents") }?)?
+        });
         Ok(())
     }
 

@@ -33,6 +33,17 @@ int main(void)
     reap(child);
     TRUE(memcmp(data, "A wide tablE", 12) == 0);
 
+    /* Without contents it is zeros, also where the block was used before. */
+    static char used[100000];
+    memset(used, 'x', sizeof used);
+    OK(dragon_memory_create(8, used, sizeof used, &same));
+    OK(dragon_memory_close(same));
+    OK(dragon_memory_create(8, NULL, sizeof used, &same));
+    OK(dragon_memory_read(same, 0, used, sizeof used));
+    for (size_t at = 0; at < sizeof used; at++)
+        TRUE(used[at] == 0);
+    OK(dragon_memory_close(same));
+
     /* It lives as long as somebody has it. */
     OK(dragon_memory_attach(descriptor, 0, &same));
     OK(dragon_memory_close(memory));

@@ -2,7 +2,10 @@
 
 import os
 import selectors
+import signal
+import threading
 from multiprocessing import BufferTooShort
+from multiprocessing.connection import wait
 
 import pytest
 
@@ -187,3 +190,69 @@ def test_end_that_was_closed_while_the_other_was_on_its_way(ctx):
         arrived.recv()
     with pytest.raises(BrokenPipeError):
         arrived.send(1)
+
+
+def hold(end, ready):
+    ready.set()
+    signal.pause()
+    end.close()
+
+
+def kill_holder(ctx, start, node, end):
+    ready = ctx.Event()
+    process = start(node, hold, end, ready)
+    end.close()
+    assert ready.wait(60)
+    process.kill()
+    process.join()
+
+
+def test_end_of_file_when_the_only_holder_is_killed(ctx, start, node):
+    reader, writer = ctx.Pipe(duplex=False)
+    writer.send("sent before")
+    kill_holder(ctx, start, node, writer)
+    assert reader.recv() == "sent before"
+    assert wait([reader], 60) == [reader]
+    assert reader.poll(60)
+    for _ in range(2):
+        with pytest.raises(EOFError):
+            reader.recv()
+
+
+def test_end_of_file_for_a_reader_that_waits_when_the_only_holder_is_killed(ctx, start, node):
+    reader, writer = ctx.Pipe(duplex=False)
+    ready = ctx.Event()
+    process = start(node, hold, writer, ready)
+    writer.close()
+    assert ready.wait(60)
+    threading.Timer(0.2, process.kill).start()
+    with pytest.raises(EOFError):
+        reader.recv()
+
+
+def test_file_descriptor_is_readable_when_the_only_holder_is_killed(ctx, start, node):
+    reader, writer = ctx.Pipe(duplex=False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(reader, selectors.EVENT_READ)
+        kill_holder(ctx, start, node, writer)
+        assert len(selector.select(60)) == 1
+        with pytest.raises(EOFError):
+            reader.recv()
+        assert len(selector.select(0)) == 1
+
+
+def test_no_end_of_file_when_one_of_two_holders_is_killed(ctx, start, node):
+    ours, theirs = ctx.Pipe()
+    start(node, echo, theirs)
+    kill_holder(ctx, start, node, theirs)
+    ours.send(1)
+    assert ours.recv() == 1
+    assert not ours.poll(0.05)
+
+
+def test_broken_pipe_when_the_only_reader_is_killed(ctx, start, node):
+    reader, writer = ctx.Pipe(duplex=False)
+    kill_holder(ctx, start, node, reader)
+    with pytest.raises(BrokenPipeError):
+        for number in range(10_000):
+            writer.send(number)

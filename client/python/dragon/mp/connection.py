@@ -1,11 +1,14 @@
 """Pipes whose ends may be on different nodes.
 
-A pipe is one channel for each direction and, for each end, a count of its holders: connection objects, in whatever
-process, and pickles of them on their way. When an end's last holder closes it (or lets go of it, or ends in an orderly
-way), the other end reads what is still there and then gets ``EOFError``, and writing to it raises ``BrokenPipeError``.
+A pipe is one channel for each direction and, for each end, a *life*: an object of the runtime to which its holders refer,
+connection objects in whatever process, and pickles of them on their way. When the last holder closes it, lets go of it,
+ends or is killed, the life is gone with it. The other end then reads what is still there and gets ``EOFError``, and
+writing to it raises ``BrokenPipeError`` (after a kill at the latest when the channel is full).
 
-Not covered: a holder that is killed by a signal, and a pickle that nobody unpickles, stay in the count; the other end
-then waits on.
+Who closes the last one leaves a mark in the channel, so that a reader need not look at anything else. What comes from a
+kill, or found no room in the channel, is seen by the life: a reader that has waited for `_PATIENCE` waits for both.
+
+Not covered: a pickle that nobody unpickles keeps the life; the other end then waits on.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from multiprocessing import util
 from multiprocessing.connection import _ConnectionBase
 
 from dragon import _native
-from dragon._errors import DestroyedError, NoSuchObjectError
+from dragon._errors import DestroyedError, DragonError, NoSuchObjectError
 from dragon._serialize import dump_parts, loads
 from dragon.mp.readiness import Readiness
 
@@ -27,55 +30,57 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Pipe"]
 
 _CAPACITY = 256
+#: Seconds that one waits for a channel alone: nothing in a conversation, and long for an idle pipe.
+_PATIENCE = 0.01
 
 
 def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:
     """Two connected ends. With ``duplex=False`` the first can only receive and the second only send."""
-    holders = _native.Semaphore(1), _native.Semaphore(1)
+    lives = _native.Event(), _native.Event()
     to_first = _native.Channel(_CAPACITY)
     to_second = _native.Channel(_CAPACITY) if duplex else None
-    first = _End(to_first, to_second, *holders)
-    second = _End(to_second, to_first, *reversed(holders))
+    first = _End(to_first, to_second, lives[0], lives[1].descriptor)
+    second = _End(to_second, to_first, lives[1], lives[0].descriptor)
     return Connection(first), Connection(second)
 
 
 class _End:
     """One end of a pipe in this process."""
 
-    __slots__ = ("read", "write", "holders", "peers")
+    __slots__ = ("read", "write", "life", "peers")
 
     def __init__(
         self,
         read: _native.Channel | None,
         write: _native.Channel | None,
-        holders: _native.Semaphore,
-        peers: _native.Semaphore,
+        life: _native.Event,
+        peers: bytes,
     ) -> None:
         self.read = read
         self.write = write
-        self.holders = holders
+        self.life = life
+        #: The life of the other end, by a name that does not keep it.
         self.peers = peers
 
     def export(self) -> tuple[bytes | None, ...]:
-        self.holders.release()
-        return tuple(
-            part.export() if part is not None else None for part in (self.read, self.write, self.holders, self.peers)
-        )
+        channels = (part.export() if part is not None else None for part in (self.read, self.write))
+        return *channels, self.life.export(), self.peers
 
     @classmethod
     def adopt(cls, parts: tuple[bytes | None, ...]) -> _End:
-        read, write, holders, peers = parts
+        read, write, life, peers = parts
         return cls(
             _native.Channel.attach(read, True) if read is not None else None,
             _attach_writer(write) if write is not None else None,
-            _native.Semaphore.attach(holders, True),
-            _native.Semaphore.attach(peers, True),
+            _native.Event.attach(life, True),
+            peers,
         )
 
     def close(self) -> None:
         try:
-            self.holders.acquire(False)
-            if self.holders.value() == 0:
+            name = self.life.descriptor
+            self.life.close()
+            if _is_gone(name):
                 if self.write is not None:
                     self.write.send_end()
                 if self.read is not None:
@@ -84,6 +89,39 @@ class _End:
             util.debug("closing an end of a pipe: %s", error)
         # Handles that the other end in this process shares stay open.
         self.read = self.write = None
+
+
+def _is_gone(life: bytes) -> bool:
+    """Whether an end has no holders any more; found out without becoming one."""
+    members = _native.Set(1)
+    try:
+        members.add(life, 0)
+        return bool(members.wait(0))
+    except DragonError:
+        return True
+    finally:
+        members.close()
+
+
+class _Watch:
+    """Waits for a channel, for messages or for room, and for the end of all who hold the other end."""
+
+    _READY, _GONE = range(2)
+
+    def __init__(self, channel: _native.Channel, peers: bytes, *, for_room: bool) -> None:
+        self._members = _native.Set(2)
+        self._members.add(channel.descriptor, self._READY, for_room)
+        self._gone = False
+        try:
+            self._members.add(peers, self._GONE)
+        except DragonError:
+            self._gone = True
+
+    def wait(self, timeout: float | None = None) -> tuple[bool, bool]:
+        """Whether the channel is ready, and whether the holders of the other end are gone; neither when the time is over."""
+        ready = self._members.wait(0 if self._gone else timeout)
+        self._gone = self._gone or self._GONE in ready
+        return self._READY in ready, self._gone
 
 
 def _attach_writer(descriptor: bytes) -> Any:
@@ -123,7 +161,8 @@ class Connection(_ConnectionBase):
         self._receive = end.read.receive_object if end.read is not None else None
         self._send = end.write.send if end.write is not None else None
         self._peers_gone = False
-        self._until_check = _CAPACITY
+        self._arrivals: _Watch | None = None
+        self._room: _Watch | None = None
         self._readiness: Readiness | None = None
         self._close_end = util.Finalize(self, end.close, exitpriority=-10)
 
@@ -136,24 +175,23 @@ class Connection(_ConnectionBase):
         self._check_closed()
         if self._readiness is None:
             self._check_readable()
-            self._readiness = Readiness(self._handle.read)
+            self._readiness = Readiness(self._handle.read, self._handle.peers)
         return self._readiness.fd
 
-    def _wait_for(self) -> bytes | bool:
+    def _wait_for(self) -> tuple[bytes, ...] | bool:
         self._check_closed()
         self._check_readable()
-        return self._peers_gone or self._handle.read.descriptor
+        return self._peers_gone or (self._handle.read.descriptor, self._handle.peers)
 
     def send(self, obj: Any) -> None:
         """Send an object."""
         if self._send is None:
             self._refuse_to_write()
         message = dump_parts(obj)
+        send = self._handle.write.send_parts if type(message) is list else self._send
         try:
-            if type(message) is list:
-                self._handle.write.send_parts(message)
-            else:
-                self._send(message)
+            if not send(message, 0, _PATIENCE):
+                self._send_late(send, message)
         except (DestroyedError, NoSuchObjectError):
             raise BrokenPipeError("the other end of the pipe is closed") from None
 
@@ -164,33 +202,53 @@ class Connection(_ConnectionBase):
     def _next_message(self) -> Any:
         if self._receive is None:
             self._refuse_to_read()
-        self._until_check -= 1
-        if self._until_check < 0:
-            self._check_peers()
         try:
-            message = self._receive() if not self._peers_gone else self._receive(0)
+            message = self._receive(0 if self._peers_gone else _PATIENCE)
+            if message is None:
+                message = self._receive_late()
         except EOFError:
             self._handle.read.send_end()  # for other readers, and for the next time
             raise
-        if message is None:
-            raise EOFError
         if self._readiness is not None:
             self._readiness.look_again()
         return message
 
-    def _check_peers(self) -> None:
-        # The mark at the end of the stream finds no room in a full channel. Then at least as many messages as the
-        # channel holds follow, and among them falls one of these checks.
-        self._until_check = _CAPACITY
-        if self._handle.peers.value() == 0:
-            self._peers_gone = True
+    def _receive_late(self) -> Any:
+        while True:
+            _ready, gone = self._watch_arrivals().wait()
+            # Whatever they sent came before they were gone.
+            message = self._receive(0)
+            if message is not None:
+                return message
+            if gone:
+                self._peers_gone = True
+                raise EOFError
+
+    def _send_late(self, send: Any, message: Any) -> None:
+        if self._room is None:
+            self._room = _Watch(self._handle.write, self._handle.peers, for_room=True)
+        while True:
+            _ready, gone = self._room.wait()
+            if gone:
+                raise BrokenPipeError("nobody has the other end of the pipe any more")
+            if send(message, 0, 0):
+                return
+
+    def _watch_arrivals(self) -> _Watch:
+        if self._arrivals is None:
+            self._arrivals = _Watch(self._handle.read, self._handle.peers, for_room=False)
+        return self._arrivals
 
     def _poll(self, timeout: float | None) -> bool:
-        return self._peers_gone or self._handle.read.poll(timeout) > 0
+        if self._peers_gone or self._handle.read.poll(0) > 0:
+            return True
+        ready, self._peers_gone = self._watch_arrivals().wait(timeout)
+        return ready or self._peers_gone
 
     def _send_bytes(self, buf: Any) -> None:
         try:
-            self._send(buf)
+            if not self._send(buf, 0, _PATIENCE):
+                self._send_late(self._send, buf)
         except (DestroyedError, NoSuchObjectError):
             raise BrokenPipeError("the other end of the pipe is closed") from None
 
@@ -211,7 +269,7 @@ class Connection(_ConnectionBase):
     def _close(self) -> None:
         if self._readiness is not None:
             self._readiness.close()
-        self._receive = self._send = None
+        self._receive = self._send = self._arrivals = self._room = None
         self._close_end()
 
     def _refuse_to_write(self) -> None:

@@ -183,8 +183,8 @@ class _Reader:
         self._channel = channel
         self.closed = False
 
-    def _wait_for(self) -> bytes:
-        return self._channel.descriptor
+    def _wait_for(self) -> tuple[bytes, ...]:
+        return (self._channel.descriptor,)
 
     def poll(self, timeout: float | None = 0.0) -> bool:
         """Whether there is something to get."""

@@ -21,14 +21,14 @@ __all__ = ["wait"]
 def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
     """Those of the objects that are ready, as soon as there are some; none when the time is over.
 
-    An object of ours has a method `_wait_for`: the descriptor of what becomes ready with it, or True when it is ready
+    An object of ours has a method `_wait_for`: the descriptors of what it becomes ready with, or True when it is ready
     now. Everything else is a file descriptor or has one.
     """
     objects = list(objects)
     wanted = [getattr(one, "_wait_for", None) for one in objects]
     descriptors = [find() if find is not None else None for find in wanted]
     ready = {at for at, descriptor in enumerate(descriptors) if descriptor is True}
-    channels = {at: name for at, name in enumerate(descriptors) if isinstance(name, bytes)}
+    channels = {at: name for at, name in enumerate(descriptors) if isinstance(name, tuple)}
     files = {at: objects[at] for at, find in enumerate(wanted) if find is None}
     with _Members(channels) as members:
         if ready:
@@ -43,14 +43,15 @@ def wait(objects: Iterable[Any], timeout: float | None = None) -> list[Any]:
 class _Members:
     """Objects of the runtime to wait for, by their places in the list; and one more, with which to end the wait."""
 
-    def __init__(self, channels: dict[int, bytes]) -> None:
+    def __init__(self, channels: dict[int, tuple[bytes, ...]]) -> None:
         self._gone: set[int] = set()
         self._end: _native.Event | None = None
         self._end_token = 1 << 32
-        self._set = _native.Set(len(channels) + 1)
-        for at, descriptor in channels.items():
+        self._set = _native.Set(sum(map(len, channels.values())) + 1)
+        for at, descriptors in channels.items():
             try:
-                self._set.add(descriptor, at)
+                for descriptor in descriptors:
+                    self._set.add(descriptor, at)
             except DragonError:
                 self._gone.add(at)  # Ready: an operation on it says what happened to it.
 
