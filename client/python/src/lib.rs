@@ -18,6 +18,7 @@ mod process;
 mod runtime;
 mod set;
 mod sync;
+mod synchronized;
 mod wait;
 
 use pyo3::prelude::*;
@@ -42,4 +43,6 @@ mod _native {
     use crate::set::Set;
     #[pymodule_export]
     use crate::sync::{Event, Lock, Semaphore};
+    #[pymodule_export]
+    use crate::synchronized::Synchronized;
 }

@@ -46,13 +46,7 @@ impl Set {
     /// `token` comes back when there is a message, the event is set, there is a unit, the process has ended, or the object
     /// is gone or lost. `writable`: when there is room in the channel, instead.
     #[pyo3(signature = (descriptor, token, writable=false))]
-    fn add(
-        &self,
-        py: Python<'_>,
-        descriptor: &[u8],
-        token: u64,
-        writable: bool,
-    ) -> PyResult<()> {
+    fn add(&self, py: Python<'_>, descriptor: &[u8], token: u64, writable: bool) -> PyResult<()> {
         let api = api::api()?;
         let descriptor: &[u8; DESCRIPTOR] = descriptor
             .try_into()

@@ -145,7 +145,7 @@ impl Lock {
     }
 
     /// Gives the lock back.
-    fn release(&self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn release(&self, py: Python<'_>) -> PyResult<()> {
         if self.recursive {
             if !self._is_mine() {
                 return Err(PyAssertionError::new_err(
@@ -232,7 +232,8 @@ impl Lock {
 }
 
 impl Lock {
-    fn take(&self, py: Python<'_>, timeout: i64) -> PyResult<bool> {
+    /// Takes the lock; false when it did not become free in time.
+    pub(crate) fn take(&self, py: Python<'_>, timeout: i64) -> PyResult<bool> {
         let me = this_thread();
         let count = self.count.load(Relaxed);
         if self.recursive && count > 0 && self.owner.load(Relaxed) == me {

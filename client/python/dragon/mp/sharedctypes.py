@@ -12,13 +12,14 @@ import secrets
 from multiprocessing import sharedctypes as std
 
 from dragon import _native
+from dragon._hook import original
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["Far", "SharedBuffer", "copy", "new_value", "rebuild", "synchronized"]
+__all__ = ["Far", "SharedBuffer", "Synchronized", "copy", "new_value", "rebuild", "synchronized"]
 
 
 class SharedBuffer:
@@ -58,8 +59,18 @@ def copy(far: Far) -> Any:
     return copied
 
 
-def synchronized(far: Far, lock: Any, ctx: Any) -> Any:
-    """An object of another node together with a lock."""
+class Synchronized(_native.Synchronized, std.Synchronized):
+    """A number or a character together with one of our locks."""
+
+
+def synchronized(obj: Any, lock: Any, ctx: Any) -> Any:
+    """An object together with a lock: one of another node, or one of our locks."""
+    if isinstance(obj, (FarValue, ctypes._SimpleCData)) and isinstance(lock, _native.Lock):
+        return Synchronized(obj, lock, ctx)
+    return _far_synchronized(obj, lock, ctx) if isinstance(obj, Far) else original("synchronized")(obj, lock, ctx)
+
+
+def _far_synchronized(far: Far, lock: Any, ctx: Any) -> Any:
     if isinstance(far, FarArray):
         of_characters = far._kind._type_ is ctypes.c_char
         return (std.SynchronizedString if of_characters else std.SynchronizedArray)(far, lock, ctx)
