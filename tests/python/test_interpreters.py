@@ -127,3 +127,31 @@ def test_options_of_the_interpreter_are_the_workers_too(lines, nodes):
     got = lines(work="print('flags', *sys.flags, sys._xoptions, sys.warnoptions, flush=True)", main="work(0)", options=["-O", "-X", "dev"])
     assert len(got["flags"]) == 1 + 2 * nodes
     assert all(flags == got["flags"][0] for flags in got["flags"]), got["text"]
+
+
+SAYS_A_NUMBER = """
+import dragon, multiprocessing
+NUMBER = {}
+def say():
+    print(NUMBER, flush=True)
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("dragon")
+    worker = multiprocessing.Process(target=say)
+    worker.start()
+    worker.join()
+"""
+
+
+def test_a_program_that_was_changed_is_imported_anew_in_the_same_runtime(program, dragon_command, nodes):
+    for number in range(2):
+        program(SAYS_A_NUMBER.format(number), f"{number}.py")
+    changes = program(
+        "import os, subprocess, sys\n"
+        "for number in '010':\n"
+        "    os.rename(number + '.py', 'same.py')\n"
+        "    subprocess.run([sys.executable, 'same.py'], check=True)\n"
+        "    os.rename('same.py', number + '.py')\n"
+    )
+    ended = run(dragon_command, ["python", changes], nodes=nodes, cwd=changes.parent)
+    assert (ended.code, sorted(ended.out.split())) == (0, ["0", "0", "1"]), ended.text()

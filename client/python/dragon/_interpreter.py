@@ -7,8 +7,10 @@ makes objects of the runtime, or it leaves threads behind) is imported by every 
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
+import secrets
 import sys
 from multiprocessing import process, spawn, util
 
@@ -74,13 +76,19 @@ def _preload(modules: list[str]) -> bytes:
     has_main = not common.keys().isdisjoint(_COMMON[-2:])
     if not has_main and all(module == _MAIN for module in modules):
         return b""
-    return pickle.dumps((modules, common), 5)
+    return pickle.dumps((modules, common, _program()), 5)
+
+
+@functools.cache
+def _program() -> bytes:
+    """Tells this program from others of the runtime: a later one may find other modules under the same names."""
+    return secrets.token_bytes(8)
 
 
 def preload(wanted: bytes) -> bool:
     """Imports what workers want, in the interpreter that is to fork them; whether it can still do so."""
     global _inherited
-    modules, common = pickle.loads(wanted)
+    modules, common, _program = pickle.loads(wanted)
     process.current_process()._inheriting = True
     try:
         spawn.prepare(common if _MAIN in modules else {name: common[name] for name in common.keys() - _COMMON[-2:]})

@@ -135,14 +135,21 @@ class Event(_native.Event):
 
 
 class Condition(_StdCondition):
-    """A condition variable over one of the locks above."""
+    """A condition variable over one of the locks above.
+
+    Not the runtime's own: a wait there ends at a signal and gives up its place, and a notification that comes while the
+    handler runs is missed. Here the handler runs in the middle of the wait, as with the standard library.
+    """
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._lock, self._sleeping_count, self._woken_count, self._wait_semaphore
 
 
 class Barrier(threading.Barrier):
-    """A barrier for a fixed number of parties; they may be on different nodes."""
+    """A barrier for a fixed number of parties; they may be on different nodes.
+
+    Not the runtime's own, which has no action that runs before the parties go on, and breaks where that one fails.
+    """
 
     def __init__(
         self,
