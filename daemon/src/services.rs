@@ -20,7 +20,7 @@ mod starting;
 mod tasks;
 mod timer;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,6 +158,8 @@ struct Daemon {
     children: Vec<Link>,
     /// Those of them whose processes have ended, and of all below them.
     stopped: HashSet<NodeIndex>,
+    /// Nodes below that could not be told of the end yet.
+    untold: BTreeSet<NodeIndex>,
     /// Connections to daemons that are neither parent nor child, made on demand.
     others: HashMap<NodeIndex, Other>,
     processes: Processes,
@@ -358,6 +360,7 @@ pub async fn run(job: Job) -> Result<Exit> {
         parent,
         children,
         stopped: HashSet::new(),
+        untold: BTreeSet::new(),
         others: HashMap::new(),
         requests: Requests::default(),
         head_input,

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use crate::local::{Finished, eventually_empty, repository, run};
 use crate::site::Site;
+use crate::suite::Shared;
 
 /// Nodes in namespaces, with the product installed on them.
 #[derive(Debug)]
@@ -165,12 +166,18 @@ impl Cluster {
                 assert_eq!(run(self.rig().args(["start", &node])).code, Some(0));
             }
         }
+        // slurmctld may not have missed a node that died, and takes it for idle before its slurmd answers.
+        let all = format!("-N{}", self.nodes);
         eventually_empty("the list of nodes", || {
             let idle = self.login(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"]);
-            if idle.out.lines().count() == self.nodes as usize {
+            if idle.out.lines().count() != self.nodes as usize {
+                return format!("{:?}", self.login(["sinfo", "-N", "-l"]));
+            }
+            let step = self.login(["srun", &all, "true"]);
+            if step.code == Some(0) {
                 String::new()
             } else {
-                format!("{:?}", self.login(["sinfo", "-N", "-l"]))
+                format!("{step:?}")
             }
         });
     }
@@ -250,11 +257,12 @@ impl Cluster {
         bytes.unwrap_or_else(|_| panic!("{done:?}"))
     }
 
-    /// What a job left on a node: processes of users, shared memory, sockets, files. A process that has ended and waits for
-    /// the node's PID 1 to notice is none.
+    /// What a job left on a node: processes of users, shared memory, sockets, files, control groups of Slurm's jobs with anybody in
+    /// them. A process that has ended and waits for the node's PID 1 to notice is none, and an empty control group is what a
+    /// slurmstepd leaves that was killed.
     #[must_use]
     pub fn traces(&self, node: &str) -> String {
-        let look = "ps -eo user,pid,args | grep -E '^(alice|bob) ' | grep -vE 'ps -eo|grep|sh -c|<defunct>'; find /dev/shm /tmp /run -mindepth 1 \\( -user alice -o -user bob \\) 2>/dev/null; grep @dragon /proc/net/unix; true";
+        let look = "ps -eo user,pid,args | grep -E '^(alice|bob) ' | grep -vE 'ps -eo|grep|sh -c|<defunct>'; find /dev/shm /tmp /run -mindepth 1 \\( -user alice -o -user bob \\) 2>/dev/null; find /sys/fs/cgroup/freezer /sys/fs/cgroup/memory -path '*/slurm*/job_*' -name cgroup.procs -exec grep -H . {} + 2>/dev/null; grep @dragon /proc/net/unix; true";
         run(&mut self.on(node, ["sh", "-c", look]))
             .out
             .trim()
@@ -268,6 +276,25 @@ impl Cluster {
     pub fn assert_nothing_left(&self) {
         for node in self.nodes() {
             eventually_empty(&node, || self.traces(&node));
+        }
+    }
+}
+
+impl Shared for Cluster {
+    /// The jobs that a failed case has left would hold the nodes that the next one needs.
+    fn tidy(&self) {
+        if self.manager != Manager::Slurm {
+            return;
+        }
+        // A node may be gone.
+        let as_root =
+            |node: &str, script| drop(run(&mut self.on(node, ["-u", "root", "sh", "-c", script])));
+        as_root(
+            "ctl",
+            "scancel -s KILL -u alice; scancel -s KILL -u bob; exit 0",
+        );
+        for node in self.nodes().chain(["ctl".to_owned()]) {
+            as_root(&node, "pkill -9 -u alice; pkill -9 -u bob; exit 0");
         }
     }
 }

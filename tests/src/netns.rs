@@ -95,6 +95,8 @@ code=$?
 exit $code
 "#;
 
+impl crate::suite::Shared for Netns {}
+
 impl Netns {
     /// So many nodes.
     ///

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::cluster::nodes_possible;
 use crate::local::{Finished, repository, run};
+use crate::suite::Shared;
 
 /// Nodes, which go down with this value. A program of a test that is to run on them is put beside their state.
 #[derive(Debug)]
@@ -12,6 +13,8 @@ pub struct Nodes {
     folder: PathBuf,
     program: PathBuf,
 }
+
+impl Shared for Nodes {}
 
 impl Nodes {
     /// So many nodes. On each of them this very program can be started.

@@ -9,13 +9,21 @@ use std::time::Instant;
 /// A case: its name, and what it does with what all cases share.
 pub type Case<T> = (&'static str, fn(&T));
 
+/// What cases share.
+pub trait Shared {
+    /// Ends what a case that failed has left, so that the next one fails only for reasons of its own.
+    fn tidy(&self) {}
+}
+
+impl Shared for () {}
+
 /// Runs the cases one after the other. `shared` is made once, when a case wants to run; its error skips them all.
-pub fn run<T>(shared: impl FnOnce() -> Result<T, String>, cases: &[Case<T>]) -> ExitCode {
+pub fn run<T: Shared>(shared: impl FnOnce() -> Result<T, String>, cases: &[Case<T>]) -> ExitCode {
     run_with_slow(shared, cases, &[])
 }
 
 /// The same with cases that take long, each with the reason: only `--include-ignored` runs them.
-pub fn run_with_slow<T>(
+pub fn run_with_slow<T: Shared>(
     shared: impl FnOnce() -> Result<T, String>,
     cases: &[Case<T>],
     slow: &[(Case<T>, &str)],
@@ -65,6 +73,8 @@ pub fn run_with_slow<T>(
         println!("test {name} ... {}", if ok { "ok" } else { "FAILED" });
         if !ok {
             failed.push(*name);
+            // It says itself what it cannot do.
+            let _ = catch_unwind(AssertUnwindSafe(|| shared.tidy()));
         }
     }
     drop(shared);

@@ -61,6 +61,8 @@ struct Site {
     servers: Vec<Child>,
 }
 
+impl suite::Shared for Site {}
+
 impl Site {
     fn up() -> Result<Self, String> {
         for program in ["/usr/sbin/sshd", "/usr/bin/ssh"] {

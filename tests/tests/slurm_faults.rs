@@ -70,14 +70,14 @@ fn main() -> ExitCode {
                     "a_killed_slurmstepd_in_an_allocation",
                     a_killed_slurmstepd_in_an_allocation,
                 ),
-                "the keeper waits 75 s for an srun that waits for what is lost",
+                "the keeper waits 20 s for an srun that waits for what is lost",
             ),
             (
                 (
                     "a_link_that_is_cut_in_an_allocation",
                     a_link_that_is_cut_in_an_allocation,
                 ),
-                "the keeper waits 75 s for an srun that waits for what is lost",
+                "the keeper waits 20 s for an srun that waits for what is lost",
             ),
         ],
     )

@@ -83,6 +83,8 @@ struct Rig {
     folder: PathBuf,
 }
 
+impl suite::Shared for Rig {}
+
 impl Rig {
     fn up() -> Result<Self, String> {
         dragon_tests::cluster::slurm_possible()?;

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::process::ExitCode;
@@ -12,9 +13,12 @@ use dragon_tests::local::{Finished, eventually_empty, finish, run, run_with_inpu
 use dragon_tests::step::Step;
 use dragon_tests::suite;
 
+/// salloc has its shell on the first node of the job, and a job that was requeued starts again after some seconds, not two minutes.
+const SITE: &str = "LaunchParameters=use_interactive_step\nAuthInfo=cred_expire=5";
+
 fn main() -> ExitCode {
     suite::run(
-        || Cluster::slurm(3),
+        || Cluster::slurm_with(3, &[("RIG_CONF", SITE)]),
         &[
             (
                 "heterogeneous_steps_are_refused",
@@ -57,6 +61,10 @@ fn main() -> ExitCode {
             (
                 "each_job_of_an_array_has_a_runtime",
                 each_job_of_an_array_has_a_runtime,
+            ),
+            (
+                "a_requeued_job_has_a_new_runtime",
+                a_requeued_job_has_a_new_runtime,
             ),
             ("a_suspended_step_goes_on", a_suspended_step_goes_on),
             (
@@ -488,6 +496,30 @@ fn each_job_of_an_array_has_a_runtime(cluster: &Cluster) {
             "{said}"
         );
     }
+    cluster.assert_nothing_left();
+}
+
+/// The second life waits until nothing was left of the first one.
+fn a_requeued_job_has_a_new_runtime(cluster: &Cluster) {
+    let script = "echo $DRAGON_RUNTIME; dragon status | grep -o '3 nodes up'
+        [ $SLURM_RESTART_COUNT ] && exit
+        echo ready; sleep 1000";
+    let words = sbatch(cluster, &["--requeue", "--dragon", "-N3"], script);
+    let submit: Vec<_> = words.into_iter().filter(|word| *word != "--wait").collect();
+    let submitted = cluster.login(submit);
+    assert_eq!(submitted.code, Some(0), "{submitted:?}");
+    says(cluster, "ready", 1);
+    let job = running(cluster);
+    as_root(cluster, &["scontrol", "requeue", &job]);
+    as_root(cluster, &["scontrol", "hold", &job]);
+    cluster.assert_nothing_left();
+    as_root(cluster, &["scontrol", "release", &job]);
+    eventually_empty("the queue", || cluster.login(["squeue", "-h"]).out);
+    let said = said(cluster);
+    let runtimes = said.lines().filter(|line| line.starts_with("dragon/"));
+    let runtimes: BTreeSet<_> = runtimes.collect();
+    assert_eq!(runtimes.len(), 2, "{said}");
+    assert_eq!(said.matches("3 nodes up").count(), 2, "{said}");
     cluster.assert_nothing_left();
 }
 

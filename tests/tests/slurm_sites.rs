@@ -254,13 +254,13 @@ fn eater(cluster: &Cluster) -> String {
     )
 }
 
-/// The kernel chooses whom it kills; here it is told to take the daemon.
+/// The kernel chooses whom it kills; here it is told to take the daemon. What ends the others is Slurm, with `KillOnBadExit`, before
+/// they miss the one that was hit: that they do is shown where a daemon is killed otherwise.
 fn a_daemon_that_the_kernel_hits(cluster: &Cluster) {
     let job = Job::submit_with(cluster, Mode::Head, "", &MEMORY, &eater(cluster)).ready();
     let first = "for p in $(pgrep -x dragond); do echo 1000 > /proc/$p/oom_score_adj; done";
     job.as_root("n2", &format!("{first}; touch /tmp/eat"));
     let expected = Expected {
-        // Slurm's own word: with KillOnBadExit it ends the step before the other daemons miss the one that is hit.
         said: "n2: task 1: Out Of Memory",
         end: End::Badly,
     };

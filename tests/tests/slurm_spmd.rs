@@ -455,9 +455,9 @@ fn a_bad_exit_is_told_over_a_new_connection(cluster: &Cluster) {
         );
     }
     let (_, done) = step.ended();
-    // Of the task, or of the first node, which ends the step with it.
     assert_ne!(done.code, Some(0), "{done:?}");
-    assert!(done.err.contains("Exited with exit code 7"), "{done:?}");
+    let named = done.err.contains("task 2: Exited with exit code 7");
+    assert!(named, "{done:?}");
     std::fs::remove_file(&go).unwrap();
     cluster.assert_nothing_left();
 }

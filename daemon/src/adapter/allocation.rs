@@ -53,7 +53,7 @@ const INSIDE: &str = "inside";
 
 /// How much longer than the daemons themselves the keeper waits for them: they say why they do not come up.
 const MARGIN: Duration = Duration::from_secs(10);
-/// How long the daemons' step may take to end after its runtime, that of a slow reader of the job's output included.
+/// How long a runtime may take to end with its script, that of a slow reader of the job's output included.
 const END: Duration = Duration::from_secs(75);
 /// How long a signal that ends both the runtime and the script may take from the one to the other.
 const TOGETHER: Duration = Duration::from_secs(1);
@@ -135,7 +135,9 @@ async fn keep(script: &OsStr, arguments: &[OsString]) -> Result<Exit> {
         }
     };
     line.say_end();
-    step.ends(END).await;
+    // Of daemons that know of each other the first ends last; of others nobody waits for output.
+    let _ = timeout(END, line.ended()).await;
+    step.ends(&runtime).await;
     ended
 }
 

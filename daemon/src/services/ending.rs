@@ -2,12 +2,13 @@
 //!
 //! | step | waits for | at most | then |
 //! |---|---|---|---|
-//! | nodes below told, own processes get SIGTERM | their ends | [`GRACE`] | SIGKILL |
+//! | nodes below told, own processes get SIGTERM | their ends, nodes below to connect again | [`GRACE`] | SIGKILL |
 //! | killed processes, and what they left | their ends | [`KILLED`] | given up; the workload manager or launcher kills |
 //! | nodes below | "stopped" from each | [`BELOW`] | under Slurm the step is cancelled; also where the first node does not answer |
 //! | output | end of every pipe, "ended" from the nodes below | [`DRAIN`], with a slow reader [`SLOW`] | the rest is lost: a background process holds the pipe |
 //! | agent | its threads | [`AGENT`] | the process ends under it |
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dragon_protocol::control::{ClientReply, PeerMessage};
@@ -21,7 +22,7 @@ use crate::adapter::{Manager, slurm};
 use crate::cli::RUNTIME_FAILED;
 use crate::exit::Exit;
 use crate::journal;
-use crate::link::Link;
+use crate::link::{self, Link};
 use crate::state::{State, enter};
 use crate::sweep;
 
@@ -51,6 +52,7 @@ impl Daemon {
         }
         enter(self.job.node, State::Ending);
         let started = Instant::now();
+        self.untold = self.below_without_link();
         self.cluster.stop();
         if self.parent.is_none() {
             self.up.close();
@@ -62,7 +64,7 @@ impl Daemon {
         self.processes.queued.clear();
         self.processes.signal_all(Signal::TERM);
         self.wait(events, signals, started + GRACE, |daemon| {
-            daemon.processes.is_empty()
+            daemon.processes.is_empty() && daemon.untold.is_empty()
         })
         .await;
         self.processes.signal_all(Signal::KILL);
@@ -149,7 +151,10 @@ impl Daemon {
                 drop(reply.send(Err((Code::RuntimeGone, "the runtime is ending".to_owned()))))
             }
             Event::Detached { pid, slot } => self.detached(pid, slot),
-            Event::Accepted(..) => {}
+            Event::Accepted(node, stream) | Event::Connected(node, stream) => {
+                self.connected(node, stream);
+                self.tell_untold(node);
+            }
             Event::Peer(
                 _,
                 PeerMessage::Spawn { .. }
@@ -159,19 +164,46 @@ impl Daemon {
             ) => {}
             Event::Peer(node, PeerMessage::Stopped) => drop(self.stopped.insert(node)),
             Event::Peer(node, PeerMessage::Ended) => self.close_child(node),
-            Event::LinkLost(node, ended) => {
-                self.children
-                    .retain(|link| link.node != node || link.addresses != ended.addresses);
-                let above = self.parent.take();
-                self.parent = above.filter(|link| link.addresses != ended.addresses);
-                if self.parent.is_none() {
-                    self.up.close();
-                }
-            }
+            Event::LinkLost(node, ended) => self.link_lost_late(node, &ended),
             other => {
                 // Output, answers and ended processes are handled as ever; a second reason to end changes nothing.
                 let _ = self.handle(other);
             }
+        }
+    }
+
+    /// The nodes below whose connection is broken while the job goes on without one: they live perhaps, and make another.
+    fn below_without_link(&self) -> BTreeSet<NodeIndex> {
+        let below = if self.goes_on() {
+            self.below()
+        } else {
+            Vec::new()
+        };
+        let linked = |node: &NodeIndex| self.children.iter().any(|link| link.node == *node);
+        below.into_iter().filter(|node| !linked(node)).collect()
+    }
+
+    /// Tells a node below of the end, which was not connected when the others were told.
+    fn tell_untold(&mut self, node: NodeIndex) {
+        if self.untold.contains(&node)
+            && let Some(link) = self.take_other(node)
+        {
+            self.untold.remove(&node);
+            link.post(PeerMessage::Shutdown("the job ends".to_owned()));
+            self.children.push(link);
+        }
+    }
+
+    /// A connection ended. Whoever found one of the tree broken before this node did may have made another.
+    fn link_lost_late(&mut self, node: NodeIndex, ended: &link::Ended) {
+        let is_below = self.children.iter().any(|link| link.node == node);
+        let of_tree = self.forget_link(node, ended);
+        if self.parent.is_none() {
+            self.up.close();
+        }
+        if is_below && of_tree && self.goes_on() && !self.stopped.contains(&node) {
+            self.untold.insert(node);
+            self.tell_untold(node);
         }
     }
 

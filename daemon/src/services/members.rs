@@ -357,7 +357,7 @@ impl Daemon {
         };
         let (me, view) = (self.job.node, members.view());
         let above = view.parent(me, self.job.fanout);
-        let below = view.children(me, self.job.fanout).to_vec();
+        let below = self.below();
         let misplaced: Vec<Link> = self
             .parent
             .take_if(|link| Some(link.node) != above)
@@ -391,8 +391,16 @@ impl Daemon {
         self.tell_of_tasks();
     }
 
+    /// The nodes below this one in the tree of the view.
+    pub(super) fn below(&self) -> Vec<NodeIndex> {
+        let view = self.cluster.members.as_ref().map(Members::view);
+        view.map_or_else(Vec::new, |view| {
+            view.children(self.job.node, self.job.fanout).to_vec()
+        })
+    }
+
     /// A connection that stands and has no place in the tree yet.
-    fn take_other(&mut self, node: NodeIndex) -> Option<Link> {
+    pub(super) fn take_other(&mut self, node: NodeIndex) -> Option<Link> {
         let Some(Other::Up(links)) = self.others.get_mut(&node) else {
             return None;
         };

@@ -105,16 +105,7 @@ impl Daemon {
     /// A connection ended. When it is one of the tree, its node is lost, unless it can be reached again. What was sent over it
     /// may be lost, and so may answers: which of two connections they would have taken nobody knows.
     pub(super) fn link_lost(&mut self, node: NodeIndex, ended: link::Ended) -> Option<End> {
-        let is_it = |link: &Link| link.node == node && link.addresses == ended.addresses;
-        let of_tree = self.parent.as_ref().is_some_and(is_it) || self.children.iter().any(is_it);
-        self.parent = self.parent.take().filter(|link| !is_it(link));
-        self.children.retain(|link| !is_it(link));
-        if let Some(Other::Up(links)) = self.others.get_mut(&node) {
-            links.retain(|link| !is_it(link));
-            if links.is_empty() {
-                self.others.remove(&node);
-            }
-        }
+        let of_tree = self.forget_link(node, &ended);
         if of_tree {
             // Another connection with the same node may stand already: it asked for one when it found this one broken.
             self.arrange_links();
@@ -131,6 +122,21 @@ impl Daemon {
         self.follow_over_another_link(node);
         self.tell_slots_gone(node);
         self.link_ended(node, ended.silent)
+    }
+
+    /// A connection that has ended is no one to send over any more. Whether it was one of the tree.
+    pub(super) fn forget_link(&mut self, node: NodeIndex, ended: &link::Ended) -> bool {
+        let is_it = |link: &Link| link.node == node && link.addresses == ended.addresses;
+        let of_tree = self.parent.as_ref().is_some_and(is_it) || self.children.iter().any(is_it);
+        self.parent = self.parent.take().filter(|link| !is_it(link));
+        self.children.retain(|link| !is_it(link));
+        if let Some(Other::Up(links)) = self.others.get_mut(&node) {
+            links.retain(|link| !is_it(link));
+            if links.is_empty() {
+                self.others.remove(&node);
+            }
+        }
+        of_tree
     }
 
     /// Tells a node again which processes are gone that had something started there. It may know already.

@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 use super::NODE;
+use crate::adapter::slurm;
 use crate::config::{Config, keys};
 use crate::journal::say;
 use crate::readable::end_of;
@@ -25,8 +26,10 @@ const END_SOON: Duration = Duration::from_secs(5);
 const EXTERNAL: [&str; 1] = ["--external-launcher"];
 const OVERLAPPING: [&str; 2] = ["--overlap", "--mem=0"];
 
-/// Where the job ends with a node, how long the last daemon may take after the first one has ended, in seconds: longer than
-/// an orderly end takes. One that hangs is killed then, and nobody waits for it for ever.
+/// How long the step may take after its first daemon: as long as one that is cut off may take to notice and to end. srun would wait
+/// for ever for a daemon that hangs, or that it does not reach.
+const LAST: Duration = Duration::from_secs(15);
+/// The same in seconds, longer, for srun itself: a shell goes on after its runtime, and does not wait for the step.
 const LAST_RESORT: &str = "--wait=30";
 
 /// The srun that runs the daemons.
@@ -89,25 +92,52 @@ impl Step {
         Ok(())
     }
 
-    /// Waits until it has ended, but not for ever: Slurm ends it with the job.
-    pub(super) async fn ends(&mut self, limit: Duration) {
-        if timeout(limit, self.ended()).await.is_err() {
-            say(&format!(
-                "the daemons of this job did not end within {limit:?}; Slurm ends them with the job"
-            ));
+    /// Waits until it has ended, whose first daemon had this attach socket, and has ended. Has Slurm kill what does not end.
+    pub(super) async fn ends(&mut self, runtime: &OsStr) {
+        if self.has_ended_within(LAST).await {
             return;
         }
-        // It has ended.
-        let _ = self.child.wait();
+        if let Some(step) = step_of(runtime) {
+            say(&format!(
+                "daemons of this job did not end within {LAST:?} of the first one; their step {step} is cancelled"
+            ));
+            slurm::cancel(step).await;
+        }
+        self.give_up_after(END_SOON).await;
     }
 
     /// Ends it. Daemons that do not come up end by themselves, and say why.
     pub(super) async fn stop(&mut self) {
-        if timeout(END_SOON, self.ended()).await.is_err() {
-            let _ = rustix::process::pidfd_send_signal(&self.end, Signal::TERM);
+        if self.has_ended_within(END_SOON).await {
+            return;
         }
-        self.ends(END_SOON).await;
+        let _ = rustix::process::pidfd_send_signal(&self.end, Signal::TERM);
+        self.give_up_after(END_SOON).await;
     }
+
+    async fn has_ended_within(&mut self, limit: Duration) -> bool {
+        let ended = timeout(limit, self.ended()).await.is_ok();
+        if ended {
+            let _ = self.child.wait();
+        }
+        ended
+    }
+
+    /// What srun still waits for is out of its reach.
+    async fn give_up_after(&mut self, limit: Duration) {
+        if !self.has_ended_within(limit).await {
+            say(
+                "srun does not hear of the end of all daemons of this job; Slurm ends them with the job",
+            );
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The step that a runtime is, as the name of an attach socket has it: `dragon/UID/JOB.STEP/…`.
+fn step_of(runtime: &OsStr) -> Option<&str> {
+    runtime.to_str()?.split('/').nth(2)
 }
 
 /// Whether srun knows steps for launchers: it says its release when it does, else what is wrong. One that says nothing in time
@@ -182,6 +212,13 @@ mod tests {
         ] {
             assert_eq!(shapes_steps(OsStr::new(name)), bends, "{name}");
         }
+    }
+
+    #[test]
+    fn a_runtime_tells_its_step() {
+        let name = OsStr::new("dragon/1000/4711.0/0/00fe");
+        assert_eq!(step_of(name), Some("4711.0"));
+        assert_eq!(step_of(OsStr::new("dragon")), None);
     }
 
     #[test]
