@@ -1,5 +1,6 @@
 //! Finds a Python, and makes the virtual environments that builds, tests and benchmarks use.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -37,8 +38,27 @@ pub(crate) fn ensure_module(
         .with_context(|| format!("cannot install {requirement} into {}", venv.display()))
 }
 
+/// Installs a package into a folder of its own, where only those see it that look there, unless it is there already.
+pub(crate) fn ensure_beside(
+    repo: &Repo,
+    folder: &Path,
+    module: &str,
+    requirement: &str,
+) -> Result<()> {
+    if folder.join(module).exists() {
+        return Ok(());
+    }
+    let args = [
+        "--target".as_ref(),
+        folder.as_os_str(),
+        requirement.as_ref(),
+    ];
+    pip_install(repo, &repo.venv(), &args)
+        .with_context(|| format!("cannot install {requirement} into {}", folder.display()))
+}
+
 /// `pip install ARGS…` in a virtual environment.
-pub(crate) fn pip_install(repo: &Repo, venv: &Path, args: &[&str]) -> Result<()> {
+pub(crate) fn pip_install(repo: &Repo, venv: &Path, args: &[impl AsRef<OsStr>]) -> Result<()> {
     let mut pip = repo.in_some_venv(venv, venv.join("bin/python"));
     pip.args([
         "-m",

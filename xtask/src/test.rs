@@ -278,8 +278,11 @@ fn pytest(repo: &Repo) -> Result<Outcome> {
 }
 
 fn run_pytest(repo: &Repo, tests: &Path) -> Result<Outcome> {
+    let packages = repo.target("python-packages");
+    python::ensure_beside(repo, &packages, "cloudpickle", "cloudpickle>=3,<4")?;
     let mut command = repo.in_venv(repo.venv_bin("python"));
     command
+        .env("DRAGON_TEST_PACKAGES", packages)
         .args([
             "-m",
             "pytest",

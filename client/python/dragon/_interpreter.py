@@ -58,6 +58,13 @@ def preparation(name: str) -> dict[str, Any]:
     return data
 
 
+def has_main() -> bool:
+    """Whether the main module is one that workers can import: it is not where somebody types, or of `python -c`."""
+    main = sys.modules[_MAIN]
+    file = getattr(main, "__file__", None)
+    return getattr(main.__spec__, "name", None) is not None or file is not None and os.path.exists(file)
+
+
 def _modules() -> list[str]:
     server = sys.modules.get("multiprocessing.forkserver")
     chosen = list(server._forkserver._preload_modules) if server is not None else [_MAIN]
@@ -73,8 +80,7 @@ def _preload(modules: list[str]) -> bytes:
         return _inherited[1]
     data = preparation("")
     common = {name: data[name] for name in _COMMON if name in data}
-    has_main = not common.keys().isdisjoint(_COMMON[-2:])
-    if not has_main and all(module == _MAIN for module in modules):
+    if not has_main() and all(module == _MAIN for module in modules):
         return b""
     return pickle.dumps((modules, common, _program()), 5)
 

@@ -19,7 +19,7 @@ from multiprocessing.context import set_spawning_popen
 from dragon import _interpreter, _native
 from dragon._errors import DragonError, NodeDownError
 from dragon._placement import default_node
-from dragon._serialize import Pickler
+from dragon._serialize import dump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def make_payload(process_obj: Any) -> tuple[bytes, _native.Channel | None]:
         preparation = _interpreter.preparation(process_obj._name)
         preparation["dragon_parent"] = _sign_of_life().descriptor
         preparation["dragon_fresh"] = _interpreter.fresh
-        Pickler(stream, 5).dump(preparation)
-        Pickler(stream, 5).dump(process_obj)
+        dump(preparation, stream)
+        dump(process_obj, stream)
     finally:
         set_spawning_popen(None)
     if stream.tell() < _LARGE_PAYLOAD:

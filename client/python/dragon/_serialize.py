@@ -18,8 +18,11 @@ import pickle
 import struct
 from multiprocessing.reduction import ForkingPickler
 
+from dragon import _by_value
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 PROTOCOL = 5
@@ -49,6 +52,31 @@ class Pickler(pickle.Pickler):
     dispatch_table = _Reducers()
 
 
+def dump(obj: Any, stream: io.BytesIO, keep: Callable[[pickle.PickleBuffer], bool] | None = None) -> list[memoryview]:
+    """Appends the pickle of an object to a stream; the buffers that are not `keep`-ed in it."""
+    begin = stream.tell()
+    buffers: list[memoryview] = []
+
+    def outside(buffer: pickle.PickleBuffer) -> bool:
+        if keep(buffer):
+            return True
+        buffers.append(buffer.raw())
+        return False
+
+    callback = outside if keep is not None else None
+    try:
+        Pickler(stream, PROTOCOL, buffer_callback=callback).dump(obj)
+        refused = None
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        refused = error
+    if refused is not None or _by_value.is_wanted(stream.getbuffer()[begin:]):
+        stream.seek(begin)
+        stream.truncate()
+        buffers.clear()
+        _by_value.dump(obj, stream, callback, refused)
+    return buffers
+
+
 def _is_plain(obj: Any, _atoms: frozenset = _ATOMS) -> bool:
     """Whether it is certain, at a glance, that no reducer and no buffer is involved: then the plain pickler, which is
     quicker to set up, does the same."""
@@ -61,7 +89,7 @@ def dumps(obj: Any) -> Any:
     if _is_plain(obj):
         return pickle.dumps(obj, 5)
     stream = io.BytesIO()
-    Pickler(stream, PROTOCOL).dump(obj)
+    dump(obj, stream)
     return stream.getbuffer()
 
 
@@ -72,20 +100,8 @@ def dump_parts(obj: Any) -> Any:
     """
     if _is_plain(obj):
         return pickle.dumps(obj, 5)
-    buffers: list[memoryview] = []
-
-    def keep_in_pickle(buffer: pickle.PickleBuffer) -> bool:
-        try:
-            raw = buffer.raw()
-        except BufferError:  # not contiguous
-            return True
-        if raw.nbytes < LARGE:
-            return True
-        buffers.append(raw)
-        return False
-
     stream = io.BytesIO()
-    Pickler(stream, PROTOCOL, buffer_callback=keep_in_pickle).dump(obj)
+    buffers = dump(obj, stream, _belongs_in_pickle)
     if not buffers:
         return stream.getbuffer()
     body = stream.getbuffer()
@@ -101,6 +117,13 @@ def dump_parts(obj: Any) -> Any:
         parts.append(part)
         at += gap + memoryview(part).nbytes
     return parts
+
+
+def _belongs_in_pickle(buffer: pickle.PickleBuffer) -> bool:
+    try:
+        return buffer.raw().nbytes < LARGE
+    except BufferError:  # not contiguous
+        return True
 
 
 def loads(message: Any, _loads: Any = pickle.loads) -> Any:

@@ -1,0 +1,55 @@
+"""Functions and classes that no other process can import travel by value, as `cloudpickle` writes them, where it is installed."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import io
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import pickle
+    from collections.abc import Callable
+    from typing import Any
+
+_MAIN = b"__main__"
+_NOTE = (
+    "other processes cannot import it: define functions and classes in a module, not within functions, or install the package "
+    "cloudpickle, which sends them by value"
+)
+
+
+def dump(obj: Any, stream: io.BytesIO, kept: Callable[[pickle.PickleBuffer], Any] | None, refused: Exception) -> None:
+    """Pickles what the standard pickler refuses; raises what that one raised if it cannot be done."""
+    pickler = _pickler()
+    if pickler is None:
+        if not isinstance(refused, TypeError):  # that is about a value, not a name
+            refused.add_note(f"dragon: {_NOTE}")
+        raise refused
+    pickler(stream, 5, buffer_callback=kept).dump(obj)
+
+
+def is_wanted(pickled: memoryview) -> bool:
+    """Whether a pickle refers to a main module that only this process has, and can be written so that it does not."""
+    return not _main_is_a_file() and _MAIN in bytes(pickled) and _pickler() is not None
+
+
+@functools.cache
+def _main_is_a_file() -> bool:
+    from dragon._interpreter import has_main
+
+    return has_main()
+
+
+@functools.cache
+def _pickler() -> Any:
+    try:
+        import cloudpickle
+    except ImportError:
+        return None
+    from dragon._serialize import Pickler
+
+    class ByValue(cloudpickle.Pickler):
+        dispatch_table = collections.ChainMap(cloudpickle.Pickler.dispatch_table, Pickler.dispatch_table)
+
+    return ByValue
