@@ -36,3 +36,16 @@ def program(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def packages():
+    """The environment in which a package is found that only some tests want to see."""
+
+    def packages(name):
+        folder = Path(os.environ.get("DRAGON_TEST_PACKAGES", "")) / name
+        if not (folder / name).is_dir():
+            pytest.skip(f"{name} is not in DRAGON_TEST_PACKAGES; cargo xtask test python puts it there")
+        return {"PYTHONPATH": str(folder)}
+
+    return packages

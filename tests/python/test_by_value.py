@@ -1,14 +1,9 @@
 """What no other process can import travels by value, where cloudpickle is installed; else the error says so."""
 
-import os
 import sys
-from pathlib import Path
 
 import pytest
 from programs import run, run_plain
-
-#: Where `cargo xtask test python` puts packages that only some tests want to see.
-EXTRA = Path(os.environ.get("DRAGON_TEST_PACKAGES", "/nonexistent"))
 
 LOCALS = """
 import dragon, multiprocessing
@@ -41,22 +36,15 @@ pool.close()
 """
 
 
-@pytest.fixture
-def packages():
-    if not (EXTRA / "cloudpickle").exists():
-        pytest.skip("cloudpickle is not in DRAGON_TEST_PACKAGES; cargo xtask test python puts it there")
-    return {"PYTHONPATH": str(EXTRA)}
-
-
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_functions_and_classes_within_functions(program, dragon_command, packages, nodes):
-    ended = run(dragon_command, [program(LOCALS)], nodes=nodes, env=packages)
+    ended = run(dragon_command, [program(LOCALS)], nodes=nodes, env=packages("cloudpickle"))
     assert ended.code == 0, ended.text()
     assert ended.out == "5 True [5, 6, 7] 7\n", ended.text()
 
 
 def test_what_is_typed_at_a_prompt(packages):
-    ended = run_plain([sys.executable, "-c", TYPED], env=packages)
+    ended = run_plain([sys.executable, "-c", TYPED], env=packages("cloudpickle"))
     assert ended.code == 0, ended.text()
     assert ended.out == "[0, 1, 2]\n", ended.text()
 

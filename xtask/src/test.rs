@@ -279,7 +279,13 @@ fn pytest(repo: &Repo) -> Result<Outcome> {
 
 fn run_pytest(repo: &Repo, tests: &Path) -> Result<Outcome> {
     let packages = repo.target("python-packages");
-    python::ensure_beside(repo, &packages, "cloudpickle", "cloudpickle>=3,<4")?;
+    for (name, requirement) in [
+        ("cloudpickle", "cloudpickle>=3,<4"),
+        ("joblib", "joblib>=1.4,<2"),
+        ("tqdm", "tqdm>=4.66,<5"),
+    ] {
+        python::ensure_beside(repo, &packages.join(name), name, requirement)?;
+    }
     let mut command = repo.in_venv(repo.venv_bin("python"));
     command
         .env("DRAGON_TEST_PACKAGES", packages)

@@ -177,7 +177,7 @@ class JoinableQueue(Queue):
 
 
 class _Reader:
-    """What can be waited for of a queue, under the name that users of `multiprocessing.connection.wait` expect it."""
+    """The end of a queue that is read, under the name by which `concurrent.futures` and others wait for it and read it."""
 
     def __init__(self, channel: _native.Channel) -> None:
         self._channel = channel
@@ -189,6 +189,10 @@ class _Reader:
     def poll(self, timeout: float | None = 0.0) -> bool:
         """Whether there is something to get."""
         return self._channel.poll(timeout) > 0
+
+    def recv(self) -> Any:
+        """The next object."""
+        return loads(self._channel.receive_object())
 
     def fileno(self) -> int:
         raise NotImplementedError(

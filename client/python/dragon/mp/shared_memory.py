@@ -1,7 +1,7 @@
 """`multiprocessing.shared_memory.SharedMemory` over memory of the runtime, found by its name from any node.
 
-Where the memory lies, `buf` is the memory. On other nodes it is a copy that is made when the object is made; `close` writes
-back which bytes were changed, and no others. As in the standard library, the memory lasts until somebody unlinks it, at most
+Where the memory lies, `buf` is the memory. On other nodes it is a copy that is made when the object is made; `close`, or the
+end of the process, writes back which bytes were changed, and no others. As in the standard library, the memory lasts until somebody unlinks it, at most
 as long as the runtime.
 """
 
@@ -12,6 +12,7 @@ import itertools
 import os
 import secrets
 from multiprocessing import shared_memory as std
+from multiprocessing import util
 
 from dragon import _native
 from dragon._errors import NameTakenError, NoSuchNameError, NoSuchObjectError
@@ -83,18 +84,34 @@ def _make(name: str, size: int) -> _native.Memory | None:
     return memory
 
 
-def _changes(before: bytes, after: memoryview) -> Iterator[tuple[int, bytes]]:
-    """Runs of bytes that differ, each with its place."""
+class _Copy:
+    """What memory of another node holds, and what it held when that was last the same."""
+
+    def __init__(self, memory: _native.Memory) -> None:
+        self._memory = memory
+        self._before = memory.read(0, len(memory))
+        self.content = bytearray(self._before)
+
+    def write_back(self) -> None:
+        """Writes the bytes that have changed."""
+        now = bytes(self.content)
+        for start, end in _changes(self._before, now):
+            self._memory.write(start, now[start:end])
+        self._before = now
+
+
+def _changes(before: bytes, after: bytes) -> Iterator[tuple[int, int]]:
+    """Where runs of bytes that differ begin and end."""
     piece = 4096
     for at in range(0, len(before), piece):
-        old, new = before[at : at + piece], bytes(after[at : at + piece])
+        old, new = before[at : at + piece], after[at : at + piece]
         if old == new:
             continue
         differ = itertools.groupby(range(len(old)), key=lambda place: old[place] != new[place])
         for is_different, places in differ:
             if is_different:
                 run = list(places)
-                yield at + run[0], new[run[0] : run[-1] + 1]
+                yield at + run[0], at + run[-1] + 1
 
 
 class Opened:
@@ -105,21 +122,27 @@ class Opened:
 
     def __init__(self, memory: _native.Memory) -> None:
         self._memory: _native.Memory | None = memory
-        self._fetched = b"" if memory.is_local() else memory.read(0, len(memory))
+        self._copy: _Copy | None = None
+        if not memory.is_local():
+            self._copy = _Copy(memory)
+            # Last of all at the end of the process: what ends before may still change it.
+            self._write_back = util.Finalize(self, self._copy.write_back, exitpriority=-100)
 
     def buffer(self) -> memoryview:
         """The memory, or a copy of it where it lies on another node."""
-        return memoryview(bytearray(self._fetched) if self._fetched else self._memory)
+        return memoryview(self._memory if self._copy is None else self._copy.content)
 
     def close(self, shared: Any) -> None:
         """What `SharedMemory.close` does."""
         if self._memory is None:
             return
         if shared._buf is not None:
-            for start, changed in _changes(self._fetched, shared._buf):
-                self._memory.write(start, changed)
+            if self._copy is not None:
+                self._copy.write_back()
             shared._buf.release()
             shared._buf = None
+        if self._copy is not None:
+            self._write_back.cancel()
         self._memory.close()  # Refused while somebody has a view of it: then it can be called again.
         self._memory = None
 
