@@ -31,12 +31,33 @@ pub(crate) fn adopt_orphans() -> Result<()> {
     set_child_subreaper(Some(getpid())).context("cannot become the reaper of descendants")
 }
 
+/// The command, hearing the signals that whoever started us had ignored (`nohup`, a shell's background): tests send them, and
+/// programs leave ignored what they find ignored.
+fn hearing(command: &Command) -> Command {
+    let mut hearing = Command::new("env");
+    hearing
+        .arg("--default-signal=HUP,INT,QUIT")
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => hearing.env(name, value),
+            None => hearing.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        hearing.current_dir(folder);
+    }
+    hearing
+}
+
 /// Runs a command, gives each line of its stdout to `on_line`, and kills all below this process at the limit.
 pub(crate) fn run_lines(
     command: &mut Command,
     limit: Duration,
     mut on_line: impl FnMut(&str),
 ) -> Result<Ended> {
+    let mut command = hearing(command);
     run(command.stdout(Stdio::piped()), limit, |child| {
         let Some(stdout) = child.stdout.take() else {
             return Ok(());
