@@ -264,10 +264,9 @@ fn two_of_five_are_cut_off_from_the_others(_: &Nodes) {
         let line = format!("worker {node} goes on with 3 nodes, node 2 first");
         assert!(ended.out.contains(&line), "{ended:?}");
     }
-    for node in 0..2 {
-        let line = format!("node {node} ({}) reaches no majority", address(node));
-        assert!(ended.err.contains(&line), "{ended:?}");
-    }
+    // Node 1 speaks through node 0, which may have ended by then.
+    let line = format!("node 0 ({}) reaches no majority", address(0));
+    assert!(ended.err.contains(&line), "{ended:?}");
     assert_eq!(ended.code, Some(125), "{ended:?}");
 }
 
