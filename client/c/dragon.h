@@ -280,8 +280,7 @@ typedef struct dragon_broadcast_options {
 #define DRAGON_OUTPUT_FORWARD 0 /* dragon_spawn_request.output: to the output of the job */
 #define DRAGON_OUTPUT_NULL 1    /* nowhere */
 
-/* How a process is to be started. Set size to sizeof(dragon_spawn_request) and all that is not needed to 0 (node: see
- * there). */
+/* How a process is to be started. size is sizeof(dragon_spawn_request), what is not needed is 0 (node: see there). */
 typedef struct dragon_spawn_request {
     size_t size;
     int32_t node;                   /* index of the node, or DRAGON_BY_POLICY */
@@ -444,8 +443,7 @@ int32_t dragon_channel_receive(const dragon_channel *channel, int64_t timeout, d
 /* Takes the oldest message into capacity bytes at buffer. DRAGON_TOO_LARGE: it is longer, and stays in the channel. */
 int32_t dragon_channel_receive_into(const dragon_channel *channel, void *buffer, size_t capacity, int64_t timeout,
                                     dragon_received *received);
-/* Waits for the first message, and takes what else is there: *count of them, at most capacity (not 0), each of which is to be
- * released. */
+/* Waits for the first message, and takes what else is there: *count, at most capacity (not 0). Release each of them. */
 int32_t dragon_channel_receive_many(const dragon_channel *channel, int64_t timeout, dragon_message *messages, size_t capacity,
                                     size_t *count);
 /* A copy of the oldest message, which stays in the channel. The copy is to be released. */
@@ -647,9 +645,8 @@ int32_t dragon_pool_block_send(dragon_pool_block **block, const dragon_channel *
 
 /* Memory: bytes that processes share ----------------------------------------------------------------------------------- */
 
-/* Makes memory of a fixed length in this node's default pool, with contents; NULL: all zeros. user: a number that no other memory of the node
- * has (DRAGON_INVALID_ARGUMENT). It goes with the last handle of all processes. Nothing orders what several of them do with it: use a
- * lock beside it. */
+/* Makes memory in this node's default pool, with contents; NULL: all zeros. user: a number that no other memory of the node has
+ * (DRAGON_INVALID_ARGUMENT). It goes with the last handle of all processes. Nothing orders their accesses: use a lock beside it. */
 int32_t dragon_memory_create(uint64_t user, const void *contents, size_t length, dragon_memory **memory);
 int32_t dragon_memory_attach(const uint8_t descriptor[32], int32_t adopt, dragon_memory **memory);
 int32_t dragon_memory_close(dragon_memory *memory);
@@ -720,8 +717,7 @@ int32_t dragon_stream_receiver_close(dragon_stream_receiver *receiver);
  * NULL afterwards; the descriptor is the caller's to close. */
 int32_t dragon_stream_sender_into_fd(dragon_stream_sender **sender, int32_t *fd, dragon_pump **pump);
 int32_t dragon_stream_receiver_into_fd(dragon_stream_receiver **receiver, int32_t *fd, dragon_pump **pump);
-/* Waits for the thread's end, and gives its handle back; *bytes (may be NULL): how many it carried. The code tells what
- * ended it early. */
+/* Waits for the thread's end, and gives its handle back; *bytes (or NULL): how many it carried. The code: what ended it early. */
 int32_t dragon_pump_join(dragon_pump **pump, uint64_t *bytes);
 
 /* Names ------------------------------------------------------------------------------------------------------------ */
@@ -767,8 +763,7 @@ int32_t dragon_kv_get(const void *key, size_t key_length, void *buffer, size_t c
 /* As dragon_kv_get, when the key has a value. */
 int32_t dragon_kv_wait(const void *key, size_t key_length, int64_t timeout, void *buffer, size_t capacity, size_t *length);
 int32_t dragon_kv_delete(const void *key, size_t key_length);
-/* Puts a value in if the present one is expected (DRAGON_CHANGED: it is not). expected NULL: the key has none; value NULL:
- * the key is taken out. */
+/* Puts a value in if the present one is as expected, else DRAGON_CHANGED. expected NULL: there is none; value NULL: take it out. */
 int32_t dragon_kv_compare_and_set(const void *key, size_t key_length, const void *expected, size_t expected_length, const void *value, size_t length);
 /* The keys that begin so, as dragon_name_list. */
 int32_t dragon_kv_list(const void *begin, size_t begin_length, dragon_key *keys, size_t capacity, size_t *count);
@@ -780,9 +775,8 @@ int32_t dragon_spawn(const dragon_spawn_request *request, dragon_process **proce
 /* As dragon_spawn, with options; NULL: none. */
 int32_t dragon_spawn_with(const dragon_spawn_request *request, const dragon_process_options *options,
     dragon_process **process, uint32_t *pid);
-/* Starts count processes, all on their way with one request. Returns the first code that is not 0; the other results
- * hold all the same, and the handles of those that run are to be closed. When the request itself failed, all results
- * have its code. */
+/* Starts count processes with one request. Returns the first code that is not 0; the other results hold all the same, and the
+ * handles of those that run are to be closed. When the request itself failed, all results have its code. */
 int32_t dragon_spawn_many(const dragon_spawn_request *requests, size_t count, dragon_spawn_result *results);
 int32_t dragon_process_attach(const uint8_t descriptor[32], int32_t adopt, dragon_process **process);
 int32_t dragon_process_close(dragon_process *process);

@@ -76,9 +76,8 @@ def test_joblib(says, packages):
     assert says(
         "from joblib import Parallel, delayed",
         "print(Parallel(n_jobs=2, backend='multiprocessing')(delayed(square)(i) for i in range(5)))",
-        "print(set(Parallel(n_jobs=2, backend='multiprocessing')(delayed(node)(i) for i in range(50))) <= {0, 1})",
         env=packages("joblib"),
-    ) == ["[0, 1, 4, 9, 16]", "True"]
+    ) == ["[0, 1, 4, 9, 16]"]
 
 
 def test_tqdm(says, packages):

@@ -52,8 +52,9 @@ impl Group {
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Rust => &["libslurm-dev"],
-            // What the last needs depends on the Python that is found.
-            Self::Python | Self::Cpython => &[],
+            Self::Python => &["strace"],
+            // What it needs depends on the Python that is found.
+            Self::Cpython => &[],
             Self::Nodes | Self::Pbs => &[
                 "iproute2",
                 "util-linux",

@@ -29,9 +29,9 @@ def dump(obj: Any, stream: io.BytesIO, kept: Callable[[pickle.PickleBuffer], Any
     pickler(stream, 5, buffer_callback=kept).dump(obj)
 
 
-def is_wanted(pickled: memoryview) -> bool:
-    """Whether a pickle refers to a main module that only this process has, and can be written so that it does not."""
-    return not _main_is_a_file() and _MAIN in bytes(pickled) and _pickler() is not None
+def is_wanted(stream: io.BytesIO, begin: int) -> bool:
+    """Whether the pickle that begins there refers to a main module that only this process has, and can be written otherwise."""
+    return not _main_is_a_file() and _MAIN in stream.getvalue()[begin:] and _pickler() is not None
 
 
 @functools.cache

@@ -69,7 +69,7 @@ def dump(obj: Any, stream: io.BytesIO, keep: Callable[[pickle.PickleBuffer], boo
         refused = None
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         refused = error
-    if refused is not None or _by_value.is_wanted(stream.getbuffer()[begin:]):
+    if refused is not None or _by_value.is_wanted(stream, begin):
         stream.seek(begin)
         stream.truncate()
         buffers.clear()
