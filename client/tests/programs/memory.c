@@ -28,6 +28,7 @@ int main(void)
         OK(dragon_memory_attach(descriptor, 1, &same));
         OK(dragon_memory_write(same, 11, "E", 1));
         OK(dragon_memory_close(same));
+        OK(dragon_memory_close(memory)); /* what a child holds when it exits goes a moment later */
         _exit(0);
     }
     reap(child);
