@@ -68,7 +68,7 @@ use tasks::Tasks;
 /// Events that may wait; senders wait when there are more.
 const QUEUE: usize = 1024;
 /// How long nodes may take to end that were told that the bring-up has failed.
-const OTHERS_END: Duration = Duration::from_secs(2);
+const OTHERS_END: Duration = Duration::from_secs(1);
 
 /// What the loop handles.
 #[derive(Debug)]
@@ -172,6 +172,8 @@ struct Daemon {
     requests: Requests,
     /// What the head is to read, where that is not the daemon's own input.
     head_input: Option<OwnedFd>,
+    /// Of an allocation: what hears of the end, on its first node.
+    keeper: Option<allocation::Followed>,
     inspections: inspect::Inspections,
     followers: logs::Followers,
     /// Where the next processes without a place of their own go.
@@ -364,6 +366,7 @@ pub async fn run(job: Job) -> Result<Exit> {
         others: HashMap::new(),
         requests: Requests::default(),
         head_input,
+        keeper: None,
         inspections: inspect::Inspections::default(),
         followers: logs::Followers::default(),
         metrics,
@@ -380,20 +383,14 @@ pub async fn run(job: Job) -> Result<Exit> {
     if let Manager::Client { .. } = daemon.job.manager {
         client::is_up(&daemon.socket);
     }
-    let keeper = match keeper {
-        Some(keeper) => Some(keeper.follow(&daemon.socket, &daemon.sender)?),
-        None => None,
-    };
+    if let Some(keeper) = keeper {
+        daemon.keeper = Some(keeper.follow(&daemon.socket, &daemon.sender)?);
+    }
     signals.limit_time(daemon.job.config.time(&keys::TIME_LIMIT));
     let end = match daemon.start_programs() {
         Ok(()) => daemon.serve(&mut events, &mut signals).await,
         Err(end) => end,
     };
-    if let Some(keeper) = keeper
-        && end.is_asked_for()
-    {
-        keeper.say_told();
-    }
     // Tasks that are the program learn from it that they are to end; what waits for the end of a head, that all is over.
     let until_the_end = daemon.tasks.is_none().then_some(share);
     let exit = daemon.end(end, &mut events, &mut signals).await;

@@ -262,8 +262,8 @@ impl Cluster {
     /// slurmstepd leaves that was killed.
     #[must_use]
     pub fn traces(&self, node: &str) -> String {
-        let look = "ps -eo user,pid,args | grep -E '^(alice|bob) ' | grep -vE 'ps -eo|grep|sh -c|<defunct>'; find /dev/shm /tmp /run -mindepth 1 \\( -user alice -o -user bob \\) 2>/dev/null; find /sys/fs/cgroup/freezer /sys/fs/cgroup/memory -path '*/slurm*/job_*' -name cgroup.procs -exec grep -H . {} + 2>/dev/null; grep @dragon /proc/net/unix; true";
-        run(&mut self.on(node, ["sh", "-c", look]))
+        let look = "ps -eo user,stat,pid,args | awk '$1 ~ /^(alice|bob)$/ && $2 !~ /^Z/'; find /dev/shm /tmp /run -mindepth 1 \\( -user alice -o -user bob \\) 2>/dev/null; find /sys/fs/cgroup/freezer /sys/fs/cgroup/memory -path '*/slurm*/job_*' -name cgroup.procs -exec grep -H . {} + 2>/dev/null; grep @dragon /proc/net/unix; true";
+        run(&mut self.on(node, ["-u", "root", "sh", "-c", look]))
             .out
             .trim()
             .to_owned()

@@ -1,4 +1,5 @@
-//! A job of Slurm to which something happens: when that was said, when the job ended, and when nothing was left of it.
+//! A job of Slurm to which something happens: when that was said, when the job ended, and when nothing was left of it:
+//! of the user, and of Slurm.
 
 use std::cell::Cell;
 use std::fmt;
@@ -200,7 +201,7 @@ impl<'a> Job<'a> {
     /// When it is otherwise.
     pub fn ends(mut self, row: &str, expected: Expected<'_>) -> String {
         let fault = Instant::now();
-        let (mut said, mut clean, mut code) = (None, None, None);
+        let (mut said, mut ours, mut clean, mut code) = (None, None, None, None);
         let over = expected.end == End::Never;
         while said.is_none() || clean.is_none() || (code.is_none() && !over) {
             if said.is_none() && self.said().contains(expected.said) {
@@ -210,11 +211,16 @@ impl<'a> Job<'a> {
                 code = self.submitter.try_wait().expect("it can be waited for");
             }
             let left = self.left();
-            clean = match clean {
-                _ if !left.is_empty() => None,
-                None => Some(fault.elapsed()),
-                since => since,
-            };
+            // Where slurmstepd waits for others of its kind it is in the group of the job, and the user is not.
+            let of_user = left
+                .lines()
+                .filter(|line| !line.is_empty() && !is_slurmstepd(line))
+                .count();
+            for (since, left) in [(&mut ours, of_user), (&mut clean, left.len())] {
+                *since = since
+                    .filter(|_| left == 0)
+                    .or_else(|| (left == 0).then(|| fault.elapsed()));
+            }
             assert!(
                 fault.elapsed() < 2 * WATCHDOG,
                 "{row}, {}: wanted {expected:?}; ended: {code:?}, said: {:?}, left: {left}",
@@ -229,8 +235,9 @@ impl<'a> Job<'a> {
             _ => format!("{:6.2}", seconds(said)),
         };
         println!(
-            "{row:<42} {:<10} said after {sentence} s, nothing left after {:6.2} s",
+            "{row:<42} {:<10} said after {sentence} s, nothing of the user left after {:6.2} s, nor of Slurm after {:6.2} s",
             self.mode,
+            seconds(ours),
             seconds(clean)
         );
         let said = self.said();
@@ -255,6 +262,11 @@ impl<'a> Job<'a> {
         let all = self.nodes.iter().map(|node| self.cluster.traces(node));
         all.collect::<Vec<_>>().join("\n").trim().to_owned()
     }
+}
+
+/// Whether what is left is Slurm's own: a process of the job that is in none of its steps.
+fn is_slurmstepd(left: &str) -> bool {
+    left.starts_with("/sys/fs/cgroup/") && !left.contains("/step_")
 }
 
 /// The submitter may wait for what Slurm does not know any more, and a job that did not end as expected may be there still.

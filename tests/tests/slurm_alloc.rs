@@ -167,7 +167,8 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Runs a job over three nodes to its end, which is to be good.
+/// Runs a job over three nodes to its end, which is to be good. Newer releases of Slurm give its `-c2` to the steps, too: one of
+/// more tasks than nodes says what it wants.
 fn job(cluster: &Cluster, script: &str) -> String {
     let done = Job::submit(cluster, &["-N3", "-c2", "--dragon"], script).ends();
     assert_eq!(done.code, Some(0), "{done:?}");
@@ -249,7 +250,7 @@ fn steps_of_any_shape_attach_on_their_node(cluster: &Cluster) {
     let python = cluster.site().venv().join("bin/python");
     let script = format!(
         "step() {{ echo step; srun \"$@\" {python} -c \"{ATTACHES}\" | sort; }}
-        step -N2 -n4
+        step -N2 -n4 -c1
         step -w n3 -N1 -n1
         step --export=NONE -N3
         step -N3 --overlap
@@ -273,7 +274,7 @@ fn a_step_with_the_option_is_a_head(cluster: &Cluster) {
     let script = format!(
         "echo $DRAGON_RUNTIME $(hostname) 0
         srun --dragon {head}
-        srun -n5 --dragon=head {head}
+        srun -n5 -c1 --dragon=head {head}
         srun --dragon {hello}
         srun -N3 --dragon sh -c 'exit 6' 2> /dev/null; echo code $?
         srun -N3 --dragon no-such-program 2>&1 | grep -c 'no-such-program: command not found'
@@ -289,7 +290,7 @@ fn a_step_with_the_option_is_a_head(cluster: &Cluster) {
 }
 
 fn the_runtime_takes_nothing_from_later_steps(cluster: &Cluster) {
-    let script = "srun -n6 -c1 true && srun -N3 -n6 --mem=1000 true && srun true && echo all";
+    let script = "srun -n6 -c1 true && srun -N3 -n6 -c1 --mem=1000 true && srun true && echo all";
     assert_eq!(job(cluster, script), "all\n");
 }
 

@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use self::head::run as run_head;
 use self::line::{Door, Line};
-pub use self::line::{Keeper, connect};
+pub use self::line::{Followed, How, connect};
 use self::step::Step;
 pub use self::step::is_option;
 use super::{is_secret, slurm, wishes};
@@ -136,8 +136,9 @@ async fn keep(script: &OsStr, arguments: &[OsString]) -> Result<Exit> {
     };
     line.say_end();
     // Of daemons that know of each other the first ends last; of others nobody waits for output.
-    let _ = timeout(END, line.ended()).await;
-    step.ends(&runtime).await;
+    let last = timeout(END, line.ended()).await;
+    step.ends(&runtime, last.ok().and_then(|last| last.how))
+        .await;
     ended
 }
 
@@ -212,10 +213,11 @@ async fn run_script(mut child: Child, line: &Line, signals: &mut Passed) -> Resu
         }
     };
     let lost = async {
-        let was_told = line.ended().await;
-        sleep(TOGETHER).await;
-        if was_told && job_ends() {
-            return std::future::pending().await;
+        if line.ended().await.told {
+            sleep(TOGETHER).await;
+            if job_ends() {
+                return std::future::pending().await;
+            }
         }
         if is_shell() {
             say("the runtime of this allocation has ended; the shell goes on without it");

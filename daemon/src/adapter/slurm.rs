@@ -118,7 +118,10 @@ const CANCEL: Duration = Duration::from_secs(5);
 /// Has Slurm kill a step, this daemon included: one of its tasks hangs, and the step would last as long as that does.
 pub async fn cancel(step: &str) {
     let mut scancel = Command::new("scancel");
-    scancel.args(["-s", "KILL", step]).stdin(Stdio::null());
+    // By slurmctld: without it scancel signals the nodes itself, and does not reach those that this one does not reach.
+    scancel
+        .args(["--ctld", "-s", "KILL", step])
+        .stdin(Stdio::null());
     let why = match scancel.spawn().and_then(|scancel| end_of(scancel.id())) {
         Ok(end) => match timeout(CANCEL, end.readable()).await {
             Ok(_) => return,

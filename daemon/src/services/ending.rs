@@ -4,8 +4,9 @@
 //! |---|---|---|---|
 //! | nodes below told, own processes get SIGTERM | their ends, nodes below to connect again | [`GRACE`] | SIGKILL |
 //! | killed processes, and what they left | their ends | [`KILLED`] | given up; the workload manager or launcher kills |
-//! | nodes below | "stopped" from each | [`BELOW`] | under Slurm the step is cancelled; also where the first node does not answer |
+//! | nodes below | "stopped" from each | [`BELOW`], those that are lost [`GRACE`] | given up |
 //! | output | end of every pipe, "ended" from the nodes below | [`DRAIN`], with a slow reader [`SLOW`] | the rest is lost: a background process holds the pipe |
+//! | a node that was given up, or a first node that does not answer | | | under Slurm the step is cancelled |
 //! | agent | its threads | [`AGENT`] | the process ends under it |
 
 use std::collections::BTreeSet;
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Daemon, End, Event, Signals};
+use crate::adapter::allocation::How;
 use crate::adapter::{Manager, slurm};
 use crate::cli::RUNTIME_FAILED;
 use crate::exit::Exit;
@@ -51,6 +53,12 @@ impl Daemon {
             tasks.stop_asking();
         }
         enter(self.job.node, State::Ending);
+        if let Some(keeper) = &self.keeper
+            && end.is_asked_for()
+        {
+            keeper.say_told();
+        }
+        let mut failed = end.code == RUNTIME_FAILED || self.cluster.epoch() > 0;
         let started = Instant::now();
         self.untold = self.below_without_link();
         self.cluster.stop();
@@ -72,11 +80,18 @@ impl Daemon {
         // Also what user programs left behind; a killed process leaves its own children to this one, hence each time.
         self.wait(events, signals, Instant::now() + KILLED, Self::no_children)
             .await;
-        self.wait(events, signals, started + BELOW, |daemon| {
+        // Who is lost had a limit of its own already, and ends by itself where it can.
+        self.wait(events, signals, started + GRACE, |daemon| {
             daemon.running().next().is_none() && daemon.stuck().is_empty()
         })
         .await;
-        self.cancel_step_if_stuck().await;
+        self.wait(events, signals, started + BELOW, |daemon| {
+            let mut running = daemon.running();
+            running.all(|link| daemon.cluster.is_silent(link.node))
+        })
+        .await;
+        let stuck = self.stuck();
+        failed |= !stuck.is_empty();
         self.children
             .retain(|link| self.stopped.contains(&link.node));
         if let Some(parent) = &self.parent {
@@ -91,6 +106,12 @@ impl Daemon {
             journal::say(&format!(
                 "output was lost: its reader took none of it for {SLOW:?}"
             ));
+        }
+        if let Some(keeper) = &self.keeper {
+            keeper.say_ended(if failed { How::Lost } else { How::Everywhere });
+        } else {
+            // Kills this daemon, too.
+            self.cancel_step_of(&stuck).await;
         }
         if let Some(parent) = self.parent.take() {
             parent.post(PeerMessage::Ended);
@@ -262,17 +283,16 @@ impl Daemon {
 
     /// The last resort under Slurm: a step of which one daemon hangs would last for ever. The first node sees to it, or the second
     /// where that is the one that hangs.
-    async fn cancel_step_if_stuck(&self) {
+    async fn cancel_step_of(&self, stuck: &[NodeIndex]) {
         let Manager::Slurm { step, .. } = &self.job.manager else {
             return;
         };
-        let stuck = self.stuck();
         if stuck.is_empty() {
             return;
         }
         let names: Vec<_> = stuck.iter().map(|node| self.job.host(*node)).collect();
         journal::say(&format!(
-            "{} did not end within {BELOW:?}; step {step} is cancelled",
+            "{} did not end in time; step {step} is cancelled",
             names.join(", ")
         ));
         slurm::cancel(step).await;

@@ -3,12 +3,15 @@
 //! ```text
 //! daemon → keeper   '+', the name of the attach socket, newline: the runtime is up
 //! daemon → keeper   't': the runtime ends, because its daemons were told to
+//! daemon → keeper   'e': it has ended
+//! daemon → keeper   'l': as 'e', but nodes were lost, or it failed: not all of its daemons may ever end
 //! keeper → daemon   'x': the script has ended
 //! ```
 //!
 //! The end of file says that the other one is gone. The keeper's socket has a random name that only the daemons of its step
 //! are told; but everybody can list names, so both look who the other is.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
@@ -26,6 +29,11 @@ use crate::services::Event;
 
 /// The longest name of an attach socket, with what stands before and behind it.
 const LONGEST: usize = 128;
+
+/// What a daemon says of the end, a byte each.
+const TOLD: u8 = b't';
+const EVERYWHERE: u8 = b'e';
+const LOST: u8 = b'l';
 
 /// Where the first daemon comes to the keeper.
 pub(super) struct Door {
@@ -59,7 +67,10 @@ impl Door {
         loop {
             let (stream, _) = self.listener.accept().await?;
             if is_own(&stream) {
-                return Ok(Line(stream));
+                return Ok(Line {
+                    stream,
+                    said: Cell::default(),
+                });
             }
         }
     }
@@ -71,7 +82,28 @@ fn is_own(stream: &impl AsFd) -> bool {
 }
 
 /// The keeper's end.
-pub(super) struct Line(UnixStream);
+pub(super) struct Line {
+    stream: UnixStream,
+    said: Cell<Last>,
+}
+
+/// How a runtime has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// On every node.
+    Everywhere,
+    /// Wherever its first daemon reaches: nodes were lost, or it failed.
+    Lost,
+}
+
+/// What a runtime has said of its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Last {
+    /// Its daemons were told to end.
+    pub(super) told: bool,
+    /// How; none: its first daemon was not able to say it.
+    pub(super) how: Option<How>,
+}
 
 impl Line {
     /// Waits until the runtime is up; the name of its attach socket. `None`: its daemon is gone.
@@ -93,28 +125,35 @@ impl Line {
         }
     }
 
-    /// Waits until the daemon is gone; whether it was told to end.
-    pub(super) async fn ended(&self) -> bool {
-        let mut told = false;
-        while self.read(&mut [0; 1]).await > 0 {
-            told = true;
+    /// Waits until the daemon is gone. Who stops waiting hears the same the next time.
+    pub(super) async fn ended(&self) -> Last {
+        let mut byte = [0; 1];
+        while self.read(&mut byte).await > 0 {
+            let said = &self.said;
+            let mut last = said.get();
+            match byte {
+                [TOLD] => last.told = true,
+                [LOST] => last.how = Some(How::Lost),
+                _ => last.how = Some(How::Everywhere),
+            }
+            said.set(last);
         }
-        told
+        self.said.get()
     }
 
     /// Tells the daemon that the script has ended.
     pub(super) fn say_end(&self) {
         // There is room for one byte, unless it is gone.
-        let _ = self.0.try_write(b"x");
+        let _ = self.stream.try_write(b"x");
     }
 
     /// A connection that broke has ended.
     async fn read(&self, bytes: &mut [u8]) -> usize {
         loop {
-            if self.0.readable().await.is_err() {
+            if self.stream.readable().await.is_err() {
                 return 0;
             }
-            match self.0.try_read(bytes) {
+            match self.stream.try_read(bytes) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 read => return read.unwrap_or(0),
             }
@@ -170,7 +209,16 @@ impl Followed {
     /// Tells the keeper that the end that comes was asked for.
     pub fn say_told(&self) {
         // There is room for one byte, unless it is gone.
-        let _ = self.0.try_write(b"t");
+        let _ = self.0.try_write(&[TOLD]);
+    }
+
+    /// Tells the keeper that what is left now ends at once, or is out of this daemon's reach.
+    pub fn say_ended(&self, how: How) {
+        let byte = match how {
+            How::Everywhere => EVERYWHERE,
+            How::Lost => LOST,
+        };
+        let _ = self.0.try_write(&[byte]);
     }
 }
 
@@ -192,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_keeper_hears_that_the_end_was_asked_for() {
+    async fn a_keeper_hears_of_the_end_what_the_daemon_knows() {
         let door = Door::open().unwrap();
         let keeper = connect(door.name()).unwrap();
         let line = door.accept().await.unwrap();
@@ -207,11 +255,18 @@ mod tests {
                 // As in the daemon, which has waited for events before.
                 followed.0.writable().await.unwrap();
                 followed.say_told();
+                followed.say_ended(How::Lost);
             });
         });
         line.runtime().await.unwrap();
         ended.join().unwrap();
-        assert!(line.ended().await);
+        let all = Last {
+            told: true,
+            how: Some(How::Lost),
+        };
+        assert_eq!(line.ended().await, all);
+        // Also who asks again.
+        assert_eq!(line.ended().await, all);
     }
 
     #[tokio::test]
@@ -221,7 +276,7 @@ mod tests {
         let line = door.accept().await.unwrap();
         drop(keeper);
         assert_eq!(line.runtime().await.unwrap(), None);
-        assert!(!line.ended().await);
+        assert_eq!(line.ended().await, Last::default());
 
         let keeper = connect(door.name()).unwrap();
         drop(door.accept().await.unwrap());

@@ -8,27 +8,34 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dragon_protocol::env;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
-use super::NODE;
+use super::{How, NODE};
 use crate::adapter::slurm;
 use crate::config::{Config, keys};
 use crate::journal::say;
 use crate::readable::end_of;
 
-/// How long an srun may take that has nothing to do, or nothing more.
+/// How long an srun may take that has nothing to do.
 const END_SOON: Duration = Duration::from_secs(5);
+/// How long one may take whose daemons have ended or are killed, all but those that are out of reach.
+const LAST_ENDS: Duration = Duration::from_secs(1);
 
 /// A step that makes no demands on what the job has, so that later ones of any size run beside it. An "external launcher"
 /// takes no resources at all; on releases of Slurm that do not know it, steps that overlap come close enough.
 const EXTERNAL: [&str; 1] = ["--external-launcher"];
 const OVERLAPPING: [&str; 2] = ["--overlap", "--mem=0"];
 
-/// How long the step may take after its first daemon: as long as one that is cut off may take to notice and to end. srun would wait
-/// for ever for a daemon that hangs, or that it does not reach.
-const LAST: Duration = Duration::from_secs(15);
+/// How long daemons that do not come up may take to end by themselves.
+const STOPS: Duration = Duration::from_secs(2);
+
+/// How long the step may take whose daemons have all said that they end.
+const ALL_END: Duration = Duration::from_secs(3);
+/// How long it may take after a first daemon that is gone without a word: as long as one that is cut off may take to notice
+/// and to end. srun would wait for ever for a daemon that hangs, or that it does not reach.
+const SILENT: Duration = Duration::from_secs(15);
 /// The same in seconds, longer, for srun itself: a shell goes on after its runtime, and does not wait for the step.
 const LAST_RESORT: &str = "--wait=30";
 
@@ -92,27 +99,32 @@ impl Step {
         Ok(())
     }
 
-    /// Waits until it has ended, whose first daemon had this attach socket, and has ended. Has Slurm kill what does not end.
-    pub(super) async fn ends(&mut self, runtime: &OsStr) {
-        if self.has_ended_within(LAST).await {
+    /// Waits until it has ended, whose runtime had this attach socket, and has ended. Has Slurm kill what does not end.
+    pub(super) async fn ends(&mut self, runtime: &OsStr, how: Option<How>) {
+        let limit = match how {
+            Some(How::Everywhere) => ALL_END,
+            Some(How::Lost) => LAST_ENDS,
+            None => SILENT,
+        };
+        if self.has_ended_within(limit).await {
             return;
         }
         if let Some(step) = step_of(runtime) {
             say(&format!(
-                "daemons of this job did not end within {LAST:?} of the first one; their step {step} is cancelled"
+                "daemons of this job did not end within {limit:?} of the first one; their step {step} is cancelled"
             ));
             slurm::cancel(step).await;
         }
-        self.give_up_after(END_SOON).await;
+        self.give_up().await;
     }
 
-    /// Ends it. Daemons that do not come up end by themselves, and say why.
+    /// Ends it, whose daemons have said why they do not come up.
     pub(super) async fn stop(&mut self) {
-        if self.has_ended_within(END_SOON).await {
+        if self.has_ended_within(STOPS).await {
             return;
         }
         let _ = rustix::process::pidfd_send_signal(&self.end, Signal::TERM);
-        self.give_up_after(END_SOON).await;
+        self.give_up().await;
     }
 
     async fn has_ended_within(&mut self, limit: Duration) -> bool {
@@ -124,12 +136,15 @@ impl Step {
     }
 
     /// What srun still waits for is out of its reach.
-    async fn give_up_after(&mut self, limit: Duration) {
-        if !self.has_ended_within(limit).await {
+    async fn give_up(&mut self) {
+        if !self.has_ended_within(LAST_ENDS).await {
             say(
                 "srun does not hear of the end of all daemons of this job; Slurm ends them with the job",
             );
-            let _ = self.child.kill();
+            // srun is two processes: the other one would go on waiting.
+            if let Some(group) = Pid::from_raw(self.child.id().cast_signed()) {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
             let _ = self.child.wait();
         }
     }
