@@ -180,8 +180,12 @@ fn gpu_names(list: &str) -> Vec<String> {
 /// Whether Slurm tracks the processes of this step by a control group of its own.
 #[must_use]
 pub fn in_step_group() -> bool {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    own.lines().any(is_step_group)
+    own_groups().lines().any(is_step_group)
+}
+
+/// The control groups of this process, a line for each hierarchy.
+fn own_groups() -> String {
+    fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
 }
 
 /// Slurm tracks by the freezer of the first hierarchy, or by the unified one.
@@ -231,11 +235,13 @@ pub fn smallest() -> Option<Limit> {
 }
 
 fn own_limits() -> impl Iterator<Item = Limit> {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let groups: Vec<_> = own
-        .lines()
-        .filter_map(|line| Group::parse(line, Path::new("/sys/fs/cgroup")))
-        .collect();
+    limits(&own_groups(), Path::new("/sys/fs/cgroup"))
+}
+
+/// The limits of groups, as `/proc/self/cgroup` names them, below the folder where the hierarchies are mounted.
+fn limits(groups: &str, mount: &Path) -> impl Iterator<Item = Limit> + use<> {
+    let lines = groups.lines();
+    let groups: Vec<_> = lines.filter_map(|line| Group::parse(line, mount)).collect();
     groups.into_iter().flat_map(Group::limits)
 }
 
@@ -341,12 +347,52 @@ mod tests {
         root
     }
 
-    fn limits(line: &str, root: &tempfile::TempDir) -> Vec<(u64, u64)> {
-        Group::parse(line, root.path())
-            .unwrap()
-            .limits()
+    fn limits(groups: &str, root: &tempfile::TempDir) -> Vec<(u64, u64)> {
+        super::limits(groups, root.path())
             .map(|limit| (limit.bytes, limit.used))
             .collect()
+    }
+
+    /// Makes the files that were recorded; what `/proc/self/cgroup` said, and the groups' folder.
+    fn recorded(text: &str) -> (String, tempfile::TempDir) {
+        let mut files: Vec<(&str, String)> = Vec::new();
+        for line in text.lines().filter(|line| !line.starts_with("# ")) {
+            match (line.strip_prefix("### "), files.last_mut()) {
+                (Some(file), _) => {
+                    let below = file.trim_start_matches("/sys/fs/cgroup/");
+                    files.push((below, String::new()));
+                }
+                (None, Some((_, says))) => says.extend([line, "\n"]),
+                (None, None) => panic!("{line} is of no file"),
+            }
+        }
+        let (_, own) = files.remove(0);
+        let files: Vec<_> = files
+            .iter()
+            .map(|(file, says)| (*file, says.as_str()))
+            .collect();
+        (own, tree(&files))
+    }
+
+    /// 200 MiB for the job, and for the step, as Slurm sets them.
+    #[test]
+    fn a_step_of_slurm_with_groups_of_the_first_version() {
+        let (own, root) = recorded(include_str!("../fixtures/slurm-cgroup-v1.txt"));
+        assert!(own.lines().any(is_step_group));
+        assert_eq!(
+            limits(&own, &root),
+            [(200 << 20, 1_839_104), (200 << 20, 2_265_088)]
+        );
+    }
+
+    #[test]
+    fn a_step_of_slurm_with_unified_groups() {
+        let (own, root) = recorded(include_str!("../fixtures/slurm-cgroup-v2.txt"));
+        assert!(own.lines().any(is_step_group));
+        assert_eq!(
+            limits(&own, &root),
+            [(200 << 20, 536_576), (200 << 20, 1_302_528)]
+        );
     }
 
     #[test]
@@ -433,6 +479,6 @@ mod tests {
             ("memory/memory.limit_in_bytes", "9223372036854771712\n"),
         ]);
         assert_eq!(limits("4:memory:/job", &root), [(2000, 1500)]);
-        assert!(Group::parse("3:cpuset:/job", root.path()).is_none());
+        assert_eq!(limits("3:cpuset:/job", &root), []);
     }
 }

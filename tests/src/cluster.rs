@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::cpus::allowed;
 use crate::local::{Finished, eventually_empty, repository, run};
 use crate::site::Site;
 use crate::suite::Shared;
@@ -55,6 +56,33 @@ impl Cluster {
     pub fn slurm_with(nodes: u32, settings: &[(&'static str, &str)]) -> Result<Self, String> {
         slurm_possible()?;
         Self::up(nodes, Manager::Slurm, settings)
+    }
+
+    /// The same, where control groups limit memory, tasks are bound to cores, and `KillOnBadExit=1`.
+    ///
+    /// # Errors
+    /// Why there can be none here.
+    pub fn slurm_constrained(nodes: u32, more: &[(&'static str, &str)]) -> Result<Self, String> {
+        if !Path::new("/sys/fs/cgroup/memory/cgroup.procs").exists() {
+            return Err("control groups of the first version do not limit memory here".to_owned());
+        }
+        let own =
+            std::fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
+        let cpus = allowed(&own).len().to_string();
+        let constrained = [
+            ("RIG_CPUS", cpus.as_str()),
+            ("RIG_TASK", "TaskPlugin=task/affinity,task/cgroup"),
+            ("RIG_MEMORY", "1"),
+            // And salloc has its shell on the login node.
+            ("RIG_CONF", "KillOnBadExit=1\nDefMemPerCPU=500"),
+        ];
+        Self::slurm_with(nodes, &[&constrained, more].concat())
+    }
+
+    /// Whether it is one of those.
+    #[must_use]
+    pub fn is_constrained(&self) -> bool {
+        self.settings.iter().any(|(name, _)| *name == "RIG_MEMORY")
     }
 
     /// Nodes with a real OpenPBS, each told to have 4 CPUs.

@@ -16,7 +16,7 @@ use crate::local::{Finished, WATCHDOG, eventually_empty, pause, run};
 pub enum Mode {
     /// `srun --dragon`, three nodes.
     Head,
-    /// `srun --dragon=spmd`, two tasks on each of three nodes.
+    /// `srun --dragon=spmd`, several tasks on each of three nodes.
     Spmd,
     /// `sbatch --dragon`, three nodes.
     Allocation,
@@ -35,6 +35,31 @@ impl fmt::Display for Mode {
             Self::Allocation => "allocation",
         })
     }
+}
+
+/// Names another site for all rows than the usual one: `constrained`.
+const SITE: &str = "DRAGON_TEST_SITE";
+
+/// The nodes of all rows.
+///
+/// # Errors
+/// Why there can be none here.
+///
+/// # Panics
+/// When a site is asked for that there is not.
+pub fn site() -> Result<Cluster, String> {
+    match std::env::var(SITE).as_deref() {
+        Err(_) => Cluster::slurm(3),
+        Ok("constrained") => Cluster::slurm_constrained(3, &[]),
+        Ok(other) => {
+            panic!("{SITE}={other}: the one that there is besides the usual one is constrained")
+        }
+    }
+}
+
+/// The tasks of a step that is the program: two on each of three nodes, and four, more than there are CPUs, where they are bound to cores.
+fn tasks(cluster: &Cluster) -> u32 {
+    if cluster.is_constrained() { 12 } else { 6 }
 }
 
 /// A job of a user that says "ready" from each of its programs.
@@ -98,11 +123,17 @@ impl<'a> Job<'a> {
             if mode == Mode::Spmd { "spmd," } else { "head," }
         );
         let output = format!("--output={name}");
+        let tasks = format!("-n{}", tasks(cluster));
         let words = match mode {
             Mode::Head => [&["srun", "-N3", asked], options, &["sh", "-c", program]].concat(),
             Mode::Spmd => {
-                let shape = ["srun", "-N3", "-n6", "--ntasks-per-node=2", asked];
-                [&shape[..], options, &["sh", "-c", program]].concat()
+                let shape = ["srun", "-N3", &tasks, asked];
+                let shared = if cluster.is_constrained() {
+                    &["--overcommit", "--cpu-bind=cores"][..]
+                } else {
+                    &["--ntasks-per-node=2"]
+                };
+                [&shape[..], shared, options, &["sh", "-c", program]].concat()
             }
             Mode::Allocation => {
                 let submit = [
@@ -135,9 +166,17 @@ impl<'a> Job<'a> {
     /// Waits until all of its programs have said "ready".
     #[must_use]
     pub fn ready(self) -> Self {
-        let programs = if self.mode == Mode::Spmd { 6 } else { 1 };
-        self.says("ready\n", programs);
+        self.says("ready\n", self.programs());
         self
+    }
+
+    /// How many programs it has.
+    #[must_use]
+    pub fn programs(&self) -> usize {
+        match self.mode {
+            Mode::Spmd => tasks(self.cluster) as usize,
+            Mode::Head | Mode::Allocation => 1,
+        }
     }
 
     /// Waits until it has said something so many times.

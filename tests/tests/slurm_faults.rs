@@ -6,13 +6,13 @@
 use std::process::ExitCode;
 
 use dragon_tests::cluster::Cluster;
-use dragon_tests::faults::{ALL, End, Expected, Job, Mode, STEPS};
+use dragon_tests::faults::{ALL, End, Expected, Job, Mode, STEPS, site};
 use dragon_tests::local::{eventually_empty, run};
 use dragon_tests::suite;
 
 fn main() -> ExitCode {
     suite::run_with_slow(
-        || Cluster::slurm(3),
+        site,
         &[
             (
                 "sigterm_of_srun_ends_the_step",
@@ -355,6 +355,7 @@ fn the_time_limit_ends_tasks(cluster: &Cluster) {
         said: "told",
         end: End::Badly,
     };
+    let programs = job.programs();
     let said = job.ends("the time limit", expected);
-    assert_eq!(said.matches("told").count(), 6, "{said}");
+    assert_eq!(said.matches("told").count(), programs, "{said}");
 }

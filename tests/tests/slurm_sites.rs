@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::process::ExitCode;
 
 use dragon_tests::cluster::Cluster;
@@ -43,21 +42,7 @@ fn main() -> ExitCode {
 }
 
 fn site() -> Result<Cluster, String> {
-    if !Path::new("/sys/fs/cgroup/memory/cgroup.procs").exists() {
-        return Err("control groups of the first version do not limit memory here".to_owned());
-    }
-    let own = std::fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
-    let cluster = Cluster::slurm_with(
-        3,
-        &[
-            ("RIG_CPUS", &allowed(&own).len().to_string()),
-            ("RIG_TASK", "TaskPlugin=task/affinity,task/cgroup"),
-            ("RIG_MEMORY", "1"),
-            ("RIG_HOME", "own"),
-            // And salloc has its shell on the login node.
-            ("RIG_CONF", "KillOnBadExit=1\nDefMemPerCPU=500"),
-        ],
-    )?;
+    let cluster = Cluster::slurm_constrained(3, &[("RIG_HOME", "own")])?;
     let programs = cluster.site().root().join("examples");
     std::fs::write(programs.join("cpus.py"), CPUS).unwrap();
     std::fs::write(programs.join("eats.py"), EATS).unwrap();
