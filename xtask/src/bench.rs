@@ -9,7 +9,6 @@ mod row;
 mod sample;
 mod services;
 mod slurm;
-mod start;
 mod transport;
 mod upstream;
 
@@ -32,18 +31,16 @@ pub(crate) struct Args {
     /// Print one JSON object a line in place of the table
     #[arg(long)]
     json: bool,
-    /// Measure DragonHPC 0.15.0 as well, installed into .venv-upstream; never at the same moment as ours
+    /// Measure DragonHPC 0.15.0 as well, installed into target/upstream-venv; never at the same moment as ours
     #[arg(long)]
     with_upstream: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
-    /// How long a first Python program takes, start to end
-    Start,
     /// What the runtime adds to a plain srun over three nodes of a Slurm on this machine
     Slurm,
-    /// multiprocessing's objects beside the standard library's
+    /// A first program from start to end and multiprocessing's objects, beside the standard library's
     Python,
     /// Pools and channels between processes, beside bare programs and peers
     Core,
@@ -89,7 +86,6 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
             }
         };
         match group {
-            Group::Start => start::measure(repo, upstream, &mut print),
             Group::Slurm => slurm::measure(repo, &mut print),
             Group::Python => python::measure(repo, upstream, &mut print),
             Group::Core => core::measure(repo, &mut print),
