@@ -102,8 +102,11 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds what the groups measure. Only that of the transport needs none of the packages.
+/// Builds what the groups measure: that of the transport needs none of the packages, that of Python nothing else.
 fn build(repo: &Repo, groups: &[Group]) -> Result<()> {
+    if groups == [Group::Python] {
+        return build_cmd::build(repo);
+    }
     let mut programs = vec!["dragon-transport-bench"];
     if groups != [Group::Transport] {
         build_cmd::build(repo)?;
