@@ -11,7 +11,7 @@ use crate::python;
 use crate::repo::Repo;
 
 /// For one row. Its bring-up alone takes seconds, 1000 processes minutes, and it is known to hang now and then.
-pub(super) const LIMIT: Duration = Duration::from_secs(400);
+pub(super) const LIMIT: Duration = Duration::from_secs(600);
 
 pub(super) const NAME: &str = "upstream 0.15.0";
 
