@@ -12,6 +12,8 @@ mod slurm;
 mod transport;
 mod upstream;
 
+use std::{fs, thread};
+
 use anyhow::Result;
 use clap::ValueEnum;
 
@@ -71,6 +73,7 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
         None
     };
     let upstream = upstream.as_ref();
+    warn_of_load();
     if !args.json {
         println!("{}", row::HEADER.trim_end());
     }
@@ -100,6 +103,23 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Ratios stand a machine that is a little busy, but not one where spinning and sleeping change places.
+fn warn_of_load() {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = text
+        .split(' ')
+        .next()
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(0.0);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    if load > 0.5 * cores as f64 {
+        eprintln!(
+            "warning: a load of {load} on {cores} cores: where processes wait for each other these rows say little; \
+             measure again when nothing else runs"
+        );
+    }
 }
 
 /// Builds what the groups measure: that of the transport needs none of the packages, that of Python nothing else.

@@ -9,6 +9,7 @@ use anyhow::Result;
 use crate::bench::sample::{Measured, Sample};
 use crate::python;
 use crate::repo::Repo;
+use crate::setup;
 
 /// For one row. Its bring-up alone takes seconds, 1000 processes minutes, and it is known to hang now and then.
 pub(super) const LIMIT: Duration = Duration::from_secs(600);
@@ -50,8 +51,18 @@ impl Upstream {
     }
 
     /// Its launcher, for one node; program and options are to follow.
+    ///
+    /// Killed at a limit, it leaves its memory in /dev/shm; as root it gets one of its own, which goes with its last process.
     pub(super) fn launcher(&self, repo: &Repo) -> Command {
-        let mut command = repo.in_some_venv(&self.venv, self.venv.join("bin/dragon"));
+        const ALONE: &str = r#"mount -t tmpfs tmpfs /dev/shm && exec "$0" "$@""#;
+        let launcher = self.venv.join("bin/dragon");
+        let mut command = if setup::is_root() {
+            let mut command = repo.in_some_venv(&self.venv, "unshare");
+            command.args(["--mount", "sh", "-c", ALONE]).arg(launcher);
+            command
+        } else {
+            repo.in_some_venv(&self.venv, launcher)
+        };
         command.arg("-s");
         command
     }

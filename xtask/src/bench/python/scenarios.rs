@@ -140,34 +140,28 @@ pub(super) const SCENARIOS: [Scenario; 16] = [
     },
     Scenario {
         name: "Lock, uncontended",
-        words: &["lock.py"],
+        words: &["lock.py", "--rounds", "1000"],
+        runs: "25",
         stdlib: [Goal::Ratio(2.0); 3],
         ..Scenario::EACH
     },
     Scenario {
         name: "Lock, 8 contenders",
-        words: &["lock.py", "--processes", "8", "--rounds", "2000"],
+        words: &["lock.py", "--processes", "8"],
         upstream: Goal::Ratio(0.1),
         note: "who releases it may take it again before one who waits (barging)",
         ..Scenario::EACH
     },
     Scenario {
         name: "Value, increment under its lock",
-        words: &["lock.py", "--on", "value"],
+        words: &["lock.py", "--on", "value", "--rounds", "1000"],
+        runs: "25",
         stdlib: AS_FAST,
         ..Scenario::EACH
     },
     Scenario {
         name: "Value, increments of 8 processes",
-        words: &[
-            "lock.py",
-            "--on",
-            "value",
-            "--processes",
-            "8",
-            "--rounds",
-            "2000",
-        ],
+        words: &["lock.py", "--on", "value", "--processes", "8"],
         stdlib: AS_FAST,
         ..Scenario::EACH
     },
