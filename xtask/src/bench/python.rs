@@ -27,10 +27,7 @@ pub(super) fn measure(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl
         }
         let measured = in_turn(scenario.turns, LIMIT, commands.map(Ok));
         let beside = programs.upstream(scenario.words).map(|mut launcher| {
-            reported(
-                launcher.args(["--runs", scenario.upstream_runs]),
-                upstream::LIMIT,
-            )
+            reported(launcher.args(scenario.upstream_options), upstream::LIMIT)
         });
         print_rows(scenario, measured, beside, print);
     }
