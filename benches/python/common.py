@@ -1,7 +1,7 @@
 """What the benchmark programs share: options, the start method, the line that they print.
 
-Each program runs unchanged under three start methods: `fork` and `forkserver` of the standard library, and `dragon`,
-ours or upstream's, whichever launcher started it. It prints one JSON object with a value for each run.
+Each program is one scenario and runs unchanged under every start method: `fork`, `forkserver` and `spawn` of the standard
+library, and `dragon`, ours or upstream's, whichever launcher started it. It prints one JSON object with a value for each run.
 """
 
 import argparse
@@ -10,10 +10,12 @@ import multiprocessing
 import time
 
 
-def options(runs):
+def options(runs, **more):
+    """The options of the command line: `--runs`, and each of `more`, whose value is its default. Sets the start method."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--method", choices=["dragon", "fork", "forkserver"], default="dragon")
-    parser.add_argument("--runs", type=int, default=runs, help="how many values to measure")
+    parser.add_argument("--method", choices=["dragon", "fork", "forkserver", "spawn"], default="dragon")
+    for name, default in {"runs": runs, **more}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     args = parser.parse_args()
     if args.runs < 1:
         parser.error(f"--runs {args.runs}: at least 1")
@@ -24,14 +26,25 @@ def options(runs):
 
 
 def timed(operation, runs, per, scale):
-    """One value for each run of `operation`, which does its work `per` times; the first run warms up and is dropped."""
+    """One value for each run of `operation`, which does its work `per` times."""
     values = []
-    for _ in range(runs + 1):
+    for _ in range(runs):
         start = time.perf_counter()
         operation()
         values.append((time.perf_counter() - start) / per * scale)
-    return values[1:]
+    return values
+
+
+def warmed_up(operation, runs, per, scale):
+    """The same after a run that is dropped."""
+    return timed(operation, runs + 1, per, scale)[1:]
 
 
 def report(values, unit, note=""):
     print(json.dumps({"values": values, "unit": unit, "note": note}), flush=True)
+
+
+def skip(why):
+    """Ends the program: it cannot measure here."""
+    print(json.dumps({"skipped": why}), flush=True)
+    raise SystemExit

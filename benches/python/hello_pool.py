@@ -1,4 +1,4 @@
-"""The smallest whole program with workers. It is timed from outside, from command line to exit."""
+"""The smallest whole program with workers, one for each CPU. It is timed from outside, from command line to exit."""
 
 import multiprocessing
 
@@ -11,5 +11,5 @@ def square(number):
 
 if __name__ == "__main__":
     common.options(runs=1)
-    with multiprocessing.Pool(2) as pool:
+    with multiprocessing.Pool(multiprocessing.cpu_count()) as pool:
         print(pool.map(square, range(4)))

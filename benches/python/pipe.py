@@ -13,7 +13,7 @@ def echo(connection):
 
 
 if __name__ == "__main__":
-    args = common.options(runs=15)
+    args = common.options(runs=5)
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=echo, args=(theirs,))
     process.start()
@@ -23,7 +23,7 @@ if __name__ == "__main__":
             ours.send(b"x")
             ours.recv()
 
-    values = common.timed(trips, args.runs, per=TRIPS, scale=1e6)
+    values = common.warmed_up(trips, args.runs, per=TRIPS, scale=1e6)
     ours.send(None)
     process.join()
     common.report(values, "us")

@@ -13,7 +13,7 @@ def echo(there, back):
 
 
 if __name__ == "__main__":
-    args = common.options(runs=15)
+    args = common.options(runs=5)
     there, back = multiprocessing.Queue(), multiprocessing.Queue()
     process = multiprocessing.Process(target=echo, args=(there, back))
     process.start()
@@ -23,7 +23,7 @@ if __name__ == "__main__":
             there.put(number)
             back.get()
 
-    values = common.timed(trips, args.runs, per=TRIPS, scale=1e6)
+    values = common.warmed_up(trips, args.runs, per=TRIPS, scale=1e6)
     there.put(None)
     process.join()
     common.report(values, "us")

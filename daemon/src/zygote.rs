@@ -50,6 +50,13 @@ const DECISIVE: [&[u8]; 11] = [
     b"ROCR_VISIBLE_DEVICES",
 ];
 
+/// Variables that an interpreter takes for options, which it then names when it asks for workers, in this order.
+const AS_OPTIONS: [(&[u8], &[u8]); 3] = [
+    (b"PYTHONDONTWRITEBYTECODE", b"-B"),
+    (b"PYTHONNOUSERSITE", b"-s"),
+    (b"PYTHONSAFEPATH", b"-P"),
+];
+
 /// Without the working directory in the path: a file there must not pass for a module. Workers see the options that were asked
 /// for, and `-P` is none of them.
 const RUN: &str =
@@ -84,6 +91,16 @@ impl Key {
             preload: Vec::new(),
             decisive: DECISIVE.iter().map(|name| value(name)).collect(),
         }
+    }
+
+    /// The key that a program without options of its own will ask for. Where it names one that is not foreseen here, its zygote
+    /// starts when it asks.
+    #[must_use]
+    pub fn foreseen(interpreter: Vec<u8>, environment: &[(Vec<u8>, Vec<u8>)]) -> Self {
+        let is_set = |name: &[u8]| environment.iter().any(|(n, v)| n == name && !v.is_empty());
+        let options = AS_OPTIONS.into_iter().filter(|(name, _)| is_set(name));
+        let options = options.map(|(_, option)| option.to_vec()).collect();
+        Self::new(interpreter, options, environment)
     }
 
     /// The key of the zygote that imports this, too.

@@ -155,3 +155,33 @@ def test_a_program_that_was_changed_is_imported_anew_in_the_same_runtime(program
     )
     ended = run(dragon_command, ["python", changes], nodes=nodes, cwd=changes.parent)
     assert (ended.code, sorted(ended.out.split())) == (0, ["0", "0", "1"]), ended.text()
+
+
+def test_the_interpreter_that_was_warmed_ahead_serves_where_variables_are_options(program, dragon_command, nodes):
+    path = program(INTERPRETERS)
+    options = dict.fromkeys(["PYTHONDONTWRITEBYTECODE", "PYTHONNOUSERSITE", "PYTHONSAFEPATH"], "1")
+    ended = run(dragon_command, [path], nodes=nodes, env=options)
+    assert ended.code == 0, ended.text()
+    assert ended.out.split() == ["1"] * nodes, ended.text()
+
+
+#: How many different command lines the warm interpreters of each node have: one forks itself for a program.
+INTERPRETERS = """
+import os
+from pathlib import Path
+import dragon, multiprocessing
+
+def count():
+    children = Path(f"/proc/{os.getppid()}/task").glob("*/children")  # of each thread
+    pids = " ".join(thread.read_text() for thread in children).split()
+    lines = {Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
+    print(sum(b"dragon._zygote" in line for line in lines), flush=True)
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("dragon")
+    for node in dragon.nodes():
+        with dragon.on_node(node.index):
+            worker = multiprocessing.Process(target=count)
+            worker.start()
+        worker.join()
+"""

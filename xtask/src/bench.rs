@@ -9,9 +9,10 @@ mod row;
 mod sample;
 mod services;
 mod slurm;
-mod start;
 mod transport;
 mod upstream;
+
+use std::{fs, thread};
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -32,18 +33,16 @@ pub(crate) struct Args {
     /// Print one JSON object a line in place of the table
     #[arg(long)]
     json: bool,
-    /// Measure DragonHPC 0.15.0 as well, installed into .venv-upstream; never at the same moment as ours
+    /// Measure DragonHPC 0.15.0 as well, installed into target/upstream-venv; never at the same moment as ours
     #[arg(long)]
     with_upstream: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
-    /// How long a first Python program takes, start to end
-    Start,
     /// What the runtime adds to a plain srun over three nodes of a Slurm on this machine
     Slurm,
-    /// multiprocessing's objects beside the standard library's
+    /// A first program from start to end and multiprocessing's objects, beside the standard library's
     Python,
     /// Pools and channels between processes, beside bare programs and peers
     Core,
@@ -74,6 +73,7 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
         None
     };
     let upstream = upstream.as_ref();
+    warn_of_load();
     if !args.json {
         println!("{}", row::HEADER.trim_end());
     }
@@ -89,7 +89,6 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
             }
         };
         match group {
-            Group::Start => start::measure(repo, upstream, &mut print),
             Group::Slurm => slurm::measure(repo, &mut print),
             Group::Python => python::measure(repo, upstream, &mut print),
             Group::Core => core::measure(repo, &mut print),
@@ -106,8 +105,28 @@ pub(crate) fn bench(repo: &Repo, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds what the groups measure. Only that of the transport needs none of the packages.
+/// Ratios stand a machine that is a little busy, but not one where spinning and sleeping change places.
+fn warn_of_load() {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = text
+        .split(' ')
+        .next()
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(0.0);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    if load > 0.5 * cores as f64 {
+        eprintln!(
+            "warning: a load of {load} on {cores} cores: where processes wait for each other these rows say little; \
+             measure again when nothing else runs"
+        );
+    }
+}
+
+/// Builds what the groups measure: that of the transport needs none of the packages, that of Python nothing else.
 fn build(repo: &Repo, groups: &[Group]) -> Result<()> {
+    if groups == [Group::Python] {
+        return build_cmd::build(repo);
+    }
     let mut programs = vec!["dragon-transport-bench"];
     if groups != [Group::Transport] {
         build_cmd::build(repo)?;

@@ -150,7 +150,7 @@ impl Daemon {
             .map(|(name, value)| (name.into_vec(), value.into_vec()))
             .collect();
         let interpreter = python.as_os_str().as_bytes().to_vec();
-        let key = Key::new(interpreter, Vec::new(), &environment);
+        let key = Key::foreseen(interpreter, &environment);
         let started = null().and_then(|errors| {
             let errors = Source::Fd(errors);
             Zygote::start(&self.forker, &self.sender, &key, &environment, errors)

@@ -1,111 +1,129 @@
 //! Group `python`: the objects of multiprocessing, one program each in benches/python, under each start method.
 
+mod scenarios;
+
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::bench::row::{Goal, Row};
-use crate::bench::sample::{Measured, reported};
+use crate::bench::python::scenarios::{SCENARIOS, Scenario};
+use crate::bench::row::{Goal, Row, row};
+use crate::bench::sample::{Measured, in_turn, reported, wall_times};
 use crate::bench::upstream::{self, Upstream};
+use crate::python::ensure_beside;
 use crate::repo::Repo;
 
-const LIMIT: Duration = Duration::from_secs(60);
-
-struct Case {
-    name: &'static str,
-    program: &'static str,
-    unit: &'static str,
-    fork: Goal,
-    forkserver: Goal,
-    upstream: Goal,
-}
-
-const CASES: [Case; 5] = [
-    Case {
-        name: "Process start + join",
-        program: "process.py",
-        unit: "ms",
-        fork: Goal::None,
-        forkserver: Goal::Ratio(0.5),
-        upstream: Goal::Ratio(0.02),
-    },
-    Case {
-        name: "Pool.map, chunksize 1, per task",
-        program: "pool_map.py",
-        unit: "us",
-        fork: Goal::Ratio(0.5),
-        forkserver: Goal::None,
-        upstream: Goal::None,
-    },
-    Case {
-        name: "Pipe round trip, 1 B",
-        program: "pipe.py",
-        unit: "us",
-        fork: Goal::Ratio(0.5),
-        forkserver: Goal::Ratio(0.5),
-        upstream: Goal::Ratio(1.0),
-    },
-    Case {
-        name: "Queue round trip, small",
-        program: "queue_round_trip.py",
-        unit: "us",
-        fork: Goal::Ratio(0.5),
-        forkserver: Goal::Ratio(0.5),
-        upstream: Goal::Ratio(1.0),
-    },
-    Case {
-        name: "Lock, uncontended",
-        program: "lock.py",
-        unit: "us",
-        fork: Goal::Ratio(2.0),
-        forkserver: Goal::Ratio(2.0),
-        upstream: Goal::None,
-    },
-];
+/// The standard library's start methods; goals of rows are in this order.
+const METHODS: [&str; 3] = ["fork", "forkserver", "spawn"];
+const LIMIT: Duration = Duration::from_secs(180);
 
 pub(super) fn measure(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl FnMut(Row)) {
-    for case in CASES {
-        let program = repo.path("benches/python").join(case.program);
-        let run = |mut command: Command, method: &str, limit| {
-            reported(command.args(["--method", method]), limit)
-        };
-        let stdlib = |method: &str| {
-            let mut python = repo.in_venv(repo.venv_bin("python"));
-            python.arg(&program);
-            run(python, method, LIMIT)
-        };
-        let mut dragon = repo.in_venv(repo.venv_bin("dragon"));
-        dragon.arg(&program);
-        let ours = run(dragon, "dragon", LIMIT);
-        print(row(
-            &case,
-            ours.clone(),
-            "stdlib fork",
-            stdlib("fork"),
-            case.fork,
-        ));
-        print(row(
-            &case,
-            ours.clone(),
-            "stdlib forkserver",
-            stdlib("forkserver"),
-            case.forkserver,
-        ));
-        if let Some(upstream) = upstream {
-            let mut launcher = upstream.launcher(repo, &program);
-            launcher.args(["--runs", "5"]);
-            let theirs = run(launcher, "dragon", upstream::LIMIT);
-            print(row(&case, ours, upstream::NAME, theirs, case.upstream));
+    let programs = Programs::new(repo, upstream);
+    whole_program(&programs, print);
+    for scenario in &SCENARIOS {
+        let mut commands = programs.all(scenario.words);
+        for command in &mut commands {
+            command.args(["--runs", scenario.runs]);
         }
+        let measured = in_turn(scenario.turns, LIMIT, commands.map(Ok));
+        let beside = programs.upstream(scenario.words).map(|mut launcher| {
+            reported(launcher.args(scenario.upstream_options), upstream::LIMIT)
+        });
+        print_rows(scenario, measured, beside, print);
     }
 }
 
-fn row(case: &Case, ours: Measured, peer_name: &str, peer: Measured, goal: Goal) -> Row {
-    Row {
-        name: case.name.to_owned(),
-        unit: case.unit,
-        ours,
-        peer_name: peer_name.to_owned(),
-        peer: Some(peer),
-        goal,
+/// Timed from the command line to the exit, starts of interpreters and of the runtime included.
+fn whole_program(programs: &Programs<'_>, print: &mut impl FnMut(Row)) {
+    const RUNS: u32 = 21;
+    const UPSTREAM_RUNS: u32 = 3;
+    const PRINTED: &str = "[0, 1, 4, 9]";
+    let scenario = Scenario {
+        name: "hello world, Pool(cpu_count())",
+        words: &["hello_pool.py"],
+        unit: "ms",
+        stdlib: [Goal::Ratio(1.5), Goal::Ratio(1.0), Goal::None],
+        upstream: Goal::Ratio(0.02),
+        ..Scenario::EACH
+    };
+    let measured = wall_times(RUNS, LIMIT, PRINTED, programs.all(scenario.words));
+    let beside = programs.upstream(scenario.words).map(|launcher| {
+        let [theirs] = wall_times(UPSTREAM_RUNS, upstream::LIMIT, PRINTED, [launcher]);
+        theirs
+    });
+    print_rows(&scenario, measured, beside, print);
+}
+
+/// A row for each of [`METHODS`], and one for upstream.
+fn print_rows(
+    scenario: &Scenario,
+    [ours, stdlib @ ..]: [Measured; 4],
+    beside: Option<Measured>,
+    print: &mut impl FnMut(Row),
+) {
+    let Scenario { name, unit, .. } = *scenario;
+    let ours = ours.map(|mut sample| {
+        scenario.note.clone_into(&mut sample.note);
+        sample
+    });
+    for ((method, peer), goal) in METHODS.into_iter().zip(stdlib).zip(scenario.stdlib) {
+        let peer_name = format!("stdlib {method}");
+        print(row(name, unit, ours.clone(), &peer_name, Some(peer), goal));
+    }
+    if beside.is_some() {
+        print(row(
+            name,
+            unit,
+            ours,
+            upstream::NAME,
+            beside,
+            scenario.upstream,
+        ));
+    }
+}
+
+/// How the programs in benches/python are run.
+struct Programs<'a> {
+    repo: &'a Repo,
+    upstream: Option<&'a Upstream>,
+    /// Where NumPy is, for ours and for the peers alike. It belongs to no virtual environment: what is measured must not
+    /// depend on what tests have installed there.
+    packages: PathBuf,
+}
+
+impl<'a> Programs<'a> {
+    fn new(repo: &'a Repo, upstream: Option<&'a Upstream>) -> Self {
+        let packages = repo.target("python-packages/numpy");
+        // Rows that need it say so, too.
+        if let Err(error) = ensure_beside(repo, &packages, "numpy", "numpy>=2,<3") {
+            eprintln!("{error:#}");
+        }
+        Self {
+            repo,
+            upstream,
+            packages,
+        }
+    }
+
+    /// The same under our start method and under [`METHODS`].
+    fn all(&self, words: &[&str]) -> [Command; 4] {
+        let ours = self.repo.in_venv(self.repo.venv_bin("dragon"));
+        let [fork, forkserver, spawn] = METHODS.map(|method| {
+            let python = self.repo.in_venv(self.repo.venv_bin("python"));
+            self.program(python, words, method)
+        });
+        [self.program(ours, words, "dragon"), fork, forkserver, spawn]
+    }
+
+    fn upstream(&self, words: &[&str]) -> Option<Command> {
+        let launcher = self.upstream?.launcher(self.repo);
+        Some(self.program(launcher, words, "dragon"))
+    }
+
+    fn program(&self, mut launcher: Command, words: &[&str], method: &str) -> Command {
+        launcher.current_dir(self.repo.path("benches/python"));
+        launcher.env("PYTHONPATH", &self.packages);
+        launcher.args(words).args(["--method", method]);
+        launcher
     }
 }

@@ -3,7 +3,6 @@
 mod faults;
 mod processes;
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -50,7 +49,8 @@ fn one_node(repo: &Repo, upstream: Option<&Upstream>, print: &mut impl FnMut(Row
     // Never at the same moment: its pollers disturb.
     let (name, theirs) = match upstream {
         Some(upstream) => {
-            let command = upstream.launcher(repo, Path::new(TRUE));
+            let mut command = upstream.launcher(repo);
+            command.arg(TRUE);
             let [theirs] = wall_times(UPSTREAM_RUNS, upstream::LIMIT, "", [command]);
             (upstream::NAME, theirs)
         }
