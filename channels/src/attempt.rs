@@ -217,13 +217,6 @@ fn give_up(call: &Call<'_>, op: Op, waiting: Waiting, end: End) -> Result<Attemp
         return barrier::give_up(member, entry, id, place, end);
     }
     match (op, waiting.seat) {
-        (Op::ConditionWait, Some(seat)) if end == End::Lost => {
-            condition::stand(member, entry, id, seat, true)?;
-            Ok(Attempt::NotYet)
-        }
-        (Op::ConditionWait, Some(seat)) => {
-            Ok(Attempt::when(condition::withdraw(member, entry, seat)?))
-        }
         (Op::BroadcastWait, Some(seat)) => {
             let wanted = end != End::Lost;
             Ok(Attempt::with(broadcast::withdraw(
@@ -461,9 +454,10 @@ fn execute(
             let seat = low(arg1);
             match arg0 {
                 phase::SIT => Attempt::done(condition::sit(member, entry, id, slot)?.into(), 0),
-                phase::WAIT => {
-                    waiting.seat = Some(seat);
-                    Attempt::when(condition::is_woken(member, entry, id, seat)?)
+                phase::WAIT => Attempt::when(condition::is_woken(member, entry, id, seat)?),
+                phase::WITHDRAW => {
+                    let given = condition::withdraw(member, entry, seat)?;
+                    Attempt::done(given.into(), 0)
                 }
                 what => {
                     condition::stand(member, entry, id, seat, what == phase::PASS_ON)?;
@@ -478,8 +472,9 @@ fn execute(
         }
         Op::BarrierWait => {
             is(ObjectKind::Barrier)?;
-            match barrier::try_wait(member, entry, id, slot, &mut waiting.place)? {
-                Some(number) => Attempt::done(number.into(), 0),
+            let place = &mut waiting.place;
+            match barrier::try_wait(member, entry, id, slot, [arg0, arg1], place)? {
+                Some([first, second]) => Attempt::done(first, second),
                 None => Attempt::NotYet,
             }
         }

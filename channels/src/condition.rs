@@ -5,6 +5,7 @@
 //! who waits longest; it is that waiter's, awake or asleep. The seat is left only when the waiter has the lock again: if it
 //! dies before that, recovery passes its notification on to the next.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use dragon_protocol::op::Op;
@@ -103,21 +104,67 @@ impl Condition {
     /// [`Error::NotOwner`] when the caller does not hold the lock; [`Error::Empty`] (try form), [`Error::Timeout`],
     /// [`Error::Interrupted`], [`Error::Destroyed`]; what taking the lock again fails with: then the caller does not have it.
     pub fn wait(&self, lock: &Lock, deadline: Deadline) -> Result<Acquired> {
-        let seat = self.sit()?;
-        let depth = match lock.give_up() {
-            Ok(depth) => depth,
-            Err(error) => {
-                self.stand(seat, true)?;
-                return Err(error);
+        self.wait_with(lock, deadline, None)
+    }
+
+    /// As [`Condition::wait`], but a signal alone does not end the wait: `on_signal` is called in the middle of it and says
+    /// whether it goes on. The seat is kept meanwhile, so a notification that comes while `on_signal` runs is not missed; one
+    /// that comes to a wait that `on_signal` ends goes to the next who waits.
+    ///
+    /// Signals that come while the lock is taken again are told to `on_signal` at once; a wait that it ends then fails as soon
+    /// as it has the lock.
+    ///
+    /// # Errors
+    /// As [`Condition::wait`]; [`Error::Interrupted`] when `on_signal` says so.
+    pub fn wait_through_signals(
+        &self,
+        lock: &Lock,
+        deadline: Deadline,
+        mut on_signal: impl FnMut() -> bool,
+    ) -> Result<Acquired> {
+        self.wait_with(lock, deadline, Some(&mut on_signal))
+    }
+
+    fn wait_with(
+        &self,
+        lock: &Lock,
+        deadline: Deadline,
+        mut on_signal: Option<&mut dyn FnMut() -> bool>,
+    ) -> Result<Acquired> {
+        // Whether somebody who hears of signals has ended the wait: then it takes no notification.
+        let stopped = Cell::new(false);
+        let mut hear = || {
+            let goes_on = on_signal.as_mut().map(|on_signal| on_signal());
+            stopped.set(stopped.get() || goes_on == Some(false));
+            goes_on.unwrap_or(false)
+        };
+        let (seat, depth) = loop {
+            match self.begin(lock) {
+                Err(Error::Interrupted) if hear() => {}
+                begun => break begun?,
             }
         };
-        let woken = self.wait_in(seat, deadline);
-        let acquired = lock.take_again(depth);
+        let mut woken = loop {
+            match self.wait_in(seat, deadline) {
+                Err(Error::Interrupted) if hear() => {}
+                woken => break woken,
+            }
+        };
+        // Whoever gives up may be notified at this very moment. Where there is no condition any more, nobody is.
+        if woken.is_err() && self.leave(seat, stopped.get()).unwrap_or(false) {
+            woken = Ok(());
+        }
+        let acquired = lock.take_again(depth, || {
+            hear();
+        });
         if woken.is_ok() {
             // With the lock, and not before: a waiter that dies on its way to it has passed its notification on.
-            self.stand(seat, acquired.is_err())?;
+            self.stand(seat, stopped.get() || acquired.is_err())?;
         }
         let acquired = acquired?;
+        if stopped.get() {
+            return Err(Error::Interrupted);
+        }
         woken.map(|()| acquired)
     }
 
@@ -169,14 +216,22 @@ impl Condition {
         }
     }
 
+    /// Takes a seat, and gives the lock up; the lock's depth.
+    fn begin(&self, lock: &Lock) -> Result<(u32, u32)> {
+        let seat = self.sit()?;
+        match lock.give_up() {
+            Ok(depth) => Ok((seat, depth)),
+            Err(error) => {
+                self.stand(seat, true)?;
+                Err(error)
+            }
+        }
+    }
+
     fn sit(&self) -> Result<u32> {
         let member = self.handle.member();
         match self.handle.local()? {
-            Some(entry) => {
-                let id = self.handle.id();
-                alive(entry, id)?;
-                seats(member, entry)?.sit(member.slot().index)
-            }
+            Some(entry) => sit(member, entry, self.handle.id(), member.slot().index),
             None => {
                 let called = self
                     .handle
@@ -186,7 +241,7 @@ impl Condition {
         }
     }
 
-    /// Waits in a seat. With an error the seat is left.
+    /// Waits in a seat, which is kept, whatever comes of it.
     fn wait_in(&self, seat: u32, deadline: Deadline) -> Result<()> {
         let member = self.handle.member();
         let Some(entry) = self.handle.local()? else {
@@ -198,20 +253,10 @@ impl Condition {
         };
         let (id, seats) = (self.handle.id(), seats(member, entry)?);
         if deadline == Deadline::Now {
-            return match seats.withdraw(seat)? {
-                Some(_) => Ok(()),
-                None => Err(Error::Empty),
-            };
+            return Err(Error::Empty);
         }
         // Its intent has recovery wake what it may have kept awake others from; the seat itself speaks for the rest.
-        let thread = match member.thread() {
-            Ok(thread) => thread,
-            Err(error) => {
-                // Nobody else would ever leave it, and a notification in it would be lost.
-                stand(member, entry, id, seat, true)?;
-                return Err(error.into());
-            }
-        };
+        let thread = member.thread()?;
         let (index, generation) = (id.index, id.generation);
         thread
             .intent
@@ -221,7 +266,25 @@ impl Condition {
         self.handle
             .spin
             .until(words, &thread.intent, deadline, woken);
-        seats.wait(seat, deadline, || alive(entry, id)).map(drop)
+        seats
+            .wait_and_stay(seat, deadline, || alive(entry, id))
+            .map(drop)
+    }
+
+    /// Gives a seat up, unless a notification is in it and is not to be passed on: then that is the answer, and the seat is
+    /// kept.
+    fn leave(&self, seat: u32, pass_on: bool) -> Result<bool> {
+        if pass_on {
+            return self.stand(seat, true).map(|()| false);
+        }
+        match self.handle.local()? {
+            Some(entry) => withdraw(self.handle.member(), entry, seat),
+            None => {
+                let arguments = [phase::WITHDRAW, seat.into()];
+                let [given, _] = self.handle.call_surely(Op::ConditionWait, arguments)?;
+                Ok(given != 0)
+            }
+        }
     }
 
     /// Leaves a seat. `pass_on`: a notification in it goes to the next.
@@ -237,7 +300,7 @@ impl Condition {
                 };
                 let arguments = [what, seat.into()];
                 self.handle
-                    .call(Op::ConditionWait, arguments, Deadline::Now)
+                    .call_surely(Op::ConditionWait, arguments)
                     .map(drop)
             }
         }
@@ -250,12 +313,14 @@ impl Condition {
 pub(crate) mod phase {
     /// A seat.
     pub(crate) const SIT: u64 = 0;
-    /// To be woken in it.
+    /// To be woken in it. When that does not come, the seat is kept.
     pub(crate) const WAIT: u64 = 1;
     /// To leave it.
     pub(crate) const STAND: u64 = 2;
     /// To leave it, and to have a notification passed on.
     pub(crate) const PASS_ON: u64 = 3;
+    /// To leave it, unless a notification is in it.
+    pub(crate) const WITHDRAW: u64 = 4;
 }
 
 /// Body word that holds the number of seats.
@@ -272,7 +337,7 @@ fn seats<'a>(member: &'a Member, entry: &ObjectEntry) -> Result<Seats<'a>> {
     Seats::open(&map, 0, waiters)
 }
 
-/// Takes a seat for a process of another node.
+/// Takes a seat.
 pub(crate) fn sit(member: &Member, entry: &ObjectEntry, id: ObjectId, slot: u32) -> Result<u32> {
     alive(entry, id)?;
     seats(member, entry)?.sit(slot)
@@ -289,7 +354,7 @@ pub(crate) fn is_woken(
     Ok(matches!(seats(member, entry)?.look(seat)?, Look::Given(_)))
 }
 
-/// Gives a seat up; true when its owner has just been woken.
+/// Gives a seat up; true when its owner has just been woken, and has it still.
 pub(crate) fn withdraw(member: &Member, entry: &ObjectEntry, seat: u32) -> Result<bool> {
     Ok(seats(member, entry)?.withdraw(seat)?.is_some())
 }

@@ -46,7 +46,7 @@ mod fixture;
 mod tests;
 
 pub use attempt::{Arguments, Attempt, End, Payload, Waiting, attempt, watch, withdraw};
-pub use barrier::{Barrier, BarrierState, Breakage};
+pub use barrier::{Barrier, BarrierState, Breakage, Passed, Turn};
 pub use broadcast::{Broadcast, BroadcastOptions, Trigger};
 pub use channel::{
     Attributes, CREDIT, Channel, ChannelOptions, Poll, Received, Returns, SendOptions,

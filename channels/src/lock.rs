@@ -14,12 +14,13 @@ use std::sync::Arc;
 use dragon_protocol::op::Op;
 use dragon_protocol::{Descriptor, ObjectId, ObjectKind};
 use dragon_shmem::object::ObjectEntry;
-use dragon_shmem::sync::{AtomicU64, Ordering, fence, high, low};
+use dragon_shmem::sync::{AtomicU64, Ordering, high, low};
 use dragon_shmem::{Deadline, Member, WaitResult};
 
 use crate::error::{Error, Result};
 use crate::object::{Handle, alive, is_alive, notify_watcher};
 use crate::sleep::FutexWord;
+use crate::wait::fence_after_rmw;
 
 const WAITERS: u32 = 1 << 31;
 const DIED: u32 = 1 << 30;
@@ -109,9 +110,8 @@ impl Lock {
     /// # Errors
     /// [`Error::Empty`] (try form: somebody has it), [`Error::Timeout`], [`Error::Interrupted`], [`Error::Destroyed`].
     pub fn acquire(&self, deadline: Deadline) -> Result<Acquired> {
-        let thread = thread_number();
         let Some(entry) = self.handle.local()? else {
-            let arguments = [thread.into(), 0];
+            let arguments = [thread_number().into(), 0];
             let [died, _] = self.handle.call(Op::LockAcquire, arguments, deadline)?;
             return Ok(Acquired {
                 owner_died: died != 0,
@@ -119,7 +119,7 @@ impl Lock {
         };
         let (id, words) = (self.handle.id(), words(entry));
         let slot = self.handle.member().slot().index;
-        let who = Who { slot, thread };
+        let who = words.caller(slot);
         alive(entry, id)?;
         if let Some(acquired) = words.try_acquire(who, 0) {
             return Ok(acquired);
@@ -151,16 +151,14 @@ impl Lock {
     /// # Errors
     /// [`Error::NotOwner`], [`Error::Destroyed`].
     pub fn release(&self, any: bool) -> Result<()> {
-        let thread = thread_number();
         match self.handle.local()? {
             Some(entry) => {
                 let member = self.handle.member();
-                let slot = member.slot().index;
-                let who = Who { slot, thread };
+                let who = words(entry).caller(member.slot().index);
                 release(member, entry, self.handle.id(), who, any)
             }
             None => {
-                let arguments = [any.into(), thread.into()];
+                let arguments = [any.into(), thread_number().into()];
                 self.handle
                     .call(Op::LockRelease, arguments, Deadline::Now)
                     .map(drop)
@@ -187,12 +185,12 @@ impl Lock {
         }
     }
 
-    /// Acquires the lock with the depth that it had, and lets no signal keep it from that.
-    pub(crate) fn take_again(&self, depth: u32) -> Result<Acquired> {
+    /// Acquires the lock with the depth that it had, and lets no signal keep it from that; `on_signal` hears of each.
+    pub(crate) fn take_again(&self, depth: u32, mut on_signal: impl FnMut()) -> Result<Acquired> {
         let thread = thread_number();
         let acquired = loop {
             match self.acquire(Deadline::Never) {
-                Err(Error::Interrupted) => {}
+                Err(Error::Interrupted) => on_signal(),
                 acquired => break acquired?,
             }
         };
@@ -205,8 +203,7 @@ impl Lock {
                 None => {
                     // It has the lock, so this only sets the depth.
                     let arguments = [thread.into(), depth.into()];
-                    self.handle
-                        .call(Op::LockAcquire, arguments, Deadline::Now)?;
+                    self.handle.call_surely(Op::LockAcquire, arguments)?;
                 }
             }
         }
@@ -279,6 +276,12 @@ pub(crate) fn words(entry: &ObjectEntry) -> Words<'_> {
 const _: () = assert!(size_of::<FutexWord>() == 4);
 
 impl Words<'_> {
+    /// The calling thread, of the process with this slot. Only recursive locks are a thread's.
+    fn caller(&self, slot: u32) -> Who {
+        let thread = if self.recursive { thread_number() } else { 0 };
+        Who { slot, thread }
+    }
+
     fn is_free(&self) -> bool {
         self.word.word.load(Ordering::Relaxed) & OWNER == 0
     }
@@ -405,7 +408,7 @@ impl Words<'_> {
                 Err(now) => seen = now,
             }
         }
-        fence(Ordering::SeqCst);
+        fence_after_rmw();
         if seen & WAITERS != 0 {
             self.word.wake(1);
         }

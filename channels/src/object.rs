@@ -182,6 +182,16 @@ impl Handle {
         Ok([reply.arg0, reply.arg1])
     }
 
+    /// Asks the owner's node for what needs no waiting there, and lets no signal keep it from that: what must not be left undone.
+    pub(crate) fn call_surely(&self, op: Op, arguments: [u64; 2]) -> Result<[u64; 2]> {
+        loop {
+            match self.call(op, arguments, Deadline::Now) {
+                Err(Error::Interrupted) => {}
+                called => return called,
+            }
+        }
+    }
+
     pub(crate) fn descriptor(&self) -> Descriptor {
         Descriptor {
             runtime: self.member.control().runtime(),

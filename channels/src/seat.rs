@@ -191,15 +191,26 @@ impl<'a> Seats<'a> {
         deadline: Deadline,
         alive: impl Fn() -> Result<()>,
     ) -> Result<u8> {
+        self.wait_and_stay(index, deadline, alive).or_else(|ended| {
+            // It may have been woken at this very moment.
+            self.withdraw(index)?.ok_or(ended)
+        })
+    }
+
+    /// As [`Seats::wait`], but whoever fails has the seat still, and can be woken in it.
+    pub(crate) fn wait_and_stay(
+        &self,
+        index: u32,
+        deadline: Deadline,
+        alive: impl Fn() -> Result<()>,
+    ) -> Result<u8> {
         let seat = self.seat(index)?;
-        let ended = loop {
+        loop {
             match self.look(index)? {
                 Look::Given(note) => return Ok(note),
                 Look::Waiting | Look::Ended => {}
             }
-            if let Err(error) = alive() {
-                break error;
-            }
+            alive()?;
             let state = seat.state.word.load(Ordering::Acquire);
             let asleep = retag(state, SLEEPING);
             if !waits(state)
@@ -215,13 +226,9 @@ impl<'a> Seats<'a> {
             }
             match seat.state.sleep(asleep, deadline) {
                 WaitResult::Woken | WaitResult::Changed => {}
-                WaitResult::TimedOut => break Error::Timeout,
-                WaitResult::Interrupted => break Error::Interrupted,
+                WaitResult::TimedOut => return Err(Error::Timeout),
+                WaitResult::Interrupted => return Err(Error::Interrupted),
             }
-        };
-        match self.withdraw(index)? {
-            Some(note) => Ok(note),
-            None => Err(ended),
         }
     }
 

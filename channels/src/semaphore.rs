@@ -20,7 +20,7 @@ use dragon_shmem::{Deadline, Member};
 use self::owned::Owned;
 use crate::error::{Error, Result, within};
 use crate::object::{Handle, alive, notify_watcher, second_wait_word, wait_word};
-use crate::wait::{WaitWord, mark};
+use crate::wait::{WaitWord, fence_after_rmw, mark};
 
 /// How a semaphore is to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +157,10 @@ impl Semaphore {
         let slot = member.slot().index;
         let words = Words::open(member, entry, id)?;
         words.check(units)?;
-        let take = || Ok(try_acquire(member, entry, id, slot, units)?.then_some(()));
+        let take = || {
+            alive(entry, id)?;
+            Ok(take(member, entry, id, &words, slot, units)?.then_some(()))
+        };
         if deadline != Deadline::Now && units > 1 {
             // SeqCst: before the caller counts itself among the waiters; see `release`.
             words.many.store(1, Ordering::SeqCst);
@@ -324,8 +327,7 @@ impl<'a> Words<'a> {
             Some(owned) => owned.take(slot, units)?,
         };
         if left == Some(0) {
-            // Between the change and the look at the waiters, as for all changes.
-            fence(Ordering::SeqCst);
+            self.fence();
             self.zero.wake_sleepers(u32::MAX);
         }
         Ok(left)
@@ -361,9 +363,18 @@ impl<'a> Words<'a> {
             .map_err(low)
     }
 
+    /// Between a change and the look at the waiters, as for all changes.
+    fn fence(&self) {
+        match &self.owned {
+            // `take` and `give` end with the change.
+            None => fence_after_rmw(),
+            Some(_) => fence(Ordering::SeqCst),
+        }
+    }
+
     /// Wakes those whom more units concern.
     fn wake(&self, units: u32) {
-        fence(Ordering::SeqCst);
+        self.fence();
         // One who waits for several units may be woken by one, and go to sleep again while another could have it: when there
         // are such, all look. The flag is set before its owner counts itself in, so who is counted is seen with its flag.
         let count = if self.many.load(Ordering::Relaxed) == 0 {
@@ -385,6 +396,17 @@ pub(crate) fn try_acquire(
 ) -> Result<bool> {
     let words = Words::open(member, entry, id)?;
     words.check(units)?;
+    take(member, entry, id, &words, slot, units)
+}
+
+fn take(
+    member: &Arc<Member>,
+    entry: &ObjectEntry,
+    id: ObjectId,
+    words: &Words<'_>,
+    slot: u32,
+    units: u32,
+) -> Result<bool> {
     let left = words.try_acquire(slot, units)?;
     if left == Some(0) {
         notify_watcher(member, entry, id);

@@ -97,6 +97,10 @@ typedef enum dragon_wait_mode {
     DRAGON_WAIT_SLEEP = 2     /* sleep at once: a wait costs a system call and nothing else */
 } dragon_wait_mode;
 
+/* Called in the middle of a wait, after a signal's handler has run. 0: the wait goes on; else it ends with
+ * DRAGON_INTERRUPTED. */
+typedef int32_t (*dragon_on_signal)(void *context);
+
 /* Why a barrier is broken. A later release may add some. */
 typedef enum dragon_breakage {
     DRAGON_WHOLE = 0,             /* it is not */
@@ -559,6 +563,16 @@ int32_t dragon_barrier_set_wait_mode(const dragon_barrier *barrier, int32_t mode
  * DRAGON_TIMEOUT: this party's time was up, which has broken the barrier. DRAGON_EMPTY (DRAGON_TRY while others are missing)
  * and DRAGON_INTERRUPTED break nothing. */
 int32_t dragon_barrier_wait(const dragon_barrier *barrier, int64_t timeout, uint32_t *number);
+/* As dragon_barrier_create, of a barrier at which one party acts before all go on. */
+int32_t dragon_barrier_create_with_action(uint32_t parties, uint64_t user, dragon_barrier **barrier);
+/* As dragon_barrier_wait, but a signal alone does not end the wait: on_signal decides. *turn is 0, or the party is the one to
+ * act: it comes back before the others, who go on when it calls dragon_barrier_acted, and get DRAGON_BROKEN when it dies before.
+ * The timeout is for the others to come, and not for the action. (dragon_barrier_wait takes the action for done.) */
+int32_t dragon_barrier_wait_through_signals(const dragon_barrier *barrier, int64_t timeout, dragon_on_signal on_signal,
+                                            void *context, uint32_t *number, uint64_t *turn);
+/* The party whose turn it was has acted (done is not 0), or has failed: then the barrier is broken. DRAGON_BROKEN: it was broken
+ * meanwhile. DRAGON_NOT_OWNER: it was not this process's turn. */
+int32_t dragon_barrier_acted(const dragon_barrier *barrier, uint64_t turn, int32_t done);
 /* Breaks it. */
 int32_t dragon_barrier_abort(const dragon_barrier *barrier);
 /* Makes it whole again. Who waits at this moment gets DRAGON_BROKEN. */
@@ -581,6 +595,11 @@ int32_t dragon_condition_set_wait_mode(const dragon_condition *condition, int32_
  * it afterwards. *owner_died (may be NULL): as for dragon_lock_acquire. DRAGON_NOT_OWNER: the caller does not hold the lock.
  * DRAGON_TABLE_FULL: as many wait as can. */
 int32_t dragon_condition_wait(const dragon_condition *condition, const dragon_lock *lock, int64_t timeout, int32_t *owner_died);
+/* As dragon_condition_wait, but a signal alone does not end the wait: on_signal decides, also while the lock is taken again; its
+ * DRAGON_INTERRUPTED comes when the caller has the lock. A notification that comes while on_signal runs is not missed; one that
+ * comes to a wait that on_signal ends goes to the next who waits. */
+int32_t dragon_condition_wait_through_signals(const dragon_condition *condition, const dragon_lock *lock, int64_t timeout,
+                                              dragon_on_signal on_signal, void *context, int32_t *owner_died);
 /* Wakes up to count who wait (1, DRAGON_ALL), the longest first; *woken (may be NULL): how many. */
 int32_t dragon_condition_notify(const dragon_condition *condition, uint32_t count, uint32_t *woken);
 /* How many wait at this moment. */

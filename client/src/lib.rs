@@ -41,9 +41,9 @@ mod watcher;
 
 pub use dragon_channels::{
     Acquired, Attributes, BarrierState, Breakage, BroadcastOptions, ChannelOptions,
-    ConditionOptions, EndpointOptions, Interest, Part, Poll, PriorityQueueOptions,
+    ConditionOptions, EndpointOptions, Interest, Part, Passed, Poll, PriorityQueueOptions,
     PriorityQueueState, Ready, Received, Returns, SemaphoreOptions, SendOptions, SetMember,
-    Trigger, WaitMode,
+    Trigger, Turn, WaitMode,
 };
 pub use dragon_protocol::control::{ExitNotice, Membership};
 pub use dragon_protocol::group::{MemberInfo, MemberState, RestartWhen};

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use dragon_channels as channels;
 use dragon_channels::{
-    Acquired, BarrierState, BroadcastOptions, ConditionOptions, SemaphoreOptions, Trigger,
+    Acquired, BarrierState, BroadcastOptions, ConditionOptions, Passed, SemaphoreOptions, Trigger,
+    Turn,
 };
 use dragon_protocol::Descriptor;
 use dragon_shmem::{Deadline, Member};
@@ -278,6 +279,45 @@ impl Barrier {
         Ok(self.0.get()?.wait(deadline)?)
     }
 
+    /// As [`Barrier::create`], of a barrier at which one party acts before all go on.
+    ///
+    /// # Errors
+    /// As [`Barrier::create`].
+    pub fn create_with_action(parties: u32, user: u64) -> Result<Self> {
+        Handle::create(|member| {
+            Ok(channels::Barrier::create_with_action(
+                member, parties, user,
+            )?)
+        })
+        .map(Self)
+    }
+
+    /// As [`Barrier::wait`], but a signal alone does not end the wait: `on_signal` is called in the middle of it and says
+    /// whether it goes on.
+    ///
+    /// Of a barrier with an action, one party comes back before the others, with a [`Turn`]: the others go on when it says
+    /// that it has [acted](Barrier::acted), or get [`Code::Broken`](crate::Code::Broken) when it dies before. The deadline is
+    /// for the others to come, and not for the action.
+    ///
+    /// # Errors
+    /// As [`Barrier::wait`]; [`Code::Interrupted`](crate::Code::Interrupted) when `on_signal` says so.
+    pub fn wait_through_signals(
+        &self,
+        deadline: Deadline,
+        on_signal: impl FnMut() -> bool,
+    ) -> Result<Passed> {
+        Ok(self.0.get()?.wait_through_signals(deadline, on_signal)?)
+    }
+
+    /// Says that the party whose turn it was has acted: all go on; or that it failed: the barrier is broken for all.
+    ///
+    /// # Errors
+    /// [`Code::Broken`](crate::Code::Broken) when it was broken while the party acted;
+    /// [`Code::NotOwner`](crate::Code::NotOwner) when it was not this process's turn.
+    pub fn acted(&self, turn: Turn, done: bool) -> Result<()> {
+        Ok(self.0.get()?.acted(turn, done)?)
+    }
+
     /// Breaks the barrier for all who wait, and all who come, until it is reset.
     ///
     /// # Errors
@@ -342,6 +382,25 @@ impl Condition {
     pub fn wait(&self, lock: &Lock, deadline: Deadline) -> Result<Acquired> {
         let lock = lock.0.get()?;
         Ok(self.0.get()?.wait(lock, deadline)?)
+    }
+
+    /// As [`Condition::wait`], but a signal alone does not end the wait: `on_signal` is called in the middle of it and says
+    /// whether it goes on. A notification that comes while it runs is not missed; one that comes to a wait that `on_signal`
+    /// ends goes to the next who waits. It hears of signals also while the lock is taken again.
+    ///
+    /// # Errors
+    /// As [`Condition::wait`]; [`Code::Interrupted`](crate::Code::Interrupted) when `on_signal` says so.
+    pub fn wait_through_signals(
+        &self,
+        lock: &Lock,
+        deadline: Deadline,
+        on_signal: impl FnMut() -> bool,
+    ) -> Result<Acquired> {
+        let lock = lock.0.get()?;
+        Ok(self
+            .0
+            .get()?
+            .wait_through_signals(lock, deadline, on_signal)?)
     }
 
     /// Wakes the one who waits longest, if anybody does; how many were woken.

@@ -326,6 +326,10 @@ fn declared() -> BTreeMap<String, String> {
         .split(';')
         .filter_map(|statement| {
             let statement = statement.rsplit(['{', '}']).next()?;
+            // A type of functions is no function.
+            if statement.trim_start().starts_with("typedef") {
+                return None;
+            }
             let (head, parameters) = statement.trim().split_once('(')?;
             let (result, name) = head.rsplit_once([' ', '*'])?;
             let result = if head.contains('*') {

@@ -34,16 +34,16 @@ pub(crate) enum Group {
     Slurm,
     /// A real OpenPBS of several nodes, where one is installed in /opt/pbs
     Pbs,
-    /// CPython's own tests of multiprocessing under the start method "dragon"; only when it is named. With
-    /// DRAGON_PLACEMENT=remote every child is on another node
+    /// CPython's own tests of multiprocessing under the start method "dragon", on one node and with every child on another
     Cpython,
 }
 
 impl Group {
     /// What runs when nothing is named.
-    const DEFAULT: [Self; 5] = [
+    const DEFAULT: [Self; 6] = [
         Self::Rust,
         Self::Python,
+        Self::Cpython,
         Self::Nodes,
         Self::Slurm,
         Self::Pbs,

@@ -11,6 +11,7 @@ struct Alone {
     done: WaitWord,
     room: WaitWord,
     places: Vec<AtomicU64>,
+    acts: bool,
 }
 
 impl Alone {
@@ -21,6 +22,13 @@ impl Alone {
         }
     }
 
+    fn with_action(parties: usize) -> Self {
+        Self {
+            acts: true,
+            ..Self::new(parties)
+        }
+    }
+
     fn words(&self) -> Words<'_> {
         Words {
             word: &self.word,
@@ -28,6 +36,7 @@ impl Alone {
             done: &self.done,
             room: &self.room,
             places: &self.places,
+            acts: self.acts,
         }
     }
 }
@@ -242,6 +251,100 @@ mod plain {
         assert_eq!(passed.into_inner() % 3, 0, "three at a time");
     }
 
+    fn at(arrival: (Arrival, bool)) -> Place {
+        match arrival {
+            (Arrival::At(at), false) => at,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_last_party_acts_before_the_others_go_on() {
+        let alone = Alone::with_action(2);
+        let words = alone.words();
+        for _ in 0..3 {
+            let (first, last) = (at(words.arrive(1)), at(words.arrive(2)));
+            assert_eq!(words.look(first), Look::Held);
+            assert_eq!(words.look(last), Look::Acts(1));
+            assert_eq!(words.arrive(3), (Arrival::Later, false));
+            assert!(!words.break_at(first, Breakage::Timeout), "all are there");
+            assert_eq!(words.withdraw(first), Some(Look::Held));
+            assert!(words.is_of(first, 1) && !words.is_of(first, 2));
+            assert_eq!(words.attributes(), (2, None));
+            assert!(!words.acted(first, true), "it is not its turn");
+            assert!(words.acted(last, true));
+            assert_eq!(words.look(first), Look::Passed(0));
+            assert_eq!(words.look(last), Look::Passed(1));
+            words.leave(first);
+            words.leave(last);
+        }
+    }
+
+    #[test]
+    fn only_the_death_of_the_one_who_acts_matters_while_it_does() {
+        let alone = Alone::with_action(3);
+        let words = alone.words();
+        let places = [1, 2, 3].map(|slot| at(words.arrive(slot)));
+        words.recover(1);
+        assert_eq!(words.look(places[1]), Look::Held);
+        words.recover(3);
+        assert_eq!(words.look(places[1]), Look::Broken(Breakage::Died));
+        assert!(!words.acted(places[2], true));
+        words.leave(places[1]);
+        words.reset();
+        assert_eq!(words.attributes(), (0, None));
+    }
+
+    /// Before all are there, as at any barrier; and the last one, which cannot act any more.
+    #[test]
+    fn a_death_at_a_barrier_with_an_action_breaks_it() {
+        for parties in [1, 2] {
+            let alone = Alone::with_action(2);
+            let words = alone.words();
+            let first = at(words.arrive(1));
+            if parties == 2 {
+                at(words.arrive(2));
+            }
+            words.recover(parties);
+            assert_eq!(words.look(first), Look::Broken(Breakage::Died));
+        }
+    }
+
+    #[test]
+    fn a_turn_is_taken_once() {
+        let node = LocalNode::new().unwrap();
+        let [ours, theirs] = [(); 2].map(|()| node.member().unwrap());
+        let barrier = Barrier::create_with_action(&ours, 1, 0).unwrap();
+        let pass = || {
+            let passed = barrier.wait_through_signals(Deadline::Never, || true);
+            passed.unwrap().turn.unwrap()
+        };
+        let turn = Turn::from_number(pass().number());
+        let elsewhere = Barrier::attach(&theirs, &barrier.descriptor(), false).unwrap();
+        let not_owner = Err(Error::NotOwner(barrier.id()));
+        assert_eq!(elsewhere.acted(turn, true), not_owner);
+        barrier.acted(turn, true).unwrap();
+        assert_eq!(barrier.acted(turn, true), not_owner);
+        let turn = pass();
+        barrier.abort().unwrap();
+        assert!(matches!(
+            barrier.acted(turn, true),
+            Err(Error::Broken {
+                why: Breakage::Aborted,
+                ..
+            })
+        ));
+        barrier.reset().unwrap();
+        barrier.acted(pass(), false).unwrap();
+        assert_eq!(
+            barrier.state().unwrap().broken,
+            Some(Breakage::Aborted),
+            "an action that fails breaks it"
+        );
+        barrier.reset().unwrap();
+        assert_eq!(barrier.wait(Deadline::Never), Ok(0), "nothing to do");
+    }
+
     #[test]
     fn a_barrier_breaks_and_is_made_whole() {
         let member = local::member().unwrap();
@@ -341,8 +444,8 @@ mod models {
             return Err(why.get().unwrap());
         };
         let look = || match words.look(at) {
-            Look::Waiting => Ok(None),
-            Look::Passed(number) => Ok(Some(number)),
+            Look::Waiting | Look::Held => Ok(None),
+            Look::Passed(number) | Look::Acts(number) => Ok(Some(number)),
             Look::Broken(reason) => Err(failed(reason)),
         };
         let looked = match look() {
@@ -407,12 +510,42 @@ mod models {
                     wait(&alone, 3).unwrap();
                 }
                 Some(look) => {
-                    assert!(matches!(look, Look::Passed(_)));
+                    assert!(matches!(look, Look::Passed(_)), "{look:?}");
                     words.leave(at);
                     words.wake_room();
                 }
             }
             other.join().unwrap();
+        });
+    }
+
+    /// The one who acts, or is to, dies at any moment: the other party is told, and never passes.
+    #[test]
+    fn loom_the_death_of_one_who_acts_breaks_the_barrier() {
+        check(3, || {
+            let alone = Arc::new(Alone::with_action(2));
+            let theirs = Arc::clone(&alone);
+            let other = thread::spawn(move || {
+                let words = theirs.words();
+                match words.arrive(2) {
+                    (Arrival::At(at), _) => match words.look(at) {
+                        Look::Acts(_) => words.acted(at, true),
+                        _ => false,
+                    },
+                    _ => false,
+                }
+            });
+            let words = alone.words();
+            let (Arrival::At(at), _) = words.arrive(9) else {
+                panic!("there is a place");
+            };
+            let acts = matches!(words.look(at), Look::Acts(_));
+            words.recover(9);
+            let passed = other.join().unwrap();
+            assert!(!(acts && passed), "one acts");
+            if !passed {
+                assert_eq!(words.attributes().1, Some(Breakage::Died));
+            }
         });
     }
 

@@ -14,10 +14,18 @@
 //!     │  └── no place is taken: CAS ── RESETTING(p) ◀─── reset: CAS (from WHOLE too)
 //!     ▼            as WHOLE(p+4)
 //!   one party takes its arrival back: the version, so that nobody completes who has seen it there
+//!
+//!   with an action:
+//!   WHOLE(p) ── all places are taken: CAS ──▶ ACTING(p, index) ── its party is done: CAS ──▶ WHOLE(p+1)
+//!                                                 └── it failed, its death, abort ──▶ BROKEN(p), reset ──▶ RESETTING(p)
 //! ```
 //! Whether a phase was completed is decided by one compare-and-swap of that word, and a party in phase `p` knows from the
 //! word alone how its wait ended. As long as it has its place the word cannot go beyond `p+2`, which needs the same row again;
 //! a reset waits until all places are left, and skips so many phases that nobody takes it for a completion.
+//!
+//! Where there is an action, the last party that came acts before the others go on: its index stands in the word in place of
+//! the version, and it keeps its place until it is done, so that its death is noticed there. Who waits meanwhile has arrived
+//! for good: no time that is up breaks anything any more.
 
 use dragon_shmem::sync::{AtomicU64, Ordering, fence, low};
 
@@ -32,6 +40,7 @@ const SLOTS: u32 = (1 << 20) - 1;
 const WHOLE: u64 = 0;
 const BROKEN: u64 = 1;
 const RESETTING: u64 = 2;
+const ACTING: u64 = 3;
 const TAG: u64 = 0xf;
 /// One more version.
 const VERSION: u64 = 1 << 8;
@@ -57,11 +66,29 @@ fn reason_of(word: u64) -> Breakage {
     Breakage::from_number(word >> 4 & 0xf)
 }
 
+/// The word while the party with this index acts.
+const fn acting(phase: u64, index: u32) -> u64 {
+    state(phase, 0, ACTING) | (index as u64) << 8 & VERSIONS
+}
+
 /// Where a party is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     phase: u64,
     index: u32,
+}
+
+impl Place {
+    /// As a number, for a caller that comes back with it.
+    pub(crate) const fn number(self) -> u64 {
+        self.phase << 24 | self.index as u64
+    }
+
+    /// The inverse of [`Place::number`]; of another number a place that [`Words::is_of`] denies.
+    pub(crate) const fn from_number(number: u64) -> Self {
+        let (phase, index) = (number >> 24, low(number) & 0xff_ffff);
+        Self { phase, index }
+    }
 }
 
 /// What came of an arrival.
@@ -82,6 +109,10 @@ pub(super) enum Look {
     Waiting,
     /// All are there. The party's number.
     Passed(u32),
+    /// All are there, and the party is to act. Its number.
+    Acts(u32),
+    /// All are there, and another party acts.
+    Held,
     /// The barrier was broken.
     Broken(Breakage),
 }
@@ -98,6 +129,8 @@ pub(super) struct Words<'a> {
     pub(super) room: &'a WaitWord,
     /// Two rows.
     pub(super) places: &'a [AtomicU64],
+    /// Whether one party acts before all go on.
+    pub(super) acts: bool,
 }
 
 impl<'a> Words<'a> {
@@ -142,7 +175,8 @@ impl<'a> Words<'a> {
                         fence(Ordering::SeqCst);
                         let last = self.row(phase).last().map(|p| p.load(Ordering::Acquire));
                         let full = last.is_some_and(|p| p & TAG == HERE && phase_of(p) == phase);
-                        moved |= full && self.complete(phase);
+                        // If this party is to act, nobody else has to know.
+                        moved |= full && self.complete(phase, index) && !self.acts;
                         return (Arrival::At(Place { phase, index }), moved);
                     }
                     Take::Later => return (Arrival::Later, moved),
@@ -150,7 +184,7 @@ impl<'a> Words<'a> {
                 }
             }
             // All places are taken, but the barrier has not moved on: its last party is about to do that, or leaves.
-            let completed = self.complete(phase);
+            let completed = self.complete(phase, 0);
             moved |= completed;
             if !completed && self.word.load(Ordering::Acquire) == word {
                 return (Arrival::Later, moved);
@@ -184,8 +218,9 @@ impl<'a> Words<'a> {
         Take::Full
     }
 
-    /// Moves on to the next phase if all places are taken. False: not all, or somebody was quicker.
-    fn complete(&self, phase: u64) -> bool {
+    /// Moves on to the next phase if all places are taken, or has the party with this index act before. False: not all, or
+    /// somebody was quicker.
+    fn complete(&self, phase: u64, index: u32) -> bool {
         loop {
             // Read before the places: a party that takes its arrival back in between has changed the version.
             let word = self.word.load(Ordering::Acquire);
@@ -198,7 +233,11 @@ impl<'a> Words<'a> {
             if phase_of(word) != phase || word & TAG != WHOLE || !all() {
                 return false;
             }
-            let next = state(phase + 1, 0, WHOLE);
+            let next = if self.acts {
+                acting(phase, index)
+            } else {
+                state(phase + 1, 0, WHOLE)
+            };
             if self
                 .word
                 .compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed)
@@ -209,11 +248,36 @@ impl<'a> Words<'a> {
         }
     }
 
+    /// Whether a place is that of a party of the process with this slot.
+    pub(super) fn is_of(&self, at: Place, slot: u32) -> bool {
+        let taken = place(at.phase, slot, HERE);
+        (at.index as usize) < self.parties() && self.at(at).load(Ordering::Acquire) == taken
+    }
+
+    /// The party in a place has acted: all go on, or the barrier is broken. False: it was broken meanwhile.
+    pub(super) fn acted(&self, at: Place, done: bool) -> bool {
+        let next = if done {
+            state(at.phase + 1, 0, WHOLE)
+        } else {
+            state(at.phase, Breakage::Aborted.number(), BROKEN)
+        };
+        self.word
+            .compare_exchange(
+                acting(at.phase, at.index),
+                next,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            )
+            .is_ok()
+    }
+
     /// How the wait in a place stands.
     pub(super) fn look(&self, at: Place) -> Look {
         let word = self.word.load(Ordering::Acquire);
         match phase_of(word).wrapping_sub(at.phase) {
             0 if word & TAG == WHOLE => Look::Waiting,
+            0 if word == acting(at.phase, at.index) => Look::Acts(at.index),
+            0 if word & TAG == ACTING => Look::Held,
             0 => Look::Broken(reason_of(word)),
             1 | 2 => Look::Passed(at.index),
             // A reset that was over before this party had its place.
@@ -238,6 +302,7 @@ impl<'a> Words<'a> {
             let word = self.word.load(Ordering::Acquire);
             if phase_of(word) != at.phase || word & TAG != WHOLE {
                 // All were there, with us; or it was broken.
+                mine.store(place(at.phase, slot, HERE), Ordering::Release);
                 return Some(self.look(at));
             }
             // Who completes has read the version before it looked at the places: either it sees that we leave, or it fails.
@@ -265,6 +330,15 @@ impl<'a> Words<'a> {
         })
     }
 
+    /// Breaks the barrier for a party that is gone: when others wait for it to come, or to act.
+    pub(super) fn break_for(&self, at: Place, why: Breakage) {
+        self.change(|word| {
+            (phase_of(word) == at.phase && word & TAG == WHOLE
+                || word == acting(at.phase, at.index))
+            .then_some(state(at.phase, why.number(), BROKEN))
+        });
+    }
+
     /// As [`Words::break_phase`], for the party in a place.
     pub(super) fn break_at(&self, at: Place, why: Breakage) -> bool {
         self.break_phase(at.phase, why)
@@ -273,7 +347,7 @@ impl<'a> Words<'a> {
     /// Breaks the barrier in whatever phase it is.
     pub(super) fn abort(&self) -> bool {
         self.change(|word| {
-            (word & TAG == WHOLE).then_some(state(
+            matches!(word & TAG, WHOLE | ACTING).then_some(state(
                 phase_of(word),
                 Breakage::Aborted.number(),
                 BROKEN,
@@ -340,21 +414,22 @@ impl<'a> Words<'a> {
         let waiting = self.row(phase).iter().filter(here).count();
         (
             u32::try_from(waiting).unwrap_or(u32::MAX),
-            (word & TAG != WHOLE).then(|| reason_of(word)),
+            matches!(word & TAG, BROKEN | RESETTING).then(|| reason_of(word)),
         )
     }
 
     /// What the parties of a dead process leave: their places, and a barrier that is broken if others waited for them.
     pub(super) fn recover(&self, slot: u32) {
-        for at in self.places {
+        for (index, at) in (0..).zip(self.places) {
             let seen = at.load(Ordering::Acquire);
             if seen & TAG == FREE || slot_of(seen) != slot {
                 continue;
             }
             let phase = phase_of(seen);
-            // It may have been the last one, and have died before it moved the barrier on.
-            if !self.complete(phase) {
-                self.break_phase(phase, Breakage::Died);
+            // It may have been the last one, and have died before it moved the barrier on. It cannot act any more, though.
+            if self.acts || !self.complete(phase, 0) {
+                let index = index % u32::try_from(self.parties()).unwrap_or(u32::MAX);
+                self.break_for(Place { phase, index }, Breakage::Died);
             }
             at.store(place(phase + 1, 0, FREE), Ordering::Release);
         }

@@ -332,7 +332,7 @@ class _SharedTypes:
         return original("rebuild_ctype")(type_, wrapper, length)
 
     def synchronized(obj, lock=None, ctx=None):
-        if type(obj).__module__ == "dragon.mp.sharedctypes" or type(lock).__module__ == "dragon.mp.synchronize":
+        if type(obj).__module__ == "dragon.mp.sharedctypes" or type(lock).__module__ == "dragon._native":
             from dragon.mp.sharedctypes import synchronized
             return synchronized(obj, lock, ctx)
         from dragon._hook import original

@@ -15,6 +15,8 @@ const OVERRIDE: &str = "DRAGON_LIB";
 
 /// Bytes of a descriptor.
 pub(crate) const DESCRIPTOR: usize = 32;
+/// `DRAGON_ALL`.
+pub(crate) const ALL: u32 = u32::MAX;
 /// The timeout that waits for ever.
 pub(crate) const NEVER: i64 = -1;
 /// The timeout that does not wait.
@@ -27,6 +29,10 @@ pub(crate) const FULL: i32 = 3;
 pub(crate) const INVALID_ARGUMENT: i32 = 10;
 pub(crate) const NOT_OWNER: i32 = 12;
 pub(crate) const INTERRUPTED: i32 = 25;
+pub(crate) const BROKEN: i32 = 26;
+
+/// `dragon_on_signal`.
+pub(crate) type OnSignal = unsafe extern "C" fn(*mut c_void) -> i32;
 
 /// Any object of the library: a pointer that only the library looks into.
 pub(crate) type Object = *mut c_void;
@@ -254,6 +260,27 @@ functions! {
     fn dragon_semaphore_acquire(Object, i64) -> i32;
     fn dragon_semaphore_release(Object, u32) -> i32;
     fn dragon_semaphore_value(Object, *mut u32) -> i32;
+
+    fn dragon_condition_create(u32, u64, *mut Object) -> i32;
+    fn dragon_condition_attach(*const u8, i32, *mut Object) -> i32;
+    fn dragon_condition_close(Object) -> i32;
+    fn dragon_condition_descriptor(Object, *mut u8) -> i32;
+    fn dragon_condition_export(Object, *mut u8) -> i32;
+    fn dragon_condition_wait_through_signals(Object, Object, i64, OnSignal, *mut c_void, *mut i32) -> i32;
+    fn dragon_condition_notify(Object, u32, *mut u32) -> i32;
+    fn dragon_condition_waiting(Object, *mut u32) -> i32;
+
+    fn dragon_barrier_create(u32, u64, *mut Object) -> i32;
+    fn dragon_barrier_create_with_action(u32, u64, *mut Object) -> i32;
+    fn dragon_barrier_attach(*const u8, i32, *mut Object) -> i32;
+    fn dragon_barrier_close(Object) -> i32;
+    fn dragon_barrier_descriptor(Object, *mut u8) -> i32;
+    fn dragon_barrier_export(Object, *mut u8) -> i32;
+    fn dragon_barrier_wait_through_signals(Object, i64, OnSignal, *mut c_void, *mut u32, *mut u64) -> i32;
+    fn dragon_barrier_acted(Object, u64, i32) -> i32;
+    fn dragon_barrier_abort(Object) -> i32;
+    fn dragon_barrier_reset(Object) -> i32;
+    fn dragon_barrier_state(Object, *mut u32, *mut u32, *mut i32) -> i32;
 
     fn dragon_memory_create(u64, *const c_void, usize, *mut Object) -> i32;
     fn dragon_memory_attach(*const u8, i32, *mut Object) -> i32;

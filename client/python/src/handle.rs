@@ -99,19 +99,19 @@ impl<K: Kind> Handle<K> {
         py: Python<'_>,
         work: impl FnOnce(Open) -> T + Send,
     ) -> PyResult<T> {
-        let open = self.get()?;
-        self.users.store(self.users.load(Relaxed) + 1, Relaxed);
-        let result = py.detach(|| {
+        let (open, _use) = self.keep_open()?;
+        Ok(py.detach(|| {
             let result = work(open);
             crate::wait::stay_out_of_an_ending_interpreter();
             result
-        });
-        let users = self.users.load(Relaxed) - 1;
-        self.users.store(users, Relaxed);
-        if users == 0 && self.closing.load(Relaxed) {
-            self.close_now();
-        }
-        Ok(result)
+        }))
+    }
+
+    /// The object, which stays open as long as what comes with it lives. That ends with the interpreter lock held.
+    pub(crate) fn keep_open(&self) -> PyResult<(Open, Use<'_, K>)> {
+        let open = self.get()?;
+        self.users.store(self.users.load(Relaxed) + 1, Relaxed);
+        Ok((open, Use(self)))
     }
 
     /// Does something that does not wait: at once where the object lies on this node, else without the interpreter lock.
@@ -170,6 +170,20 @@ impl<K: Kind> Handle<K> {
         let code = unsafe { call(self.get()?.object(), descriptor.as_mut_ptr()) };
         check(py, api, code)?;
         Ok(descriptor)
+    }
+}
+
+/// A thread that uses a handle without the interpreter lock.
+#[derive(Debug)]
+pub(crate) struct Use<'a, K: Kind>(&'a Handle<K>);
+
+impl<K: Kind> Drop for Use<'_, K> {
+    fn drop(&mut self) {
+        let users = self.0.users.load(Relaxed) - 1;
+        self.0.users.store(users, Relaxed);
+        if users == 0 && self.0.closing.load(Relaxed) {
+            self.0.close_now();
+        }
     }
 }
 

@@ -5,10 +5,13 @@
 //! 1. An operation on an object of this node is first tried while the interpreter lock is held, which is a few atomic
 //!    instructions; only one that has to wait, or to ask another node, gives the lock up.
 //! 2. A signal interrupts a wait: Python's handlers run, and unless one raises, the wait goes on for the time that is left.
+//!    Where it would miss something meanwhile, they run in the middle of it.
 //! 3. A thread that comes back from a wait while the interpreter ends never returns into it.
 
 mod api;
+mod barrier;
 mod channel;
+mod condition;
 mod error;
 mod fork;
 mod handle;
@@ -26,7 +29,11 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     #[pymodule_export]
+    use crate::barrier::Barrier;
+    #[pymodule_export]
     use crate::channel::{Channel, Message};
+    #[pymodule_export]
+    use crate::condition::Condition;
     #[pymodule_export]
     use crate::fork::fork_sibling;
     #[pymodule_export]

@@ -8,10 +8,10 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::api::{self, Api, Bytes, DESCRIPTOR, Object};
+use crate::api::{self, Bytes, DESCRIPTOR};
 use crate::channel::View;
 use crate::error::check;
-use crate::handle::{Handle, Kind};
+use crate::handle::Handle;
 use crate::sync::kind;
 
 kind!(

@@ -3,9 +3,9 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::api::{self, Api, DESCRIPTOR, Object, READABLE, Ready, WRITABLE};
+use crate::api::{self, DESCRIPTOR, READABLE, Ready, WRITABLE};
 use crate::error::check;
-use crate::handle::{Handle, Kind};
+use crate::handle::Handle;
 use crate::sync::kind;
 use crate::wait::{is_too_early, timeout, wait};
 

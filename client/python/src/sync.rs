@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use pyo3::IntoPyObjectExt as _;
 use pyo3::exceptions::{PyAssertionError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
@@ -16,18 +17,24 @@ macro_rules! kind {
         #[derive(Debug)]
         pub(crate) struct $kind;
 
-        impl Kind for $kind {
+        impl $crate::handle::Kind for $kind {
             const NAME: &'static str = $name;
-            fn attach(api: &Api) -> unsafe extern "C" fn(*const u8, i32, *mut Object) -> i32 {
+            fn attach(
+                api: &$crate::api::Api,
+            ) -> unsafe extern "C" fn(*const u8, i32, *mut $crate::api::Object) -> i32 {
                 api.$attach
             }
-            fn close(api: &Api) -> unsafe extern "C" fn(Object) -> i32 {
+            fn close(api: &$crate::api::Api) -> unsafe extern "C" fn($crate::api::Object) -> i32 {
                 api.$close
             }
-            fn descriptor(api: &Api) -> unsafe extern "C" fn(Object, *mut u8) -> i32 {
+            fn descriptor(
+                api: &$crate::api::Api,
+            ) -> unsafe extern "C" fn($crate::api::Object, *mut u8) -> i32 {
                 api.$descriptor
             }
-            fn export(api: &Api) -> unsafe extern "C" fn(Object, *mut u8) -> i32 {
+            fn export(
+                api: &$crate::api::Api,
+            ) -> unsafe extern "C" fn($crate::api::Object, *mut u8) -> i32 {
                 api.$export
             }
         }
@@ -62,7 +69,7 @@ kind!(
 );
 
 /// A handle by its descriptor, or a new object.
-fn open<K: Kind>(
+pub(crate) fn open<K: Kind>(
     py: Python<'_>,
     descriptor: Option<&[u8]>,
     adopt: bool,
@@ -89,7 +96,9 @@ fn this_thread() -> u64 {
 ///
 /// `owner` and `count` say what this process knows: which of its threads has the lock, and how often. They change only
 /// while the interpreter lock is held.
-#[pyclass(frozen, subclass, module = "dragon._native")]
+///
+/// It has no subclasses: the interpreter finds the methods of an object sooner whose class is the one that defines them.
+#[pyclass(frozen, weakref, module = "dragon._native")]
 #[derive(Debug)]
 pub(crate) struct Lock {
     handle: Handle<LockKind>,
@@ -129,8 +138,24 @@ impl Lock {
         adopt: bool,
         recursive: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let new = cls.py().get_type::<Self>().getattr("__new__")?;
-        new.call1((cls, recursive, descriptor, adopt))
+        cls.call1((recursive, descriptor, adopt))
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let lock = slf.get();
+        let how = (lock.export(slf.py())?, true, lock.recursive);
+        (slf.get_type().getattr("attach")?, how).into_bound_py_any(slf.py())
+    }
+
+    fn __repr__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let module = slf.py().import("dragon.mp.synchronize")?;
+        module.call_method1("describe", (slf, slf.get().recursive))
+    }
+
+    /// What the standard library looks into is the lock itself.
+    #[getter]
+    fn _semlock<'a, 'py>(slf: &'a Bound<'py, Self>) -> &'a Bound<'py, Self> {
+        slf
     }
 
     /// Takes the lock; false when it did not become free in time.
@@ -252,11 +277,43 @@ impl Lock {
         check(py, api, code)?;
         self.owner.store(me, Relaxed);
         self.count.store(1, Relaxed);
-        if owner_died != 0 {
-            py.import("dragon._errors")?.call_method0("owner_died")?;
-        }
+        warn_if(py, owner_died)?;
         Ok(true)
     }
+
+    pub(crate) fn handle(&self) -> &Handle<LockKind> {
+        &self.handle
+    }
+
+    /// Forgets that the calling thread has the lock, for a condition that gives it up; `None` when it has not.
+    pub(crate) fn put_aside(&self) -> Option<PutAside> {
+        self._is_mine().then(|| {
+            let count = self.count.swap(0, Relaxed);
+            let owner = self.owner.swap(0, Relaxed);
+            PutAside { owner, count }
+        })
+    }
+
+    /// The condition has taken the lock again.
+    pub(crate) fn take_up(&self, PutAside { owner, count }: PutAside) {
+        self.owner.store(owner, Relaxed);
+        self.count.store(count, Relaxed);
+    }
+}
+
+/// Who had a lock, and how often.
+#[derive(Debug)]
+pub(crate) struct PutAside {
+    owner: u64,
+    count: u32,
+}
+
+/// Warns when a lock's last owner died while it held it.
+pub(crate) fn warn_if(py: Python<'_>, owner_died: i32) -> PyResult<()> {
+    if owner_died != 0 {
+        py.import("dragon._errors")?.call_method0("owner_died")?;
+    }
+    Ok(())
 }
 
 /// A flag to wait for.
@@ -356,17 +413,21 @@ impl Event {
 }
 
 /// A counter that cannot go below zero.
-#[pyclass(frozen, subclass, module = "dragon._native")]
+///
+/// Without subclasses, as [`Lock`].
+#[pyclass(frozen, weakref, module = "dragon._native")]
 #[derive(Debug)]
 pub(crate) struct Semaphore {
     handle: Handle<SemaphoreKind>,
+    bounded: bool,
 }
 
 #[pymethods]
 impl Semaphore {
-    /// `owned`: what a process took and did not give back is given back when it ends, however it ends.
+    /// `owned`: what a process took and did not give back is given back when it ends, however it ends. `bounded`: it is called
+    /// `BoundedSemaphore`.
     #[new]
-    #[pyo3(signature = (value=1, max=0x7fff_ffff, descriptor=None, adopt=false, owned=false))]
+    #[pyo3(signature = (value=1, max=0x7fff_ffff, descriptor=None, adopt=false, owned=false, bounded=false))]
     fn new(
         py: Python<'_>,
         value: u32,
@@ -374,6 +435,7 @@ impl Semaphore {
         descriptor: Option<&[u8]>,
         adopt: bool,
         owned: bool,
+        bounded: bool,
     ) -> PyResult<Self> {
         let handle = open(py, descriptor, adopt, |api, object| {
             let create = if owned {
@@ -384,19 +446,53 @@ impl Semaphore {
             // SAFETY: the result is writable.
             unsafe { create(value, max, 0, object) }
         })?;
-        Ok(Self { handle })
+        Ok(Self { handle, bounded })
     }
 
     /// A handle from a descriptor. `adopt`: take over the reference that `export` counted.
     #[classmethod]
-    #[pyo3(signature = (descriptor, adopt=false))]
+    #[pyo3(signature = (descriptor, adopt=false, bounded=false))]
     fn attach<'py>(
         cls: &Bound<'py, PyType>,
         descriptor: &[u8],
         adopt: bool,
+        bounded: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let new = cls.py().get_type::<Self>().getattr("__new__")?;
-        new.call1((cls, 0, 0, descriptor, adopt))
+        cls.call1((0, 0, descriptor, adopt, false, bounded))
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let semaphore = slf.get();
+        let how = (semaphore.export(slf.py())?, true, semaphore.bounded);
+        (slf.get_type().getattr("attach")?, how).into_bound_py_any(slf.py())
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let name = if self.bounded {
+            "BoundedSemaphore"
+        } else {
+            "Semaphore"
+        };
+        Ok(format!("<{name}(value={})>", self.value(py)?))
+    }
+
+    /// What the standard library looks into is the semaphore itself.
+    #[getter]
+    fn _semlock<'a, 'py>(slf: &'a Bound<'py, Self>) -> &'a Bound<'py, Self> {
+        slf
+    }
+
+    /// The counter's present value.
+    fn get_value(&self, py: Python<'_>) -> PyResult<u32> {
+        self.value(py)
+    }
+
+    fn _get_value(&self, py: Python<'_>) -> PyResult<u32> {
+        self.value(py)
+    }
+
+    fn _is_zero(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.value(py)? == 0)
     }
 
     /// Takes one unit; false when there was none in time.

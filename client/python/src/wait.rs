@@ -1,13 +1,13 @@
 //! Timeouts, signals, and the interpreter lock around waits.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::api::{EMPTY, FULL, INTERRUPTED, NEVER, TIMEOUT, TRY};
+use crate::api::{EMPTY, FULL, INTERRUPTED, NEVER, OnSignal, TIMEOUT, TRY};
 use crate::handle::{Handle, Kind, Open};
 
 /// Nanoseconds from a timeout of Python: seconds, or None for ever. Negative ones are over already.
@@ -73,6 +73,34 @@ pub(crate) fn wait<K: Kind>(
             left = i64::try_from(rest.as_nanos()).unwrap_or(NEVER);
         }
     }
+}
+
+/// Calls a function of the library that waits through signals: Python's handlers run in the middle of the wait, and one that
+/// raises ends it. The function's code, and what was raised.
+pub(crate) fn through_signals(
+    py: Python<'_>,
+    call: impl FnOnce(OnSignal, *mut c_void) -> i32 + Send,
+) -> (i32, Option<PyErr>) {
+    let mut raised: Option<PyErr> = None;
+    let context = (&raw mut raised).expose_provenance();
+    let code = py.detach(|| {
+        let code = call(hear, std::ptr::with_exposed_provenance_mut(context));
+        stay_out_of_an_ending_interpreter();
+        code
+    });
+    (code, raised)
+}
+
+/// What the library calls at a signal; `context` is where an exception goes.
+unsafe extern "C" fn hear(context: *mut c_void) -> c_int {
+    stay_out_of_an_ending_interpreter();
+    let Err(error) = Python::attach(|py| py.check_signals()) else {
+        return 0;
+    };
+    // SAFETY: `through_signals` lends it, to this thread alone, until the call is over.
+    let raised = unsafe { &mut *context.cast::<Option<PyErr>>() };
+    raised.get_or_insert(error);
+    1
 }
 
 /// Comes back at once, except in a thread that has lost its interpreter: that one never does.

@@ -1,9 +1,11 @@
 //! Barriers.
 
-use dragon_channels::Breakage;
+use std::ffi::c_void;
+
+use dragon_channels::{Breakage, Turn};
 use dragon_shmem::Deadline;
 
-use super::function::{Out, Wanted, functions, object};
+use super::function::{OnSignal, Out, Wanted, functions, object};
 use crate::sync::Barrier;
 
 object! {
@@ -26,6 +28,30 @@ functions! {
     fn dragon_barrier_wait(barrier: &Barrier, timeout: Deadline, number: Wanted<u32>) {
         number.put(barrier.wait(timeout)?);
         Ok(())
+    }
+
+    fn dragon_barrier_create_with_action(parties: u32, user: u64, barrier: Out<*mut Barrier>) {
+        barrier.give(Barrier::create_with_action(parties, user)?);
+        Ok(())
+    }
+
+    fn dragon_barrier_wait_through_signals(
+        barrier: &Barrier,
+        timeout: Deadline,
+        on_signal: OnSignal,
+        context: *mut c_void,
+        number: Wanted<u32>,
+        turn: Out<u64>,
+    ) {
+        let go_on = || on_signal.call(context);
+        let passed = barrier.wait_through_signals(timeout, go_on)?;
+        number.put(passed.number);
+        turn.put(passed.turn.map_or(0, Turn::number));
+        Ok(())
+    }
+
+    fn dragon_barrier_acted(barrier: &Barrier, turn: u64, done: i32) {
+        barrier.acted(Turn::from_number(turn), done != 0)
     }
 
     fn dragon_barrier_abort(barrier: &Barrier) {

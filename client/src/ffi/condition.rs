@@ -1,9 +1,11 @@
 //! Conditions.
 
+use std::ffi::c_void;
+
 use dragon_channels::ConditionOptions;
 use dragon_shmem::Deadline;
 
-use super::function::{Out, Wanted, functions, object};
+use super::function::{OnSignal, Out, Wanted, functions, object};
 use super::or_default;
 use crate::sync::{Condition, Lock};
 
@@ -27,6 +29,20 @@ functions! {
 
     fn dragon_condition_wait(condition: &Condition, lock: &Lock, timeout: Deadline, owner_died: Wanted<i32>) {
         owner_died.put(condition.wait(lock, timeout)?.owner_died.into());
+        Ok(())
+    }
+
+    fn dragon_condition_wait_through_signals(
+        condition: &Condition,
+        lock: &Lock,
+        timeout: Deadline,
+        on_signal: OnSignal,
+        context: *mut c_void,
+        owner_died: Wanted<i32>,
+    ) {
+        let go_on = || on_signal.call(context);
+        let acquired = condition.wait_through_signals(lock, timeout, go_on)?;
+        owner_died.put(acquired.owner_died.into());
         Ok(())
     }
 

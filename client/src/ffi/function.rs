@@ -4,6 +4,7 @@
 //! checks of the arguments, all of them before the body runs. What C passes for an argument, and what the body gets, is told
 //! by [`Argument`]. `object!` writes the functions that objects of all kinds have.
 
+use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 
 use dragon_channels::WaitMode;
@@ -144,6 +145,27 @@ impl<T> Argument for *mut T {
     #[inline]
     unsafe fn take(raw: Self, _: &str) -> Result<Self> {
         Ok(raw)
+    }
+}
+
+/// What a wait calls at each signal: with success the wait goes on.
+#[derive(Debug)]
+pub struct OnSignal(unsafe extern "C" fn(*mut c_void) -> i32);
+
+impl Argument for OnSignal {
+    type Raw = Option<unsafe extern "C" fn(*mut c_void) -> i32>;
+
+    #[inline]
+    unsafe fn take(raw: Self::Raw, name: &str) -> Result<Self> {
+        raw.map(Self).ok_or_else(|| null(name))
+    }
+}
+
+impl OnSignal {
+    /// Whether the wait goes on.
+    pub(super) fn call(&self, context: *mut c_void) -> bool {
+        // SAFETY: the caller promised a function that takes this context.
+        unsafe { (self.0)(context) == 0 }
     }
 }
 

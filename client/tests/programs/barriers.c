@@ -153,6 +153,33 @@ static void find_it_destroyed(void)
     EXPECT(DRAGON_DESTROYED, dragon_barrier_wait(barrier, DRAGON_NEVER, NULL));
 }
 
+static int32_t go_on(void *context)
+{
+    (void)context;
+    return 0;
+}
+
+/* One party acts, and the others go on when it has. */
+static void actions(void)
+{
+    dragon_barrier *alone = NULL;
+    uint32_t number = 99;
+    uint64_t turn = 0;
+    int32_t why = 99;
+    OK(dragon_barrier_create_with_action(1, 0, &alone));
+    OK(dragon_barrier_wait_through_signals(alone, DRAGON_NEVER, go_on, NULL, &number, &turn));
+    TRUE(number == 0 && turn != 0);
+    OK(dragon_barrier_acted(alone, turn, 1));
+    EXPECT(DRAGON_NOT_OWNER, dragon_barrier_acted(alone, turn, 1));
+    OK(dragon_barrier_wait(alone, DRAGON_NEVER, NULL));
+    OK(dragon_barrier_wait_through_signals(alone, DRAGON_NEVER, go_on, NULL, NULL, &turn));
+    OK(dragon_barrier_acted(alone, turn, 0));
+    OK(dragon_barrier_state(alone, NULL, NULL, &why));
+    TRUE(why == DRAGON_BROKEN_BY_ABORT);
+    EXPECT(DRAGON_BROKEN, dragon_barrier_wait_through_signals(alone, DRAGON_NEVER, go_on, NULL, NULL, &turn));
+    OK(dragon_barrier_close(alone));
+}
+
 int main(void)
 {
     dragon_barrier *none = NULL;
@@ -173,6 +200,7 @@ int main(void)
     TRUE(waiting() == 0 && broken() == DRAGON_WHOLE);
     wait_modes();
     breaking();
+    actions();
 
     EXPECT(DRAGON_INVALID_ARGUMENT, dragon_barrier_wait(barrier, -2, NULL));
     EXPECT(DRAGON_INVALID_ARGUMENT, dragon_barrier_abort(NULL));

@@ -129,6 +129,46 @@ static void find_it_destroyed(void)
     OK(dragon_lock_release(lock, 0)); /* it has the lock again */
 }
 
+static void do_nothing(int number)
+{
+    (void)number;
+}
+
+static void signal_the_parent(void)
+{
+    for (;;) {
+        TRUE(kill(getppid(), SIGUSR1) == 0);
+        usleep(5000);
+    }
+}
+
+/* Goes on as often as *context says. */
+static int32_t hear(void *context)
+{
+    int *left = context;
+    return --*left < 0;
+}
+
+/* A wait goes on until on_signal ends it, and has the lock then. */
+static void signals_in_a_wait(void)
+{
+    struct sigaction action = {.sa_handler = do_nothing};
+    int left = 2;
+    OK(dragon_condition_create(0, 0, &condition));
+    OK(dragon_lock_create(0, &lock));
+    TRUE(sigaction(SIGUSR1, &action, NULL) == 0);
+    pid_t child = child_that(signal_the_parent);
+    EXPECT(DRAGON_INVALID_ARGUMENT, dragon_condition_wait_through_signals(condition, lock, DRAGON_NEVER, NULL, &left, NULL));
+    EXPECT(DRAGON_NOT_OWNER, dragon_condition_wait_through_signals(condition, lock, DRAGON_NEVER, hear, &left, NULL));
+    OK(dragon_lock_acquire(lock, DRAGON_NEVER, NULL));
+    EXPECT(DRAGON_INTERRUPTED, dragon_condition_wait_through_signals(condition, lock, DRAGON_NEVER, hear, &left, NULL));
+    TRUE(left < 0 && waiting() == 0);
+    OK(dragon_lock_release(lock, 0));
+    kill_child(child);
+    OK(dragon_lock_close(lock));
+    OK(dragon_condition_close(condition));
+}
+
 static void conditions(int recursive)
 {
     dragon_condition *none = NULL;
@@ -290,6 +330,7 @@ int main(void)
     recursive_locks();
     conditions(0);
     conditions(1);
+    signals_in_a_wait();
     owned_units();
     several_units();
     OK(dragon_detach());

@@ -37,6 +37,8 @@ class Outcome(NamedTuple):
 
 
 def main():
+    # Who runs it in the background of a shell ignores this signal; the cases want to hear it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     options = parse_options()
     cases = collect(options.patterns)
     exceptions = Exceptions(EXCEPTIONS)

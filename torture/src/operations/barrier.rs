@@ -19,6 +19,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         cpus: 1,
         ..operation("barrier-sleep", |m| barrier(m, false), waits)
     },
+    operation("barrier-act", acting, waits),
     operation("barrier-try", |m| barrier(m, false), tries),
     operation("barrier-times-out", |m| barrier(m, false), times_out),
     operation("barrier-abort", |m| barrier(m, false), aborts),
@@ -58,6 +59,15 @@ fn rig(member: &Arc<Member>) -> Result<Rig> {
 fn barrier(member: &Arc<Member>, partner: bool) -> Result<Box<dyn Survivor>> {
     Ok(Box::new(Rig {
         partner,
+        ..rig(member)?
+    }))
+}
+
+/// The victim comes last, so it acts.
+fn acting(member: &Arc<Member>) -> Result<Box<dyn Survivor>> {
+    Ok(Box::new(Rig {
+        barrier: Arc::new(Barrier::create_with_action(member, 2, 0)?),
+        partner: true,
         ..rig(member)?
     }))
 }

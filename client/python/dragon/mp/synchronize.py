@@ -7,8 +7,9 @@ nobody has to wait. They can be given to another process at any time, also throu
 from __future__ import annotations
 
 import threading
+import time
+from collections import namedtuple
 from multiprocessing import process
-from multiprocessing.synchronize import Condition as _StdCondition
 
 from dragon import _native
 
@@ -25,98 +26,44 @@ def _attach(kind: Any, descriptor: bytes, *more: Any) -> Any:
     return kind.attach(descriptor, True, *more)
 
 
-def _holder(lock: Any) -> str:
-    """Who holds a lock, as far as this process can tell."""
-    if lock._is_mine():
-        name = process.current_process().name
-        thread = threading.current_thread().name
-        return name if thread == "MainThread" else f"{name}|{thread}"
-    if lock._get_value() == 1:
-        return "None"
-    return "SomeOtherThread" if lock._count() > 0 else "SomeOtherProcess"
-
-
-class Lock(_native.Lock):
+def Lock(*, ctx: Any = None) -> _native.Lock:
     """A lock that any process may release. When its holder dies the next one gets it, with a warning in the log."""
-
-    __slots__ = ("__weakref__",)
-
-    def __new__(cls, *, ctx: Any = None) -> Lock:
-        return super().__new__(cls, False)
-
-    @property
-    def _semlock(self) -> Lock:
-        return self
-
-    def __reduce__(self) -> Any:
-        return _attach, (type(self), self.export(), False)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}(owner={_holder(self)})>"
+    return _native.Lock()
 
 
-class RLock(_native.Lock):
+def RLock(*, ctx: Any = None) -> _native.Lock:
     """A lock that its holder, one thread of one process, may acquire again."""
-
-    __slots__ = ("__weakref__",)
-
-    def __new__(cls, *, ctx: Any = None) -> RLock:
-        return super().__new__(cls, True)
-
-    @property
-    def _semlock(self) -> RLock:
-        return self
-
-    def __reduce__(self) -> Any:
-        return _attach, (type(self), self.export(), True)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}({_holder(self)}, {self._count()})>"
+    return _native.Lock(True)
 
 
-class Semaphore(_native.Semaphore):
+def describe(lock: _native.Lock, recursive: bool) -> str:
+    """A lock as the standard library shows it: who holds it, as far as this process can tell."""
+    if lock._is_mine():
+        holder = process.current_process().name
+        thread = threading.current_thread().name
+        if thread != "MainThread":
+            holder = f"{holder}|{thread}"
+    elif lock._get_value() == 1:
+        holder = "None"
+    else:
+        holder = "SomeOtherThread" if lock._count() > 0 else "SomeOtherProcess"
+    return f"<RLock({holder}, {lock._count()})>" if recursive else f"<Lock(owner={holder})>"
+
+
+def Semaphore(value: int = 1, *, ctx: Any = None) -> _native.Semaphore:
     """A counter that cannot go below zero."""
-
-    __slots__ = ("__weakref__",)
-
-    def __new__(cls, value: int = 1, *, ctx: Any = None) -> Semaphore:
-        if not 0 <= value <= SEM_VALUE_MAX:
-            raise ValueError(f"a semaphore starts with 0 to {SEM_VALUE_MAX}, not with {value}")
-        return super().__new__(cls, value, cls._limit(value))
-
-    @staticmethod
-    def _limit(value: int) -> int:
-        return SEM_VALUE_MAX
-
-    def get_value(self) -> int:
-        """The counter's present value."""
-        return self.value()
-
-    @property
-    def _semlock(self) -> Semaphore:
-        return self
-
-    def _get_value(self) -> int:
-        return self.value()
-
-    def _is_zero(self) -> bool:
-        return self.value() == 0
-
-    def __reduce__(self) -> Any:
-        return _attach, (type(self), self.export())
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}(value={self.value()})>"
+    return _native.Semaphore(_within_limits(value))
 
 
-class BoundedSemaphore(Semaphore):
+def BoundedSemaphore(value: int = 1, *, ctx: Any = None) -> _native.Semaphore:
     """A semaphore that cannot be released above the value that it started with."""
+    return _native.Semaphore(_within_limits(value), max(value, 1), bounded=True)
 
-    __slots__ = ()
 
-    @staticmethod
-    def _limit(value: int) -> int:
-        return max(value, 1)
+def _within_limits(value: int) -> int:
+    if not 0 <= value <= SEM_VALUE_MAX:
+        raise ValueError(f"a semaphore starts with 0 to {SEM_VALUE_MAX}, not with {value}")
+    return value
 
 
 class Event(_native.Event):
@@ -134,22 +81,105 @@ class Event(_native.Event):
         return f"<{type(self).__qualname__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"
 
 
-class Condition(_StdCondition):
+class Condition:
     """A condition variable over one of the locks above.
 
-    Not the runtime's own: a wait there ends at a signal and gives up its place, and a notification that comes while the
-    handler runs is missed. Here the handler runs in the middle of the wait, as with the standard library.
+    A notification belongs to the waiter that it was for, from the moment it was made: notifying waits for nobody, and when
+    that waiter dies before it has the lock again, or a signal's handler ends its wait, it goes to the next one.
     """
+
+    def __init__(self, lock: Any = None, *, ctx: Any = None) -> None:
+        if not isinstance(lock, (_native.Lock, type(None))):
+            raise TypeError(f"a condition takes a Lock or RLock of the start method 'dragon', not {type(lock).__name__}")
+        self.__setstate__((lock or RLock(), _native.Condition(_waiters())))
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._lock, self._sleeping_count, self._woken_count, self._wait_semaphore
+        return self._lock, self._waiters.export()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._lock, waiters = state
+        self._waiters = _native.Condition.attach(waiters, True) if isinstance(waiters, bytes) else waiters
+        self.acquire = self._lock.acquire
+        self.release = self._lock.release
+
+    def __enter__(self) -> bool:
+        return self._lock.__enter__()
+
+    def __exit__(self, *args: Any) -> None:
+        return self._lock.__exit__(*args)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}({self._lock}, {self._waiters.waiting()})>"
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Gives the lock up, waits for a notification, and takes the lock again; false when none came in time."""
+        return self._waiters.wait(self._lock, timeout)
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        """Waits until `predicate()`, called with the lock held, is true; its last result."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while not (result := predicate()):
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            self.wait(left)
+        return result
+
+    def notify(self, n: int = 1) -> None:
+        """Wakes up to `n` of those who wait, the longest first."""
+        self._check_lock()
+        if n > 0:
+            self._waiters.notify(min(n, _MOST_WAITERS))
+
+    def notify_all(self) -> None:
+        """Wakes all who wait."""
+        self._check_lock()
+        self._waiters.notify()
+
+    def _check_lock(self) -> None:
+        if not self._lock._is_mine():
+            raise AssertionError("lock is not owned")
+
+    # What the standard library's own tests of conditions look at: who sleeps, and that nothing is left over when nobody does.
+
+    @property
+    def _sleeping_count(self) -> _Count:
+        return _Count(self._waiters.waiting())
+
+    @property
+    def _woken_count(self) -> _Count:
+        return _Count(0)
+
+    _wait_semaphore = _woken_count
 
 
-class Barrier(threading.Barrier):
+class _Count(namedtuple("_Count", "value")):
+    """A number that looks like a semaphore."""
+
+    __slots__ = ()
+
+    def get_value(self) -> int:
+        """The number."""
+        return self.value
+
+
+#: More threads cannot wait at a condition at once.
+_MOST_WAITERS = 65536
+
+
+def _waiters() -> int:
+    """How many threads can wait at a condition at once: several for each CPU of the job, and what fits into a page of a pool."""
+    return min(max(4000, 8 * int(_native.info()["cpus"])), _MOST_WAITERS)
+
+
+class Barrier:
     """A barrier for a fixed number of parties; they may be on different nodes.
 
-    Not the runtime's own, which has no action that runs before the parties go on, and breaks where that one fails.
+    A party that dies while it waits, or while it does the action for all, breaks the barrier for the others.
     """
+
+    #: Why it is broken: it was reset while parties waited, and will be whole when they have left.
+    _BY_RESET = 4
 
     def __init__(
         self,
@@ -157,53 +187,61 @@ class Barrier(threading.Barrier):
         action: Callable[[], Any] | None = None,
         timeout: float | None = None,
         *,
-        ctx: Any,
+        ctx: Any = None,
     ) -> None:
         if parties < 1:
             raise ValueError(f"a barrier needs at least one party, not {parties}")
-        cond = ctx.Condition()
-        self.__setstate__((parties, action, timeout, cond, _Number(ctx), _Number(ctx)))
-        self._state = 0
-        self._count = 0
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        (self._parties, self._action, self._timeout, self._cond, self._state_number, self._count_number) = state
+        self.__setstate__((action, timeout, _native.Barrier(parties, action is not None)))
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return (self._parties, self._action, self._timeout, self._cond, self._state_number, self._count_number)
+        return self._action, self._timeout, self._barrier.export()
 
-    # The base class keeps its state in these two; all its accesses are made under the condition's lock.
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._action, self._timeout, barrier = state
+        self._barrier = _native.Barrier.attach(barrier, True) if isinstance(barrier, bytes) else barrier
+
+    def __repr__(self) -> str:
+        parties, waiting, broken = self._barrier.state()
+        how = "broken" if broken else f"waiters={waiting}/{parties}"
+        return f"<{type(self).__module__}.{type(self).__qualname__} at {id(self):#x}: {how}>"
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits until all parties are there; this party's number, from 0 on."""
+        passed = self._barrier.wait(self._timeout if timeout is None else timeout)
+        if passed is None:
+            raise threading.BrokenBarrierError
+        number, turn = passed
+        if turn:
+            done = False
+            try:
+                self._action()
+                done = True
+            finally:
+                whole = self._barrier.acted(turn, done)
+            if not whole:
+                raise threading.BrokenBarrierError
+        return number
+
+    def reset(self) -> None:
+        """Makes it whole again; who waits at this moment gets `BrokenBarrierError`."""
+        self._barrier.reset()
+
+    def abort(self) -> None:
+        """Breaks it: who waits, and who comes, gets `BrokenBarrierError`."""
+        self._barrier.abort()
+
     @property
-    def _state(self) -> int:
-        return self._state_number.get()
-
-    @_state.setter
-    def _state(self, value: int) -> None:
-        self._state_number.set(value)
+    def parties(self) -> int:
+        """How many it is for."""
+        return self._barrier.state()[0]
 
     @property
-    def _count(self) -> int:
-        return self._count_number.get()
+    def n_waiting(self) -> int:
+        """How many wait."""
+        _, waiting, broken = self._barrier.state()
+        return 0 if broken else waiting
 
-    @_count.setter
-    def _count(self, value: int) -> None:
-        self._count_number.set(value)
-
-
-class _Number:
-    """A small number, at least -2, that processes share: the value of a semaphore. Set it under a lock only."""
-
-    _OFFSET = 2
-
-    def __init__(self, ctx: Any) -> None:
-        self._semaphore = ctx.Semaphore(self._OFFSET)
-
-    def get(self) -> int:
-        return self._semaphore.value() - self._OFFSET
-
-    def set(self, value: int) -> None:
-        step = value - self.get()
-        if step > 0:
-            self._semaphore.release(step)
-        for _ in range(-step):
-            self._semaphore.acquire(False)
+    @property
+    def broken(self) -> bool:
+        """Whether it is broken."""
+        return self._barrier.state()[2] not in (0, self._BY_RESET)
