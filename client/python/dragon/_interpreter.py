@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-import secrets
 import sys
 from multiprocessing import process, spawn, util
 
@@ -88,7 +87,7 @@ def _preload(modules: list[str]) -> bytes:
 @functools.cache
 def _program() -> bytes:
     """Tells this program from others of the runtime: a later one may find other modules under the same names."""
-    return secrets.token_bytes(8)
+    return os.urandom(8)
 
 
 def preload(wanted: bytes) -> bool:

@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use self::head::run as run_head;
 use self::line::{Door, Line};
-pub use self::line::{Followed, How, connect};
+pub use self::line::{Followed, connect};
 use self::step::Step;
 pub use self::step::is_option;
 use super::{is_secret, slurm, wishes};
@@ -137,8 +137,7 @@ async fn keep(script: &OsStr, arguments: &[OsString]) -> Result<Exit> {
     line.say_end();
     // Of daemons that know of each other the first ends last; of others nobody waits for output.
     let last = timeout(END, line.ended()).await;
-    step.ends(&runtime, last.ok().and_then(|last| last.how))
-        .await;
+    step.ends(&runtime, last.is_ok_and(|last| last.ended)).await;
     ended
 }
 

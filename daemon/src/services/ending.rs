@@ -19,7 +19,6 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Daemon, End, Event, Signals};
-use crate::adapter::allocation::How;
 use crate::adapter::{Manager, slurm};
 use crate::cli::RUNTIME_FAILED;
 use crate::exit::Exit;
@@ -58,7 +57,6 @@ impl Daemon {
         {
             keeper.say_told();
         }
-        let mut failed = end.code == RUNTIME_FAILED || self.cluster.epoch() > 0;
         let started = Instant::now();
         self.untold = self.below_without_link();
         self.cluster.stop();
@@ -91,7 +89,6 @@ impl Daemon {
         })
         .await;
         let stuck = self.stuck();
-        failed |= !stuck.is_empty();
         self.children
             .retain(|link| self.stopped.contains(&link.node));
         if let Some(parent) = &self.parent {
@@ -108,7 +105,7 @@ impl Daemon {
             ));
         }
         if let Some(keeper) = &self.keeper {
-            keeper.say_ended(if failed { How::Lost } else { How::Everywhere });
+            keeper.say_ended();
         } else {
             // Kills this daemon, too.
             self.cancel_step_of(&stuck).await;

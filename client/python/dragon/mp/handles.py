@@ -7,7 +7,6 @@ connection. What a descriptor stands for exists on one node only, so a process o
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 
 TYPE_CHECKING = False
@@ -23,7 +22,7 @@ _PATIENCE = 60
 def send_handle(conn: Connection, handle: int) -> None:
     """Sends a file descriptor; returns when it was fetched."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(f"\0dragon-handle-{os.getuid()}-{os.getpid()}-{secrets.token_hex(8)}")
+        listener.bind(f"\0dragon-handle-{os.getuid()}-{os.getpid()}-{os.urandom(8).hex()}")
         listener.listen(1)
         listener.settimeout(_PATIENCE)
         conn.send_bytes(listener.getsockname())

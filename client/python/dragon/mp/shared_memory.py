@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import secrets
 from multiprocessing import shared_memory as std
 from multiprocessing import util
 
@@ -73,7 +72,7 @@ def _find(name: str) -> _native.Memory | None:
 
 def _make(name: str, size: int) -> _native.Memory | None:
     """New memory with this name, or None when the name is taken."""
-    memory = _native.Memory(size, secrets.randbits(63))
+    memory = _native.Memory(size, int.from_bytes(os.urandom(8)) >> 1)
     # The reference that is counted here is the name's; who unlinks it gives it back.
     descriptor = memory.export()
     try:

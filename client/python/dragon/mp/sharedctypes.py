@@ -8,7 +8,7 @@ needs: an element, a field, a slice. Several of them together are one change onl
 from __future__ import annotations
 
 import ctypes
-import secrets
+import os
 from multiprocessing import sharedctypes as std
 
 from dragon import _native
@@ -26,7 +26,7 @@ class SharedBuffer:
     """The memory of an object, under the interface that `multiprocessing.heap.BufferWrapper` has."""
 
     def __init__(self, size: int) -> None:
-        self.memory = _native.Memory(max(size, 1), secrets.randbits(63))
+        self.memory = _native.Memory(max(size, 1), int.from_bytes(os.urandom(8)) >> 1)
 
     def create_memoryview(self) -> memoryview:
         """The bytes; on their own node only."""

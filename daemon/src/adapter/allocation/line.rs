@@ -3,8 +3,7 @@
 //! ```text
 //! daemon → keeper   '+', the name of the attach socket, newline: the runtime is up
 //! daemon → keeper   't': the runtime ends, because its daemons were told to
-//! daemon → keeper   'e': it has ended
-//! daemon → keeper   'l': as 'e', but nodes were lost, or it failed: not all of its daemons may ever end
+//! daemon → keeper   'e': it has ended wherever this daemon reaches
 //! keeper → daemon   'x': the script has ended
 //! ```
 //!
@@ -32,8 +31,7 @@ const LONGEST: usize = 128;
 
 /// What a daemon says of the end, a byte each.
 const TOLD: u8 = b't';
-const EVERYWHERE: u8 = b'e';
-const LOST: u8 = b'l';
+const ENDED: u8 = b'e';
 
 /// Where the first daemon comes to the keeper.
 pub(super) struct Door {
@@ -87,22 +85,13 @@ pub(super) struct Line {
     said: Cell<Last>,
 }
 
-/// How a runtime has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
-    /// On every node.
-    Everywhere,
-    /// Wherever its first daemon reaches: nodes were lost, or it failed.
-    Lost,
-}
-
 /// What a runtime has said of its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Last {
     /// Its daemons were told to end.
     pub(super) told: bool,
-    /// How; none: its first daemon was not able to say it.
-    pub(super) how: Option<How>,
+    /// It has ended, but for nodes that are lost: what has not ended by now does not end by itself.
+    pub(super) ended: bool,
 }
 
 impl Line {
@@ -133,8 +122,7 @@ impl Line {
             let mut last = said.get();
             match byte {
                 [TOLD] => last.told = true,
-                [LOST] => last.how = Some(How::Lost),
-                _ => last.how = Some(How::Everywhere),
+                _ => last.ended = true,
             }
             said.set(last);
         }
@@ -213,12 +201,8 @@ impl Followed {
     }
 
     /// Tells the keeper that what is left now ends at once, or is out of this daemon's reach.
-    pub fn say_ended(&self, how: How) {
-        let byte = match how {
-            How::Everywhere => EVERYWHERE,
-            How::Lost => LOST,
-        };
-        let _ = self.0.try_write(&[byte]);
+    pub fn say_ended(&self) {
+        let _ = self.0.try_write(&[ENDED]);
     }
 }
 
@@ -255,14 +239,14 @@ mod tests {
                 // As in the daemon, which has waited for events before.
                 followed.0.writable().await.unwrap();
                 followed.say_told();
-                followed.say_ended(How::Lost);
+                followed.say_ended();
             });
         });
         line.runtime().await.unwrap();
         ended.join().unwrap();
         let all = Last {
             told: true,
-            how: Some(How::Lost),
+            ended: true,
         };
         assert_eq!(line.ended().await, all);
         // Also who asks again.

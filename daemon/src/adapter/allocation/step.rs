@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
-use super::{How, NODE};
+use super::NODE;
 use crate::adapter::slurm;
 use crate::config::{Config, keys};
 use crate::journal::say;
@@ -31,9 +31,7 @@ const OVERLAPPING: [&str; 2] = ["--overlap", "--mem=0"];
 /// How long daemons that do not come up may take to end by themselves.
 const STOPS: Duration = Duration::from_secs(2);
 
-/// How long the step may take whose daemons have all said that they end.
-const ALL_END: Duration = Duration::from_secs(3);
-/// How long it may take after a first daemon that is gone without a word: as long as one that is cut off may take to notice
+/// How long the step may take after a first daemon that is gone without a word: as long as one that is cut off may take to notice
 /// and to end. srun would wait for ever for a daemon that hangs, or that it does not reach.
 const SILENT: Duration = Duration::from_secs(15);
 /// The same in seconds, longer, for srun itself: a shell goes on after its runtime, and does not wait for the step.
@@ -99,20 +97,21 @@ impl Step {
         Ok(())
     }
 
-    /// Waits until it has ended, whose runtime had this attach socket, and has ended. Has Slurm kill what does not end.
-    pub(super) async fn ends(&mut self, runtime: &OsStr, how: Option<How>) {
-        let limit = match how {
-            Some(How::Everywhere) => ALL_END,
-            Some(How::Lost) => LAST_ENDS,
-            None => SILENT,
-        };
-        if self.has_ended_within(limit).await {
+    /// Waits until it has ended, whose runtime had this attach socket, and whether that said that it has ended. Has Slurm kill what
+    /// does not end.
+    pub(super) async fn ends(&mut self, runtime: &OsStr, said: bool) {
+        if self
+            .has_ended_within(if said { LAST_ENDS } else { SILENT })
+            .await
+        {
             return;
         }
         if let Some(step) = step_of(runtime) {
-            say(&format!(
-                "daemons of this job did not end within {limit:?} of the first one; their step {step} is cancelled"
-            ));
+            if !said {
+                say(&format!(
+                    "daemons of this job did not end within {SILENT:?} of the first one; their step {step} is cancelled"
+                ));
+            }
             slurm::cancel(step).await;
         }
         self.give_up().await;
