@@ -146,8 +146,8 @@ mod plain {
                             (Look::Waiting, None) => continue,
                             (Look::Passed(n), Some(Ok(()))) => prop_assert!((n as usize) < PARTIES),
                             (Look::Broken(why), Some(Err(expected))) => {
-                                // A reset writes over why it was broken.
-                                prop_assert!(why == expected || why == Breakage::Reset);
+                                // A reset writes over why it was broken, and an abort over the reset.
+                                prop_assert!(why == expected || [Breakage::Reset, Breakage::Aborted].contains(&why));
                             }
                             (found, expected) => panic!("{found:?}, expected {expected:?}"),
                         }
@@ -180,7 +180,10 @@ mod plain {
                         words.recover(slot);
                     }
                     Step::Abort => {
-                        prop_assert_eq!(words.abort(), oracle.broken.is_none());
+                        prop_assert_eq!(words.abort(), oracle.broken.is_none() || oracle.resetting);
+                        if std::mem::take(&mut oracle.resetting) {
+                            oracle.broken = Some(Breakage::Aborted);
+                        }
                         oracle.break_it(Breakage::Aborted);
                     }
                     Step::Reset => {

@@ -11,7 +11,7 @@
 //!     │  ▲ │
 //!     │  │ └── time over, abort, death: CAS ──▶ BROKEN(p, reason)
 //!     │  │                                          │ reset: CAS
-//!     │  └── no place is taken: CAS ── RESETTING(p) ◀─── reset: CAS (from WHOLE too)
+//!     │  └── no place is taken: CAS ── RESETTING(p) ◀─── reset: CAS (from WHOLE too); abort: CAS back
 //!     ▼            as WHOLE(p+4)
 //!   one party takes its arrival back: the version, so that nobody completes who has seen it there
 //!
@@ -344,10 +344,10 @@ impl<'a> Words<'a> {
         self.break_phase(at.phase, why)
     }
 
-    /// Breaks the barrier in whatever phase it is.
+    /// Breaks the barrier in whatever phase it is, also one that a reset is to end.
     pub(super) fn abort(&self) -> bool {
         self.change(|word| {
-            matches!(word & TAG, WHOLE | ACTING).then_some(state(
+            (word & TAG != BROKEN).then_some(state(
                 phase_of(word),
                 Breakage::Aborted.number(),
                 BROKEN,

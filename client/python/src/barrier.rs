@@ -60,10 +60,67 @@ impl Barrier {
         cls.call1((0, false, descriptor, adopt))
     }
 
-    /// Waits for all parties: the party's number, and its turn to act, which is 0 for all but one; `None` when the barrier is
-    /// broken, or was broken since this party's time was up.
-    #[pyo3(signature = (timeout=None))]
+    /// Waits for all parties: the party's number; `None` when the barrier is broken, or was broken since this party's time was up.
+    /// The party whose turn it is calls `action`. It is called from here, since between the end of a call and a `try` of Python a
+    /// signal's handler can raise, and the others would wait for a turn that nobody has.
+    #[pyo3(signature = (timeout=None, action=None))]
     fn wait(
+        &self,
+        py: Python<'_>,
+        timeout: Option<&Bound<'_, PyAny>>,
+        action: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Option<u32>> {
+        let Some((number, turn)) = self.arrive(py, timeout)? else {
+            return Ok(None);
+        };
+        if turn == 0 {
+            return Ok(Some(number));
+        }
+        let acted = action.map_or(Ok(()), |action| action.call0().map(drop));
+        let is_whole = self.acted(py, turn, acted.is_ok());
+        acted?;
+        Ok(is_whole?.then_some(number))
+    }
+
+    /// Breaks it.
+    fn abort(&self, py: Python<'_>) -> PyResult<()> {
+        self.change(py, |api| api.dragon_barrier_abort)
+    }
+
+    /// Makes it whole again.
+    fn reset(&self, py: Python<'_>) -> PyResult<()> {
+        self.change(py, |api| api.dragon_barrier_reset)
+    }
+
+    /// How many parties it is for, how many wait, and a number that says why it is broken, or 0.
+    fn state(&self, py: Python<'_>) -> PyResult<(u32, u32, i32)> {
+        let api = api::api()?;
+        let (code, state) = self.handle.call(py, |open| {
+            let (mut parties, mut waiting, mut broken) = (0, 0, 0);
+            // SAFETY: the object is open and the results are writable.
+            let code = unsafe {
+                (api.dragon_barrier_state)(
+                    open.object(),
+                    &raw mut parties,
+                    &raw mut waiting,
+                    &raw mut broken,
+                )
+            };
+            (code, (parties, waiting, broken))
+        })?;
+        check(py, api, code)?;
+        Ok(state)
+    }
+
+    /// Its name, with a reference in transit for whoever attaches with `adopt`.
+    fn export(&self, py: Python<'_>) -> PyResult<[u8; DESCRIPTOR]> {
+        self.handle.export(py)
+    }
+}
+
+impl Barrier {
+    /// The party's number, and its turn to act, which is 0 for all but one; `None` as for [`Barrier::wait`].
+    fn arrive(
         &self,
         py: Python<'_>,
         timeout: Option<&Bound<'_, PyAny>>,
@@ -120,43 +177,6 @@ impl Barrier {
         Ok(true)
     }
 
-    /// Breaks it.
-    fn abort(&self, py: Python<'_>) -> PyResult<()> {
-        self.change(py, |api| api.dragon_barrier_abort)
-    }
-
-    /// Makes it whole again.
-    fn reset(&self, py: Python<'_>) -> PyResult<()> {
-        self.change(py, |api| api.dragon_barrier_reset)
-    }
-
-    /// How many parties it is for, how many wait, and a number that says why it is broken, or 0.
-    fn state(&self, py: Python<'_>) -> PyResult<(u32, u32, i32)> {
-        let api = api::api()?;
-        let (code, state) = self.handle.call(py, |open| {
-            let (mut parties, mut waiting, mut broken) = (0, 0, 0);
-            // SAFETY: the object is open and the results are writable.
-            let code = unsafe {
-                (api.dragon_barrier_state)(
-                    open.object(),
-                    &raw mut parties,
-                    &raw mut waiting,
-                    &raw mut broken,
-                )
-            };
-            (code, (parties, waiting, broken))
-        })?;
-        check(py, api, code)?;
-        Ok(state)
-    }
-
-    /// Its name, with a reference in transit for whoever attaches with `adopt`.
-    fn export(&self, py: Python<'_>) -> PyResult<[u8; DESCRIPTOR]> {
-        self.handle.export(py)
-    }
-}
-
-impl Barrier {
     fn change(
         &self,
         py: Python<'_>,

@@ -287,6 +287,30 @@ def test_signals_at_a_barrier(ctx, start, node):
     assert answers.get() == (False, 0)
 
 
+def wait_or_hear(barrier, turns, answers):
+    while turns.get():
+        take_part(barrier, answers)
+
+
+def test_a_signal_at_any_moment_of_the_last_party(ctx, start, node):
+    barrier, turns, answers = ctx.Barrier(2, int), ctx.Queue(), ctx.Queue()
+    start(node, wait_or_hear, barrier, turns, answers)
+    for number in range(60):
+        turns.put(True)
+        until_waiting(barrier, 1)
+        try:
+            set_alarm(interrupt, (number % 30 + 1) * 5e-6)
+            barrier.wait()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interrupt:
+            # Before it had come: the other one waits for it still.
+            if barrier.n_waiting == 1:
+                barrier.abort()
+        assert answers.get() in (0, 1, "broken")
+        barrier.reset()
+    turns.put(False)
+
+
 def signalled_while_another_acts(barrier, answers, after):
     set_alarm(lambda *_: answers.put("heard"), after)
     take_part(barrier, answers)

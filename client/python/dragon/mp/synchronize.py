@@ -207,19 +207,9 @@ class Barrier:
 
     def wait(self, timeout: float | None = None) -> int:
         """Waits until all parties are there; this party's number, from 0 on."""
-        passed = self._barrier.wait(self._timeout if timeout is None else timeout)
-        if passed is None:
+        number = self._barrier.wait(self._timeout if timeout is None else timeout, self._action)
+        if number is None:
             raise threading.BrokenBarrierError
-        number, turn = passed
-        if turn:
-            done = False
-            try:
-                self._action()
-                done = True
-            finally:
-                whole = self._barrier.acted(turn, done)
-            if not whole:
-                raise threading.BrokenBarrierError
         return number
 
     def reset(self) -> None:
