@@ -466,6 +466,8 @@ fn a_step_outlives_its_srun_and_can_be_cancelled(cluster: &Cluster) {
 
 /// Up to 30 s and a little more: slurmctld looks at the limits no more often.
 fn the_time_limit_ends_the_job_in_order(cluster: &Cluster) {
+    // The case before this one has ended nodes.
+    cluster.revive();
     let step = ready(cluster, TRAPS);
     let job = cluster.login(["squeue", "-h", "-t", "R", "-o", "%i"]).out;
     // A limit counts minutes; the end of the job is a time like any other, which root may set.
