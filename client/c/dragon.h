@@ -28,7 +28,6 @@ extern "C" {
 
 #define DRAGON_NEVER ((int64_t)-1)
 #define DRAGON_TRY ((int64_t)0)
-
 /* Bytes of a descriptor, and of the longest text form with its final NUL. */
 #define DRAGON_DESCRIPTOR_BYTES 32
 #define DRAGON_DESCRIPTOR_TEXT 96
@@ -97,8 +96,7 @@ typedef enum dragon_wait_mode {
     DRAGON_WAIT_SLEEP = 2     /* sleep at once: a wait costs a system call and nothing else */
 } dragon_wait_mode;
 
-/* Called in the middle of a wait, after a signal's handler has run. 0: the wait goes on; else it ends with
- * DRAGON_INTERRUPTED. */
+/* Called in the middle of a wait, after a signal's handler. 0: the wait goes on; else it ends with DRAGON_INTERRUPTED. */
 typedef int32_t (*dragon_on_signal)(void *context);
 
 /* Why a barrier is broken. A later release may add some. */
@@ -332,8 +330,7 @@ typedef struct dragon_limit {
 /* With what a process starts, beside its request. Set size to sizeof(dragon_process_options), umask and numa_node to -1, and
  * all that is not needed to 0. CPUs and GPUs are reserved from what the job was granted on the process's node, until it ends:
  * it is bound to the CPUs, and its environment names the GPUs. When they are not free the start is refused with DRAGON_FULL,
- * or waits for resource_timeout and is refused with DRAGON_TIMEOUT. Other threads go on while it waits; a signal ends the wait
- * with DRAGON_INTERRUPTED. */
+ * or waits for resource_timeout and is refused with DRAGON_TIMEOUT; a signal ends that wait with DRAGON_INTERRUPTED. */
 typedef struct dragon_process_options {
     size_t size;
     int32_t policy;            /* DRAGON_POLICY_... */
@@ -396,8 +393,7 @@ const char *dragon_code_text(int32_t code);
 int32_t dragon_attach(void);
 /* 1 when this process is attached, else 0. */
 int32_t dragon_is_attached(void);
-/* Leaves the runtime. Refused with DRAGON_INVALID_ARGUMENT while handles or messages are open; the end of the process
- * does it too, whatever is open. */
+/* Leaves the runtime, as the end of the process does. DRAGON_INVALID_ARGUMENT: handles or messages are open. */
 int32_t dragon_detach(void);
 int32_t dragon_runtime_info(dragon_runtime *info);
 /* Fills at most capacity entries; *count is how many there are. */
@@ -410,17 +406,13 @@ int32_t dragon_stats(dragon_stat *stats, size_t capacity, size_t *count);
 int32_t dragon_descriptor_text(const uint8_t descriptor[32], char *text, size_t capacity);
 int32_t dragon_descriptor_parse(const char *text, uint8_t descriptor[32]);
 
-/* For all kinds of object:
- *   _create      makes an object on this node.
- *   _attach      makes a handle from a descriptor. adopt 1: take over the reference that _export counted, so that the
- *                object lives on even when the exporter has gone; each export is adopted at most once.
- *   _close       gives the handle back. The object's memory goes with its last reference.
- *   _destroy     fails all operations of everybody on it with DRAGON_DESTROYED, from now on. The handle is still to be
- *                closed.
- *   _descriptor  its name, which keeps nothing alive.
- *   _export      its name together with one reference in transit.
- *   _set_wait_mode  how this handle waits from its next wait on, a dragon_wait_mode; children forked later inherit it.
- * Units of time are nanoseconds; user is a number of the caller's choice, carried in descriptors. */
+/* For all kinds of object:   _create      makes an object on this node.   _attach      makes a handle from a descriptor. adopt 1:
+ * take over the reference that _export counted, so that the                object lives on even when the exporter has gone; each
+ * export is adopted at most once.   _close       gives the handle back. The object's memory goes with its last reference.   _destroy
+ * fails all operations of everybody on it with DRAGON_DESTROYED, from now on. The handle is still to be                closed.
+ * _descriptor  its name, which keeps nothing alive.   _export      its name together with one reference in transit.   _set_wait_mode
+ * how this handle waits from its next wait on, a dragon_wait_mode; children forked later inherit it. Units of time are nanoseconds;
+ * user is a number of the caller's choice, carried in descriptors. */
 
 /* Channels --------------------------------------------------------------------------------------------------------- */
 
@@ -483,8 +475,7 @@ int32_t dragon_priority_queue_send(const dragon_priority_queue *queue, uint32_t 
 int32_t dragon_priority_queue_send_block(const dragon_priority_queue *queue, uint32_t level, dragon_pool_block **block,
                                          uint64_t hint, int64_t timeout);
 /* Takes the most urgent message; *level (may be NULL): where it was. On success the caller owes one dragon_message_release. */
-int32_t dragon_priority_queue_receive(const dragon_priority_queue *queue, int64_t timeout, dragon_message *message,
-                                      uint32_t *level);
+int32_t dragon_priority_queue_receive(const dragon_priority_queue *queue, int64_t timeout, dragon_message *message, uint32_t *level);
 /* A copy of the most urgent message, which stays in the queue. The copy is to be released. */
 int32_t dragon_priority_queue_peek(const dragon_priority_queue *queue, int64_t timeout, dragon_message *message, uint32_t *level);
 /* Waits until there is something to receive; *count: how many messages. DRAGON_TRY always succeeds, perhaps with 0. */
@@ -495,8 +486,7 @@ int32_t dragon_priority_queue_get_info(const dragon_priority_queue *queue, drago
 
 /* A lock that belongs to the process that acquires it, not to the thread: another thread of the process may release it. */
 int32_t dragon_lock_create(uint64_t user, dragon_lock **lock);
-/* A lock that belongs to the thread that acquires it, which may acquire it again, and releases it as often. When its owner
- * dies, it becomes free whatever its depth. */
+/* A lock that the thread which has it may acquire again, and releases as often. When its owner dies it is free at any depth. */
 int32_t dragon_lock_create_recursive(uint64_t user, dragon_lock **lock);
 int32_t dragon_lock_attach(const uint8_t descriptor[32], int32_t adopt, dragon_lock **lock);
 int32_t dragon_lock_close(dragon_lock *lock);
@@ -560,18 +550,16 @@ int32_t dragon_barrier_descriptor(const dragon_barrier *barrier, uint8_t descrip
 int32_t dragon_barrier_export(const dragon_barrier *barrier, uint8_t descriptor[32]);
 int32_t dragon_barrier_set_wait_mode(const dragon_barrier *barrier, int32_t mode);
 /* Arrives, and waits until all parties are there. *number (may be NULL): each party gets another one, 0 to parties - 1.
- * DRAGON_TIMEOUT: this party's time was up, which has broken the barrier. DRAGON_EMPTY (DRAGON_TRY while others are missing)
- * and DRAGON_INTERRUPTED break nothing. */
+ * DRAGON_TIMEOUT: this party's time was up, which has broken it. DRAGON_EMPTY (DRAGON_TRY) and DRAGON_INTERRUPTED do not. */
 int32_t dragon_barrier_wait(const dragon_barrier *barrier, int64_t timeout, uint32_t *number);
 /* As dragon_barrier_create, of a barrier at which one party acts before all go on. */
 int32_t dragon_barrier_create_with_action(uint32_t parties, uint64_t user, dragon_barrier **barrier);
 /* As dragon_barrier_wait, but a signal alone does not end the wait: on_signal decides. *turn is 0, or the party is the one to
  * act: it comes back before the others, who go on when it calls dragon_barrier_acted, and get DRAGON_BROKEN when it dies before.
- * The timeout is for the others to come, and not for the action. (dragon_barrier_wait takes the action for done.) */
+ * The timeout is for the others to come, not for the action. (dragon_barrier_wait takes the action for done.) */
 int32_t dragon_barrier_wait_through_signals(const dragon_barrier *barrier, int64_t timeout, dragon_on_signal on_signal,
                                             void *context, uint32_t *number, uint64_t *turn);
-/* The party whose turn it was has acted (done is not 0), or has failed: then the barrier is broken. DRAGON_BROKEN: it was broken
- * meanwhile. DRAGON_NOT_OWNER: it was not this process's turn. */
+/* The party has acted (done is not 0), or failed: that breaks it. DRAGON_BROKEN: it was already. DRAGON_NOT_OWNER: not its turn. */
 int32_t dragon_barrier_acted(const dragon_barrier *barrier, uint64_t turn, int32_t done);
 /* Breaks it. */
 int32_t dragon_barrier_abort(const dragon_barrier *barrier);
@@ -590,14 +578,12 @@ int32_t dragon_condition_destroy(const dragon_condition *condition);
 int32_t dragon_condition_descriptor(const dragon_condition *condition, uint8_t descriptor[32]);
 int32_t dragon_condition_export(const dragon_condition *condition, uint8_t descriptor[32]);
 int32_t dragon_condition_set_wait_mode(const dragon_condition *condition, int32_t mode);
-/* Gives the lock up, waits for a notification, and takes the lock again, with its depth when it is recursive; also when the
- * wait failed. Only the caller of a wait that failed because the lock itself was destroyed, or its node is down, does not have
- * it afterwards. *owner_died (may be NULL): as for dragon_lock_acquire. DRAGON_NOT_OWNER: the caller does not hold the lock.
- * DRAGON_TABLE_FULL: as many wait as can. */
+/* Gives the lock up, waits for a notification, and takes the lock again, at its depth; also when the wait failed, unless the lock
+ * was destroyed or its node is down. *owner_died (may be NULL): as for dragon_lock_acquire. DRAGON_NOT_OWNER: the caller does not
+ * hold the lock. DRAGON_TABLE_FULL: as many wait as can. */
 int32_t dragon_condition_wait(const dragon_condition *condition, const dragon_lock *lock, int64_t timeout, int32_t *owner_died);
 /* As dragon_condition_wait, but a signal alone does not end the wait: on_signal decides, also while the lock is taken again; its
- * DRAGON_INTERRUPTED comes when the caller has the lock. A notification that comes while on_signal runs is not missed; one that
- * comes to a wait that on_signal ends goes to the next who waits. */
+ * DRAGON_INTERRUPTED comes when the caller has the lock. A notification that comes meanwhile is kept, or goes to the next waiter. */
 int32_t dragon_condition_wait_through_signals(const dragon_condition *condition, const dragon_lock *lock, int64_t timeout,
                                               dragon_on_signal on_signal, void *context, int32_t *owner_died);
 /* Wakes up to count who wait (1, DRAGON_ALL), the longest first; *woken (may be NULL): how many. */
@@ -628,9 +614,8 @@ int32_t dragon_broadcast_waiting(const dragon_broadcast *broadcast, uint32_t *wa
 
 /* Pools ------------------------------------------------------------------------------------------------------------ */
 
-/* A pool of shared memory, apart from a node's default one, made on this node. It goes when nobody has a handle on it, or a
- * message in it, and it either was destroyed or holds no block. options may be NULL. Processes of other nodes attach to it,
- * allocate in it and copy to and from their blocks. */
+/* A pool of shared memory of this node, apart from the default one. It goes when nobody has a handle on it, or a message in it, and
+ * it was destroyed or holds no block. options may be NULL. Other nodes' processes may attach, allocate, and copy to and from blocks. */
 int32_t dragon_pool_create(const dragon_pool_options *options, dragon_pool **pool);
 int32_t dragon_pool_attach(const uint8_t descriptor[32], int32_t adopt, dragon_pool **pool);
 int32_t dragon_pool_close(dragon_pool *pool);
@@ -689,9 +674,8 @@ int32_t dragon_set_destroy(const dragon_set *set);
 int32_t dragon_set_descriptor(const dragon_set *set, uint8_t descriptor[32]);
 int32_t dragon_set_export(const dragon_set *set, uint8_t descriptor[32]);
 int32_t dragon_set_set_wait_mode(const dragon_set *set, int32_t mode);
-/* Adds the channel, queue, event, semaphore, process or endpoint that the descriptor names, of any node; the set does not
- * keep it alive.
- * token comes back when it is ready. *member (may be NULL): its place. */
+/* Adds the channel, queue, event, semaphore, process or endpoint that the descriptor names, of any node; the set does not keep it
+ * alive. token comes back when it is ready. *member (may be NULL): its place. */
 int32_t dragon_set_add(const dragon_set *set, const uint8_t object[32], uint32_t interest, uint64_t token, uint64_t *member);
 int32_t dragon_set_remove(const dragon_set *set, uint64_t member);
 /* Waits until members are ready: *count of them, at most capacity, in turn. Who is still ready is reported again by the
@@ -765,8 +749,7 @@ typedef struct {
  * what an _export gave to have an object live on without its publisher. lasts: a dragon_lasts. */
 int32_t dragon_name_publish(const char *name, const uint8_t descriptor[32], int32_t lasts);
 int32_t dragon_name_publish_bytes(const char *name, const void *bytes, size_t length, int32_t lasts);
-/* What a name stands for. Bytes go to the buffer; DRAGON_TOO_LARGE: value->length says how many there are.
- * DRAGON_NO_SUCH_NAME: it stands for nothing. */
+/* What a name stands for (DRAGON_NO_SUCH_NAME: nothing). Bytes go to the buffer; DRAGON_TOO_LARGE: there are value->length. */
 int32_t dragon_name_lookup(const char *name, dragon_value *value, void *buffer, size_t capacity);
 /* As dragon_name_lookup, when it stands for something. DRAGON_TIMEOUT; DRAGON_TRY: DRAGON_NO_SUCH_NAME. */
 int32_t dragon_name_wait(const char *name, int64_t timeout, dragon_value *value, void *buffer, size_t capacity);
@@ -774,8 +757,7 @@ int32_t dragon_name_unpublish(const char *name);
 /* The names that begin so, in order: as many as there is room for; *count: how many there are. */
 int32_t dragon_name_list(const char *begin, dragon_key *names, size_t capacity, size_t *count);
 
-/* The key-value store of this node, which no other node sees. Keys have 1 to 255 bytes, values at most 64 KiB, all together
- * at most 64 MiB (DRAGON_TABLE_FULL). */
+/* The key-value store of this node alone. Keys: 1 to 255 bytes; values: up to 64 KiB; all: up to 64 MiB (DRAGON_TABLE_FULL). */
 int32_t dragon_kv_put(const void *key, size_t key_length, const void *value, size_t length);
 /* DRAGON_NO_SUCH_NAME: the key has no value. DRAGON_TOO_LARGE: *length says how many bytes there are. */
 int32_t dragon_kv_get(const void *key, size_t key_length, void *buffer, size_t capacity, size_t *length);
@@ -805,8 +787,7 @@ int32_t dragon_process_set_wait_mode(const dragon_process *process, int32_t mode
 /* *status (may be NULL): as waitpid gives it. Any number of processes may wait, any number of times. */
 int32_t dragon_process_wait(const dragon_process *process, int64_t timeout, int32_t *status);
 /* Waits until one of the processes has ended, of any node: its place in the list, and its status. */
-int32_t dragon_process_wait_any(
-    const dragon_process *const *processes, size_t count, int64_t timeout, size_t *place, int32_t *status);
+int32_t dragon_process_wait_any( const dragon_process *const *processes, size_t count, int64_t timeout, size_t *place, int32_t *status);
 int32_t dragon_process_signal(const dragon_process *process, int32_t signal_number);
 /* To the process, its process group, and every process that descends from it. */
 int32_t dragon_process_signal_tree(const dragon_process *process, int32_t signal_number);
