@@ -137,7 +137,8 @@ async fn keep(script: &OsStr, arguments: &[OsString]) -> Result<Exit> {
     line.say_end();
     // Of daemons that know of each other the first ends last; of others nobody waits for output.
     let last = timeout(END, line.ended()).await;
-    step.ends(&runtime, last.is_ok_and(|last| last.ended)).await;
+    let out_of_reach = last.is_ok_and(|last| last.out_of_reach);
+    step.ends(&runtime, out_of_reach).await;
     ended
 }
 

@@ -57,6 +57,7 @@ impl Daemon {
         {
             keeper.say_told();
         }
+        let in_order = end.code == 0 && self.cluster.epoch() == 0;
         let started = Instant::now();
         self.untold = self.below_without_link();
         self.cluster.stop();
@@ -105,7 +106,9 @@ impl Daemon {
             ));
         }
         if let Some(keeper) = &self.keeper {
-            keeper.say_ended();
+            if !in_order || !stuck.is_empty() {
+                keeper.say_out_of_reach();
+            }
         } else {
             // Kills this daemon, too.
             self.cancel_step_of(&stuck).await;

@@ -3,7 +3,7 @@
 //! ```text
 //! daemon → keeper   '+', the name of the attach socket, newline: the runtime is up
 //! daemon → keeper   't': the runtime ends, because its daemons were told to
-//! daemon → keeper   'e': it has ended wherever this daemon reaches
+//! daemon → keeper   'o': it has ended, not in order: what is left does not end by itself
 //! keeper → daemon   'x': the script has ended
 //! ```
 //!
@@ -31,7 +31,7 @@ const LONGEST: usize = 128;
 
 /// What a daemon says of the end, a byte each.
 const TOLD: u8 = b't';
-const ENDED: u8 = b'e';
+const OUT_OF_REACH: u8 = b'o';
 
 /// Where the first daemon comes to the keeper.
 pub(super) struct Door {
@@ -90,8 +90,8 @@ pub(super) struct Line {
 pub(super) struct Last {
     /// Its daemons were told to end.
     pub(super) told: bool,
-    /// It has ended, but for nodes that are lost: what has not ended by now does not end by itself.
-    pub(super) ended: bool,
+    /// It has not ended in order: what has not ended by now is out of its reach.
+    pub(super) out_of_reach: bool,
 }
 
 impl Line {
@@ -122,7 +122,7 @@ impl Line {
             let mut last = said.get();
             match byte {
                 [TOLD] => last.told = true,
-                _ => last.ended = true,
+                _ => last.out_of_reach = true,
             }
             said.set(last);
         }
@@ -200,9 +200,9 @@ impl Followed {
         let _ = self.0.try_write(&[TOLD]);
     }
 
-    /// Tells the keeper that what is left now ends at once, or is out of this daemon's reach.
-    pub fn say_ended(&self) {
-        let _ = self.0.try_write(&[ENDED]);
+    /// Tells the keeper that what is left of the runtime now is out of this daemon's reach.
+    pub fn say_out_of_reach(&self) {
+        let _ = self.0.try_write(&[OUT_OF_REACH]);
     }
 }
 
@@ -239,14 +239,14 @@ mod tests {
                 // As in the daemon, which has waited for events before.
                 followed.0.writable().await.unwrap();
                 followed.say_told();
-                followed.say_ended();
+                followed.say_out_of_reach();
             });
         });
         line.runtime().await.unwrap();
         ended.join().unwrap();
         let all = Last {
             told: true,
-            ended: true,
+            out_of_reach: true,
         };
         assert_eq!(line.ended().await, all);
         // Also who asks again.

@@ -31,9 +31,10 @@ const OVERLAPPING: [&str; 2] = ["--overlap", "--mem=0"];
 /// How long daemons that do not come up may take to end by themselves.
 const STOPS: Duration = Duration::from_secs(2);
 
-/// How long the step may take after a first daemon that is gone without a word: as long as one that is cut off may take to notice
-/// and to end. srun would wait for ever for a daemon that hangs, or that it does not reach.
-const SILENT: Duration = Duration::from_secs(15);
+/// How long the step may take after a first daemon that ended in order, or is gone without a word: as long as Slurm may take to hear of
+/// many nodes, or one that is cut off to notice and to end. srun would wait for ever for a daemon that hangs, or that it does not
+/// reach.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// The same in seconds, longer, for srun itself: a shell goes on after its runtime, and does not wait for the step.
 const LAST_RESORT: &str = "--wait=30";
 
@@ -97,19 +98,17 @@ impl Step {
         Ok(())
     }
 
-    /// Waits until it has ended, whose runtime had this attach socket, and whether that said that it has ended. Has Slurm kill what
-    /// does not end.
-    pub(super) async fn ends(&mut self, runtime: &OsStr, said: bool) {
-        if self
-            .has_ended_within(if said { LAST_ENDS } else { SILENT })
-            .await
-        {
+    /// Waits until it has ended, whose runtime had this attach socket, and whether that said that the rest is out of its reach. Has
+    /// Slurm kill what does not end.
+    pub(super) async fn ends(&mut self, runtime: &OsStr, out_of_reach: bool) {
+        let limit = if out_of_reach { LAST_ENDS } else { PATIENCE };
+        if self.has_ended_within(limit).await {
             return;
         }
         if let Some(step) = step_of(runtime) {
-            if !said {
+            if !out_of_reach {
                 say(&format!(
-                    "daemons of this job did not end within {SILENT:?} of the first one; their step {step} is cancelled"
+                    "daemons of this job did not end within {limit:?} of the first one; their step {step} is cancelled"
                 ));
             }
             slurm::cancel(step).await;
