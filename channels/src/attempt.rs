@@ -216,6 +216,9 @@ fn give_up(call: &Call<'_>, op: Op, waiting: Waiting, end: End) -> Result<Attemp
     if let Some(place) = waiting.place {
         return barrier::give_up(member, entry, id, place, end);
     }
+    if op == Op::BarrierWait && end == End::Timeout {
+        barrier::give_up_outside(member, entry, id)?;
+    }
     match (op, waiting.seat) {
         (Op::BroadcastWait, Some(seat)) => {
             let wanted = end != End::Lost;

@@ -232,6 +232,10 @@ impl Barrier {
                 .wait_at(room, mark::SECOND, op, deadline, arrive, none);
             match arrived {
                 Err(Error::Interrupted) if on_signal() => {}
+                Err(Error::Timeout) => {
+                    local.break_any(Breakage::Timeout);
+                    return Err(Error::Timeout);
+                }
                 arrived => break arrived?,
             }
         };
@@ -267,6 +271,7 @@ impl Barrier {
         mut deadline: Deadline,
         on_signal: &mut dyn FnMut() -> bool,
     ) -> Result<Passed> {
+        let tries = deadline == Deadline::Now;
         let mut ask = [request::ARRIVE, 0];
         loop {
             match self.handle.call(Op::BarrierWait, ask, deadline) {
@@ -282,7 +287,8 @@ impl Barrier {
                 Ok([place, why]) => {
                     ask = [request::STAY, place];
                     deadline = Deadline::Never;
-                    if why == request::HELD_BY_SIGNAL && !on_signal() {
+                    // Who does not want to wait is held like that, too.
+                    if why == request::HELD_BY_SIGNAL && !tries && !on_signal() {
                         self.handle
                             .call_surely(Op::BarrierWait, [request::LEAVE, place])?;
                         return Err(Error::Interrupted);
@@ -291,7 +297,15 @@ impl Barrier {
                 // Without any effect.
                 Err(Error::Interrupted) if on_signal() => {}
                 Err(Error::Broken { .. }) => return Err(self.why()),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    if let [request::STAY, place] = ask {
+                        // The place may be this party's still; where it is not, or nobody can be asked, nothing is to be done.
+                        let _ = self
+                            .handle
+                            .call_surely(Op::BarrierWait, [request::LEAVE, place]);
+                    }
+                    return Err(error);
+                }
             }
         }
     }
@@ -497,6 +511,13 @@ impl<'a> Local<'a> {
         looked.map(|passed| passed.map_or_else(Ended::Held, Ended::Passed))
     }
 
+    /// Breaks the barrier in whatever phase it is.
+    fn break_any(&self, why: Breakage) {
+        if self.words.break_any(why) {
+            self.changed();
+        }
+    }
+
     /// The place with this number, if it is that of a party of the process with this slot.
     fn place_of(&self, slot: u32, number: u64) -> Result<Place> {
         let at = Place::from_number(number);
@@ -609,10 +630,15 @@ fn acted(
 ) -> Result<()> {
     let local = Local::open(member, entry, id)?;
     let at = local.place_of(slot, place)?;
-    if local.words.acted(at, done) {
+    let is_first = local.words.acted(at, done);
+    if is_first {
         local.changed();
     }
     let looked = local.look(at);
+    if !is_first && looked.is_ok() {
+        // Its party waits, or goes on by itself.
+        return Err(Error::NotOwner(id));
+    }
     local.leave(at);
     match looked {
         Err(_) if !done => Ok(()),
@@ -654,11 +680,18 @@ pub(crate) fn give_up(
     }
 }
 
+/// The same of one that has not found a place, and whose time is up.
+pub(crate) fn give_up_outside(
+    member: &Arc<Member>,
+    entry: &ObjectEntry,
+    id: ObjectId,
+) -> Result<()> {
+    Local::open(member, entry, id)?.break_any(Breakage::Timeout);
+    Ok(())
+}
+
 pub(crate) fn abort(member: &Arc<Member>, entry: &ObjectEntry, id: ObjectId) -> Result<()> {
-    let local = Local::open(member, entry, id)?;
-    if local.words.abort() {
-        local.changed();
-    }
+    Local::open(member, entry, id)?.break_any(Breakage::Aborted);
     Ok(())
 }
 

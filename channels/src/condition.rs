@@ -98,13 +98,21 @@ impl Condition {
     /// Gives the lock up, waits for a notification, and takes the lock again: also when it fails. A recursive lock is given
     /// up whatever its depth, and has it again afterwards. The lock may lie on another node than the condition.
     ///
-    /// Success tells whether the lock's last owner died while it held it.
+    /// Success tells whether the lock's last owner died while it held it. So that this is not lost, a wait whose time is up
+    /// succeeds, too, where that is so: as always, the caller looks whether what it waits for is there, and waits again.
     ///
     /// # Errors
     /// [`Error::NotOwner`] when the caller does not hold the lock; [`Error::Empty`] (try form), [`Error::Timeout`],
     /// [`Error::Interrupted`], [`Error::Destroyed`]; what taking the lock again fails with: then the caller does not have it.
     pub fn wait(&self, lock: &Lock, deadline: Deadline) -> Result<Acquired> {
-        self.wait_with(lock, deadline, None)
+        let mut taken = None;
+        let woken = self.wait_with(lock, deadline, None, &mut taken);
+        match (&woken, taken) {
+            (Err(Error::Timeout | Error::Empty), Some(acquired)) if acquired.owner_died => {
+                Ok(acquired)
+            }
+            _ => woken,
+        }
     }
 
     /// As [`Condition::wait`], but a signal alone does not end the wait: `on_signal` is called in the middle of it and says
@@ -114,6 +122,8 @@ impl Condition {
     /// Signals that come while the lock is taken again are told to `on_signal` at once; a wait that it ends then fails as soon
     /// as it has the lock.
     ///
+    /// `taken` is how the lock was taken again, whatever came of the wait; `None`: the caller does not have it.
+    ///
     /// # Errors
     /// As [`Condition::wait`]; [`Error::Interrupted`] when `on_signal` says so.
     pub fn wait_through_signals(
@@ -121,8 +131,9 @@ impl Condition {
         lock: &Lock,
         deadline: Deadline,
         mut on_signal: impl FnMut() -> bool,
+        taken: &mut Option<Acquired>,
     ) -> Result<Acquired> {
-        self.wait_with(lock, deadline, Some(&mut on_signal))
+        self.wait_with(lock, deadline, Some(&mut on_signal), taken)
     }
 
     fn wait_with(
@@ -130,7 +141,9 @@ impl Condition {
         lock: &Lock,
         deadline: Deadline,
         mut on_signal: Option<&mut dyn FnMut() -> bool>,
+        taken: &mut Option<Acquired>,
     ) -> Result<Acquired> {
+        *taken = None;
         // Whether somebody who hears of signals has ended the wait: then it takes no notification.
         let stopped = Cell::new(false);
         let mut hear = || {
@@ -141,7 +154,14 @@ impl Condition {
         let (seat, depth) = loop {
             match self.begin(lock) {
                 Err(Error::Interrupted) if hear() => {}
-                begun => break begun?,
+                Ok(begun) => break begun,
+                Err(error) => {
+                    // The lock was not given up.
+                    let owner_died = false;
+                    let has_it = !matches!(error, Error::NotOwner(_));
+                    *taken = has_it.then_some(Acquired { owner_died });
+                    return Err(error);
+                }
             }
         };
         let mut woken = loop {
@@ -157,6 +177,7 @@ impl Condition {
         let acquired = lock.take_again(depth, || {
             hear();
         });
+        *taken = acquired.as_ref().ok().copied();
         if woken.is_ok() {
             // With the lock, and not before: a waiter that dies on its way to it has passed its notification on.
             self.stand(seat, stopped.get() || acquired.is_err())?;

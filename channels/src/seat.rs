@@ -212,6 +212,10 @@ impl<'a> Seats<'a> {
             }
             alive()?;
             let state = seat.state.word.load(Ordering::Acquire);
+            if matches!(state & TAG, FREE | TAKEN) {
+                let what = "seat of one who waits";
+                return Err(dragon_shmem::Error::Corrupt { what, value: state }.into());
+            }
             let asleep = retag(state, SLEEPING);
             if !waits(state)
                 || state != asleep
@@ -221,7 +225,7 @@ impl<'a> Seats<'a> {
                         .compare_exchange(state, asleep, Ordering::AcqRel, Ordering::Relaxed)
                         .is_err()
             {
-                // Destroyed: `alive` says so the next time.
+                // Woken, or destroyed: that shows the next time.
                 continue;
             }
             match seat.state.sleep(asleep, deadline) {

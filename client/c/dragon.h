@@ -579,11 +579,12 @@ int32_t dragon_condition_descriptor(const dragon_condition *condition, uint8_t d
 int32_t dragon_condition_export(const dragon_condition *condition, uint8_t descriptor[32]);
 int32_t dragon_condition_set_wait_mode(const dragon_condition *condition, int32_t mode);
 /* Gives the lock up, waits for a notification, and takes the lock again, at its depth; also when the wait failed, unless the lock
- * was destroyed or its node is down. *owner_died (may be NULL): as for dragon_lock_acquire. DRAGON_NOT_OWNER: the caller does not
- * hold the lock. DRAGON_TABLE_FULL: as many wait as can. */
+ * was destroyed or its node is down. *owner_died (may be NULL): as for dragon_lock_acquire; where it is 1, a wait whose time is up
+ * succeeds, too. DRAGON_NOT_OWNER: the caller does not hold the lock. DRAGON_TABLE_FULL: as many wait as can. */
 int32_t dragon_condition_wait(const dragon_condition *condition, const dragon_lock *lock, int64_t timeout, int32_t *owner_died);
 /* As dragon_condition_wait, but a signal alone does not end the wait: on_signal decides, also while the lock is taken again; its
- * DRAGON_INTERRUPTED comes when the caller has the lock. A notification that comes meanwhile is kept, or goes to the next waiter. */
+ * DRAGON_INTERRUPTED comes when the caller has the lock. A notification that comes meanwhile is kept, or goes to the next waiter.
+ * *owner_died is written whenever the caller has the lock afterwards, and only then. */
 int32_t dragon_condition_wait_through_signals(const dragon_condition *condition, const dragon_lock *lock, int64_t timeout,
                                               dragon_on_signal on_signal, void *context, int32_t *owner_died);
 /* Wakes up to count who wait (1, DRAGON_ALL), the longest first; *woken (may be NULL): how many. */

@@ -373,7 +373,8 @@ impl Condition {
     /// Gives the lock up, waits for a notification, and takes the lock again, also when the wait failed. A recursive lock is
     /// given up whatever its depth, and has it again afterwards. Condition and lock may lie on different nodes.
     ///
-    /// Success tells whether the lock's last owner died while it held it.
+    /// Success tells whether the lock's last owner died while it held it; where that is so, a wait whose time is up succeeds,
+    /// too.
     ///
     /// # Errors
     /// [`Code::NotOwner`](crate::Code::NotOwner) when the caller does not hold the lock;
@@ -386,7 +387,8 @@ impl Condition {
 
     /// As [`Condition::wait`], but a signal alone does not end the wait: `on_signal` is called in the middle of it and says
     /// whether it goes on. A notification that comes while it runs is not missed; one that comes to a wait that `on_signal`
-    /// ends goes to the next who waits. It hears of signals also while the lock is taken again.
+    /// ends goes to the next who waits. It hears of signals also while the lock is taken again. `taken` is how that was, whatever
+    /// came of the wait; `None`: the caller does not have the lock.
     ///
     /// # Errors
     /// As [`Condition::wait`]; [`Code::Interrupted`](crate::Code::Interrupted) when `on_signal` says so.
@@ -395,12 +397,13 @@ impl Condition {
         lock: &Lock,
         deadline: Deadline,
         on_signal: impl FnMut() -> bool,
+        taken: &mut Option<Acquired>,
     ) -> Result<Acquired> {
         let lock = lock.0.get()?;
         Ok(self
             .0
             .get()?
-            .wait_through_signals(lock, deadline, on_signal)?)
+            .wait_through_signals(lock, deadline, on_signal, taken)?)
     }
 
     /// Wakes the one who waits longest, if anybody does; how many were woken.

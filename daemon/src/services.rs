@@ -222,6 +222,9 @@ struct End {
 }
 
 impl End {
+    /// The exit code of what SIGTERM ends.
+    const TERMINATED: u8 = 128 + 15;
+
     fn interrupted() -> Self {
         Self {
             code: 128 + 2,
@@ -231,7 +234,7 @@ impl End {
 
     /// Whether SIGTERM has told this or another daemon to end: whoever sent it means the job.
     fn is_asked_for(&self) -> bool {
-        self.code == 128 + 15
+        self.code == Self::TERMINATED
     }
 
     fn abandoned() -> Self {

@@ -279,8 +279,8 @@ pub enum PeerMessage {
     /// Down the tree: so many bytes of output have been passed on, and as many more may come.
     Room(u32),
     /// Up the tree: the processes of the sender and of all below it have ended. Their output is on its way; [`PeerMessage::Ended`]
-    /// follows it.
-    Stopped,
+    /// follows it. With the exit code of the sender: one that was told to end by a signal has a code that says by which.
+    Stopped(u8),
     /// The answer to [`PeerMessage::SlotGone`].
     SlotForgotten(SlotId),
     /// The starts that a process of the sender asked for with this number of its own wait no longer.

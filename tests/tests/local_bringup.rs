@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dragon_tests::hosts::Hosts;
 use dragon_tests::job::{Ended, Job, send, voluntary_switches};
-use dragon_tests::local::{WATCHDOG, binary, dragon, run};
+use dragon_tests::local::{WATCHDOG, binary, dragon, pause, run};
 use rustix::process::{Pid, Signal};
 
 /// A limit for the bring-up that no test waits for: what ends before has not waited for it.
@@ -158,9 +158,11 @@ enum Action {
     Interrupt,
     KillDaemon(u32),
     TerminateDaemon(u32),
+    /// Until it is gone: what a terminal does, where this daemon hears it before the others do.
+    InterruptDaemon(u32),
 }
 
-const ACTIONS: [Action; 8] = [
+const ACTIONS: [Action; 9] = [
     Action::KillLauncher,
     Action::TerminateLauncher,
     Action::HangUpLauncher,
@@ -169,6 +171,7 @@ const ACTIONS: [Action; 8] = [
     Action::KillDaemon(2),
     Action::TerminateDaemon(0),
     Action::TerminateDaemon(2),
+    Action::InterruptDaemon(2),
 ];
 
 impl Action {
@@ -187,6 +190,12 @@ impl Action {
             }
             Self::KillDaemon(node) => send(daemon(node).unwrap(), Signal::KILL),
             Self::TerminateDaemon(node) => send(daemon(node).unwrap(), Signal::TERM),
+            Self::InterruptDaemon(node) => {
+                let pid = daemon(node).unwrap();
+                let sent = (0..100).take_while(|_| self::send(pid, Signal::INT));
+                // Two that come at once are one.
+                sent.for_each(|_| pause(Duration::from_millis(10)));
+            }
         }
     }
 
@@ -201,6 +210,7 @@ impl Action {
             Self::KillDaemon(_) => &[125],
             // While it comes up that is a node that does not; later on whoever told it ends the job.
             Self::TerminateDaemon(_) => &[125, 143],
+            Self::InterruptDaemon(_) => &[125, 130],
         }
     }
 }
@@ -208,7 +218,9 @@ impl Action {
 /// Does everything to a job that stays in a state: the nodes named are in it.
 fn in_state(state: &str, nodes: &[u32], make: impl Fn() -> (Option<Hosts>, Command)) {
     for action in ACTIONS {
-        if let Action::KillDaemon(node) | Action::TerminateDaemon(node) = action
+        if let Action::KillDaemon(node)
+        | Action::TerminateDaemon(node)
+        | Action::InterruptDaemon(node) = action
             && !nodes.contains(&node)
         {
             continue;
@@ -285,7 +297,9 @@ fn whatever_happens_while_the_job_ends() {
         }
         // Those without processes may be gone already.
         match action {
-            Action::KillDaemon(2) | Action::TerminateDaemon(2) => continue,
+            Action::KillDaemon(2) | Action::TerminateDaemon(2) | Action::InterruptDaemon(2) => {
+                continue;
+            }
             _ => action.on(&job),
         }
         let ended = job.end(WATCHDOG);

@@ -628,8 +628,8 @@ fn a_cancelled_step_leaves_nothing(cluster: &Cluster) {
 
 /// srun takes the first Ctrl-C for a question; at the second it passes it to the tasks, and then ends the step.
 fn interrupts_of_srun_are_for_the_tasks(cluster: &Cluster) {
-    // srun has a child; the first one is meant.
-    let srun = "p=$(pgrep -x srun | sort -n | head -n 1)";
+    // srun has a child of the same name; whose number may be the lower one.
+    let srun = "for p in $(pgrep -x srun); do pgrep -x srun -P $p > /dev/null && break; done";
     let interrupt = |script: &str| {
         let script = format!("{srun}; {script}");
         let done = run(&mut cluster.on("ctl", ["sh", "-c", &script]));
@@ -643,7 +643,9 @@ fn interrupts_of_srun_are_for_the_tasks(cluster: &Cluster) {
     for _ in 0..4 {
         assert_eq!(step.line(), "alive\n");
     }
-    interrupt("while kill -INT $p 2> /dev/null; do sleep 0.2; done");
+    let until_it_ends = "for i in $(seq 100); do kill -INT $p 2> /dev/null || exit 0; sleep 0.2; done; \
+        cat /proc/$p/wchan /proc/$p/status; squeue -s; exit 1";
+    interrupt(until_it_ends);
     let (_, done) = step.ended();
     assert_ne!(done.code, Some(0), "{done:?}");
     cluster.assert_nothing_left();

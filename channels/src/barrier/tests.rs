@@ -180,7 +180,7 @@ mod plain {
                         words.recover(slot);
                     }
                     Step::Abort => {
-                        prop_assert_eq!(words.abort(), oracle.broken.is_none() || oracle.resetting);
+                        prop_assert_eq!(words.break_any(Breakage::Aborted), oracle.broken.is_none() || oracle.resetting);
                         if std::mem::take(&mut oracle.resetting) {
                             oracle.broken = Some(Breakage::Aborted);
                         }
@@ -488,7 +488,7 @@ mod models {
                 let alone = Arc::clone(&alone);
                 thread::spawn(move || wait(&alone, slot))
             });
-            if alone.words().abort() {
+            if alone.words().break_any(Breakage::Aborted) {
                 alone.words().wake();
             }
             let [a, b] = parties.map(|party| party.join().unwrap());

@@ -345,13 +345,9 @@ impl<'a> Words<'a> {
     }
 
     /// Breaks the barrier in whatever phase it is, also one that a reset is to end.
-    pub(super) fn abort(&self) -> bool {
+    pub(super) fn break_any(&self, why: Breakage) -> bool {
         self.change(|word| {
-            (word & TAG != BROKEN).then_some(state(
-                phase_of(word),
-                Breakage::Aborted.number(),
-                BROKEN,
-            ))
+            (word & TAG != BROKEN).then_some(state(phase_of(word), why.number(), BROKEN))
         })
     }
 

@@ -50,7 +50,8 @@ impl Condition {
         cls.call1((0, descriptor, adopt))
     }
 
-    /// Gives the lock up, waits for a notification, and takes the lock again, whatever happens; false when none came in time.
+    /// Gives the lock up, waits for a notification, and takes the lock again, unless that was destroyed or its node is lost; false when
+    /// none came in time.
     ///
     /// Python's handlers of signals run in the middle of the wait. The exception of one comes when the lock was taken again.
     #[pyo3(signature = (lock, timeout=None))]
@@ -69,7 +70,8 @@ impl Condition {
                 "must acquire() condition before using wait()",
             ));
         };
-        let mut owner_died = 0;
+        // Stays so where the lock was not taken again.
+        let mut owner_died = -1;
         let died = (&raw mut owner_died).expose_provenance();
         let (code, raised) = through_signals(py, |on_signal, context| {
             // SAFETY: both objects are open, the function takes the context, and the result is writable.
@@ -84,7 +86,10 @@ impl Condition {
                 )
             }
         });
-        lock.take_up(put_aside);
+        if owner_died >= 0 {
+            lock.take_up(put_aside);
+            crate::sync::warn_if(py, owner_died)?;
+        }
         if let Some(raised) = raised {
             return Err(raised);
         }
@@ -92,7 +97,6 @@ impl Condition {
             return Ok(false);
         }
         check(py, api, code)?;
-        crate::sync::warn_if(py, owner_died)?;
         Ok(true)
     }
 

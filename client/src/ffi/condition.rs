@@ -41,8 +41,12 @@ functions! {
         owner_died: Wanted<i32>,
     ) {
         let go_on = || on_signal.call(context);
-        let acquired = condition.wait_through_signals(lock, timeout, go_on)?;
-        owner_died.put(acquired.owner_died.into());
+        let mut taken = None;
+        let woken = condition.wait_through_signals(lock, timeout, go_on, &mut taken);
+        if let Some(taken) = taken {
+            owner_died.put(taken.owner_died.into());
+        }
+        woken?;
         Ok(())
     }
 

@@ -93,7 +93,7 @@ impl Daemon {
         self.children
             .retain(|link| self.stopped.contains(&link.node));
         if let Some(parent) = &self.parent {
-            parent.post(PeerMessage::Stopped);
+            parent.post(PeerMessage::Stopped(end.code));
         }
         let last = Instant::now() + SLOW;
         let mut lost = self.drain(last).await;
@@ -183,7 +183,7 @@ impl Daemon {
                 | PeerMessage::Member(_)
                 | PeerMessage::Name(_),
             ) => {}
-            Event::Peer(node, PeerMessage::Stopped) => drop(self.stopped.insert(node)),
+            Event::Peer(node, PeerMessage::Stopped(_)) => drop(self.stopped.insert(node)),
             Event::Peer(node, PeerMessage::Ended) => self.close_child(node),
             Event::LinkLost(node, ended) => self.link_lost_late(node, &ended),
             other => {

@@ -248,17 +248,18 @@ impl Daemon {
             PeerMessage::TasksEnded(nodes) => return self.tasks_ended_below(nodes),
             PeerMessage::TaskFailed(failed, code) => self.task_failed(failed, code),
             PeerMessage::Shutdown(why) => return Some(End { code: 0, why }),
-            said @ (PeerMessage::Stopped | PeerMessage::Ended) => {
+            said @ (PeerMessage::Stopped(_) | PeerMessage::Ended) => {
                 self.stopped.insert(node);
                 if said == PeerMessage::Ended {
                     self.close_child(node);
                 }
                 // It ends by itself only when a signal told it to, which is on its way to this node too.
+                let code = match said {
+                    PeerMessage::Stopped(code) if code > 128 => code,
+                    _ => End::TERMINATED,
+                };
                 let why = format!("node {node} ({}) was told to end", self.job.host(node));
-                return Some(End {
-                    code: 128 + 15,
-                    why,
-                });
+                return Some(End { code, why });
             }
             PeerMessage::Failed(why) => {
                 journal::say(&format!("node {node} ({}): {why}", self.job.host(node)));

@@ -154,5 +154,5 @@ fn an_answer_that_is_too_long_for_a_frame_becomes_a_refusal_and_a_request_does_n
         panic!("{instead:?}");
     };
     assert!(text.contains("67108865"), "{text}");
-    assert_eq!(PeerMessage::Stopped.in_place_of(&error), None);
+    assert_eq!(PeerMessage::Stopped(0).in_place_of(&error), None);
 }
