@@ -35,6 +35,8 @@ pub(super) struct Processes {
     pub(super) head_hears: bool,
     /// What came for the head before it ran.
     for_head: Vec<Signal>,
+    /// The last signal that was for all: the runtime ends.
+    ended_by: Option<Signal>,
     /// Number of the last start.
     last: u64,
     /// The slots of the processes that are attached.
@@ -100,14 +102,17 @@ impl Processes {
     /// A process runs. Returns its status, if it has ended since.
     pub(super) fn runs(&mut self, pid: u32, process: Process) -> Option<i32> {
         let number = process.number;
+        let leads_group = !process.head;
         self.pids.insert(process.object, pid);
         self.live.insert(pid, process);
         let early = self.early.remove(&pid);
         self.prune_early();
         // A child that ended before the start was ordered had the same pid, and is another one.
-        early
-            .filter(|(_, last)| number <= *last)
-            .map(|(status, _)| status)
+        let early = early.filter(|(_, last)| number <= *last);
+        if let (None, Some(signal)) = (early, self.ended_by) {
+            tree::signal(pid, leads_group, signal);
+        }
+        early.map(|(status, _)| status)
     }
 
     /// Forgets statuses that belong to none of the starts on their way.
@@ -194,8 +199,9 @@ impl Processes {
         .collect()
     }
 
-    /// Sends a signal to every live process, and to the groups that they lead.
-    pub(super) fn signal_all(&self, signal: Signal) {
+    /// Sends a signal to every live process, and to the groups that they lead; those that are being started get it then.
+    pub(super) fn signal_all(&mut self, signal: Signal) {
+        self.ended_by = Some(signal);
         for (pid, process) in &self.live {
             tree::signal(*pid, !process.head, signal);
         }
