@@ -12,7 +12,7 @@ use dragon_shmem::reference::Change;
 use dragon_shmem::sync::{Ordering, fence, low};
 use dragon_shmem::{Block, Deadline, Member};
 
-use crate::barrier::Place;
+use crate::barrier::{Place, request};
 use crate::channel::{Local, Outgoing, Poll, Source, Ticket, block_of, open};
 use crate::condition::phase;
 use crate::error::{Error, Result};
@@ -196,6 +196,30 @@ pub fn withdraw(
     });
     // What is gone needs not be withdrawn from.
     withdrawn.unwrap_or(Attempt::NotYet)
+}
+
+/// What takes back what a request has obtained, by its results: for a caller that cannot be told of it any more.
+#[must_use]
+pub fn undoing(op: Op, [first, second]: [u64; 2]) -> Option<(Op, [u64; 2])> {
+    Some(match op {
+        // The results name the units; those of an earlier release do not, and there was one.
+        Op::SemaphoreAcquire => (Op::SemaphoreRelease, [first.max(1), 0]),
+        // They name the thread.
+        Op::LockAcquire => (Op::LockRelease, [0, second]),
+        Op::Attach => (Op::Detach, [0, 0]),
+        // They name the conversation.
+        Op::StreamOpen => (Op::StreamClose, [stream::UNOPEN, first]),
+        Op::StreamAccept => (Op::StreamClose, [stream::UNACCEPT, first]),
+        // They name its address.
+        Op::BlockAllocate => (Op::BlockFree, [first, 0]),
+        Op::ConditionWait if second == phase::SEATED => (op, [phase::PASS_ON, first]),
+        Op::BarrierWait => match second {
+            request::ACTS => (op, [request::FAILED, first]),
+            request::HELD | request::HELD_BY_SIGNAL => (op, [request::LEAVE, first]),
+            _ => return None,
+        },
+        _ => return None,
+    })
 }
 
 /// Why a request ends before it was done.
@@ -454,18 +478,9 @@ fn execute(
         }
         Op::ConditionWait => {
             is(ObjectKind::Condition)?;
-            let seat = low(arg1);
-            match arg0 {
-                phase::SIT => Attempt::done(condition::sit(member, entry, id, slot)?.into(), 0),
-                phase::WAIT => Attempt::when(condition::is_woken(member, entry, id, seat)?),
-                phase::WITHDRAW => {
-                    let given = condition::withdraw(member, entry, seat)?;
-                    Attempt::done(given.into(), 0)
-                }
-                what => {
-                    condition::stand(member, entry, id, seat, what == phase::PASS_ON)?;
-                    Attempt::done(0, 0)
-                }
+            match condition::try_wait(member, entry, id, slot, [arg0, arg1])? {
+                Some([first, second]) => Attempt::done(first, second),
+                None => Attempt::NotYet,
             }
         }
         Op::ConditionNotify => {

@@ -332,6 +332,9 @@ impl Condition {
 
 /// What a request to wait for a condition asks for: its argument 0. Argument 1 is the seat.
 pub(crate) mod phase {
+    /// The second result of a request that got a seat, which is the first one: no other has this.
+    pub(crate) const SEATED: u64 = 1;
+
     /// A seat.
     pub(crate) const SIT: u64 = 0;
     /// To be woken in it. When that does not come, the seat is kept.
@@ -358,30 +361,51 @@ fn seats<'a>(member: &'a Member, entry: &ObjectEntry) -> Result<Seats<'a>> {
     Seats::open(&map, 0, waiters)
 }
 
+/// Does what a process of another node asks; `None`: nobody has woken it.
+pub(crate) fn try_wait(
+    member: &Arc<Member>,
+    entry: &ObjectEntry,
+    id: ObjectId,
+    slot: u32,
+    [what, seat]: [u64; 2],
+) -> Result<Option<[u64; 2]>> {
+    if what == phase::SIT {
+        let seat = sit(member, entry, id, slot)?;
+        return Ok(Some([seat.into(), phase::SEATED]));
+    }
+    let seat = low(seat);
+    if !seats(member, entry)?.is_of(seat, slot)? {
+        return Err(Error::NotOwner(id));
+    }
+    match what {
+        phase::WAIT => Ok(is_woken(member, entry, id, seat)?.then_some([0, 0])),
+        phase::WITHDRAW => Ok(Some([withdraw(member, entry, seat)?.into(), 0])),
+        _ => {
+            stand(member, entry, id, seat, what == phase::PASS_ON)?;
+            Ok(Some([0, 0]))
+        }
+    }
+}
+
 /// Takes a seat.
-pub(crate) fn sit(member: &Member, entry: &ObjectEntry, id: ObjectId, slot: u32) -> Result<u32> {
+fn sit(member: &Member, entry: &ObjectEntry, id: ObjectId, slot: u32) -> Result<u32> {
     alive(entry, id)?;
     seats(member, entry)?.sit(slot)
 }
 
 /// Whether the one in a seat was woken.
-pub(crate) fn is_woken(
-    member: &Member,
-    entry: &ObjectEntry,
-    id: ObjectId,
-    seat: u32,
-) -> Result<bool> {
+fn is_woken(member: &Member, entry: &ObjectEntry, id: ObjectId, seat: u32) -> Result<bool> {
     alive(entry, id)?;
     Ok(matches!(seats(member, entry)?.look(seat)?, Look::Given(_)))
 }
 
 /// Gives a seat up; true when its owner has just been woken, and has it still.
-pub(crate) fn withdraw(member: &Member, entry: &ObjectEntry, seat: u32) -> Result<bool> {
+fn withdraw(member: &Member, entry: &ObjectEntry, seat: u32) -> Result<bool> {
     Ok(seats(member, entry)?.withdraw(seat)?.is_some())
 }
 
 /// Leaves a seat; see [`Condition::wait`].
-pub(crate) fn stand(
+fn stand(
     member: &Arc<Member>,
     entry: &ObjectEntry,
     id: ObjectId,

@@ -45,7 +45,7 @@ mod fixture;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use attempt::{Arguments, Attempt, End, Payload, Waiting, attempt, watch, withdraw};
+pub use attempt::{Arguments, Attempt, End, Payload, Waiting, attempt, undoing, watch, withdraw};
 pub use barrier::{Barrier, BarrierState, Breakage, Passed, Turn};
 pub use broadcast::{Broadcast, BroadcastOptions, Trigger};
 pub use channel::{

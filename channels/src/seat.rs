@@ -172,6 +172,12 @@ impl<'a> Seats<'a> {
         .into())
     }
 
+    /// Whether a seat is that of a thread of the process with this slot.
+    pub(crate) fn is_of(&self, index: u32, slot: u32) -> Result<bool> {
+        let state = self.seat(index)?.state.word.load(Ordering::Acquire);
+        Ok(state & TAG != FREE && slot_of(state) == slot)
+    }
+
     /// How the wait in a seat stands.
     pub(crate) fn look(&self, index: u32) -> Result<Look> {
         // Acquire pairs with the Release of `give`.

@@ -50,6 +50,7 @@ mod plain {
 
     use super::*;
     use crate::local::{self, LocalNode};
+    use crate::{End, Payload, Waiting, attempt, withdraw};
 
     #[derive(Clone, Copy, Debug)]
     enum Step {
@@ -346,6 +347,68 @@ mod plain {
         );
         barrier.reset().unwrap();
         assert_eq!(barrier.wait(Deadline::Never), Ok(0), "nothing to do");
+    }
+
+    /// A number that is another party's place, where a turn should be.
+    #[test]
+    fn who_has_no_turn_frees_nobodys_place() {
+        let member = local::member().unwrap();
+        let barrier = Barrier::create_with_action(&member, 2, 0).unwrap();
+        let arrive = || barrier.wait_through_signals(Deadline::Never, || true);
+        thread::scope(|scope| {
+            let first = scope.spawn(arrive);
+            while barrier.state().unwrap().waiting == 0 {
+                thread::yield_now();
+            }
+            let turn = arrive().unwrap().turn.unwrap();
+            let of_the_first = Turn::from_number(turn.number() - 1);
+            let not_owner = Err(Error::NotOwner(barrier.id()));
+            assert_eq!(barrier.acted(of_the_first, true), not_owner);
+            assert_eq!(barrier.state().unwrap().waiting, 2);
+            barrier.acted(turn, true).unwrap();
+            assert_eq!(first.join().unwrap().unwrap().number, 0);
+        });
+    }
+
+    /// All places are taken, and their parties do not leave: the time of one who came too early is up, too.
+    #[test]
+    fn who_waits_for_a_place_for_too_long_breaks_the_barrier() {
+        let node = LocalNode::new().unwrap();
+        let member = node.member().unwrap();
+        let barrier = Barrier::create_with_action(&member, 1, 0).unwrap();
+        let acts = || {
+            let passed = barrier.wait_through_signals(Deadline::Never, || true);
+            passed.unwrap().turn.unwrap()
+        };
+        let broken_by_time = |turn| {
+            let why = Breakage::Timeout;
+            assert_eq!(barrier.state().unwrap().broken, Some(why));
+            let barrier_id = barrier.id();
+            let broken = Error::Broken {
+                barrier: barrier_id,
+                why,
+            };
+            assert_eq!(barrier.acted(turn, true), Err(broken));
+            barrier.reset().unwrap();
+        };
+        let turn = acts();
+        assert_eq!(barrier.wait(Deadline::Now), Err(Error::Empty));
+        let soon = Deadline::after(1_000_000);
+        assert_eq!(barrier.wait(soon), Err(Error::Timeout));
+        broken_by_time(turn);
+        // The same of a process of another node.
+        let turn = acts();
+        let mut waiting = Waiting::default();
+        let (op, id) = (Op::BarrierWait, barrier.id());
+        let slot = node.daemon().slot();
+        let payload = Payload::EMPTY;
+        let tried = attempt(node.daemon(), op, id, slot, [0, 0], payload, &mut waiting);
+        assert!(matches!(tried, Attempt::NotYet), "{tried:?}");
+        let end = |end| withdraw(node.daemon(), op, id, slot, waiting, end);
+        assert!(matches!(end(End::Cancelled), Attempt::NotYet));
+        assert_eq!(barrier.state().unwrap().broken, None);
+        assert!(matches!(end(End::Timeout), Attempt::NotYet));
+        broken_by_time(turn);
     }
 
     #[test]

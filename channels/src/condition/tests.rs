@@ -34,7 +34,8 @@ mod plain {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Condition, ConditionOptions, Deadline, Error, Lock, local};
+    use crate::local::LocalNode;
+    use crate::{Acquired, Condition, ConditionOptions, Deadline, Error, Lock, local};
 
     #[test]
     fn the_longest_waiter_is_woken_first() {
@@ -160,6 +161,67 @@ mod plain {
     }
 
     /// A bounded buffer with two conditions: everything arrives, and everybody ends.
+    /// The lock's owner dies while one waits whose time is up then.
+    #[test]
+    fn who_takes_the_lock_from_the_dead_is_told() {
+        let node = LocalNode::new().unwrap();
+        let [ours, theirs] = [(); 2].map(|()| node.member().unwrap());
+        let lock = Lock::create(&ours, 0).unwrap();
+        let condition = Condition::create(&ours, &ConditionOptions::default()).unwrap();
+        let their_lock = Lock::attach(&theirs, &lock.descriptor(), false).unwrap();
+        let died = Acquired { owner_died: true };
+        for through_signals in [false, true] {
+            lock.acquire(Deadline::Now).unwrap();
+            let wait = || {
+                let soon = Deadline::after(1_000_000);
+                if !through_signals {
+                    return (condition.wait(&lock, soon), None);
+                }
+                let mut taken = None;
+                let woken = condition.wait_through_signals(&lock, soon, || true, &mut taken);
+                (woken, taken)
+            };
+            thread::scope(|scope| {
+                let waiter = scope.spawn(wait);
+                their_lock.acquire(Deadline::Never).unwrap();
+                while condition.waiting().unwrap() != 0 {
+                    thread::yield_now();
+                }
+                // What recovery does to the lock of a dead process.
+                let entry = ours.control().entry(lock.id()).unwrap();
+                let words = crate::lock::words(entry);
+                assert!(words.hand_on(theirs.slot().index));
+                words.wake_everyone(true);
+                let told = match through_signals {
+                    false => (Ok(died), None),
+                    true => (Err(Error::Timeout), Some(died)),
+                };
+                assert_eq!(waiter.join().unwrap(), told);
+            });
+            lock.release(false).unwrap();
+        }
+    }
+
+    #[test]
+    fn whether_the_caller_has_the_lock_is_told() {
+        let (lock, condition) = pair();
+        let mut taken = None;
+        let mut wait = || {
+            let woken = condition.wait_through_signals(&lock, Deadline::Now, || true, &mut taken);
+            (woken, taken)
+        };
+        let owner_died = false;
+        let not_owner = Err(Error::NotOwner(lock.id()));
+        assert_eq!(wait(), (not_owner, None));
+        lock.acquire(Deadline::Now).unwrap();
+        let has_it = Some(Acquired { owner_died });
+        assert_eq!(wait(), (Err(Error::Empty), has_it));
+        condition.destroy().unwrap();
+        let destroyed = Err(Error::Destroyed(condition.id()));
+        assert_eq!(wait(), (destroyed, has_it), "it was never given up");
+        lock.release(false).unwrap();
+    }
+
     #[test]
     fn producers_and_consumers() {
         const EACH: u32 = 300;

@@ -171,7 +171,7 @@ impl Core {
             body: done.body,
         };
         if let Err(frame) = self.submit(&link, frame) {
-            self.undelivered(frame);
+            self.undelivered(&link, frame);
         }
     }
 
@@ -210,16 +210,6 @@ impl Core {
         let node = &self.member.control().words().counters;
         self.counters.sent(&header, node);
         outbox::submit(link, frame).inspect_err(|_| self.counters.not_sent(&header, node))
-    }
-
-    /// A frame of an accepted link could not be sent: a message in it goes back to its channel.
-    pub(super) fn undelivered(&self, frame: Frame) {
-        let Some(object) = frame.header.target.object() else {
-            return;
-        };
-        if super::stats::carries_message(&frame.header) {
-            self.put_back(object, &frame.header, frame.body);
-        }
     }
 
     /// Puts a message back into an object of this node: into a channel, or into its level of a queue with priorities.

@@ -181,11 +181,18 @@ fn subscribe(core: &Core, frame: FrameHeader, inline: &[u8]) {
 }
 
 /// A thread waits no longer: its request ends, unless its end is on the way already.
-fn cancel(core: &Core, caller: Caller) {
-    let found = core.requests().of_caller(caller);
-    match found {
-        Some((number, node)) => core.cancel(number, node, true),
-        None => core.complete(caller, Code::Cancelled),
+pub(super) fn cancel(core: &Core, caller: Caller) {
+    let mut requests = core.requests();
+    if let Some((number, node)) = requests.of_caller(caller) {
+        drop(requests);
+        return core.cancel(number, node, true);
+    }
+    let later = requests.cancel_later(caller);
+    drop(requests);
+    if later {
+        core.fabric.wake();
+    } else {
+        core.complete(caller, Code::Cancelled);
     }
 }
 

@@ -11,6 +11,7 @@ use dragon_protocol::{Code, NodeIndex, SlotId};
 use super::core::{Core, Payload, is_closing};
 use super::outbox;
 use super::owner::{Job, Origin};
+use super::requests::Caller;
 use crate::body::{Body, PoolBlock};
 use crate::clock;
 use crate::fabric::{Frame, Handler, Incoming, Link, LinkError, Side};
@@ -20,6 +21,12 @@ const RESCUE: u64 = 64 << 20;
 
 /// Runs until the agent closes.
 pub(super) fn run(core: &Core) {
+    work(core);
+    let callers = core.requests().io_ends();
+    cancelled(core, callers);
+}
+
+fn work(core: &Core) {
     let mut events = Events::new(core);
     while !is_closing(core) {
         let deadline = core.with_owner(|owner, member, answers| {
@@ -38,13 +45,20 @@ pub(super) fn run(core: &Core) {
     events.drain();
 }
 
-fn due(core: &Core) {
+pub(super) fn due(core: &Core) {
     let due = core.requests().due(clock::now());
     for caller in due.callers {
         core.complete(caller, Code::Unreachable);
     }
+    cancelled(core, due.cancelled);
     for node in due.retry {
         core.tell(node);
+    }
+}
+
+fn cancelled(core: &Core, callers: Vec<Caller>) {
+    for caller in callers {
+        core.complete(caller, Code::Cancelled);
     }
 }
 
@@ -250,7 +264,7 @@ impl Handler for Events<'_> {
             self.core
                 .with_owner(|owner, member, _| owner.link_lost(member, link.id()));
             for frame in unsent {
-                self.core.undelivered(frame);
+                self.core.undelivered(link, frame);
             }
             return;
         }

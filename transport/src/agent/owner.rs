@@ -258,6 +258,11 @@ impl Owner {
         }
     }
 
+    /// Whether a process of another node may hold something here.
+    pub(super) fn knows(&self, origin: &Origin) -> bool {
+        self.proxies.contains_key(&(origin.node, origin.slot))
+    }
+
     /// Requests that wait here.
     pub(super) fn parked(&self) -> usize {
         self.parked.len()

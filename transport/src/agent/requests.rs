@@ -86,6 +86,10 @@ pub(super) struct Requests {
     sleeps_until: u64,
     /// When it wakes up for a request that may have ended.
     planned: u64,
+    /// Callers that wait no longer and have no request here: its end may be on its way to them.
+    cancelled: Vec<Caller>,
+    /// The I/O thread has ended.
+    is_over: bool,
 }
 
 #[derive(Debug, Default)]
@@ -127,6 +131,8 @@ pub(super) struct SlotEnd {
 pub(super) struct Due {
     /// Callers whose owner does not answer.
     pub(super) callers: Vec<Caller>,
+    /// Callers that wait no longer, and have got what was on its way to them.
+    pub(super) cancelled: Vec<Caller>,
     /// Nodes that are owed a message about dead processes.
     pub(super) retry: Vec<NodeIndex>,
 }
@@ -146,6 +152,8 @@ impl Requests {
             late: Late::default(),
             sleeps_until: 0,
             planned: 0,
+            cancelled: Vec::new(),
+            is_over: false,
         }
     }
 
@@ -291,6 +299,15 @@ impl Requests {
         (pending.caller == caller).then_some((number, pending.node))
     }
 
+    /// Has the I/O thread end the wait of a thread that has no request here: whatever that thread has taken from here has arrived
+    /// by then, and is what the caller gets. False: there is no such thread any more.
+    pub(super) fn cancel_later(&mut self, caller: Caller) -> bool {
+        if !self.is_over {
+            self.cancelled.push(caller);
+        }
+        !self.is_over
+    }
+
     /// What one set of this node, or all, asked for, for the member in a place or for any: numbers of the requests, and for
     /// whom they are.
     pub(super) fn subscriptions(
@@ -353,6 +370,12 @@ impl Requests {
         let lost = self.pending.iter().filter(|(_, p)| p.node == node);
         let lost: Vec<u64> = lost.map(|(number, _)| *number).collect();
         self.forget_all(&lost)
+    }
+
+    /// The I/O thread ends: those whose waits it was to end.
+    pub(super) fn io_ends(&mut self) -> Vec<Caller> {
+        self.is_over = true;
+        core::mem::take(&mut self.cancelled)
     }
 
     /// Everything ends.
@@ -433,7 +456,10 @@ impl Requests {
 
     /// What is due.
     pub(super) fn due(&mut self, now: u64) -> Due {
-        let mut due = Due::default();
+        let mut due = Due {
+            cancelled: core::mem::take(&mut self.cancelled),
+            ..Due::default()
+        };
         while let Some(&(until, number)) = self.until.first() {
             if until > now {
                 break;

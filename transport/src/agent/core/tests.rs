@@ -1,6 +1,9 @@
 use std::sync::Arc;
 
-use dragon_channels::{ChannelOptions, Event, create_channel};
+use dragon_channels::{
+    Barrier, Breakage, ChannelOptions, Condition, ConditionOptions, Event, Lock, Semaphore,
+    create_channel,
+};
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{self, FrameHeader, FrameKind};
 use dragon_protocol::{Code, NodeIndex, ObjectId, ObjectKind, RuntimeId};
@@ -12,10 +15,11 @@ use dragon_channels::stream;
 use super::super::late::{Ask, Asked, Chunk, Receiver};
 use super::super::owner::{Job, Origin};
 use super::super::requests::Caller;
+use super::super::{gateway, io};
 use super::{Core, Payload, header};
 use crate::body::{Body, PoolBlock};
 use crate::fabric::mem::MemHub;
-use crate::fabric::{Fabric, Frame, Handler, Incoming, Link, LinkError};
+use crate::fabric::{Fabric, Frame, Handler, Incoming, Link, LinkError, Side};
 
 const RUNTIME: RuntimeId = RuntimeId(0xd2a6_0000_0000_0002);
 
@@ -214,7 +218,8 @@ fn what_a_late_reply_brings_is_given_back() {
     let there = NodeIndex::new(1).unwrap();
     let owner = hub.node(there);
     let ok = Code::Ok;
-    let rows: [(Op, ObjectKind, Code, [u64; 2], Undone); 9] = [
+    let (condition, barrier) = (ObjectKind::Condition, ObjectKind::Barrier);
+    let rows: [(Op, ObjectKind, Code, [u64; 2], Undone); 14] = [
         (
             Op::LockAcquire,
             ObjectKind::Lock,
@@ -272,6 +277,31 @@ fn what_a_late_reply_brings_is_given_back() {
             Some((Op::BlockFree, [4096, 0])),
         ),
         (Op::EventWait, ObjectKind::Event, ok, [1, 0], None),
+        // A seat, and that it was woken there.
+        (
+            Op::ConditionWait,
+            condition,
+            ok,
+            [7, 1],
+            Some((Op::ConditionWait, [3, 7])),
+        ),
+        (Op::ConditionWait, condition, ok, [0, 0], None),
+        // The turn to act, a place that is kept, and all that is left to know.
+        (
+            Op::BarrierWait,
+            barrier,
+            ok,
+            [9, 1],
+            Some((Op::BarrierWait, [4, 9])),
+        ),
+        (
+            Op::BarrierWait,
+            barrier,
+            ok,
+            [9, 2],
+            Some((Op::BarrierWait, [2, 9])),
+        ),
+        (Op::BarrierWait, barrier, ok, [3, 0], None),
     ];
     for (op, kind, status, [arg0, arg1], expected) in rows {
         let target = ObjectId { kind, ..endpoint() };
@@ -319,4 +349,122 @@ fn what_a_late_reply_brings_is_given_back() {
         assert_eq!(came.0.len(), usize::from(expected.is_some()), "{op:?}");
         assert_eq!(core.stats().pending, 0);
     }
+}
+
+/// A thread that gets a signal gives its request up; when the end of that is on its way to it, that is what it gets.
+#[test]
+fn who_gives_up_gets_what_is_on_its_way() {
+    let hub = MemHub::new();
+    let (core, client) = of(&hub);
+    let slot = client.slot();
+    let records = core.member.control().threads(slot.index).unwrap();
+    let cell = &records[0].reply;
+    let target = endpoint();
+    for taken in [true, false] {
+        let caller = Caller::Thread {
+            slot,
+            thread: 0,
+            ticket: cell.begin(Op::ConditionWait, target),
+        };
+        let begun = core
+            .requests()
+            .begin(caller, Op::ConditionWait, target, wire::NEVER, 0);
+        // The I/O thread has the reply, and has not come to delivering it.
+        let number = begun.unwrap().number;
+        assert!(core.requests().finish(number).is_some());
+        gateway::cancel(&core, caller);
+        if taken {
+            let handed = core.hand_over(caller, &super::results([7, 1]), Payload::Small(&[]));
+            assert!(handed.is_ok(), "{handed:?}");
+        }
+        io::due(&core);
+        let reply = cell.wait(Deadline::Now, 0, |_| {}).unwrap();
+        let expected = match taken {
+            true => (Code::Ok, 7),
+            false => (Code::Cancelled, 0),
+        };
+        assert_eq!((Code::from_i32(reply.status), reply.arg0), expected);
+    }
+    assert!(core.requests().io_ends().is_empty());
+    let caller = Caller::Thread {
+        slot,
+        thread: 0,
+        ticket: cell.begin(Op::ConditionWait, target),
+    };
+    gateway::cancel(&core, caller);
+    let reply = cell.wait(Deadline::Now, 0, |_| {}).unwrap();
+    let over = Code::Cancelled.to_i32();
+    assert_eq!(reply.status, over, "nobody would do it later");
+}
+
+/// A link that was closed from the other side.
+#[derive(Debug)]
+struct Closed;
+
+impl Link for Closed {
+    fn id(&self) -> u64 {
+        1
+    }
+
+    fn node(&self) -> NodeIndex {
+        NodeIndex::new(1).unwrap()
+    }
+
+    fn side(&self) -> Side {
+        Side::Accepted
+    }
+
+    fn clock_offset(&self) -> i64 {
+        0
+    }
+
+    fn submit(&self, frame: Frame) -> Result<(), Frame> {
+        Err(frame)
+    }
+
+    fn queued(&self) -> u64 {
+        0
+    }
+
+    fn close(&self) {}
+}
+
+/// A process of another node gets something here, and the connection is gone before it can be told.
+#[test]
+fn what_nobody_can_be_told_of_is_taken_back() {
+    let (core, client) = alone();
+    let slot = client.slot();
+    let ask = |op, object, [arg0, arg1]: [u64; 2]| {
+        let job = Job {
+            origin: Origin {
+                link: Some(Arc::new(Closed)),
+                request: 1,
+                node: Closed.node(),
+                slot,
+            },
+            op,
+            object,
+            arg0,
+            arg1,
+            trace: None,
+            deadline: wire::NEVER,
+        };
+        core.with_owner(|owner, member, answers| {
+            owner.execute(member, job, &[], Body::empty(), answers);
+        });
+    };
+    let lock = Lock::create(&client, 0).unwrap();
+    ask(Op::LockAcquire, lock.id(), [5, 0]);
+    lock.acquire(Deadline::Now).unwrap();
+    let semaphore = Semaphore::create(&client, 1, 1, 0).unwrap();
+    let before = semaphore.value().unwrap();
+    ask(Op::SemaphoreAcquire, semaphore.id(), [1, 0]);
+    assert_eq!(semaphore.value().unwrap(), before);
+    let condition = Condition::create(&client, &ConditionOptions::default()).unwrap();
+    ask(Op::ConditionWait, condition.id(), [0, 0]);
+    assert_eq!(condition.waiting().unwrap(), 0);
+    let barrier = Barrier::create_with_action(&client, 1, 0).unwrap();
+    ask(Op::BarrierWait, barrier.id(), [0, 0]);
+    let broken = barrier.state().unwrap().broken;
+    assert_eq!(broken, Some(Breakage::Aborted), "nobody waits for its turn");
 }

@@ -2,8 +2,9 @@
 //! for a caller that is gone is given back.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use dragon_channels::stream;
+use dragon_channels::undoing;
 use dragon_protocol::op::Op;
 use dragon_protocol::wire::{self, FrameHeader, FrameKind};
 use dragon_protocol::{Code, SlotId};
@@ -13,9 +14,10 @@ use zerocopy::little_endian::{I32, U64};
 
 use super::{Core, Payload, results};
 use crate::agent::late::{Ask, Asked, Chunk, Receiver};
+use crate::agent::owner::{Job, Origin};
 use crate::agent::stats::{self, add};
 use crate::body::{Body, PoolBlock};
-use crate::fabric::Frame;
+use crate::fabric::{Frame, Link};
 
 impl Core {
     /// Gives a receiver the first chunk that came too late for it, or tells it that there is one; without any, the owner is
@@ -136,33 +138,57 @@ impl Core {
         self.late(&header, body);
     }
 
+    /// A frame of an accepted link could not be sent. A message in it goes back to its channel, and what it would have told that
+    /// its caller obtained is taken back: that one is told that this node is out of its reach.
+    pub(in crate::agent) fn undelivered(&self, link: &Arc<dyn Link>, frame: Frame) {
+        let Frame { header, body } = frame;
+        let Some(object) = header.target.object() else {
+            return;
+        };
+        if stats::carries_message(&header) {
+            return self.put_back(object, &header, body);
+        }
+        let Some((op, [arg0, arg1])) = undoing_of(&header) else {
+            return;
+        };
+        let job = Job {
+            origin: Origin {
+                link: Some(Arc::clone(link)),
+                request: 0,
+                node: link.node(),
+                slot: SlotId {
+                    index: header.slot.get(),
+                    generation: header.slot_generation.get(),
+                },
+            },
+            op,
+            object,
+            arg0,
+            arg1,
+            trace: None,
+            deadline: wire::NOW,
+        };
+        self.with_owner(|owner, member, answers| {
+            // What a process that is gone had was recovered.
+            if is_for_the_dead(op) || owner.knows(&job.origin) {
+                owner.execute(member, job, &[], Body::empty(), answers);
+            }
+        });
+    }
+
     /// What a request obtained for a caller that no longer waits is given back. Of a dead caller that is only what its owner
     /// does not recover.
     pub(super) fn undo(&self, slot: Option<SlotId>, header: &FrameHeader) {
-        let code = Code::from_i32(header.status.get());
         let Some(target) = header.target.object() else {
             return;
         };
-        if !matches!(code, Code::Ok | Code::OwnerDied) {
+        let Some((op, [arg0, arg1])) = undoing_of(header) else {
+            return;
+        };
+        let alive = slot.filter(|slot| self.member.control().slot_is(*slot));
+        if alive.is_none() && !is_for_the_dead(op) {
             return;
         }
-        let alive = slot.filter(|slot| self.member.control().slot_is(*slot));
-        // Of an opened or accepted stream the reply names the conversation.
-        let conversation = header.arg0.get();
-        let (op, arg0, arg1) = match Op::from_u8(header.op) {
-            // The reply names the units; one of an earlier release does not, and there was one. A semaphore that knows its
-            // owners gives them back by itself, and refuses the agent.
-            Some(Op::SemaphoreAcquire) => (Op::SemaphoreRelease, header.arg0.get().max(1), 0),
-            _ if alive.is_none() => return,
-            // The reply names the thread.
-            Some(Op::LockAcquire) => (Op::LockRelease, 0, header.arg1.get()),
-            Some(Op::Attach) => (Op::Detach, 0, 0),
-            Some(Op::StreamOpen) => (Op::StreamClose, stream::UNOPEN, conversation),
-            Some(Op::StreamAccept) => (Op::StreamClose, stream::UNACCEPT, conversation),
-            // The reply names its address.
-            Some(Op::BlockAllocate) => (Op::BlockFree, header.arg0.get(), 0),
-            _ => return,
-        };
         let slot = alive.unwrap_or(self.member.slot());
         let header = FrameHeader {
             slot: slot.index.into(),
@@ -175,4 +201,17 @@ impl Core {
         let body = Body::empty();
         self.send_to(target.node, Frame { header, body });
     }
+}
+
+/// What takes back what a request has obtained, by the reply to it.
+fn undoing_of(reply: &FrameHeader) -> Option<(Op, [u64; 2])> {
+    let code = Code::from_i32(reply.status.get());
+    let op = Op::from_u8(reply.op).filter(|_| matches!(code, Code::Ok | Code::OwnerDied))?;
+    undoing(op, [reply.arg0.get(), reply.arg1.get()])
+}
+
+/// Whether this has to be done also of a process that is gone: no owner recovers it. (A semaphore that knows who has its units
+/// gives them back by itself, and refuses whoever else does.)
+fn is_for_the_dead(op: Op) -> bool {
+    op == Op::SemaphoreRelease
 }
