@@ -9,7 +9,10 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use dragon::names::{self, Lasts, Value, store};
-use dragon::{Channel, ChannelOptions, Code, Deadline, NodeIndex, Session, Spawn, Stdio};
+use dragon::{
+    Barrier, Channel, ChannelOptions, Code, Condition, ConditionOptions, Deadline, Lock, NodeIndex,
+    Session, Spawn, Stdio,
+};
 use dragon_tests::job::{self, send};
 use dragon_tests::local::{Finished, Traces, WATCHDOG, dragon, pause, run};
 use dragon_tests::suite;
@@ -22,6 +25,8 @@ fn main() -> ExitCode {
     match words[..] {
         ["names"] => return names_of_one_process(),
         ["reads"] => return reads_from_a_node_that_is_lost(),
+        ["waits"] => return waits_for_a_node_that_is_lost(),
+        ["waiter", last] => return waits_and_acts(last == "last"),
         _ => {
             if let Some(code) = members::program(&words) {
                 return code;
@@ -40,6 +45,10 @@ fn main() -> ExitCode {
             }),
             ("another_is_killed", another_is_killed),
             ("output_of_a_lost_node_ends", output_of_a_lost_node_ends),
+            (
+                "who_waits_on_a_lost_node_holds_nobody_up",
+                who_waits_on_a_lost_node_holds_nobody_up,
+            ),
             (
                 "by_default_the_job_ends_with_a_stopped_node",
                 by_default_the_job_ends_with_a_stopped_node,
@@ -121,6 +130,111 @@ fn reads_from_a_node_that_is_lost() -> ExitCode {
     assert_eq!(lost.code(), Code::NodeDown);
     println!("{lost}");
     ExitCode::from(7)
+}
+
+/// What the processes of all nodes wait at.
+struct Meeting {
+    lock: Lock,
+    condition: Condition,
+    /// Never are all there.
+    gathers: Barrier,
+    /// The last one acts, and never is done.
+    acts: Barrier,
+}
+
+impl Meeting {
+    fn create() -> Self {
+        let options = ConditionOptions::default();
+        let meeting = Self {
+            lock: Lock::create(0).unwrap(),
+            condition: Condition::create(&options).unwrap(),
+            gathers: Barrier::create(3, 0).unwrap(),
+            acts: Barrier::create_with_action(2, 0).unwrap(),
+        };
+        let publish = |name, object| {
+            names::publish(name, Value::Object(object), Lasts::UntilUnpublished).unwrap();
+        };
+        publish("lock", meeting.lock.export().unwrap());
+        publish("condition", meeting.condition.export().unwrap());
+        publish("gathers", meeting.gathers.export().unwrap());
+        publish("acts", meeting.acts.export().unwrap());
+        meeting
+    }
+
+    fn join() -> Self {
+        let find = |name| match names::wait_for(name, Deadline::Never).unwrap() {
+            Value::Object(descriptor) => descriptor,
+            other => panic!("{other:?}"),
+        };
+        Self {
+            lock: Lock::attach(find("lock"), false).unwrap(),
+            condition: Condition::attach(find("condition"), false).unwrap(),
+            gathers: Barrier::attach(find("gathers"), false).unwrap(),
+            acts: Barrier::attach(find("acts"), false).unwrap(),
+        }
+    }
+}
+
+fn when(there: impl Fn() -> bool) {
+    while !there() {
+        pause(Duration::from_millis(1));
+    }
+}
+
+/// A process of the second node waits at a condition, where it has just been notified, and at a barrier, and acts at another.
+/// One of the third node waits behind it.
+fn waits_for_a_node_that_is_lost() -> ExitCode {
+    let meeting = Meeting::create();
+    let Meeting {
+        lock,
+        condition,
+        gathers,
+        acts,
+    } = &meeting;
+    let own = std::env::current_exe().unwrap();
+    let start = |node, word: &str| {
+        let spawn = Spawn::program(&own).arg("waiter").arg(word);
+        let child = spawn.node(NodeIndex::new(node).unwrap()).start().unwrap();
+        child.process
+    };
+    std::thread::scope(|scope| {
+        let broken = [gathers, acts]
+            .map(|barrier| scope.spawn(|| barrier.wait(Deadline::Never).unwrap_err().to_string()));
+        when(|| acts.state().unwrap().waiting == 1);
+        let _lost = start(1, "first");
+        when(|| condition.waiting().unwrap() == 1 && acts.state().unwrap().waiting == 2);
+        when(|| gathers.state().unwrap().waiting == 2);
+        let next = start(2, "last");
+        when(|| condition.waiting().unwrap() == 2);
+        lock.acquire(Deadline::Never).unwrap();
+        assert_eq!(condition.notify_one().unwrap(), 1);
+        let daemons = Session::attach().unwrap().nodes().unwrap().nodes;
+        let daemons: Vec<_> = daemons.iter().map(|info| info.pid.to_string()).collect();
+        println!("daemons {}", daemons.join(" "));
+        for waiter in broken {
+            println!("{}", waiter.join().unwrap());
+        }
+        lock.release(false).unwrap();
+        assert_eq!(next.wait(Deadline::Never).unwrap(), 0);
+        println!("the next was woken");
+    });
+    ExitCode::from(7)
+}
+
+fn waits_and_acts(last: bool) -> ExitCode {
+    let meeting = Meeting::join();
+    std::thread::scope(|scope| {
+        if !last {
+            scope.spawn(|| meeting.gathers.wait(Deadline::Never));
+            let turn = meeting.acts.wait_through_signals(Deadline::Never, || true);
+            assert!(turn.unwrap().turn.is_some());
+        }
+        meeting.lock.acquire(Deadline::Never).unwrap();
+        let woken = meeting.condition.wait(&meeting.lock, Deadline::Never);
+        // Nobody has died who held the lock.
+        assert!(!woken.unwrap().owner_died);
+    });
+    ExitCode::SUCCESS
 }
 
 // The tests. ------------------------------------------------------------------------------------------------------------
@@ -224,6 +338,25 @@ fn output_of_a_lost_node_ends(_: &()) {
         done.out.contains("the node of the process is lost"),
         "{done:?}"
     );
+    assert_eq!(done.code, Some(7), "{done:?}");
+}
+
+fn who_waits_on_a_lost_node_holds_nobody_up(_: &()) {
+    let own = std::env::current_exe().unwrap();
+    let places = ["-N", "3", "--local-nodes", "--node-limit", "2"];
+    let program = [
+        "--on-node-failure",
+        "continue",
+        "--",
+        own.to_str().unwrap(),
+        "waits",
+    ];
+    let job = Job::start(&mut dragon([&places[..], &program].concat()));
+    kill(&job, 1, "-9");
+    let done = ended(job);
+    let died = "a process died while it waited there";
+    assert_eq!(done.out.matches(died).count(), 2, "{done:?}");
+    assert!(done.out.contains("the next was woken"), "{done:?}");
     assert_eq!(done.code, Some(7), "{done:?}");
 }
 
