@@ -236,6 +236,9 @@ impl Session {
         }
         let (name, socket) = start::connect(start)?;
         let connection = Connection::new(socket);
+        if is_only_thread() {
+            Member::prepare();
+        }
         // While the daemon is at work.
         let watcher = Watcher::start(Arc::clone(&connection))?;
         let session = match Self::admitted(&connection, &name) {
@@ -268,7 +271,8 @@ impl Session {
             connection: Arc::clone(connection),
             runtime: attached.runtime,
         };
-        let member = Member::new(control, pool, slot, Box::new(hooks))?;
+        // Where this process had other threads already, the watcher's prepares it.
+        let member = Member::meanwhile(control, pool, slot, Box::new(hooks))?;
         if !connection.attached() {
             return Err(gone());
         }
@@ -283,6 +287,11 @@ impl Session {
             open: AtomicUsize::new(0),
         })
     }
+}
+
+/// Whether this process has no thread but the calling one.
+fn is_only_thread() -> bool {
+    std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
 }
 
 fn left() -> Error {

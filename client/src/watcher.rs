@@ -1,13 +1,15 @@
 //! A thread that sleeps until the daemon is gone, and then ends the process: whatever the program would do next with
 //! memory that nobody looks after any more is worse than its end.
 //!
-//! It never reads: replies on the same socket belong to whoever asked.
+//! It never reads: replies on the same socket belong to whoever asked. What it does first is to wait for the kernel where
+//! that takes long, so that no other thread has to.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use dragon_shmem::Member;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::connection::{Connection, Ended};
@@ -30,7 +32,10 @@ impl Watcher {
         let started = thread::Builder::new()
             .name("dragon-watcher".to_owned())
             .stack_size(STACK)
-            .spawn(move || watch(&connection));
+            .spawn(move || {
+                Member::prepare();
+                watch(&connection);
+            });
         restore_signals(&before);
         started
             .map(Self)

@@ -140,9 +140,22 @@ impl Member {
         slot: SlotId,
         hooks: Box<dyn Hooks>,
     ) -> Result<Arc<Self>> {
-        let fork = ForkMark::new()?;
         #[cfg(not(loom))]
         Self::prepare();
+        Self::meanwhile(control, pool, slot, hooks)
+    }
+
+    /// The same while another thread calls [`Member::prepare`]: until that has returned this process fences itself.
+    ///
+    /// # Errors
+    /// As [`Member::new`].
+    pub fn meanwhile(
+        control: Control,
+        pool: Pool,
+        slot: SlotId,
+        hooks: Box<dyn Hooks>,
+    ) -> Result<Arc<Self>> {
+        let fork = ForkMark::new()?;
         Ok(Arc::new(Self {
             own: control.pin_slot(slot.index)?,
             records: control.pin_threads(slot.index)?,

@@ -89,7 +89,6 @@ impl Room {
 #[cfg(not(any(loom, miri)))]
 pub(crate) mod barrier {
     use rustix::thread::{MembarrierCommand, membarrier};
-    use std::sync::OnceLock;
     use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
 
     use crate::error::{Result, system};
@@ -97,13 +96,13 @@ pub(crate) mod barrier {
     /// Whether this process has to fence itself.
     static ALONE: AtomicBool = AtomicBool::new(true);
 
-    /// Registers this process. Once is enough; a forked child inherits it.
+    /// Registers this process. Once is enough; a forked child inherits it. Without a lock: a child may be forked in the middle
+    /// of it, and twice does no harm.
     pub(crate) fn register() {
-        static ONCE: OnceLock<()> = OnceLock::new();
-        ONCE.get_or_init(|| {
+        if ALONE.load(Ordering::Relaxed) {
             let registered = membarrier(MembarrierCommand::RegisterGlobalExpedited).is_ok();
             ALONE.store(!registered, Ordering::Release);
-        });
+        }
     }
 
     #[inline]
