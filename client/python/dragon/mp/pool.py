@@ -34,6 +34,8 @@ from dragon._placement import Node, worker_nodes
 from dragon._interpreter import interpreter
 from dragon._popen import make_payload, parse_notice
 from dragon._serialize import dump_parts, dumps, loads
+from dragon.mp import worker
+from dragon.mp.worker import ERROR, KIND_SHIFT, NONE, RESULT, TICKET_BITS, TICKET_MASK, TOOK, WAKE, WORKER_MASK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,17 +50,6 @@ _WINDOW = 512
 _WINDOW_BYTES = 64 * 1024 * 1024
 #: Room for what is not a result: "took a task", "ended".
 _SLACK = 512
-
-# A message is named by its hint: 4 bits kind, 20 bits worker, 40 bits ticket (the number of a task in this pool). Tasks
-# have a ticket only. Notices of a worker's end, from its daemon, have no kind.
-_RESULT, _ERROR, _TOOK, _WAKE = 1, 2, 3, 4
-_TICKET_BITS = 40
-_TICKET_MASK = (1 << _TICKET_BITS) - 1
-_WORKER_MASK = (1 << 20) - 1
-_KIND_SHIFT = 60
-#: The ticket that tells a worker to end, and in the last 8 bytes of a result: took no other task.
-_NONE = 0
-_NO_TICKET = bytes(8)
 
 
 class Pool(std.Pool):
@@ -148,7 +139,7 @@ class _Engine:
         self._send_lock = threading.RLock()
         self._encoder = _Encoder()
         self._tickets: dict[int, tuple[int, int, int]] = {}
-        self._next_ticket = _NONE + 1
+        self._next_ticket = NONE + 1
         self._bytes = 0
         self._set_lock = threading.RLock()
 
@@ -212,7 +203,7 @@ class _Engine:
     def wake(self) -> None:
         """Makes the result thread look at the state. Where the channel is full it is awake anyway."""
         try:
-            self._results.send(b"", _WAKE << _KIND_SHIFT, 0)
+            self._results.send(b"", WAKE << KIND_SHIFT, 0)
         except DragonError as error:
             util.debug("waking the result thread of a pool: %s", error)
 
@@ -280,13 +271,13 @@ class _Engine:
         try:
             while not self._is_done():
                 hint, message = receive()
-                kind = hint >> _KIND_SHIFT
-                if kind <= _ERROR and kind:
+                kind = hint >> KIND_SHIFT
+                if kind <= ERROR and kind:
                     self._take_result(kind, hint, message)
-                elif kind == _TOOK:
-                    self._held[(hint >> _TICKET_BITS) & _WORKER_MASK] = hint & _TICKET_MASK
+                elif kind == TOOK:
+                    self._held[(hint >> TICKET_BITS) & WORKER_MASK] = hint & TICKET_MASK
                     self._futile_starts = 0
-                elif kind != _WAKE:
+                elif kind != WAKE:
                     self._worker_ended(*parse_notice(bytes(message)))
                 message = None
                 if len(self._tickets) <= low:
@@ -314,19 +305,19 @@ class _Engine:
         if not self._stopping and not self.cache and not self._jobs:
             self._stopping = True
             for _ in self._workers:
-                self._tasks.send(b"", _NONE)
+                self._tasks.send(b"", NONE)
         return self._stopping and not self._workers
 
     def _take_result(self, kind: int, hint: int, message: Any) -> None:
         held = int.from_bytes(message[-8:] if type(message) is bytes else memoryview(message)[-8:], "little")
-        self._held[(hint >> _TICKET_BITS) & _WORKER_MASK] = held
-        entry = self._tickets.pop(hint & _TICKET_MASK, None)
+        self._held[(hint >> TICKET_BITS) & WORKER_MASK] = held
+        entry = self._tickets.pop(hint & TICKET_MASK, None)
         if entry is None:
             return
         job, i, size = entry
         self._bytes -= size
         try:
-            result = kind == _RESULT, loads(message)
+            result = kind == RESULT, loads(message)
         except Exception as error:
             result = False, error
         self._set(job, i, result)
@@ -360,7 +351,7 @@ class _Engine:
         processes = []
         for _ in places:
             number = next(self._worker_numbers)
-            process = self._ctx.Process(target=_work, args=(self._tasks, self._results, number, *self._setup))
+            process = self._ctx.Process(target=worker.work, args=(self._tasks, self._results, number, *self._setup))
             process.name = process.name.replace("Process", "PoolWorker")
             process.daemon = True
             processes.append((number, process))
@@ -402,7 +393,7 @@ class _Engine:
         process._popen.ended(code)
         process.join()
         self.workers.remove(process)
-        entry = self._tickets.pop(self._held.pop(number, _NONE), None)
+        entry = self._tickets.pop(self._held.pop(number, NONE), None)
         if entry is not None:
             job, i, size = entry
             self._bytes -= size
@@ -451,6 +442,7 @@ class _Encoder:
 
     def encode(self, func: Any, args: Any, kwds: Any) -> tuple[list[Any], int]:
         if func is std.mapstar or func is std.starmapstar:
+            func = worker.mapstar if func is std.mapstar else worker.starmapstar
             ((inner, arguments),) = args
         else:
             inner, arguments = None, (args, kwds) if kwds else args
@@ -472,91 +464,7 @@ class _Encoder:
         return [message, tail], len(message) + len(tail)
 
 
-class _Decoder:
-    """Messages to tasks, in a worker. Functions are looked up once; other callables are made anew for each task."""
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, Any] = {}
-
-    def run(self, message: Any) -> tuple[bool, Any]:
-        func = None
-        try:
-            view = message if type(message) is bytes else memoryview(message)
-            end = len(view) - 4
-            start = end - int.from_bytes(view[end:], "little")
-            key = bytes(view[start:end])
-            functions = self._known.get(key)
-            if functions is None:
-                functions = loads(key)
-                if all(kind is types.FunctionType or kind is type(None) for kind in map(type, functions[:2])):
-                    self._known[key] = functions
-            func, inner, has_kwds = functions
-            arguments = loads(message)
-            if inner is not None:
-                return True, func((inner, arguments))
-            if has_kwds:
-                args, kwds = arguments
-                return True, func(*args, **kwds)
-            return True, func(*arguments)
-        except Exception as error:
-            if func is not std._helper_reraises_exception:
-                error = std.ExceptionWithTraceback(error, error.__traceback__)
-            return False, error
-
-
 def _places(members: list[Node]) -> Iterator[int]:
     """The nodes in the order in which they get workers: in turn, each as often as it has CPUs."""
     turns = range(max(node.cpus for node in members) or 1)
     return itertools.cycle([node.index for turn in turns for node in members if turn < max(node.cpus, 1)])
-
-
-def _work(
-    tasks: _native.Channel,
-    results: _native.Channel,
-    number: int,
-    initializer: Callable[..., Any] | None,
-    initargs: Any,
-    maxtasks: int | None,
-) -> None:
-    """The main function of a worker."""
-    if initializer is not None:
-        initializer(*initargs)
-    try:
-        _work_off(tasks, results, number, maxtasks)
-    except DragonError as error:
-        util.debug("worker %d: the pool is gone: %s", number, error)
-
-
-def _work_off(tasks: Any, results: Any, number: int, maxtasks: int | None) -> None:
-    receive = tasks.receive_tagged
-    run = _Decoder().run
-    took = _TOOK << _KIND_SHIFT | number << _TICKET_BITS
-    item = None
-    for count in itertools.count(1) if maxtasks is None else range(1, maxtasks + 1):
-        if item is None:
-            item = receive()
-            if item[0] != _NONE:
-                results.send(b"", took | item[0])
-        ticket, message = item
-        if ticket == _NONE:
-            return
-        good, result = run(message)
-        # Taken before the result is sent, to say both with one message.
-        item = receive(0) if count != maxtasks else None
-        held = item[0].to_bytes(8, "little") if item is not None else _NO_TICKET
-        _send_result(results, number << _TICKET_BITS | ticket, good, result, held)
-        message = result = None
-
-
-def _send_result(results: Any, hint: int, good: bool, result: Any, held: bytes) -> None:
-    try:
-        message = dump_parts(result)
-    except Exception as error:
-        good, message = False, dump_parts(std.MaybeEncodingError(error, result))
-    hint |= (_RESULT if good else _ERROR) << _KIND_SHIFT
-    # A pickle and a frame of parts end where they say; what follows is ours.
-    if type(message) is list:
-        message.append(held)
-        results.send_parts(message, hint)
-    else:
-        results.send_parts((message, held), hint)
