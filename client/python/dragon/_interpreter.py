@@ -81,7 +81,7 @@ def _preload(modules: list[str]) -> bytes:
     common = {name: data[name] for name in _COMMON if name in data}
     if not has_main() and all(module == _MAIN for module in modules):
         return b""
-    return pickle.dumps((modules, common, _program()), 5)
+    return pickle.dumps((modules, common, _program(), _objects()), 5)
 
 
 @functools.cache
@@ -90,10 +90,18 @@ def _program() -> bytes:
     return os.urandom(8)
 
 
+@functools.cache
+def _objects() -> list[str]:
+    """What this program made objects of before it started its first worker: its workers are given some of them, as a rule."""
+    return [name for name in sys.modules if name.startswith("dragon.mp.") and name != "dragon.mp.pool"]
+
+
 def preload(wanted: bytes) -> bool:
     """Imports what workers want, in the interpreter that is to fork them; whether it can still do so."""
     global _inherited
-    modules, common, _program = pickle.loads(wanted)
+    modules, common, _program, objects = pickle.loads(wanted)
+    for module in objects:
+        __import__(module)
     process.current_process()._inheriting = True
     try:
         spawn.prepare(common if _MAIN in modules else {name: common[name] for name in common.keys() - _COMMON[-2:]})

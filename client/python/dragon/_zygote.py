@@ -13,9 +13,10 @@ each worker the daemon sends one frame, and gets one answer::
 
     i32 the pid, or a negative error number
 
-The zygote has one thread, imports what every worker needs, and ends when the socket does. Workers that want more imported,
-as the program's main module is, come from another one that it forks for them. What is forked is a child of the daemon, a
-sibling, so that the daemon reads its exit status and its parent-death signal is the daemon's death.
+The zygote has one thread, imports what every worker needs, what many need as long as nobody waits for it, and ends when the
+socket does. Workers that want more imported, as the program's main module is, come from another one that it forks for them.
+What is forked is a child of the daemon, a sibling, so that the daemon reads its exit status and its parent-death signal is
+the daemon's death.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import gc
 import io
 import os
 import pickle
+import select
 import signal
 import socket
 import struct
@@ -32,17 +34,8 @@ import subprocess
 import sys
 from multiprocessing import process, spawn, util
 
-# Imported here so that no worker has to.
-import multiprocessing.connection  # noqa: F401
-import multiprocessing.pool  # noqa: F401
-import multiprocessing.synchronize  # noqa: F401
-import pkgutil  # noqa: F401
-import runpy  # noqa: F401
-import traceback
-
-import dragon  # noqa: F401
-from dragon import _interpreter, _native, _popen  # noqa: F401
-from dragon.mp import connection, pool, queues, synchronize  # noqa: F401
+from dragon import _interpreter, _native, _popen
+from dragon.mp import worker  # noqa: F401  (so that no worker has to)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +46,16 @@ _U32 = struct.Struct("<I")
 _HEAD = struct.Struct("<II")
 _I32 = struct.Struct("<i")
 _FDS = 3
+#: What many workers need, first what all do that run a main module. While it is imported the head imports as much itself; a
+#: program that is done with that first does not wait for it.
+_WANTED = (
+    "pkgutil",
+    "dragon.mp.queues",
+    "dragon.mp.connection",
+    "dragon.mp.synchronize",
+    "multiprocessing.connection",
+    "multiprocessing.pool",
+)
 #: RUN.
 _run: str
 
@@ -83,7 +86,7 @@ def _fields(frame: bytes) -> Iterator[bytes]:
 
 
 def main() -> None:
-    """What RUN calls, with the words that follow it."""
+    """What RUN calls, with the words that follow it. It has switched the collector off: programs find it as ever."""
     global _run
     _run = sys.orig_argv[-len(sys.argv)]
     if sys.argv[1] == "--worker":
@@ -100,6 +103,7 @@ def _begin(fd: int, again: bool) -> None:
     if fd == 0:
         os.open(os.devnull, os.O_RDONLY)
     _native.warm_up()
+    _import_wanted(orders)
     threads = _interpreter.threads()
     if threads > 1 and not again:
         print(
@@ -110,8 +114,15 @@ def _begin(fd: int, again: bool) -> None:
     _serve(orders, os.getppid(), fresh=threads > 1)
 
 
+def _import_wanted(orders: socket.socket) -> None:
+    for module in _WANTED:
+        if select.select([orders], [], [], 0)[0]:
+            return
+        __import__(module)
+
+
 def _serve(orders: socket.socket, daemon: int, fresh: bool) -> None:
-    gc.collect()
+    # Later collections leave what is there now alone, whose pages so stay shared.
     gc.freeze()
     while (order := _receive(orders)) is not None:
         _fork(order, orders, daemon, fresh)
@@ -149,13 +160,14 @@ def _fork(order: Order, orders: socket.socket, daemon: int, fresh: bool) -> None
         code = 1
         try:
             orders.close()
+            gc.enable()
             os.setpgid(0, 0)
             die_with(daemon)
             if order.is_zygote:
                 _become_zygote(order, daemon, fresh)
             code = _become_worker(order, daemon, fresh)
         except BaseException:
-            traceback.print_exc()
+            _print_exception()
         finally:
             _leave(code)
     orders.sendall(_I32.pack(answer))
@@ -177,6 +189,7 @@ def _become_zygote(order: Order, daemon: int, fresh: bool) -> NoReturn:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
+    gc.collect()
     _serve(socket.socket(fileno=requests), daemon, fresh=on_request)
     os._exit(0)
 
@@ -266,9 +279,15 @@ def _leave(code: int) -> NoReturn:
         # The program may have closed them, or have put None in their place.
         util._flush_std_streams()
     except BaseException:
-        traceback.print_exc()
+        _print_exception()
     finally:
         os._exit(code)
+
+
+def _print_exception() -> None:
+    import traceback
+
+    traceback.print_exc()
 
 
 def _replace_interpreter(order: Order, daemon: int) -> NoReturn:
@@ -282,6 +301,7 @@ def _replace_interpreter(order: Order, daemon: int) -> NoReturn:
 
 def _fresh_worker(payload: int, daemon: int) -> NoReturn:
     code = 1
+    gc.enable()
     try:
         die_with(daemon)
         with open(payload, "rb") as stream:
@@ -289,6 +309,6 @@ def _fresh_worker(payload: int, daemon: int) -> NoReturn:
             content = stream.read()
         code = run(content)
     except BaseException:
-        traceback.print_exc()
+        _print_exception()
     finally:
         _leave(code)
