@@ -123,6 +123,34 @@ def test_fresh_interpreters_on_request(lines, nodes):
     assert got["fresh"] == [["True"]] * 2 * nodes, got["text"]
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_garbage_is_collected_in_workers_as_ever(lines, nodes, fresh):
+    says = "print('collects', gc.isenabled(), flush=True)"
+    main = f"multiprocessing.get_context().set_fresh_interpreters({fresh})"
+    got = lines(above=f"import gc; {says}", work=says, main=main)
+    assert len(got["collects"]) == 1 + len(imports(got)) + 2 * nodes, got["text"]
+    assert all(said == ["True"] for said in got["collects"]), got["text"]
+
+
+POOL = """
+import sys
+import dragon, multiprocessing
+def has_pool(n):
+    return "multiprocessing.pool" in sys.modules
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("dragon")
+    context.set_fresh_interpreters()
+    with context.Pool(2) as pool:
+        print(*set(pool.map(has_pool, range(4)) + pool.starmap(has_pool, [(n,) for n in range(4)])))
+"""
+
+
+def test_a_worker_of_a_pool_does_without_the_standard_one(program, dragon_command, nodes):
+    ended = run(dragon_command, ["python", program(POOL)], nodes=nodes)
+    assert ended.out.split() == ["False"], ended.text()
+
+
 def test_options_of_the_interpreter_are_the_workers_too(lines, nodes):
     got = lines(work="print('flags', *sys.flags, sys._xoptions, sys.warnoptions, flush=True)", main="work(0)", options=["-O", "-X", "dev"])
     assert len(got["flags"]) == 1 + 2 * nodes

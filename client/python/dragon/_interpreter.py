@@ -100,10 +100,10 @@ def preload(wanted: bytes) -> bool:
     """Imports what workers want, in the interpreter that is to fork them; whether it can still do so."""
     global _inherited
     modules, common, _program, objects = pickle.loads(wanted)
-    for module in objects:
-        __import__(module)
     process.current_process()._inheriting = True
     try:
+        for module in objects:
+            __import__(module)
         spawn.prepare(common if _MAIN in modules else {name: common[name] for name in common.keys() - _COMMON[-2:]})
         for module in modules:
             if module != _MAIN:

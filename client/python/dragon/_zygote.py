@@ -189,6 +189,7 @@ def _become_zygote(order: Order, daemon: int, fresh: bool) -> NoReturn:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
+    # What the main module has left behind would be kept by every worker.
     gc.collect()
     _serve(socket.socket(fileno=requests), daemon, fresh=on_request)
     os._exit(0)

@@ -1,6 +1,7 @@
 """What a worker of a pool does, and the messages between it and the pool.
 
-Apart from the pool itself, so that a worker does without the standard library's pool, and all that it imports, until a task fails.
+Apart from the pool itself, so that a worker does without the standard library's pool, and all that it imports, until a task
+fails.
 """
 
 from __future__ import annotations
