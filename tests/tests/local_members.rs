@@ -24,8 +24,8 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["names"] => return names_of_one_process(),
-        ["reads"] => return reads_from_a_node_that_is_lost(),
-        ["waits"] => return waits_for_a_node_that_is_lost(),
+        ["reads", _nodes] => return reads_from_a_node_that_is_lost(),
+        ["waits", _nodes] => return waits_for_a_node_that_is_lost(),
         ["waiter", last] => return waits_and_acts(last == "last"),
         _ => {
             if let Some(code) = members::program(&words) {
@@ -321,19 +321,15 @@ fn another_is_killed(_: &()) {
     assert_eq!(done.code, Some(7), "{}", done.err);
 }
 
-fn output_of_a_lost_node_ends(_: &()) {
-    let own = std::env::current_exe().unwrap();
-    let places = ["-N", "3", "--local-nodes", "--node-limit", "2"];
-    let program = [
-        "--on-node-failure",
-        "continue",
-        "--",
-        own.to_str().unwrap(),
-        "reads",
-    ];
-    let job = Job::start(&mut dragon([&places[..], &program].concat()));
+/// Of a job of three nodes with this head, the second is killed; the job goes on to its end.
+fn without_the_second(head: &str) -> Finished {
+    let job = start_with(head, 3, &["--on-node-failure", "continue"]);
     kill(&job, 1, "-9");
-    let done = ended(job);
+    ended(job)
+}
+
+fn output_of_a_lost_node_ends(_: &()) {
+    let done = without_the_second("reads");
     assert!(
         done.out.contains("the node of the process is lost"),
         "{done:?}"
@@ -342,18 +338,7 @@ fn output_of_a_lost_node_ends(_: &()) {
 }
 
 fn who_waits_on_a_lost_node_holds_nobody_up(_: &()) {
-    let own = std::env::current_exe().unwrap();
-    let places = ["-N", "3", "--local-nodes", "--node-limit", "2"];
-    let program = [
-        "--on-node-failure",
-        "continue",
-        "--",
-        own.to_str().unwrap(),
-        "waits",
-    ];
-    let job = Job::start(&mut dragon([&places[..], &program].concat()));
-    kill(&job, 1, "-9");
-    let done = ended(job);
+    let done = without_the_second("waits");
     let died = "a process died while it waited there";
     assert_eq!(done.out.matches(died).count(), 2, "{done:?}");
     assert!(done.out.contains("the next was woken"), "{done:?}");
