@@ -295,6 +295,7 @@ typedef struct dragon_spawn_request {
     const char *const *environment; /* "NAME=value" strings and a final NULL; NULL: the caller's environment */
     const char *directory;          /* working directory; NULL: the caller's */
     const dragon_channel *notify;   /* gets one exit notice (24 bytes) when the process has ended; NULL: nobody does */
+    int32_t lives;                  /* DRAGON_LIVES_... */
 } dragon_spawn_request;
 
 /* dragon_process_options.policy: how a process is placed whose request says DRAGON_BY_POLICY. */
@@ -304,7 +305,7 @@ typedef struct dragon_spawn_request {
 #define DRAGON_POLICY_PACKED 3      /* as many as the node has CPUs for, then the next node */
 #define DRAGON_POLICY_LOCAL 4       /* here */
 #define DRAGON_POLICY_REMOTE 5      /* in turn on the other nodes */
-#define DRAGON_LIVES_ON 0           /* dragon_process_options.lives: until the runtime ends */
+#define DRAGON_LIVES_ON 0           /* dragon_spawn_request.lives: until the runtime ends */
 #define DRAGON_LIVES_WITH_CREATOR 1 /* it is killed, with all that it started, when its creator has ended or left */
 #define DRAGON_OUTPUT_APPEND 1      /* dragon_process_options.output, joined by |: output goes to the end of its files */
 #define DRAGON_OUTPUT_MERGE 4       /* standard error goes where standard output goes */
@@ -579,12 +580,11 @@ int32_t dragon_condition_descriptor(const dragon_condition *condition, uint8_t d
 int32_t dragon_condition_export(const dragon_condition *condition, uint8_t descriptor[32]);
 int32_t dragon_condition_set_wait_mode(const dragon_condition *condition, int32_t mode);
 /* Gives the lock up, waits for a notification, and takes the lock again, at its depth; also when the wait failed, unless the lock
- * was destroyed or its node is down. *owner_died (may be NULL): as for dragon_lock_acquire; where it is 1, a wait whose time is up
- * succeeds, too. DRAGON_NOT_OWNER: the caller does not hold the lock. DRAGON_TABLE_FULL: as many wait as can. */
+ * was destroyed or its node is down. *owner_died (may be NULL): as for dragon_lock_acquire; with 1 a wait whose time is up succeeds,
+ * too. DRAGON_NOT_OWNER: the caller does not hold the lock. DRAGON_TABLE_FULL: as many wait as can. */
 int32_t dragon_condition_wait(const dragon_condition *condition, const dragon_lock *lock, int64_t timeout, int32_t *owner_died);
-/* As dragon_condition_wait, but a signal alone does not end the wait: on_signal decides, also while the lock is taken again; its
- * DRAGON_INTERRUPTED comes when the caller has the lock. A notification that comes meanwhile is kept, or goes to the next waiter.
- * *owner_died is written whenever the caller has the lock afterwards, and only then. */
+/* As dragon_condition_wait, but on_signal decides whether a signal ends the wait, also while the lock is taken again. A notification
+ * that comes meanwhile is kept, or goes to the next. *owner_died is written when the caller has the lock afterwards, and only then. */
 int32_t dragon_condition_wait_through_signals(const dragon_condition *condition, const dragon_lock *lock, int64_t timeout,
                                               dragon_on_signal on_signal, void *context, int32_t *owner_died);
 /* Wakes up to count who wait (1, DRAGON_ALL), the longest first; *woken (may be NULL): how many. */

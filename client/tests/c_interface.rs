@@ -233,7 +233,8 @@ fn header_and_library_agree_on_layouts_and_numbers() {
         payload,
         environment,
         directory,
-        notify
+        notify,
+        lives
     );
     layout!(DragonLimit, "dragon_limit", kind, reserved, soft, hard);
     layout!(

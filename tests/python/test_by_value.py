@@ -49,6 +49,25 @@ def test_what_is_typed_at_a_prompt(packages):
     assert ended.out == "[0, 1, 2]\n", ended.text()
 
 
+CHANGED = """
+import dragon, multiprocessing
+multiprocessing.set_start_method("dragon")
+factor = 2
+def times(n):
+    return n * factor
+with multiprocessing.Pool(2) as pool:
+    first = pool.map(times, range(3), chunksize=1)
+    factor = 3
+    print(first, pool.map(times, range(3), chunksize=1), pool.apply(times, (1,)))
+"""
+
+
+def test_each_job_has_its_function_as_it_is_then(packages):
+    ended = run_plain([sys.executable, "-c", CHANGED], env=packages("cloudpickle"))
+    assert ended.code == 0, ended.text()
+    assert ended.out == "[0, 2, 4] [0, 3, 6] 3\n", ended.text()
+
+
 def test_without_cloudpickle_the_error_says_what_to_do(program, dragon_command):
     ended = run(dragon_command, [program(LOCALS)])
     assert ended.code == 1, ended.text()

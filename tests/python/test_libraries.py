@@ -54,6 +54,29 @@ def test_executor(says):
     ) == ["[0, 1, 4, 9, 16, 25] [0, 1, 4, 9, 16, 25]", "[7, 7, 7]", "ZeroDivisionError"]
 
 
+def test_executor_with_what_cannot_be_imported(says, packages):
+    lines = says(
+        EXECUTOR,
+        "import threading",
+        "with ProcessPoolExecutor(2) as executor:",
+        "    added = 5",
+        "    print(list(executor.map(lambda n: n + added, range(3))))",
+        "    print(type(executor.submit(square, threading.Lock()).exception()).__name__, executor.submit(square, 3).result())",
+        env=packages("cloudpickle"),
+    )
+    assert lines == ["[5, 6, 7]", "TypeError 9"]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_executor_of_another_start_method(says, method):
+    lines = says(
+        EXECUTOR,
+        f"with ProcessPoolExecutor(2, mp_context=mp.get_context('{method}')) as executor:",
+        "    print(list(executor.map(square, range(3))), executor.submit(os.getppid).result() == os.getpid())",
+    )
+    assert lines == ["[0, 1, 4] True"]
+
+
 def test_executor_whose_worker_dies(says):
     lines = says(
         EXECUTOR,

@@ -282,6 +282,7 @@ fn run_pytest(repo: &Repo, tests: &Path) -> Result<Outcome> {
     let packages = repo.target("python-packages");
     for (name, requirement) in [
         ("cloudpickle", "cloudpickle>=3,<4"),
+        ("IPython", "ipython>=9,<10"),
         ("joblib", "joblib>=1.4,<2"),
         ("tqdm", "tqdm>=4.66,<5"),
     ] {

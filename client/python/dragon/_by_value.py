@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import io
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MAIN = b"__main__"
+#: In every pickle of a function by value.
+_BY_VALUE = b"cloudpickle"
 _NOTE = (
     "other processes cannot import it: define functions and classes in a module, not within functions, or install the package "
     "cloudpickle, which sends them by value"
@@ -34,8 +37,19 @@ def is_wanted(stream: io.BytesIO, begin: int) -> bool:
     return not _main_is_a_file() and _MAIN in stream.getvalue()[begin:] and _pickler() is not None
 
 
-@functools.cache
+def holds_values(pickled: bytes) -> bool:
+    """Whether a pickle may hold functions or classes as they were when it was made, and not only their names."""
+    return _BY_VALUE in pickled
+
+
 def _main_is_a_file() -> bool:
+    # IPython's main module changes its file, and is another one, while it runs a file.
+    main = sys.modules["__main__"]
+    return _is_a_file(main, getattr(main, "__file__", None))
+
+
+@functools.lru_cache(maxsize=4)
+def _is_a_file(_main: Any, _file: Any) -> bool:
     from dragon._interpreter import has_main
 
     return has_main()

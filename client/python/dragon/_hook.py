@@ -42,6 +42,7 @@ def register(concrete: context.BaseContext) -> None:
     when_imported("multiprocessing.spawn", lambda module: _replace_functions(module, _Spawn))
     when_imported("multiprocessing.shared_memory", _change_shared_memory)
     when_imported("multiprocessing.sharedctypes", lambda module: _replace_functions(module, _SharedTypes))
+    when_imported("concurrent.futures.process", _change_executor)
 
 
 def call(name: str, caller: Any, *args: Any) -> Any:
@@ -137,6 +138,19 @@ def _new_pool(cls: Any, *args: Any, context: Any = None, **kwargs: Any) -> Any:
 
         cls = Pool
     return object.__new__(cls)
+
+
+def _change_executor(module: Any) -> None:
+    module._SafeQueue.__new__ = staticmethod(_new_call_queue)
+
+
+def _new_call_queue(cls: Any, max_size: int = 0, *, ctx: Any = None, **parts: Any) -> Any:
+    """The queue in which an executor has its calls: one of ours where the context is ours."""
+    if ctx is None or ctx.get_context()._name != METHOD:  # None: it is being unpickled
+        return object.__new__(cls)
+    from dragon.mp.queues import CallQueue
+
+    return CallQueue(max_size, parts, cls._on_queue_feeder_error)
 
 
 def _replace_functions(of: Any, bodies: type) -> None:

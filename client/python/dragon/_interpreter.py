@@ -51,8 +51,9 @@ def preparation(name: str) -> dict[str, Any]:
     """What a worker is prepared with, as `multiprocessing.spawn` defines it."""
     data = spawn.get_preparation_data(name)
     data["start_method"] = "dragon"
-    # A program that was read from standard input is in no file: there is nothing to run again in a worker.
-    if not os.path.exists(data.get("init_main_from_path", os.curdir)):
+    # A program that was read from standard input is in no file, one of IPython's is no Python: there is nothing to run again
+    # in a worker.
+    if not _is_program(data.get("init_main_from_path", os.curdir)):
         del data["init_main_from_path"]
     return data
 
@@ -61,7 +62,11 @@ def has_main() -> bool:
     """Whether the main module is one that workers can import: it is not where somebody types, or of `python -c`."""
     main = sys.modules[_MAIN]
     file = getattr(main, "__file__", None)
-    return getattr(main.__spec__, "name", None) is not None or file is not None and os.path.exists(file)
+    return getattr(main.__spec__, "name", None) is not None or file is not None and _is_program(file)
+
+
+def _is_program(path: str) -> bool:
+    return not path.endswith((".ipy", ".ipynb")) and os.path.exists(path)
 
 
 def _modules() -> list[str]:

@@ -16,10 +16,18 @@ def unpublish(name: str) -> None: ...
 def set_parent_death_signal(signal: int) -> None: ...
 def fork_sibling() -> int: ...
 def spawn_python(
-    interpreter: Interpreter, payload: bytes, node: int | None = None, notify: Channel | None = None
+    interpreter: Interpreter,
+    payload: bytes,
+    node: int | None = None,
+    notify: Channel | None = None,
+    with_creator: bool = False,
 ) -> tuple[Process, int]: ...
 def spawn_python_many(
-    interpreter: Interpreter, payloads: list[bytes], nodes: Sequence[int | None], notify: Channel | None = None
+    interpreter: Interpreter,
+    payloads: list[bytes],
+    nodes: Sequence[int | None],
+    notify: Channel | None = None,
+    with_creator: bool = False,
 ) -> list[tuple[Process, int] | Exception]: ...
 
 class Message:

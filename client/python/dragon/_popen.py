@@ -178,7 +178,14 @@ class Popen:
         child = None
         try:
             payload, channel = make_payload(process_obj)
-            process, pid = _native.spawn_python(_interpreter.interpreter(), payload, default_node(), self._board.channel)
+            # A daemon's parent ends it; one that is killed cannot.
+            process, pid = _native.spawn_python(
+                _interpreter.interpreter(),
+                payload,
+                default_node(),
+                self._board.channel,
+                with_creator=process_obj.daemon,
+            )
             self._adopt((process, pid, channel))
             child = self
         finally:

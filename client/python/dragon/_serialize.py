@@ -32,6 +32,8 @@ LARGE = 64 * 1024
 _ALIGN = 64
 _HEAD = struct.Struct("<QQQ")
 _PICKLE_MARK = 0x80
+#: Where PyTorch has the reducers that it registers.
+_OF_TORCH = "torch.multiprocessing.reductions"
 #: Types whose values need no reducer, exactly these and not their subclasses.
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 
@@ -43,6 +45,10 @@ class _Reducers(dict):
         reducer = ForkingPickler._extra_reducers.get(kind) or copyreg.dispatch_table.get(kind)
         if reducer is None:
             raise KeyError(kind)
+        if getattr(reducer, "__module__", None) == _OF_TORCH and hasattr(kind, "requires_grad"):
+            from dragon import _torch
+
+            return self.setdefault(kind, _torch.by_value(reducer))
         return reducer
 
 
@@ -73,7 +79,11 @@ def dump(obj: Any, stream: io.BytesIO, keep: Callable[[pickle.PickleBuffer], boo
         stream.seek(begin)
         stream.truncate()
         buffers.clear()
-        _by_value.dump(obj, stream, callback, refused)
+        try:
+            _by_value.dump(obj, stream, callback, refused)
+        finally:
+            # Its traceback has this frame, and with it the stream: only the collector would free it, views of it first or not.
+            refused = None
     return buffers
 
 

@@ -180,6 +180,7 @@ pub(crate) struct SpawnRequest {
     pub(crate) environment: *const *const c_char,
     pub(crate) directory: *const c_char,
     pub(crate) notify: *const c_void,
+    pub(crate) lives: i32,
 }
 
 /// `dragon_spawn_result`.

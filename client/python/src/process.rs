@@ -115,17 +115,18 @@ pub(crate) struct Interpreter<'py>(
 );
 
 /// Starts a Python worker with this process's environment and directory. `node` None: where the policy says.
-/// `notify` gets a notice of its end.
+/// `notify` gets a notice of its end. `with_creator`: it is killed when this process has ended.
 #[pyfunction]
-#[pyo3(signature = (interpreter, payload, node=None, notify=None))]
+#[pyo3(signature = (interpreter, payload, node=None, notify=None, with_creator=false))]
 pub(crate) fn spawn_python(
     py: Python<'_>,
     interpreter: Interpreter<'_>,
     payload: &[u8],
     node: Option<i32>,
     notify: Option<&Bound<'_, Channel>>,
+    with_creator: bool,
 ) -> PyResult<(Process, u32)> {
-    let results = start(py, &interpreter, &[payload], &[node], notify)?;
+    let results = start(py, &interpreter, &[payload], &[node], notify, with_creator)?;
     match results.as_slice() {
         [result] if result.code == OK => process(py, result),
         [result] => Err(error(py, api::api()?, result.code)),
@@ -135,17 +136,18 @@ pub(crate) fn spawn_python(
 
 /// Starts workers with one request; for each a process and its pid, or the exception that says why not.
 #[pyfunction]
-#[pyo3(signature = (interpreter, payloads, nodes, notify=None))]
+#[pyo3(signature = (interpreter, payloads, nodes, notify=None, with_creator=false))]
 pub(crate) fn spawn_python_many<'py>(
     py: Python<'py>,
     interpreter: Interpreter<'py>,
     payloads: Vec<Bound<'py, PyBytes>>,
     nodes: Vec<Option<i32>>,
     notify: Option<&Bound<'py, Channel>>,
+    with_creator: bool,
 ) -> PyResult<Vec<Started<'py>>> {
     let api = api::api()?;
     let payloads: Vec<&[u8]> = payloads.iter().map(|payload| payload.as_bytes()).collect();
-    let results = start(py, &interpreter, &payloads, &nodes, notify)?;
+    let results = start(py, &interpreter, &payloads, &nodes, notify, with_creator)?;
     results
         .iter()
         .map(|result| {
@@ -189,6 +191,7 @@ fn start(
     payloads: &[&[u8]],
     nodes: &[Option<i32>],
     notify: Option<&Bound<'_, Channel>>,
+    with_creator: bool,
 ) -> PyResult<Vec<SpawnResult>> {
     let api = api::api()?;
     let Interpreter(path, options, preload) = interpreter;
@@ -217,6 +220,7 @@ fn start(
         environment: std::ptr::null(),
         directory: std::ptr::null(),
         notify,
+        lives: with_creator.into(),
     };
     let failed = SpawnResult {
         code: api::INTERRUPTED,

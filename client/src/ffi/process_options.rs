@@ -105,7 +105,7 @@ impl DragonProcessOptions {
         spawn = match self.lives {
             0 => spawn,
             1 => spawn.lives(Lives::WithCreator),
-            other => return Err(unknown("lives", other, "DRAGON_LIVES_... (0 or 1)")),
+            other => return Err(unknown("lives", other, LIVES)),
         };
         // SAFETY: the caller's promise.
         let limits = unsafe { many(self.limits, self.limit_count, "limits") }?;
@@ -185,7 +185,10 @@ impl DragonProcessOptions {
     }
 }
 
-fn unknown(what: &str, value: i32, allowed: &str) -> Error {
+/// What `lives` may be.
+pub(super) const LIVES: &str = "DRAGON_LIVES_... (0 or 1)";
+
+pub(super) fn unknown(what: &str, value: i32, allowed: &str) -> Error {
     Error::InvalidArgument(format!("{what} {value} is none of {allowed}"))
 }
 

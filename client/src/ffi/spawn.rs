@@ -5,9 +5,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::ptr;
 
 use dragon_protocol::NodeIndex;
+use dragon_protocol::process::Lives;
 
 use super::channel::DragonBytes;
 use super::function::{Wanted, functions};
+use super::process_options::{LIVES, unknown};
 use super::{check_size, guard, last_error, many, refer, text};
 use crate::error::{Error, Result};
 use crate::objects::{Channel, Process};
@@ -43,6 +45,8 @@ pub struct DragonSpawnRequest {
     pub directory: *const c_char,
     /// A channel, or null.
     pub notify: *const Channel,
+    /// 0: until the runtime ends. 1: until its creator ends.
+    pub lives: i32,
 }
 
 /// `dragon_spawn_result`.
@@ -94,7 +98,11 @@ impl DragonSpawnRequest {
             // SAFETY: the caller's promise.
             spawn = spawn.notify(unsafe { refer(self.notify, "notify") }?);
         }
-        Ok(spawn)
+        match self.lives {
+            0 => Ok(spawn),
+            1 => Ok(spawn.lives(Lives::WithCreator)),
+            other => Err(unknown("lives", other, LIVES)),
+        }
     }
 
     /// # Safety

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -49,6 +50,22 @@ def start_grandchild(queue):
     process.start()
     process.join()
     queue.put(process.exitcode)
+
+
+def wait_for_ever():
+    threading.Event().wait()
+
+
+def start_all_kinds(queue):
+    """Starts the workers of a pool, a daemon and another process, and is busy."""
+    ctx = multiprocessing.get_context("dragon")
+    pool = ctx.Pool(2)
+    others = [ctx.Process(target=wait_for_ever, daemon=daemon) for daemon in (True, False)]
+    for process in others:
+        process.start()
+    workers = [process.pid for process in multiprocessing.active_children() if process not in others]
+    queue.put([*workers, *(process.pid for process in others)])
+    pool.apply(wait_for_ever)
 
 
 def length(queue, data):
@@ -234,3 +251,17 @@ def test_child_can_use_subprocess(start, node):
 
 def run_true():
     sys.exit(subprocess.run(["true"], check=False).returncode)
+
+
+def test_workers_and_daemons_end_with_a_parent_that_is_killed(ctx, start, node):
+    queue = ctx.Queue()
+    parent = start(node, start_all_kinds, queue)
+    *bound, free = [(pid, os.pidfd_open(pid)) for pid in queue.get()]
+    assert len(bound) == 3
+    parent.kill()
+    for _, end in bound:
+        assert select.select([end], [], [], 60)[0]
+    assert not select.select([free[1]], [], [], 0)[0], "one that is no daemon goes on"
+    os.kill(free[0], signal.SIGKILL)
+    for _, end in (*bound, free):
+        os.close(end)

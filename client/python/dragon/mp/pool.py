@@ -29,6 +29,7 @@ from multiprocessing import pool as std
 from multiprocessing import util
 
 from dragon import _native
+from dragon._by_value import holds_values
 from dragon._errors import DragonError, NodeDownError, WorkerLostError
 from dragon._placement import Node, worker_nodes
 from dragon._interpreter import interpreter
@@ -226,7 +227,7 @@ class _Engine:
     def _send(self, task: tuple[int, int, Any, Any, Any]) -> None:
         job, i = task[:2]
         try:
-            message, size = self._encoder.encode(*task[2:])
+            message, size = self._encoder.encode(job, *task[2:])
             ticket = self._next_ticket
             self._next_ticket = ticket + 1
             self._tickets[ticket] = job, i, size
@@ -357,7 +358,7 @@ class _Engine:
             processes.append((number, process))
         payloads = [make_payload(process) for _, process in processes]
         results = _native.spawn_python_many(
-            interpreter(), [payload for payload, _ in payloads], places, self._results
+            interpreter(), [payload for payload, _ in payloads], places, self._results, with_creator=True
         )
         failures = []
         for (number, process), (_, channel), place, result in zip(processes, payloads, places, results, strict=True):
@@ -431,7 +432,8 @@ class _Engine:
 class _Encoder:
     """Tasks to messages: the arguments, then the functions, then the length of the functions' part.
 
-    ``u32`` at the end; what comes before is two pickles. The functions of a job are pickled once and not for each task.
+    ``u32`` at the end; what comes before is two pickles. The functions of a job are pickled once and not for each task; those
+    that travel by value anew for each job, since what they refer to may have changed.
     """
 
     _LENGTH = struct.Struct("<I")
@@ -439,8 +441,10 @@ class _Encoder:
 
     def __init__(self) -> None:
         self._known: dict[Any, bytes] = {}
+        #: Job and functions by value of the last such task, and their pickle.
+        self._of_job: tuple[Any, bytes] | None = None
 
-    def encode(self, func: Any, args: Any, kwds: Any) -> tuple[list[Any], int]:
+    def encode(self, job: int, func: Any, args: Any, kwds: Any) -> tuple[list[Any], int]:
         if func is std.mapstar or func is std.starmapstar:
             func = worker.mapstar if func is std.mapstar else worker.starmapstar
             ((inner, arguments),) = args
@@ -450,10 +454,14 @@ class _Encoder:
         # Only functions are told apart by what they are; other callables may have a state that changes.
         lasting = type(func) is types.FunctionType and (inner is None or type(inner) is types.FunctionType)
         tail = self._known.get(functions) if lasting else None
+        if tail is None and lasting and self._of_job is not None and self._of_job[0] == (job, functions):
+            tail = self._of_job[1]
         if tail is None:
             pickled = bytes(dumps(functions))
             tail = pickled + self._LENGTH.pack(len(pickled))
-            if lasting:
+            if lasting and holds_values(pickled):
+                self._of_job = (job, functions), tail
+            elif lasting:
                 if len(self._known) >= self._MOST:
                     self._known.clear()
                 self._known[functions] = tail

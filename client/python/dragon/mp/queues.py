@@ -20,6 +20,7 @@ from dragon._serialize import dump_parts, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
@@ -176,6 +177,22 @@ class JoinableQueue(Queue):
         self._idle.wait()
 
 
+class CallQueue(Queue):
+    """The calls of a `concurrent.futures.ProcessPoolExecutor`: one that cannot be pickled fails its future."""
+
+    def __init__(self, maxsize: int, parts: dict[str, Any], on_error: Callable[[Any, Exception, Any], None]) -> None:
+        super().__init__(maxsize)
+        # What the handler of errors of the standard library's such queue uses: other things in each release.
+        self.__dict__.update(parts)
+        self._on_error = on_error
+
+    def _on_queue_feeder_error(self, e: Exception, obj: Any) -> None:
+        self._on_error(self, e, obj)
+
+    def _terminate_broken(self) -> None:
+        self.close()
+
+
 class _Reader:
     """The end of a queue that is read, under the name by which `concurrent.futures` and others wait for it and read it."""
 
@@ -193,6 +210,10 @@ class _Reader:
     def recv(self) -> Any:
         """The next object."""
         return loads(self._channel.receive_object())
+
+    def close(self) -> None:
+        """Nothing more is read by this process."""
+        self.closed = True
 
     def fileno(self) -> int:
         raise NotImplementedError(

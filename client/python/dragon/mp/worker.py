@@ -43,6 +43,8 @@ def starmapstar(args: Any) -> list[Any]:
 class _Decoder:
     """Messages to tasks, in a worker. Functions are looked up once; other callables are made anew for each task."""
 
+    _MOST = 64
+
     def __init__(self) -> None:
         self._known: dict[bytes, Any] = {}
 
@@ -57,6 +59,8 @@ class _Decoder:
             if functions is None:
                 functions = loads(key)
                 if all(kind is types.FunctionType or kind is type(None) for kind in map(type, functions[:2])):
+                    if len(self._known) >= self._MOST:
+                        self._known.clear()  # Those that travel by value are others with each job.
                     self._known[key] = functions
             func, inner, has_kwds = functions
             arguments = loads(message)
