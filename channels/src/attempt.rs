@@ -198,7 +198,8 @@ pub fn withdraw(
     withdrawn.unwrap_or(Attempt::NotYet)
 }
 
-/// What takes back what a request has obtained, by its results: for a caller that cannot be told of it any more.
+/// What takes back what a request has obtained, by its results: for a caller that cannot be told of it any more. (An object that
+/// it has made goes with the caller itself.)
 #[must_use]
 pub fn undoing(op: Op, [first, second]: [u64; 2]) -> Option<(Op, [u64; 2])> {
     Some(match op {
@@ -212,7 +213,9 @@ pub fn undoing(op: Op, [first, second]: [u64; 2]) -> Option<(Op, [u64; 2])> {
         Op::StreamAccept => (Op::StreamClose, [stream::UNACCEPT, first]),
         // They name its address.
         Op::BlockAllocate => (Op::BlockFree, [first, 0]),
-        Op::ConditionWait if second == phase::SEATED => (op, [phase::PASS_ON, first]),
+        Op::ConditionWait if matches!(second, phase::SEATED | phase::GIVEN) => {
+            (op, [phase::PASS_ON, first])
+        }
         Op::BarrierWait => match second {
             request::ACTS => (op, [request::FAILED, first]),
             request::HELD | request::HELD_BY_SIGNAL => (op, [request::LEAVE, first]),

@@ -243,7 +243,8 @@ impl Condition {
         match lock.give_up() {
             Ok(depth) => Ok((seat, depth)),
             Err(error) => {
-                self.stand(seat, true)?;
+                // The first error is the one that says how things stand.
+                let _ = self.stand(seat, true);
                 Err(error)
             }
         }
@@ -302,8 +303,8 @@ impl Condition {
             Some(entry) => withdraw(self.handle.member(), entry, seat),
             None => {
                 let arguments = [phase::WITHDRAW, seat.into()];
-                let [given, _] = self.handle.call_surely(Op::ConditionWait, arguments)?;
-                Ok(given != 0)
+                let [_, given] = self.handle.call_surely(Op::ConditionWait, arguments)?;
+                Ok(given == phase::GIVEN)
             }
         }
     }
@@ -332,8 +333,10 @@ impl Condition {
 
 /// What a request to wait for a condition asks for: its argument 0. Argument 1 is the seat.
 pub(crate) mod phase {
-    /// The second result of a request that got a seat, which is the first one: no other has this.
+    /// The second result of a request that got a seat, which is the first one.
     pub(crate) const SEATED: u64 = 1;
+    /// The second result of a request to leave a seat, the first one, in which a notification was: it is kept.
+    pub(crate) const GIVEN: u64 = 2;
 
     /// A seat.
     pub(crate) const SIT: u64 = 0;
@@ -379,7 +382,8 @@ pub(crate) fn try_wait(
     }
     match what {
         phase::WAIT => Ok(is_woken(member, entry, id, seat)?.then_some([0, 0])),
-        phase::WITHDRAW => Ok(Some([withdraw(member, entry, seat)?.into(), 0])),
+        phase::WITHDRAW if withdraw(member, entry, seat)? => Ok(Some([seat.into(), phase::GIVEN])),
+        phase::WITHDRAW => Ok(Some([0, 0])),
         _ => {
             stand(member, entry, id, seat, what == phase::PASS_ON)?;
             Ok(Some([0, 0]))

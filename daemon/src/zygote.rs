@@ -59,7 +59,7 @@ const AS_OPTIONS: [(&[u8], &[u8]); 3] = [
 
 /// Without the working directory in the path: a file there must not pass for a module. Workers see the options that were asked
 /// for, and `-P` is none of them. What is imported lives as long as the interpreter: nothing of it is worth looking for garbage.
-const RUN: &str = "import gc, sys; gc.disable(); sys.flags.safe_path or sys.path.pop(0); from dragon._zygote import main; main()";
+const RUN: &str = "import gc, sys; collects = gc.isenabled(); gc.disable(); sys.flags.safe_path or sys.path.pop(0); from dragon._zygote import main; main(collects)";
 
 /// Which zygote serves a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -124,12 +124,14 @@ def test_fresh_interpreters_on_request(lines, nodes):
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_garbage_is_collected_in_workers_as_ever(lines, nodes, fresh):
+@pytest.mark.parametrize("collects", [False, True])
+def test_garbage_is_collected_in_workers_as_the_program_says(lines, nodes, collects, fresh):
     says = "print('collects', gc.isenabled(), flush=True)"
     main = f"multiprocessing.get_context().set_fresh_interpreters({fresh})"
-    got = lines(above=f"import gc; {says}", work=says, main=main)
+    above = f"import gc; {'' if collects else 'gc.disable(); '}{says}"
+    got = lines(above=above, work=says, main=main)
     assert len(got["collects"]) == 1 + len(imports(got)) + 2 * nodes, got["text"]
-    assert all(said == ["True"] for said in got["collects"]), got["text"]
+    assert all(said == [str(collects)] for said in got["collects"]), got["text"]
 
 
 POOL = """
@@ -213,3 +215,28 @@ if __name__ == "__main__":
             worker.start()
         worker.join()
 """
+
+
+EXHAUSTED = """
+import errno, os, resource
+import dragon, multiprocessing
+opened = []
+def use_up():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+    while True:
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("dragon")
+    context.set_fresh_interpreters()
+    with context.Pool(1) as pool:
+        try:
+            pool.apply(use_up)
+        except OSError as error:
+            print(errno.errorcode[error.errno])
+"""
+
+
+def test_a_task_that_used_up_what_imports_need_fails_with_its_own_error(program, dragon_command):
+    ended = run(dragon_command, ["python", program(EXHAUSTED)])
+    assert (ended.code, ended.out) == (0, "EMFILE\n"), ended.text()

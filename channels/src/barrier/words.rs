@@ -344,10 +344,15 @@ impl<'a> Words<'a> {
         self.break_phase(at.phase, why)
     }
 
-    /// Breaks the barrier in whatever phase it is, also one that a reset is to end.
+    /// Breaks the barrier in whatever phase it is. A reset is ended by who aborts, and not by one whose time is up meanwhile.
     pub(super) fn break_any(&self, why: Breakage) -> bool {
         self.change(|word| {
-            (word & TAG != BROKEN).then_some(state(phase_of(word), why.number(), BROKEN))
+            let breaks = match word & TAG {
+                BROKEN => false,
+                RESETTING => why == Breakage::Aborted,
+                _ => true,
+            };
+            breaks.then_some(state(phase_of(word), why.number(), BROKEN))
         })
     }
 

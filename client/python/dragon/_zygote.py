@@ -58,6 +58,8 @@ _WANTED = (
 )
 #: RUN.
 _run: str
+#: Whether the collector, which RUN has switched off, is to be switched on in what is forked.
+_collects: bool
 
 
 class Order:
@@ -85,9 +87,10 @@ def _fields(frame: bytes) -> Iterator[bytes]:
         at += length
 
 
-def main() -> None:
+def main(collects: bool) -> None:
     """What RUN calls, with the words that follow it. It has switched the collector off: programs find it as ever."""
-    global _run
+    global _run, _collects
+    _collects = collects
     _run = sys.orig_argv[-len(sys.argv)]
     if sys.argv[1] == "--worker":
         _fresh_worker(int(sys.argv[2]), int(sys.argv[3]))
@@ -160,7 +163,7 @@ def _fork(order: Order, orders: socket.socket, daemon: int, fresh: bool) -> None
         code = 1
         try:
             orders.close()
-            gc.enable()
+            _collect_as_ever()
             os.setpgid(0, 0)
             die_with(daemon)
             if order.is_zygote:
@@ -286,9 +289,15 @@ def _leave(code: int) -> NoReturn:
 
 
 def _print_exception() -> None:
-    import traceback
+    sys.__excepthook__(*sys.exc_info())
 
-    traceback.print_exc()
+
+def _collect_as_ever() -> None:
+    """Once: what the program says of it afterwards holds for what is forked later."""
+    global _collects
+    if _collects:
+        gc.enable()
+    _collects = False
 
 
 def _replace_interpreter(order: Order, daemon: int) -> NoReturn:
@@ -302,7 +311,7 @@ def _replace_interpreter(order: Order, daemon: int) -> NoReturn:
 
 def _fresh_worker(payload: int, daemon: int) -> NoReturn:
     code = 1
-    gc.enable()
+    _collect_as_ever()
     try:
         die_with(daemon)
         with open(payload, "rb") as stream:

@@ -86,12 +86,15 @@ impl Condition {
                 )
             }
         });
-        if owner_died >= 0 {
+        let has_it = owner_died >= 0;
+        if has_it {
             lock.take_up(put_aside);
-            crate::sync::warn_if(py, owner_died)?;
         }
         if let Some(raised) = raised {
             return Err(raised);
+        }
+        if has_it {
+            crate::sync::warn_if(py, owner_died)?;
         }
         if is_too_early(code) {
             return Ok(false);

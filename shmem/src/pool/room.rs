@@ -96,13 +96,11 @@ pub(crate) mod barrier {
     /// Whether this process has to fence itself.
     static ALONE: AtomicBool = AtomicBool::new(true);
 
-    /// Registers this process. Once is enough; a forked child inherits it. Without a lock: a child may be forked in the middle
-    /// of it, and twice does no harm.
+    /// Registers this process. Once is enough, and a forked child inherits it, unless it was forked in the middle of it: again
+    /// costs nothing.
     pub(crate) fn register() {
-        if ALONE.load(Ordering::Relaxed) {
-            let registered = membarrier(MembarrierCommand::RegisterGlobalExpedited).is_ok();
-            ALONE.store(!registered, Ordering::Release);
-        }
+        let registered = membarrier(MembarrierCommand::RegisterGlobalExpedited).is_ok();
+        ALONE.store(!registered, Ordering::Release);
     }
 
     #[inline]

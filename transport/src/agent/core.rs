@@ -432,7 +432,12 @@ impl Core {
     pub(super) fn reply(&self, link: &dyn Link, header: &FrameHeader, payload: Payload<'_>) {
         let pending = self.requests().finish(header.request.get());
         let Some(pending) = pending else {
-            self.undo(None, header);
+            // Its thread may have gone on to another one, after it was told that the owner does not answer.
+            let asked = SlotId {
+                index: header.slot.get(),
+                generation: header.slot_generation.get(),
+            };
+            self.undo(Some(asked), header);
             return self.late(header, payload.keep());
         };
         if let Caller::Gone(slot) = pending.caller {

@@ -183,7 +183,7 @@ fn subscribe(core: &Core, frame: FrameHeader, inline: &[u8]) {
 /// A thread waits no longer: its request ends, unless its end is on the way already.
 pub(super) fn cancel(core: &Core, caller: Caller) {
     let mut requests = core.requests();
-    if let Some((number, node)) = requests.of_caller(caller) {
+    if let Some((number, node)) = requests.cancel(caller) {
         drop(requests);
         return core.cancel(number, node, true);
     }

@@ -286,6 +286,14 @@ impl Handler for Events<'_> {
             for frame in unsent {
                 self.core.send_to(node, frame);
             }
+            // The word that nobody waits for them may have overtaken them.
+            let cancelled = self
+                .core
+                .requests()
+                .cancelled(numbers.into_iter().collect());
+            for number in cancelled {
+                self.core.cancel(number, node, true);
+            }
         }
     }
 }

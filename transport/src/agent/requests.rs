@@ -65,6 +65,8 @@ pub(super) struct Pending {
     until: u64,
     /// The caller was told that the owner does not answer. A late reply has to be undone.
     pub(super) expired: bool,
+    /// The caller waits no longer.
+    cancelled: bool,
 }
 
 #[derive(Debug)]
@@ -205,6 +207,7 @@ impl Requests {
             link: 0,
             until,
             expired: false,
+            cancelled: false,
         };
         self.pending.insert(number, pending);
         if until != wire::NEVER {
@@ -297,6 +300,21 @@ impl Requests {
         let number = *self.by_caller.get(&(slot.index, thread))?;
         let pending = self.pending.get(&number)?;
         (pending.caller == caller).then_some((number, pending.node))
+    }
+
+    /// The same, for a thread that waits no longer.
+    pub(super) fn cancel(&mut self, caller: Caller) -> Option<(u64, NodeIndex)> {
+        let found = self.of_caller(caller)?;
+        if let Some(pending) = self.pending.get_mut(&found.0) {
+            pending.cancelled = true;
+        }
+        Some(found)
+    }
+
+    /// Those of these requests for which nobody waits any longer.
+    pub(super) fn cancelled(&self, mut numbers: Vec<u64>) -> Vec<u64> {
+        numbers.retain(|number| self.pending.get(number).is_some_and(|p| p.cancelled));
+        numbers
     }
 
     /// Has the I/O thread end the wait of a thread that has no request here: whatever that thread has taken from here has arrived

@@ -40,6 +40,25 @@ def starmapstar(args: Any) -> list[Any]:
     return list(itertools.starmap(args[0], args[1]))
 
 
+def _with_traceback(func: Any, error: Exception) -> Exception:
+    try:
+        from multiprocessing import pool as std
+    except Exception:
+        # What the task has used up, the import needs too.
+        return error
+    if func is std._helper_reraises_exception:
+        return error
+    return std.ExceptionWithTraceback(error, error.__traceback__)
+
+
+def _unsendable(error: Exception, result: Any) -> Exception:
+    try:
+        from multiprocessing import pool as std
+    except Exception:
+        return RuntimeError(f"Error sending result: {result!r}. Reason: {error!r}")
+    return std.MaybeEncodingError(error, result)
+
+
 class _Decoder:
     """Messages to tasks, in a worker. Functions are looked up once; other callables are made anew for each task."""
 
@@ -71,11 +90,7 @@ class _Decoder:
                 return True, func(*args, **kwds)
             return True, func(*arguments)
         except Exception as error:
-            from multiprocessing import pool as std
-
-            if func is not std._helper_reraises_exception:
-                error = std.ExceptionWithTraceback(error, error.__traceback__)
-            return False, error
+            return False, _with_traceback(func, error)
 
 
 def work(
@@ -120,9 +135,7 @@ def _send_result(results: Any, hint: int, good: bool, result: Any, held: bytes) 
     try:
         message = dump_parts(result)
     except Exception as error:
-        from multiprocessing import pool as std
-
-        good, message = False, dump_parts(std.MaybeEncodingError(error, result))
+        good, message = False, dump_parts(_unsendable(error, result))
     hint |= (RESULT if good else ERROR) << KIND_SHIFT
     # A pickle and a frame of parts end where they say; what follows is ours.
     if type(message) is list:

@@ -213,13 +213,23 @@ type Undone = Option<(Op, [u64; 2])>;
 /// An owner that was silent for too long answers after all, when its caller has been told that it does not.
 #[test]
 fn what_a_late_reply_brings_is_given_back() {
+    late_replies(false);
+}
+
+/// The same when the caller's thread has asked for something else since.
+#[test]
+fn what_a_late_reply_to_an_earlier_request_brings_is_given_back() {
+    late_replies(true);
+}
+
+fn late_replies(displaced: bool) {
     let hub = MemHub::new();
     let (core, client) = of(&hub);
     let there = NodeIndex::new(1).unwrap();
     let owner = hub.node(there);
     let ok = Code::Ok;
     let (condition, barrier) = (ObjectKind::Condition, ObjectKind::Barrier);
-    let rows: [(Op, ObjectKind, Code, [u64; 2], Undone); 14] = [
+    let rows: [(Op, ObjectKind, Code, [u64; 2], Undone); 15] = [
         (
             Op::LockAcquire,
             ObjectKind::Lock,
@@ -277,12 +287,19 @@ fn what_a_late_reply_brings_is_given_back() {
             Some((Op::BlockFree, [4096, 0])),
         ),
         (Op::EventWait, ObjectKind::Event, ok, [1, 0], None),
-        // A seat, and that it was woken there.
+        // A seat, that a notification was in it, and that it was woken there.
         (
             Op::ConditionWait,
             condition,
             ok,
             [7, 1],
+            Some((Op::ConditionWait, [3, 7])),
+        ),
+        (
+            Op::ConditionWait,
+            condition,
+            ok,
+            [7, 2],
             Some((Op::ConditionWait, [3, 7])),
         ),
         (Op::ConditionWait, condition, ok, [0, 0], None),
@@ -324,6 +341,15 @@ fn what_a_late_reply_brings_is_given_back() {
             panic!("{:?}", came.0);
         };
         assert_eq!(core.requests().due(u64::MAX - 1).callers, [caller]);
+        if displaced {
+            let next = Caller::Thread {
+                slot,
+                thread: 0,
+                ticket: 2,
+            };
+            core.request(next, request, Op::EventWait, Body::empty());
+            owner.progress(&mut came, 0).unwrap();
+        }
         let reply = FrameHeader {
             kind: FrameKind::Reply as u8,
             status: status.to_i32().into(),
@@ -347,7 +373,7 @@ fn what_a_late_reply_brings_is_given_back() {
         });
         assert_eq!(undone, expected, "{op:?}");
         assert_eq!(came.0.len(), usize::from(expected.is_some()), "{op:?}");
-        assert_eq!(core.stats().pending, 0);
+        assert_eq!(core.requests().end().len(), usize::from(displaced));
     }
 }
 

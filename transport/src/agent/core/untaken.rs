@@ -145,6 +145,8 @@ impl Core {
         let Some(object) = header.target.object() else {
             return;
         };
+        // What waits behind it would get it next, over the same link, and so on.
+        self.with_owner(|owner, member, _| owner.link_lost(member, link.id()));
         if stats::carries_message(&header) {
             return self.put_back(object, &header, body);
         }
