@@ -237,6 +237,6 @@ if __name__ == "__main__":
 """
 
 
-def test_a_task_that_used_up_what_imports_need_fails_with_its_own_error(program, dragon_command):
-    ended = run(dragon_command, ["python", program(EXHAUSTED)])
+def test_a_task_that_used_up_what_imports_need_fails_with_its_own_error(program, dragon_command, nodes):
+    ended = run(dragon_command, ["python", program(EXHAUSTED)], nodes=nodes)
     assert (ended.code, ended.out) == (0, "EMFILE\n"), ended.text()
